@@ -1,0 +1,30 @@
+"""Few-shot meta-learning for PyTorch: episodes, adaptation strategies, one batched differentiable inner loop."""
+
+from importlib.metadata import version
+
+from metakm.data import Episodes, EpisodeSampler, FewShotDataset, available_datasets, load_dataset
+from metakm.errors import UserError
+from metakm.inner_loop import MetaLoss, evaluate_episodes, meta_loss
+from metakm.models import CifarResNet, Conv4
+from metakm.strategies import Strategy, available_strategies, load_plugin, make_strategy, register_strategy
+
+__version__ = version("metakm")
+
+__all__ = [
+    "CifarResNet",
+    "Conv4",
+    "EpisodeSampler",
+    "Episodes",
+    "FewShotDataset",
+    "MetaLoss",
+    "Strategy",
+    "UserError",
+    "available_datasets",
+    "available_strategies",
+    "evaluate_episodes",
+    "load_dataset",
+    "load_plugin",
+    "make_strategy",
+    "meta_loss",
+    "register_strategy",
+]

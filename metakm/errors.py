@@ -1,0 +1,21 @@
+"""The one error that is the user's to mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input or a missing file. Commands print its text alone and exit with code 2, without a traceback.
+
+    The text reads "Expected ..., got ...; do this".
+    """
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """Build the error for a failed look-up: the value, the sorted known names and the nearest of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return UserError(f"Expected {kind} to be one of {', '.join(names)}, got {name!r}{hint}")

@@ -1,0 +1,101 @@
+"""A 2-D convolution whose derivatives of every order are convolutions again.
+
+Convolution is linear in its input x and in its weight w, so with an output cotangent g it defines one
+trilinear form::
+
+    F(x, w, g) = <g, x * w>
+
+and its three partial derivatives are the three operations below::
+
+    dF/dg = Convolve(x, w)        the convolution                     [n, O, H', W']
+    dF/dx = InputGradient(g, w)   the transposed convolution          [n, C, H, W]
+    dF/dw = WeightGradient(x, g)  the correlation of input and output [O, C/groups, kh, kw]
+
+Each is bilinear in its two arguments, and its own two derivatives are the other two operations: with a
+cotangent v of the input's shape, <v, InputGradient(g, w)> = F(v, w, g), and with a cotangent u of the weight's
+shape, <u, WeightGradient(x, g)> = F(x, u, g). So the second-order graph of a meta-gradient consists of these
+three alone, and PyTorch's generic double backward of a convolution (its issue 22577) is never reached.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Geometry(NamedTuple):
+    """What a convolution needs beside its tensors."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Convolve `x` `[n, C, H, W]` with `weight` `[O, C/groups, kh, kw]`; differentiable to any order."""
+    output: Tensor = _Convolve.apply(x, weight, geometry)
+    return output
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = geometry
+        stride, padding, dilation, groups = geometry
+        return torch.conv2d(x, weight, None, stride, padding, dilation, groups)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None]:
+        (grad,) = grads
+        x, weight = ctx.saved_tensors
+        for_x = _InputGradient.apply(grad, weight, x.shape, ctx.geometry) if ctx.needs_input_grad[0] else None
+        for_w = _WeightGradient.apply(x, grad, weight.shape, ctx.geometry) if ctx.needs_input_grad[1] else None
+        return for_x, for_w, None
+
+
+class _InputGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
+        ctx.save_for_backward(grad, weight)
+        ctx.geometry = geometry
+        x = grad.new_empty(1).expand(shape)  # only its shape is read
+        return _derivatives(grad, x, weight, geometry, (True, False))[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
+        (v,) = grads
+        grad, weight = ctx.saved_tensors
+        for_grad = _Convolve.apply(v, weight, ctx.geometry) if ctx.needs_input_grad[0] else None
+        for_w = _WeightGradient.apply(v, grad, weight.shape, ctx.geometry) if ctx.needs_input_grad[1] else None
+        return for_grad, for_w, None, None
+
+
+class _WeightGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, grad: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
+        ctx.save_for_backward(x, grad)
+        ctx.geometry = geometry
+        weight = grad.new_empty(1).expand(shape)  # only its shape is read
+        return _derivatives(grad, x, weight, geometry, (False, True))[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
+        (u,) = grads
+        x, grad = ctx.saved_tensors
+        for_x = _InputGradient.apply(grad, u, x.shape, ctx.geometry) if ctx.needs_input_grad[0] else None
+        for_grad = _Convolve.apply(x, u, ctx.geometry) if ctx.needs_input_grad[1] else None
+        return for_x, for_grad, None, None
+
+
+def _derivatives(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool]
+) -> tuple[Tensor, Tensor]:
+    stride, padding, dilation, groups = geometry
+    for_x, for_w, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, dilation, False, (0, 0), groups, (*wanted, False)
+    )
+    return for_x, for_w

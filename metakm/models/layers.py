@@ -1,0 +1,195 @@
+"""Layers whose weights may carry a leading task axis.
+
+Feature maps of T tasks travel as `[n, T*C, H, W]`: image i of every task side by side on the channel axis. In this
+layout a convolution with one weight a task is one grouped convolution, batch normalisation over the T*C channels is
+per-task batch normalisation, and a weight that all tasks share sees the same memory as `[n*T, C, H, W]`. Each layer
+tells the two cases apart by the rank of its weight, so the same network runs with shared weights, with weights of
+`[T, ...]`, or with a mixture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metakm.errors import UserError, unknown_name
+from metakm.models.convolution import Geometry, convolve
+
+BatchNormMode = Literal["transductive", "support", "running", "frozen"]
+
+
+def join_tasks(images: Tensor) -> Tensor:
+    """`[T, n, C, H, W]` to the layers' layout `[n, T*C, H, W]`."""
+    tasks, n, channels, height, width = images.shape
+    return images.transpose(0, 1).reshape(n, tasks * channels, height, width)
+
+
+def split_tasks(features: Tensor, tasks: int) -> Tensor:
+    """`[n, T*F]` to `[T, n, F]`."""
+    return features.reshape(features.shape[0], tasks, -1).transpose(0, 1)
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` on `[n, T*C, H, W]` with a weight of `[O, C, kh, kw]` or `[T, O, C, kh, kw]`."""
+
+    def forward(self, input: Tensor, *, bias_cancels: bool = False) -> Tensor:  # noqa: A002 (torch's name)
+        """Convolve; `[n, T*C, H, W]` to `[n, T*O, H', W']`.
+
+        With `bias_cancels` the caller promises to subtract the mean over images and pixels next: the bias then has
+        no effect, is not added, and receives a gradient of exactly zero.
+        """
+        n, channels = input.shape[:2]
+        if self.weight.dim() == 5:
+            tasks = self.weight.shape[0]
+            output = convolve(input, self.weight.flatten(0, 1), self._geometry(tasks * self.groups))
+        else:
+            tasks = channels // self.in_channels
+            shared = input.reshape(n * tasks, self.in_channels, *input.shape[2:])  # [n*T, C, H, W], a view
+            output = convolve(shared, self.weight, self._geometry(self.groups))
+            output = output.reshape(n, tasks * self.out_channels, *output.shape[2:])  # [n, T*O, H', W']
+        if self.bias is None:
+            return output
+        if bias_cancels:
+            unchanged: Tensor = _WithoutEffect.apply(output, self.bias)
+            return unchanged
+        return output + per_channel(self.bias, tasks)[:, None, None]
+
+    def _geometry(self, groups: int) -> Geometry:
+        if isinstance(self.padding, str) or self.padding_mode != "zeros":
+            raise UserError("Expected numeric zero padding, got a named padding mode; pass padding as a number")
+        return Geometry(_pair(self.stride), _pair(self.padding), _pair(self.dilation), groups)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` on `[T, n, F]` (or `[n, F]`) with a weight of `[O, F]` or `[T, O, F]`."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
+        """Return `[T, n, O]` (or `[n, O]`)."""
+        if self.weight.dim() == 2:
+            return F.linear(input, self.weight, self.bias)
+        if self.bias is None:
+            return torch.bmm(input, self.weight.transpose(1, 2))
+        return torch.baddbmm(self.bias.unsqueeze(1), input, self.weight.transpose(1, 2))
+
+
+class _Statistics(NamedTuple):
+    reference: int | None = None  # statistics come from this many leading images
+    track: bool = False  # fold the batch statistics into the running ones
+
+
+_AT_HAND = _Statistics()
+_statistics: ContextVar[_Statistics] = ContextVar("metakm_statistics", default=_AT_HAND)
+
+
+@contextlib.contextmanager
+def statistics_from(reference: int) -> Iterator[None]:
+    """Within the block, `bn_mode="support"` layers take batch statistics from the first `reference` images only."""
+    token = _statistics.set(_Statistics(reference=reference))
+    try:
+        yield
+    finally:
+        _statistics.reset(token)
+
+
+@contextlib.contextmanager
+def tracking_statistics() -> Iterator[None]:
+    """Within the block, `bn_mode="running"` layers fold each batch into their running statistics."""
+    token = _statistics.set(_Statistics(track=True))
+    try:
+        yield
+    finally:
+        _statistics.reset(token)
+
+
+class BatchNorm2d(nn.Module):
+    """Batch normalisation of each task on its own, `[n, T*C, H, W]`; affine of `[C]` or `[T, C]`.
+
+    The mode says where mean and variance come from, and so what a query's prediction may depend on:
+
+    - `transductive`: the batch at hand, support or query, always (MAML's own way): queries influence each other.
+    - `support`: the task's support images, for the support and the query pass: queries are independent.
+    - `running`: the batch in training mode; running averages, over meta-training, in evaluation mode.
+    - `frozen`: the stored averages, always (mean 0, variance 1, unless loaded).
+
+    Args:
+        momentum: weight of a new batch in the running averages.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(
+        self, channels: int, mode: BatchNormMode = "transductive", eps: float = 1e-5, momentum: float = 0.1
+    ) -> None:
+        super().__init__()
+        if mode not in get_args(BatchNormMode):
+            raise unknown_name("bn_mode", mode, get_args(BatchNormMode))
+        self.channels, self.mode, self.eps, self.momentum = channels, mode, eps, momentum
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    @property
+    def removes_mean(self) -> bool:
+        """Whether a constant added to a channel beforehand always cancels."""
+        return self.mode in ("transductive", "support")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise, scale and shift; the shape stays."""
+        statistics = _statistics.get()
+        tasks = x.shape[1] // self.channels
+        weight, bias = per_channel(self.weight, tasks), per_channel(self.bias, tasks)  # [T*C]
+        if self.mode == "running" and statistics.track:
+            self._track(x, tasks)
+        if self.mode == "frozen" or (self.mode == "running" and not self.training):
+            mean, var = self.running_mean.repeat(tasks), self.running_var.repeat(tasks)
+            return F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
+        if self.mode == "support" and statistics.reference is not None:
+            return _normalise_by(x, x[: statistics.reference], weight, bias, self.eps)
+        return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
+
+    @torch.no_grad()
+    def _track(self, x: Tensor, tasks: int) -> None:
+        variance, mean = torch.var_mean(x, dim=(0, 2, 3))  # [T*C]
+        self.running_mean.lerp_(mean.view(tasks, -1).mean(0), self.momentum)
+        self.running_var.lerp_(variance.view(tasks, -1).mean(0), self.momentum)
+
+    def extra_repr(self) -> str:
+        """Channels and mode."""
+        return f"{self.channels}, mode={self.mode}"
+
+
+def per_channel(values: Tensor, tasks: int) -> Tensor:
+    """`[C]` (shared) or `[T, C]` to `[T*C]`."""
+    return values.repeat(tasks) if values.dim() == 1 else values.reshape(-1)
+
+
+def _normalise_by(x: Tensor, reference: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    variance, mean = torch.var_mean(reference, dim=(0, 2, 3), correction=0)
+    scale = weight * torch.rsqrt(variance + eps)
+    return x * scale[:, None, None] + (bias - mean * scale)[:, None, None]
+
+
+class _WithoutEffect(torch.autograd.Function):
+    """Return x; declare that it does not depend on `bias`, whose gradient is zero, not missing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(bias)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor]:
+        (bias,) = ctx.saved_tensors
+        return grads[0], torch.zeros_like(bias)
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])

@@ -1,0 +1,103 @@
+"""Strategies by name: built in, from the entry-point group `metakm.strategies`, or from a plugin file."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from metakm.errors import UserError, unknown_name
+from metakm.strategies.base import Strategy
+
+GROUP = "metakm.strategies"
+
+_registry: dict[str, type[Strategy]] = {}
+_S = TypeVar("_S", bound=type[Strategy])
+
+
+def register_strategy(name: str) -> Callable[[_S], _S]:
+    """Class decorator: make the strategy known under `name`, for `--algo name` and `make_strategy`.
+
+    Raises:
+        UserError: the name is taken by another class, or the class is not a `Strategy`.
+    """
+
+    def register(cls: _S) -> _S:
+        if not (isinstance(cls, type) and issubclass(cls, Strategy)):
+            raise UserError(f"Expected {name!r} to decorate a subclass of metakm.Strategy, got {cls!r}")
+        taken = _registry.get(name)
+        if taken is not None and taken is not cls:
+            raise UserError(
+                f"Expected a new strategy name, got {name!r}, which {taken.__module__}.{taken.__qualname__} has "
+                "already; choose another name"
+            )
+        _registry[name] = cls
+        return cls
+
+    return register
+
+
+def available_strategies() -> tuple[str, ...]:
+    """Sorted names of all strategies, those of installed entry points included."""
+    return tuple(sorted({*_registry, *(point.name for point in entry_points(group=GROUP))}))
+
+
+def strategy_class(name: str) -> type[Strategy]:
+    """Return the class registered as `name`.
+
+    Raises:
+        UserError: no such strategy; the message lists the known names and the nearest.
+    """
+    if name not in _registry:
+        for point in entry_points(group=GROUP, name=name):
+            register_strategy(name)(point.load())
+    if name not in _registry:
+        raise unknown_name("algo", name, available_strategies())
+    return _registry[name]
+
+
+def make_strategy(name: str, backbone: nn.Module, ways: int, **options: Any) -> Strategy:
+    """Build the strategy `name` on `backbone` for `ways` classes.
+
+    Raises:
+        UserError: an unknown name, or an option that the strategy does not have.
+    """
+    cls = strategy_class(name)
+    known = [p for p in inspect.signature(cls).parameters if p not in ("backbone", "ways")]
+    for option in options:
+        if option not in known:
+            raise UserError(
+                f"Expected options of {name!r} out of {', '.join(known) or '(none)'}, got {option!r}; leave it out"
+            )
+    strategy = cls(backbone, ways, **options)
+    if not isinstance(getattr(strategy, "adapted", None), nn.Module):
+        raise UserError(f"Expected {cls.__qualname__}.__init__ to set self.adapted to a module; set it")
+    return strategy
+
+
+def load_plugin(path: Path) -> None:
+    """Run a Python file that registers strategies. It runs with the rights of this process.
+
+    Raises:
+        UserError: no such file, or the file raises.
+    """
+    if not path.is_file():
+        raise UserError(f"Expected --plugin to name a Python file, got {str(path)!r}, which is not a file")
+    name = f"metakm_plugin_{path.resolve().stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"Expected --plugin to name a .py file, got {str(path)!r}; rename it")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"Expected the plugin {path} to run, got {type(error).__name__}: {error}") from error

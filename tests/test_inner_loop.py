@@ -1,0 +1,207 @@
+"""The batched inner loop against a hand-unrolled loop and against `higher`, one task at a time, in float64."""
+
+import pytest
+import torch
+from conftest import random_episodes, small_strategy
+from oracle import conv4, higher_loss, modulate, unrolled_loss
+
+import metakm
+from metakm.inner_loop import evaluate_episodes, meta_loss
+
+CASES = {
+    "maml": ("maml", {}),
+    "maml-implicit": ("maml", {"implicit": True}),
+    "anil": ("anil", {}),
+    "km": ("km", {}),
+    "km-implicit": ("km", {"implicit": True}),
+}
+LR, STEPS = 0.4, 3
+
+
+def gradients(strategy, loss):
+    parameters = dict(strategy.named_parameters())
+    grads = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+    return dict(zip(parameters, grads, strict=True))
+
+
+def assert_close(actual, expected, tolerance=1e-10):
+    """Each gradient, relative to the norm of the whole."""
+    assert actual.keys() == expected.keys()
+    scale = torch.cat([g.flatten() for g in expected.values()]).norm()
+    assert scale > 1e-3
+    for name, value in expected.items():
+        assert (actual[name] - value).norm() <= tolerance * scale, name
+
+
+def per_task(algo, strategy, options, downsample):
+    """(predict, adapted) of the oracle for one strategy; the tensors are the strategy's own parameters."""
+    if algo == "anil":
+        outer = {f"backbone.{k}": p for k, p in strategy.backbone.named_parameters()}
+        adapted = {f"head.{k}": p for k, p in strategy.adapted.named_parameters()}
+        return lambda fast, images: conv4({**outer, **fast}, images, downsample), adapted
+    network = dict(strategy.network.named_parameters())
+    adapted = {k: p for k, p in network.items() if options.get("implicit") or ".norm." not in k}
+    if algo == "maml":
+        return lambda fast, images: conv4({**network, **fast}, images, downsample), adapted
+    kernels = [k for k in network if k.endswith("conv.weight")]
+    adapted = {k: p for k, p in adapted.items() if k not in kernels}
+    for i, modulator in enumerate(strategy.adapted.modulators.modulators):
+        adapted |= {f"u{i}.{j}": layer for j, layer in enumerate(modulator.layers)}
+
+    def predict(fast, images):
+        modulated = {k: modulate(network[k], fast[f"u{i}.0"], fast[f"u{i}.1"]) for i, k in enumerate(kernels)}
+        return conv4({**network, **fast, **modulated}, images, downsample)
+
+    return predict, adapted
+
+
+@pytest.mark.parametrize("downsample", ["stride", "pool"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("first_order", [False, True], ids=["second-order", "first-order"])
+def test_meta_gradient_equals_hand_unrolled_loop(case, downsample, first_order):
+    algo, options = CASES[case]
+    size = 16 if downsample == "pool" else 14
+    strategy = small_strategy(algo, downsample=downsample, size=size, **options)
+    episodes = random_episodes(size=size)
+    predict, adapted = per_task(algo, strategy, options, downsample)
+    expected = unrolled_loss(predict, adapted, episodes, LR, STEPS, first_order)
+    actual = meta_loss(strategy, episodes, inner_lr=LR, inner_steps=STEPS, first_order=first_order).loss
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=0)
+    assert_close(gradients(strategy, actual), gradients(strategy, expected))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_meta_gradient_equals_higher_one_task_at_a_time(case):
+    algo, options = CASES[case]
+    strategy, episodes = small_strategy(algo, **options), random_episodes()
+    predict, adapted = per_task(algo, strategy, options, "stride")
+    expected = higher_loss(predict, adapted, episodes, LR, STEPS)
+    actual = meta_loss(strategy, episodes, inner_lr=LR, inner_steps=STEPS).loss
+    assert_close(gradients(strategy, actual), gradients(strategy, expected))
+
+
+@pytest.mark.parametrize("algo", metakm.available_strategies())
+def test_batched_equals_one_task_at_a_time(algo):
+    strategy, episodes = small_strategy(algo), random_episodes(tasks=3)
+    batched = meta_loss(strategy, episodes, inner_lr=LR, inner_steps=STEPS)
+    singles = [
+        meta_loss(strategy, one_task(episodes, t), inner_lr=LR, inner_steps=STEPS) for t in range(3)
+    ]
+    mean = torch.stack([s.loss for s in singles]).mean()
+    assert_close(gradients(strategy, batched.loss), gradients(strategy, mean))
+    assert torch.equal(batched.accuracy, torch.cat([s.accuracy for s in singles]))
+
+
+def one_task(episodes, t):
+    return type(episodes)(**{k: v[t : t + 1] for k, v in vars(episodes).items()})
+
+
+@pytest.mark.parametrize("algo", metakm.available_strategies())
+def test_first_order_differs_and_every_outer_parameter_has_a_gradient(algo):
+    strategy, episodes = small_strategy(algo), random_episodes()
+    second = gradients(strategy, meta_loss(strategy, episodes, inner_lr=LR, inner_steps=STEPS).loss)
+    meta_loss(strategy, episodes, inner_lr=LR, inner_steps=STEPS, first_order=True).loss.backward()
+    assert all(p.grad is not None for p in strategy.parameters())
+    first = {name: p.grad for name, p in strategy.named_parameters()}
+    assert all(g.norm() > 0 for n, g in first.items() if not n.endswith("conv.bias") and "conv__bias" not in n)
+    difference = sum((first[n] - second[n]).norm() for n in first)
+    assert difference > 1e-3 * sum(g.norm() for g in second.values())
+
+
+@pytest.mark.parametrize("algo", metakm.available_strategies())
+def test_inner_loop_leaves_every_parameter_and_buffer_as_it_was(algo):
+    strategy, episodes = small_strategy(algo), random_episodes()
+    before = {k: v.clone() for k, v in strategy.state_dict().items()}
+    meta_loss(strategy, episodes, inner_lr=LR, inner_steps=STEPS).loss.backward()
+    evaluate_episodes(strategy, episodes, inner_lr=LR, inner_steps=STEPS)
+    after = strategy.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize("algo", metakm.available_strategies())
+def test_adaptation_lowers_the_support_loss(algo):
+    strategy, episodes = small_strategy(algo), random_episodes()
+    same = type(episodes)(
+        **{**vars(episodes), "query_images": episodes.support_images, "query_labels": episodes.support_labels}
+    )
+    losses = [evaluate_episodes(strategy, same, inner_lr=LR, inner_steps=k).loss for k in (0, 3)]
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("algo", metakm.available_strategies())
+def test_evaluation_gives_the_same_logits_without_any_graph(algo):
+    strategy, episodes = small_strategy(algo), random_episodes()
+    trained = meta_loss(strategy, episodes, inner_lr=LR, inner_steps=STEPS)
+    evaluated = evaluate_episodes(strategy, episodes, inner_lr=LR, inner_steps=STEPS)
+    torch.testing.assert_close(evaluated.logits, trained.logits, rtol=1e-10, atol=1e-12)
+    assert not evaluated.loss.requires_grad
+    assert not evaluated.logits.requires_grad
+
+
+def test_evaluation_asks_for_no_differentiable_gradient(monkeypatch):
+    create_graph = []
+    original = torch.autograd.grad
+
+    def spy(*args, **kwargs):
+        create_graph.append(kwargs.get("create_graph", False))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", spy)
+    strategy, episodes = small_strategy("km"), random_episodes()
+    evaluate_episodes(strategy, episodes, inner_lr=LR, inner_steps=STEPS)
+    assert create_graph == [False] * STEPS
+    meta_loss(strategy, episodes, inner_lr=LR, inner_steps=1)
+    assert create_graph[-1] is True
+
+
+def test_anil_runs_its_backbone_once_for_support_and_once_for_query():
+    strategy, episodes = small_strategy("anil"), random_episodes()
+    calls = []
+    strategy.backbone.register_forward_hook(lambda *_: calls.append(1))
+    meta_loss(strategy, episodes, inner_lr=LR, inner_steps=5)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("algo", metakm.available_strategies())
+def test_learnable_rates_equal_the_same_number_and_get_the_right_gradient(algo):
+    strategy, episodes = small_strategy(algo), random_episodes()
+    rates = [torch.tensor(LR, requires_grad=True) for _ in strategy.adapted.parameters()]
+
+    def loss(lr):
+        return meta_loss(strategy, episodes, inner_lr=lr, inner_steps=STEPS).loss
+
+    plain, learned = loss(LR), loss(rates)
+    torch.testing.assert_close(learned, plain, rtol=1e-12, atol=0)
+    analytic = sum(torch.autograd.grad(learned, rates, materialize_grads=True))
+    numeric = (loss(LR + 1e-5) - loss(LR - 1e-5)) / 2e-5
+    torch.testing.assert_close(analytic, numeric, rtol=1e-5, atol=1e-8)
+
+
+def test_wrong_number_of_rates_and_negative_steps_are_refused():
+    strategy, episodes = small_strategy("anil"), random_episodes()
+    with pytest.raises(metakm.UserError, match="Expected one inner learning rate, or 2"):
+        meta_loss(strategy, episodes, inner_lr=[torch.tensor(0.1)], inner_steps=1)
+    with pytest.raises(metakm.UserError, match="at least 0, got -1"):
+        meta_loss(strategy, episodes, inner_lr=0.1, inner_steps=-1)
+
+
+def test_fast_weights_are_released_after_the_loss():
+    """`higher`'s patched classes are reference cycles; they must not keep a step's graph alive."""
+    import gc
+
+    strategy, episodes = small_strategy("maml"), random_episodes()
+    meta_loss(strategy, episodes, inner_lr=LR, inner_steps=2).loss.backward()
+    gc.collect()
+    gc.disable()
+    try:
+        before = count_tensors(gc)
+        for _ in range(5):
+            meta_loss(strategy, episodes, inner_lr=LR, inner_steps=2).loss.backward()
+        assert count_tensors(gc) <= before + 5
+    finally:
+        gc.enable()
+
+
+def count_tensors(gc):
+    return sum(type(o) in (torch.Tensor, torch.nn.Parameter) for o in gc.get_objects())
