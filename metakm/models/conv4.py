@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,7 +30,7 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        x = torch.relu(self.norm(self.conv(x, bias_cancels=self.norm.removes_mean)))
+        x = self.norm(self.conv(x, bias_cancels=self.norm.removes_mean), relu=True)
         return F.max_pool2d(x, 2) if self.pool else x
 
 

@@ -62,7 +62,7 @@ class _InputGradient(torch.autograd.Function):
     def forward(ctx: Any, grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(grad, weight)
         ctx.geometry = geometry
-        x = grad.new_empty(1).expand(shape)  # only its shape is read
+        x = grad.new_empty(shape)  # never read
         return _derivatives(grad, x, weight, geometry, (True, False))[0]
 
     @staticmethod
@@ -79,7 +79,7 @@ class _WeightGradient(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, grad: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(x, grad)
         ctx.geometry = geometry
-        weight = grad.new_empty(1).expand(shape)  # only its shape is read
+        weight = grad.new_empty(shape)  # never read
         return _derivatives(grad, x, weight, geometry, (False, True))[1]
 
     @staticmethod

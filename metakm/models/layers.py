@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from metakm.errors import UserError, unknown_name
 from metakm.models.convolution import Geometry, convolve
+from metakm.models.normalisation import batch_norm_relu
 
 BatchNormMode = Literal["transductive", "support", "running", "frozen"]
 
@@ -141,19 +142,34 @@ class BatchNorm2d(nn.Module):
         """Whether a constant added to a channel beforehand always cancels."""
         return self.mode in ("transductive", "support")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise, scale and shift; the shape stays."""
+    def forward(self, x: Tensor, *, relu: bool = False) -> Tensor:
+        """Normalise, scale, shift and, with `relu`, rectify; the shape stays.
+
+        On batch statistics, norm and ReLU together are one function with its own second derivative (faster).
+        """
+        normalised = self._normalise(x, relu)
+        return torch.relu(normalised) if relu and not self._at_hand() else normalised
+
+    def _at_hand(self) -> bool:
+        """Whether the statistics are those of the whole batch."""
+        if self.mode == "running":
+            return self.training
+        return self.mode == "transductive" or (self.mode == "support" and _statistics.get().reference is None)
+
+    def _normalise(self, x: Tensor, relu: bool) -> Tensor:
         statistics = _statistics.get()
         tasks = x.shape[1] // self.channels
         weight, bias = per_channel(self.weight, tasks), per_channel(self.bias, tasks)  # [T*C]
         if self.mode == "running" and statistics.track:
             self._track(x, tasks)
-        if self.mode == "frozen" or (self.mode == "running" and not self.training):
+        if self._at_hand():
+            if relu:
+                return batch_norm_relu(x, weight, bias, self.eps)
+            return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
+        if self.mode != "support":
             mean, var = self.running_mean.repeat(tasks), self.running_var.repeat(tasks)
             return F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
-        if self.mode == "support" and statistics.reference is not None:
-            return _normalise_by(x, x[: statistics.reference], weight, bias, self.eps)
-        return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
+        return _normalise_by(x, x[: statistics.reference], weight, bias, self.eps)
 
     @torch.no_grad()
     def _track(self, x: Tensor, tasks: int) -> None:

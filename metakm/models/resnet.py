@@ -23,7 +23,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        residual = self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
+        residual = self.norm2(self.conv2(self.norm1(self.conv1(x), relu=True)))
         return torch.relu(residual + self._shortcut(x))
 
     def _shortcut(self, x: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class CifarResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
         x = join_tasks(images) if images.dim() == 5 else images  # [n, T*C, H, W]
-        x = torch.relu(self.norm(self.conv(x)))
+        x = self.norm(self.conv(x), relu=True)
         for block in self.blocks:
             x = block(x)
         tasks = images.shape[0] if images.dim() == 5 else 1

@@ -1,0 +1,49 @@
+"""Checkpoints: one file, replaced whole, loadable with `torch.load(path, weights_only=True)`."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metakm.config import RunConfig
+from metakm.errors import UserError
+from metakm.files import replacing
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, config: RunConfig, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers, strings, lists, dicts) together with the config that it belongs to."""
+    with replacing(path) as file:
+        torch.save({"format": FORMAT, "config": json.dumps(config.identity()), **state}, file)
+
+
+def load_checkpoint(path: Path, config: RunConfig) -> dict[str, Any]:
+    """Read the state of a run of the same config.
+
+    Raises:
+        UserError: the file is damaged, of another format, or of a run with another config; the fields are named.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        identity, form = json.loads(state["config"]), state["format"]
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(
+            f"Expected a metakm checkpoint, got a damaged or foreign file {path}; remove it, or start again with "
+            "--overwrite"
+        ) from error
+    if form != FORMAT:
+        raise UserError(f"Expected checkpoint format {FORMAT}, got {form} in {path}; start again with --overwrite")
+    wanted = json.loads(json.dumps(config.identity()))
+    different = sorted(k for k in {*wanted, *identity} if wanted.get(k) != identity.get(k))
+    if different:
+        changes = ", ".join(f"{k}={identity.get(k)!r} (now {wanted.get(k)!r})" for k in different)
+        raise UserError(
+            f"Expected the config of the run to resume, got another: {changes}; use the earlier values, or another "
+            "--out"
+        )
+    return state

@@ -1,0 +1,183 @@
+"""The configuration of one run: typed, frozen, validated. Flags, help and `config.json` all derive from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from metakm.errors import UserError, unknown_name
+from metakm.models.layers import BatchNormMode
+
+PresetName = Literal["quick", "paper"]
+Schedule = Literal["constant", "cosine"]
+
+# Fields that say where and how a run is executed, not what it computes; a resumed run may change them.
+EXECUTION_FIELDS = frozenset({"data_root", "out", "resume", "overwrite", "device", "plugin"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Meta-train one strategy, evaluate it on meta-test tasks, and write its row.
+
+    Defaults follow --algo, --dataset, --ways, --shots and --preset:
+    --help beside these flags shows the defaults for them.
+    """
+
+    algo: str = "km"
+    """Strategy: maml, anil, km, or one from a plugin."""
+    dataset: str = "glyphs"
+    """Dataset: glyphs (drawn by metakm, needs no file), omniglot, mini-imagenet, tiny-imagenet."""
+    ways: int = 20
+    """Classes in an episode. Default from --dataset: 20 for characters, 5 for photographs (Finn et al. 2017)."""
+    shots: int = 1
+    """Support images of each class."""
+    queries: int
+    """Query images of each class. Default from --preset; paper: the shots for 20-way characters (MAML's code), 15 for photographs."""
+    preset: PresetName = "quick"
+    """Where the other defaults come from. quick: minutes on 2 CPU cores, chosen on meta-validation; paper: the published protocol of Finn et al. 2017 and Raghu et al. 2020."""
+    backbone: str
+    """conv4-<filters>-stride, conv4-<filters>-pool or resnet<depth>. Default from --preset; paper: conv4-64-stride for characters, conv4-32-pool for photographs."""
+    inner_lr: float
+    """Inner learning rate on the mean support cross-entropy. Default from --preset; paper: 2.0 for 20-way characters (MAML's 0.1 on ways x mean), 0.05 for photographs (0.01 likewise)."""
+    inner_steps: int
+    """Inner steps in meta-training. Default from --preset; paper: 5."""
+    test_inner_steps: int
+    """Inner steps in meta-validation and meta-test. Default from --preset; paper: 5 for characters, 10 for photographs."""
+    meta_batch: int
+    """Tasks in a meta-batch. Default from --preset; paper: 16 for characters, 4 or 2 for photographs with 1 or 5 shots."""
+    meta_lr: float
+    """Adam's learning rate in the outer loop. Default from --preset; paper: 1e-3."""
+    iterations: int
+    """Meta-training iterations. Default from --preset; paper: 60000. 0 evaluates the untrained start."""
+    schedule: Schedule
+    """Course of the meta learning rate. Default from --preset; paper: constant."""
+    grad_clip: float
+    """Clip each entry of the meta-gradient to +- this value; 0 clips nothing. Default from --preset; paper: 10 for photographs, 0 for characters."""
+    first_order: bool = False
+    """Treat the inner gradients as constants (first-order MAML). Off as published."""
+    implicit: bool = False
+    """Adapt the affine parameters of the norm layers too (KM's implicit modulation). Off as published."""
+    learn_inner_lr: bool = False
+    """Learn one inner learning rate for each adapted tensor, from --inner-lr on. Off as published."""
+    bn_mode: BatchNormMode = "transductive"
+    """Where batch statistics come from. transductive, as published: the batch at hand; support: the support images alone; running: averages over meta-training when evaluating; frozen: never."""
+    seed: int = 0
+    """Seed of the initial weights and of the meta-training episodes. Meta-validation and meta-test episodes are the same for every seed."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<n>. auto is the first GPU if there is one, else the CPU."""
+    data_root: Path | None = None
+    """Folder with the data. Without it: the environment variable METAKM_DATA, else the user's cache folder."""
+    out: Path = Path("results")
+    """Folder for results; the run writes <out>/<dataset>-<ways>w<shots>s/<algo>/seed<seed>/."""
+    resume: bool = False
+    """Continue from the run folder's checkpoint, to the numbers of an uninterrupted run."""
+    overwrite: bool = False
+    """Replace an earlier run in the run folder. Without it an earlier run is never touched."""
+    eval_tasks: int = 600
+    """Meta-test tasks. 600 as published (Finn et al. 2017)."""
+    val_tasks: int
+    """Meta-validation tasks at each validation. Default from --preset."""
+    val_every: int
+    """Iterations between validations; the last iteration always validates. Default from --preset."""
+    task_chunk: int = 0
+    """Tasks whose graphs are in memory at once; the result does not depend on it. 0: as many as fit."""
+    plugin: tuple[Path, ...] = ()
+    """Python files that register strategies; they run with your rights."""
+
+    def __post_init__(self) -> None:
+        for field, low in _at_least.items():
+            _require(getattr(self, field) >= low, field, f"at least {low}", getattr(self, field))
+        for field in ("inner_lr", "meta_lr"):
+            value = getattr(self, field)
+            _require(math.isfinite(value) and value > 0, field, "a positive number", value)
+        _require(math.isfinite(self.grad_clip) and self.grad_clip >= 0, "grad_clip", "0 or more", self.grad_clip)
+        _require(self.seed < 2**63, "seed", "below 2**63", self.seed)
+        for field, choices in (("preset", PresetName), ("schedule", Schedule), ("bn_mode", BatchNormMode)):
+            if getattr(self, field) not in get_args(choices):
+                raise unknown_name(_flag(field), getattr(self, field), get_args(choices))
+        if self.resume and self.overwrite:
+            raise UserError("Expected --resume or --overwrite, got both; drop one of them")
+
+    @property
+    def setting(self) -> str:
+        """The few-shot setting, such as `omniglot-20w1s`."""
+        return f"{self.dataset}-{self.ways}w{self.shots}s"
+
+    @property
+    def run_id(self) -> str:
+        """Readable name of what this run computes, with a digest of every field that matters for it."""
+        variants = [name for name in ("implicit", "first_order", "learn_inner_lr") if getattr(self, name)]
+        parts = [self.setting, self.algo, *(v.replace("_", "-") for v in variants), self.preset, f"seed{self.seed}"]
+        return "-".join([*parts, hashlib.sha256(json.dumps(self.identity()).encode()).hexdigest()[:8]])
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that determine the numbers of the run."""
+        return {k: v for k, v in self.to_json().items() if k not in EXECUTION_FIELDS}
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["plugin"] = [str(path) for path in self.plugin]
+        return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> RunConfig:
+        """Inverse of `to_json`.
+
+        Raises:
+            UserError: an unknown or missing key, or a value of the wrong type or out of range.
+        """
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        for key in values:
+            if key not in fields:
+                raise unknown_name("config key", key, fields)
+        hints = get_type_hints(cls)
+        for name, field in fields.items():
+            if name not in values and field.default is dataclasses.MISSING:
+                raise UserError(f"Expected config key {name!r}, got none; add it")
+            if name in values and not _is_json_of(values[name], hints[name]):
+                raise UserError(f"Expected config key {name!r} to be {hints[name]}, got {values[name]!r}; mend it")
+        paths = {k: Path(values[k]) for k in ("data_root", "out") if values.get(k) is not None}
+        plugin = tuple(Path(p) for p in values.get("plugin", ()))
+        return cls(**{**values, **paths, "plugin": plugin})
+
+
+_at_least = {
+    "ways": 2,
+    "shots": 1,
+    "queries": 1,
+    "inner_steps": 1,
+    "test_inner_steps": 0,
+    "meta_batch": 1,
+    "iterations": 0,
+    "seed": 0,
+    "eval_tasks": 2,
+    "val_tasks": 1,
+    "val_every": 1,
+    "task_chunk": 0,
+}
+
+
+def _flag(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def _require(condition: bool, field: str, expected: str, value: object) -> None:
+    if not condition:
+        raise UserError(f"Expected {_flag(field)} to be {expected}, got {value}")
+
+
+def _is_json_of(value: object, hint: Any) -> bool:
+    if hint in (int, float, bool, str):
+        number = hint is float and isinstance(value, int) and not isinstance(value, bool)
+        return number or (isinstance(value, hint) and (hint is bool or not isinstance(value, bool)))
+    if hint == tuple[Path, ...]:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if hint == Path | None:
+        return value is None or isinstance(value, str)
+    return isinstance(value, str)  # Path, Literal

@@ -1,0 +1,7 @@
+"""Few-shot datasets and the episodes drawn from them."""
+
+from metakm.data.catalogue import available_datasets, load_dataset
+from metakm.data.dataset import FewShotDataset
+from metakm.data.episodes import Episodes, EpisodeSampler
+
+__all__ = ["EpisodeSampler", "Episodes", "FewShotDataset", "available_datasets", "load_dataset"]

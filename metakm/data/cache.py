@@ -1,0 +1,171 @@
+"""Decoded splits on disk: a uint8 `.npy` and a JSON sidecar that pins its content.
+
+A pair that is missing, damaged or of another format is decoded again; a cache that cannot be written is done
+without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+from tqdm import tqdm
+
+from metakm.data.dataset import FewShotDataset, offsets_of
+from metakm.data.splits import Classes, split_hash
+from metakm.files import replacing, write_text
+
+FORMAT = 1
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What decoding one split of a dataset will give.
+
+    classes: the classes of all three splits; image_shape: (C, H, W);
+    arrays: starts decoding; yields one uint8 `[count, C, H, W]` per class of the split, in the order of `classes`.
+    """
+
+    classes: Mapping[str, Classes]
+    image_shape: tuple[int, int, int]
+    arrays: Callable[[], Iterator[npt.NDArray[np.uint8]]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the cache is asked for: a split of a dataset, made from sources with this fingerprint."""
+
+    name: str
+    split: str
+    rotations: bool
+    fingerprint: str
+
+    @property
+    def path(self) -> Path:
+        """The `.npy`; its sidecar lies beside it as `.json`."""
+        return cache_folder() / "arrays" / f"{self.name}-{self.split}-{self.fingerprint}.npy"
+
+
+def cache_folder() -> Path:
+    """METAKM_CACHE, or the user's cache folder of the platform."""
+    chosen = os.environ.get("METAKM_CACHE")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("metakm")
+
+
+def cached(entry: Entry, plan: Callable[[], Plan]) -> FewShotDataset:
+    """Load a split from the cache, or decode it and leave it there. `plan` is called only to decode.
+
+    The images are a read-only memory map; if the cache cannot be written, an array in memory.
+    """
+    try:
+        return _load(entry)
+    except FileNotFoundError:
+        _log.debug("%s is not there yet; decoding", entry.path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.info("%s is damaged (%s); decoding again", entry.path, error)
+    todo = plan()
+    try:
+        _store(entry, todo)
+        return _load(entry)
+    except (OSError, _DamagedError) as error:
+        _log.warning("%s cannot be kept (%s); decoding to memory", entry.path, error)
+    return _in_memory(entry, todo)
+
+
+class _DamagedError(ValueError):
+    """The bytes on disk are not those that were written."""
+
+
+def _load(entry: Entry) -> FewShotDataset:
+    side = json.loads(entry.path.with_suffix(".json").read_text(encoding="utf-8"))
+    if side["format"] != FORMAT:
+        raise _DamagedError(f"Expected format {FORMAT}, got {side['format']}")
+    if _sha256(entry.path) != side["sha256"]:
+        raise _DamagedError("Expected the checksum of the sidecar, got another")
+    images = np.load(entry.path, mmap_mode="r", allow_pickle=False)
+    return _dataset(entry, images, side["classes"], side["split_hash"])
+
+
+def _store(entry: Entry, plan: Plan) -> None:
+    digest = hashlib.sha256()
+    with replacing(entry.path) as file:
+        out = _Hashing(file, digest)
+        header = {"descr": "|u1", "fortran_order": False, "shape": _shape(entry, plan)}
+        np.lib.format.write_array_header_1_0(out, header)
+        for array in _progress(entry, plan):
+            out.write(array.tobytes())
+    side = {
+        "format": FORMAT,
+        "sha256": digest.hexdigest(),
+        "classes": plan.classes[entry.split],
+        "split_hash": split_hash(plan.classes),
+    }
+    write_text(entry.path.with_suffix(".json"), json.dumps(side))
+
+
+def _in_memory(entry: Entry, plan: Plan) -> FewShotDataset:
+    images = np.empty(_shape(entry, plan), dtype=np.uint8)
+    start = 0
+    for array in _progress(entry, plan):
+        images[start : start + len(array)] = array
+        start += len(array)
+    return _dataset(entry, images, plan.classes[entry.split], split_hash(plan.classes))
+
+
+def _dataset(entry: Entry, images: npt.NDArray[np.uint8], classes: Classes, pinned: str) -> FewShotDataset:
+    return FewShotDataset(
+        name=entry.name,
+        split=entry.split,
+        images=images,
+        class_names=tuple(name for name, _ in classes),
+        offsets=offsets_of([count for _, count in classes]),
+        rotations=entry.rotations,
+        split_hash=pinned,
+    )
+
+
+def _shape(entry: Entry, plan: Plan) -> tuple[int, int, int, int]:
+    return (sum(count for _, count in plan.classes[entry.split]), *plan.image_shape)
+
+
+def _progress(entry: Entry, plan: Plan) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield the arrays of the plan, with a bar on stderr if that is a terminal."""
+    with tqdm(
+        desc=f"decoding {entry.name} {entry.split}",
+        total=_shape(entry, plan)[0],
+        unit="image",
+        disable=None,
+        leave=False,
+    ) as bar:
+        for array in plan.arrays():
+            yield array
+            bar.update(len(array))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class _Hashing:
+    """A file for writing that hashes what passes through."""
+
+    def __init__(self, file: IO[bytes], digest: Any) -> None:
+        self._file, self._digest = file, digest
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        return self._file.write(data)

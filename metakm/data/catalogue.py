@@ -1,0 +1,51 @@
+"""The datasets by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from metakm.data.cache import cache_folder
+from metakm.data.dataset import FewShotDataset
+from metakm.data.glyphs import load_glyphs
+from metakm.data.mini_imagenet import load_mini_imagenet
+from metakm.data.omniglot import load_omniglot
+from metakm.data.splits import SPLITS
+from metakm.data.tiny_imagenet import load_tiny_imagenet
+from metakm.errors import unknown_name
+
+LOADERS: dict[str, Callable[[str, Sequence[Path]], FewShotDataset]] = {
+    "glyphs": load_glyphs,
+    "mini-imagenet": load_mini_imagenet,
+    "omniglot": load_omniglot,
+    "tiny-imagenet": load_tiny_imagenet,
+}
+
+
+def available_datasets() -> tuple[str, ...]:
+    """Return the names that `load_dataset` knows, sorted."""
+    return tuple(sorted(LOADERS))
+
+
+def load_dataset(name: str, split: str = "train", root: str | Path | None = None) -> FewShotDataset:
+    """Load one split ("train", "val" or "test") of a dataset.
+
+    Files are looked for under `root` if it is given, else under the METAKM_DATA folder, then under `data/` of the
+    cache folder (METAKM_CACHE, or the user's cache folder of the platform). The first call decodes, later ones
+    read the cache.
+    Raises UserError for an unknown name or split, and for data that are missing or damaged.
+    """
+    if name not in LOADERS:
+        raise unknown_name("dataset", name, LOADERS)
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
+    return LOADERS[name](split, data_roots(root))
+
+
+def data_roots(root: str | Path | None = None) -> list[Path]:
+    """List the folders in which data are looked for, the first one first."""
+    if root is not None:
+        return [Path(root).expanduser()]
+    chosen = os.environ.get("METAKM_DATA")
+    return [*([Path(chosen).expanduser()] if chosen else []), cache_folder() / "data"]

@@ -1,0 +1,186 @@
+"""Episodes: few-shot tasks drawn from a dataset, each a pure function of (dataset, split, seed, index)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from metakm.data.dataset import FewShotDataset
+from metakm.data.streams import STREAMS, raw_words, smallest, stream_key
+from metakm.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Episodes:
+    """A batch of T episodes.
+
+    Within an episode images are class-major: all images of label 0, then all of label 1, and so on.
+
+    support_images: float32 in [0, 1], `[T, N*K, C, H, W]`; support_labels: int64 in 0..N-1, `[T, N*K]`.
+    query_images: `[T, N*Q, C, H, W]`; query_labels: `[T, N*Q]`.
+    index: the numbers of the episodes, T of them.
+    """
+
+    support_images: Tensor
+    support_labels: Tensor
+    query_images: Tensor
+    query_labels: Tensor
+    index: range
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, tasks: int | slice) -> Episodes:
+        """Take some of the tasks; the task axis stays, also for a single one. No copy.
+
+        Raises IndexError for a number outside the batch.
+        """
+        if not isinstance(tasks, slice):
+            position = range(len(self))[tasks]
+            tasks = slice(position, position + 1)
+        return Episodes(
+            self.support_images[tasks],
+            self.support_labels[tasks],
+            self.query_images[tasks],
+            self.query_labels[tasks],
+            self.index[tasks],
+        )
+
+    def to(self, device: torch.device | str) -> Episodes:
+        """Move all tensors to a device."""
+        return Episodes(
+            self.support_images.to(device),
+            self.support_labels.to(device),
+            self.query_images.to(device),
+            self.query_labels.to(device),
+            self.index,
+        )
+
+    def chunks(self, size: int) -> Iterator[Episodes]:
+        """Yield the tasks in order, `size` at a time; the last chunk may be smaller.
+
+        Raises UserError if `size` is below 1.
+        """
+        if size < 1:
+            raise UserError(f"Expected a chunk of at least 1 task, got {size}; raise it")
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+
+class Draw(NamedTuple):
+    """What was drawn for T episodes: classes `[T, N]`, image rows `[T, N, K+Q]`, quarter turns 0..3 `[T, N]`."""
+
+    classes: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    turns: npt.NDArray[np.int64]
+
+
+class EpisodeSampler:
+    """Draws N-way episodes with K support and Q query images per class.
+
+    Episode number i depends on the dataset's name and split, the seed and i, on nothing else: not on the batch it
+    is part of, on earlier draws, on global random state or on the number of workers. Its classes, their rotations
+    and its support images do not depend on `queries` either, and the first classes do not depend on `ways`.
+    Support and query images are different images. If the dataset rotates, each class of a task is turned
+    counter-clockwise by 0, 90, 180 or 270 degrees, support and query alike.
+
+    Raises UserError if the dataset has too few classes or images, or a number is not positive.
+    """
+
+    def __init__(self, dataset: FewShotDataset, ways: int, shots: int, queries: int, seed: int = 0) -> None:
+        self.dataset = dataset
+        self.ways, self.shots, self.queries = ways, shots, queries
+        self.seed = operator.index(seed)
+        self._check()
+        self._key = stream_key("metakm episode 1", dataset.name, dataset.split, self.seed)
+        self._images = np.asarray(dataset.images)  # a memory map stays mapped
+
+    def batch(self, index: int, tasks: int) -> Episodes:
+        """Build episodes number `index`, ..., `index + tasks - 1`, on the CPU.
+
+        Memory: 5 bytes a pixel, four of them kept.
+        Raises UserError if `tasks` is below 1 or `index` negative.
+        """
+        drawn = self.draw(index, tasks)
+        pictures = self._images[drawn.rows]  # [T, N, K+Q, C, H, W]
+        for turn in (1, 2, 3):
+            turned = drawn.turns == turn
+            pictures[turned] = np.rot90(pictures[turned], turn, axes=(-2, -1))
+        every = torch.from_numpy(pictures)
+        return Episodes(
+            _to_unit(every[:, :, : self.shots]),
+            self._labels(tasks, self.shots),
+            _to_unit(every[:, :, self.shots :]),
+            self._labels(tasks, self.queries),
+            range(index, index + tasks),
+        )
+
+    def hash(self, index: int, tasks: int) -> str:
+        """Identify these episodes by 16 hex digits: equal if and only if the same images take the same roles.
+
+        Raises UserError as `batch` does.
+        """
+        numbers = [self.seed, self.ways, self.shots, self.queries]
+        header = json.dumps([self.dataset.split_hash, self.dataset.split, *numbers])
+        digest = hashlib.sha256(header.encode())
+        for part in self.draw(index, tasks):
+            digest.update(np.ascontiguousarray(part, dtype="<i8").tobytes())
+        return digest.hexdigest()[:16]
+
+    def draw(self, index: int, tasks: int) -> Draw:
+        """Choose classes, images and rotations without touching an image.
+
+        The words of an episode's stream are: one key per class of the dataset, then for each of the N classes
+        one word for the rotation and one key per image (as many as the largest class has).
+        Raises UserError as `batch` does.
+        """
+        if tasks < 1 or index < 0 or index + tasks > STREAMS:
+            raise UserError(
+                f"Expected index >= 0 and tasks >= 1, got index {index} and tasks {tasks}; number episodes from 0"
+            )
+        counts = self.dataset.counts
+        n_classes, largest = len(counts), int(counts.max())
+        length = n_classes + self.ways * (1 + largest)
+        words = np.stack([raw_words(self._key, i, length) for i in range(index, index + tasks)])
+        classes = smallest(words[:, :n_classes], self.ways)  # [T, N]
+        slots = words[:, n_classes:].reshape(tasks, self.ways, 1 + largest)
+        keys = slots[..., 1:] >> np.uint64(1)
+        keys[np.arange(largest) >= counts[classes][..., None]] = np.iinfo(np.uint64).max  # no such image
+        picked = smallest(keys, self.shots + self.queries)  # [T, N, K+Q]
+        turns = (slots[..., 0] >> np.uint64(62)).astype(np.int64)
+        if not self.dataset.rotations:
+            turns = np.zeros_like(turns)
+        return Draw(classes, self.dataset.offsets[classes][..., None] + picked, turns)
+
+    def _labels(self, tasks: int, each: int) -> Tensor:
+        return torch.arange(self.ways).repeat_interleave(each).repeat(tasks, 1)  # [T, N*each]
+
+    def _check(self) -> None:
+        for name in ("ways", "shots", "queries"):
+            number = getattr(self, name)
+            if number < 1:
+                raise UserError(f"Expected {name} >= 1, got {number}; raise it")
+        named = f"{self.dataset.name} {self.dataset.split}"
+        if self.ways > self.dataset.n_classes:
+            raise UserError(
+                f"Expected at most {self.dataset.n_classes} ways (the classes of {named}), got {self.ways}; lower ways"
+            )
+        least = int(self.dataset.counts.min())
+        if self.shots + self.queries > least:
+            raise UserError(
+                f"Expected shots + queries <= {least} (the smallest class of {named}), "
+                f"got {self.shots} + {self.queries}; lower one of them"
+            )
+
+
+def _to_unit(pictures: Tensor) -> Tensor:
+    """Uint8 `[T, N, n, C, H, W]` -> float32 in [0, 1], `[T, N*n, C, H, W]`."""
+    return pictures.to(torch.float32, memory_format=torch.contiguous_format).div_(255).flatten(1, 2)

@@ -1,0 +1,118 @@
+"""mini-ImageNet: 100 classes of ImageNet, 600 photographs each, 84x84, split 64 / 16 / 20.
+
+Vinyals et al., "Matching Networks for One Shot Learning", NeurIPS 2016; the split is that of Ravi & Larochelle,
+"Optimization as a Model for Few-Shot Learning", ICLR 2017. It may not be passed on, so nothing is downloaded. Both
+forms in circulation are read:
+
+- `images/*.jpg` with `train.csv`, `val.csv`, `test.csv` (columns filename, label), resized to 84x84 by LANCZOS;
+- `mini-imagenet-cache-{train,val,test}.pkl`: a dict of `image_data`, uint8 [M, 84, 84, 3], and `class_dict`, class
+  name -> list of row numbers.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from metakm.data.cache import Entry, Plan, cached
+from metakm.data.dataset import FewShotDataset
+from metakm.data.pickles import read_pickle
+from metakm.data.pictures import decode_classes
+from metakm.data.sources import FolderSource, Member, fingerprint, missing
+from metakm.data.splits import SPLITS
+from metakm.errors import UserError
+
+VERSION = "mini-imagenet 1"  # raise it when decoding changes
+SIDE = 84
+
+
+def load_mini_imagenet(split: str, roots: Sequence[Path]) -> FewShotDataset:
+    """Load a split.
+
+    Looks in each root for `mini-imagenet/` and the root itself, and there for one of the two forms, the files of
+    all three splits.
+    Raises UserError if the data are missing or damaged.
+    """
+    folders = [root / sub for root in roots for sub in ("mini-imagenet", ".")]
+    for folder in folders:
+        tables = {key: folder / f"{key}.csv" for key in SPLITS}
+        pickles = {key: folder / f"mini-imagenet-cache-{key}.pkl" for key in SPLITS}
+        if (folder / "images").is_dir() and all(path.is_file() for path in tables.values()):
+            images = FolderSource(folder / "images")
+            stamp = fingerprint(VERSION, [images], tables.values())
+            return cached(_entry(split, stamp), partial(_plan_tables, split, tables, images))
+        if all(path.is_file() for path in pickles.values()):
+            stamp = fingerprint(VERSION, [], pickles.values())
+            return cached(_entry(split, stamp), partial(_plan_pickles, split, pickles))
+    raise missing(
+        "images/ with train.csv, val.csv and test.csv, or mini-imagenet-cache-{train,val,test}.pkl,",
+        folders,
+        "ask for mini-ImageNet where you may (it cannot be downloaded here) and set METAKM_DATA to its folder",
+    )
+
+
+def _entry(split: str, stamp: str) -> Entry:
+    return Entry("mini-imagenet", split, rotations=False, fingerprint=stamp)
+
+
+def _plan_tables(split: str, tables: dict[str, Path], images: FolderSource) -> Plan:
+    members = {key: _table(path, images) for key, path in tables.items()}
+    classes = {key: [(name, len(found[name])) for name in sorted(found)] for key, found in members.items()}
+    wanted = [members[split][name] for name, _ in classes[split]]
+    return Plan(classes, (3, SIDE, SIDE), lambda: decode_classes(wanted, "RGB", SIDE))
+
+
+def _table(path: Path, images: FolderSource) -> dict[str, list[Member]]:
+    """Read a CSV of file names and labels: the images of each class, in the order of the table."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [(row["filename"], row["label"]) for row in csv.DictReader(file)]
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
+        raise UserError(f"Expected columns filename and label, got {error!r} in {path}; fetch it again") from error
+    found: dict[str, list[Member]] = {}
+    for name, label in rows:
+        if not name or not label or "/" in name or "\\" in name:
+            raise UserError(f"Expected a file name and a label, got {name!r}, {label!r} in {path}; mend the table")
+        found.setdefault(label, []).append(Member(images, f"images/{name}"))
+    return found
+
+
+def _plan_pickles(split: str, pickles: dict[str, Path]) -> Plan:
+    classes: dict[str, list[tuple[str, int]]] = {}
+    for key, path in pickles.items():
+        _, rows = _pickle(path)
+        classes[key] = [(name, len(rows[name])) for name in sorted(rows)]
+
+    def arrays() -> Iterator[npt.NDArray[np.uint8]]:
+        pictures, rows = _pickle(pickles[split])
+        return (pictures[rows[name]].transpose(0, 3, 1, 2) for name, _ in classes[split])
+
+    return Plan(classes, (3, SIDE, SIDE), arrays)
+
+
+def _pickle(path: Path) -> tuple[npt.NDArray[np.uint8], dict[str, list[int]]]:
+    """Read images `[M, 84, 84, 3]` and the rows of each class."""
+    data: Any = read_pickle(path)
+    try:
+        images = np.asarray(data["image_data"])
+        rows = {str(name): [int(row) for row in found] for name, found in data["class_dict"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise _unlike(path, repr(error)) from error
+    if images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE, 3):
+        raise _unlike(path, f"image_data {images.dtype} {list(images.shape)}")
+    if not all(found and min(found) >= 0 and max(found) < len(images) for found in rows.values()):
+        raise _unlike(path, f"class_dict with rows outside 0..{len(images) - 1}")
+    return images, rows
+
+
+def _unlike(path: Path, got: str) -> UserError:
+    return UserError(
+        f"Expected a dict of image_data, uint8 [M, {SIDE}, {SIDE}, 3], and class_dict, name -> rows, "
+        f"got {got} in {path}; fetch it again"
+    )

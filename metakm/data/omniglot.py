@@ -1,0 +1,113 @@
+"""Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawers each.
+
+Lake, Salakhutdinov, Tenenbaum, "Human-level concept learning through probabilistic program induction", Science 2015.
+Images are 28x28 by LANCZOS, inverted: ink is 255 on 0. (MAML's own script asks Pillow for LANCZOS on 1-bit images,
+for which Pillow takes the nearest pixel; here they are made grey first.)
+
+The split is fixed: all characters in the order of a constant hash, 1,100 train, 100 val, 423 test. MAML splits at
+random as well, 1,200 / 423. Classes are turned by multiples of 90 degrees in all three splits: MAML's code does so
+at meta-test too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from metakm.data.cache import Entry, Plan, cached
+from metakm.data.dataset import FewShotDataset
+from metakm.data.pictures import decode_classes
+from metakm.data.sources import Member, Source, find_source, fingerprint, missing
+from metakm.errors import UserError
+
+VERSION = "omniglot 1"  # raise it when decoding changes
+SPLIT_TAG = "metakm omniglot split 1"  # never changes
+SIDE = 28
+DRAWERS = 20
+SIZES = {"train": 1100, "val": 100, "test": 423}
+PARTS = ("images_background", "images_evaluation")
+_MEMBER = re.compile(r"(?:images_background|images_evaluation)/([^/]+/character\d+)/[^/.][^/]*\.png")
+
+
+def load_omniglot(split: str, roots: Sequence[Path]) -> FewShotDataset:
+    """Load a split; download what no root holds into the first root.
+
+    Looks in each root for `omniglot/`, the root itself and torchvision's `omniglot-py/`, and there for the two
+    official zips or the folders extracted from them.
+    Raises UserError if the data are missing and cannot be downloaded, damaged or incomplete.
+    """
+    folders = [root / sub for root in roots for sub in ("omniglot", ".", "omniglot-py")]
+    sources = [_find(part, folders) or _download(part, folders, roots[0]) for part in PARTS]
+    entry = Entry("omniglot", split, rotations=True, fingerprint=fingerprint(VERSION, sources))
+    return cached(entry, lambda: _plan(split, sources))
+
+
+def split_characters(names: Sequence[str]) -> dict[str, list[str]]:
+    """Divide character names (`<alphabet>/characterNN`) among the splits; each split is sorted by name."""
+    order = sorted(names, key=lambda name: hashlib.sha256(f"{SPLIT_TAG}:{name}".encode()).digest())
+    divided, start = {}, 0
+    for split, size in SIZES.items():
+        divided[split] = sorted(order[start : start + size])
+        start += size
+    return divided
+
+
+def _find(part: str, folders: Sequence[Path]) -> Source | None:
+    return find_source(folders, (f"{part}.zip", part))
+
+
+def _plan(split: str, sources: Sequence[Source]) -> Plan:
+    members = _members(sources)
+    whole = sum(len(drawn) == DRAWERS for drawn in members.values())
+    if whole != sum(SIZES.values()) or len(members) != whole:
+        raise UserError(
+            f"Expected {sum(SIZES.values())} characters with {DRAWERS} images each, got {len(members)} "
+            f"characters, {whole} of them whole, in {' and '.join(str(s.path) for s in sources)}; "
+            "fetch Omniglot again"
+        )
+    divided = split_characters(list(members))
+    classes = {key: [(name, DRAWERS) for name in names] for key, names in divided.items()}
+    wanted = [members[name] for name in divided[split]]
+    return Plan(classes, (1, SIDE, SIDE), lambda: _inverted(wanted))
+
+
+def _members(sources: Sequence[Source]) -> dict[str, list[Member]]:
+    """Collect the images of every character, in the order of their file names (that of the drawers)."""
+    found: dict[str, list[Member]] = {}
+    for source in sources:
+        for name in source.names():
+            if match := _MEMBER.fullmatch(name):
+                found.setdefault(match[1], []).append(Member(source, name))
+    return found
+
+
+def _inverted(classes: Sequence[Sequence[Member]]) -> Iterator[npt.NDArray[np.uint8]]:
+    return (255 - array for array in decode_classes(classes, "L", SIDE))
+
+
+def _download(part: str, folders: Sequence[Path], root: Path) -> Source:
+    import torchvision  # deferred: slow to import and seldom needed
+
+    new = [path for path in (root / "omniglot-py", root) if not path.exists()]
+    try:
+        torchvision.datasets.Omniglot(root=str(root), background=part == PARTS[0], download=True)
+    except (OSError, RuntimeError, http.client.HTTPException, zipfile.BadZipFile) as error:
+        for path in new:  # a failed download leaves no empty folders
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise missing(
+            f"{part}.zip or {part}/",
+            folders,
+            f"its download failed ({error}); fetch {part}.zip from https://github.com/brendenlake/omniglot",
+        ) from error
+    if (source := _find(part, folders)) is None:
+        raise missing(f"{part}.zip or {part}/", folders, f"torchvision left no {part} under {root}")
+    return source

@@ -1,0 +1,152 @@
+"""Where image files come from: a zip archive, read in memory and never extracted, or a folder."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import hashlib
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from metakm.errors import UserError
+
+Read = Callable[[str], bytes]
+
+
+class Source(abc.ABC):
+    """Files under '/'-separated names."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @abc.abstractmethod
+    def names(self) -> list[str]:
+        """List the files, sorted. Raises UserError if they cannot be listed."""
+
+    @abc.abstractmethod
+    def opened(self) -> contextlib.AbstractContextManager[Read]:
+        """Open for reading: gives a function from a name to the file's bytes, which raises UserError."""
+
+    @abc.abstractmethod
+    def stamps(self) -> list[tuple[str, int, int]]:
+        """Name, size and modification time of every file that the content depends on."""
+
+
+class Member(NamedTuple):
+    """One file of a source."""
+
+    source: Source
+    name: str
+
+    @property
+    def where(self) -> str:
+        """The file's name for messages."""
+        return f"{self.source.path}: {self.name}"
+
+
+class ZipSource(Source):
+    """The members of a zip archive."""
+
+    def names(self) -> list[str]:
+        """List the members that are files."""
+        with self._archive() as archive:
+            return sorted(info.filename for info in archive.infolist() if not info.is_dir())
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Read]:
+        """Keep the archive open; every read checks the member's CRC."""
+        with self._archive() as archive:
+
+            def read(name: str) -> bytes:
+                try:
+                    return archive.read(name)
+                except (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, RuntimeError) as error:
+                    raise _unreadable(f"{self.path}: {name}", error) from error
+
+            yield read
+
+    def stamps(self) -> list[tuple[str, int, int]]:
+        """The archive's own name, size and time."""
+        return [_stamp(self.path, self.path.name)]
+
+    def _archive(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self.path)
+        except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+            raise _unreadable(str(self.path), error) from error
+
+
+class FolderSource(Source):
+    """The files below a folder; their names begin with the folder's own name, as in an archive of it."""
+
+    def names(self) -> list[str]:
+        """List the files at any depth."""
+        return [name for name, _ in self._walk()]
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Read]:
+        """Nothing is kept open."""
+
+        def read(name: str) -> bytes:
+            try:
+                return (self.path.parent / name).read_bytes()
+            except OSError as error:
+                raise _unreadable(str(self.path.parent / name), error) from error
+
+        yield read
+
+    def stamps(self) -> list[tuple[str, int, int]]:
+        """Name, size and time of every file below the folder."""
+        return [_stamp(path, name) for name, path in self._walk()]
+
+    def _walk(self) -> list[tuple[str, Path]]:
+        found = []
+        for folder, _, files in os.walk(self.path):
+            start = Path(folder).relative_to(self.path.parent).as_posix()
+            found += [(f"{start}/{file}", Path(folder, file)) for file in files]
+        return sorted(found)
+
+
+def fingerprint(version: str, sources: Iterable[Source], files: Iterable[Path] = ()) -> str:
+    """Hash the stamps of sources and single files, and the version of the code that decodes: 16 hex digits."""
+    stamps = [source.stamps() for source in sources] + [[_stamp(path, path.name)] for path in files]
+    return hashlib.sha256(json.dumps([version, stamps]).encode()).hexdigest()[:16]
+
+
+def find_source(folders: Iterable[Path], names: Iterable[str]) -> Source | None:
+    """Find the first folder that holds one of the names: a `.zip` file or a folder. None if there is none."""
+    wanted = list(names)
+    for folder in folders:
+        for name in wanted:
+            path = folder / name
+            if name.endswith(".zip") and path.is_file():
+                return ZipSource(path)
+            if not name.endswith(".zip") and path.is_dir():
+                return FolderSource(path)
+    return None
+
+
+def missing(wanted: str, folders: Iterable[Path], remedy: str) -> UserError:
+    """Build the error for a dataset that is not there."""
+    places = ", ".join(str(folder) for folder in folders)
+    return UserError(
+        f"Expected {wanted} in one of {places}, got none; {remedy}, "
+        "or take the built-in dataset, which needs no files: --dataset glyphs"
+    )
+
+
+def _stamp(path: Path, name: str) -> tuple[str, int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _unreadable(str(path), error) from error
+    return name, status.st_size, status.st_mtime_ns
+
+
+def _unreadable(where: str, error: Exception) -> UserError:
+    return UserError(f"Expected a readable file, got {error} from {where}; fetch it again")

@@ -1,0 +1,18 @@
+"""The three splits of a dataset and the hash that pins what is in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+SPLITS = ("train", "val", "test")
+
+Classes = Sequence[tuple[str, int]]
+"""The classes of one split, in the dataset's order: name and number of images."""
+
+
+def split_hash(classes: Mapping[str, Classes]) -> str:
+    """Hash the class names and image counts of all splits: 16 hex digits, the same for each split of a dataset."""
+    listed = {split: [[name, int(count)] for name, count in classes[split]] for split in sorted(classes)}
+    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,42 @@
+"""Numbered streams of random words that are the same on every machine and under every numpy.
+
+Only the raw output of Philox-4x64-10 is used: it is a published function of key and counter (Salmon et al. 2011).
+numpy promises stability for raw streams, not for the methods of `Generator`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import numpy as np
+import numpy.typing as npt
+
+STREAMS = 2**64
+"""How many streams a key has."""
+
+
+def stream_key(*parts: str | int) -> int:
+    """Hash names and numbers to a 128-bit Philox key."""
+    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:16], "little")
+
+
+def raw_words(key: int, stream: int, count: int) -> npt.NDArray[np.uint64]:
+    """Return the first `count` 64-bit words of one stream, `[count]`.
+
+    The stream's number is the highest of the four counter words, so two streams of a key would meet only
+    after 2**194 words.
+    """
+    bits = np.random.Philox(key=key, counter=stream << 192)
+    return bits.random_raw(count)
+
+
+def smallest(keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.int64]:
+    """Return the positions of the `count` smallest keys of the last axis, in ascending order of their keys.
+
+    `[..., n] -> [..., count]`. With random keys it is a uniform draw without replacement, in random order; the
+    first positions do not depend on `count`.
+    """
+    nearest = np.argpartition(keys, count - 1, axis=-1)[..., :count]  # [..., count], any order
+    order = np.argsort(np.take_along_axis(keys, nearest, axis=-1), axis=-1)
+    return np.take_along_axis(nearest, order, axis=-1).astype(np.int64)

@@ -1,0 +1,44 @@
+"""Accuracy of a strategy over many tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from metakm.data import EpisodeSampler
+from metakm.inner_loop import InnerLR, evaluate_episodes
+from metakm.strategies import Strategy
+
+# Meta-validation and meta-test episodes are the same for every run, strategy and seed, so that accuracies can be
+# compared in pairs.
+EVALUATION_SEED = 0
+
+
+def accuracies(
+    strategy: Strategy,
+    sampler: EpisodeSampler,
+    *,
+    tasks: int,
+    inner_lr: InnerLR,
+    inner_steps: int,
+    chunk: int,
+    device: torch.device,
+    progress: Callable[[int], None] = lambda _: None,
+) -> np.ndarray:
+    """Query accuracy of episodes 0..tasks-1, float64 `[tasks]`, in evaluation mode; the mode is restored.
+
+    Args:
+        chunk: tasks at a time.
+        progress: called with the number of tasks just done.
+    """
+    training = strategy.training
+    strategy.eval()
+    done = []
+    for start in range(0, tasks, chunk):
+        episodes = sampler.batch(index=start, tasks=min(chunk, tasks - start)).to(device)
+        done.append(evaluate_episodes(strategy, episodes, inner_lr=inner_lr, inner_steps=inner_steps).accuracy.cpu())
+        progress(len(done[-1]))
+    strategy.train(training)
+    return torch.cat(done).numpy()

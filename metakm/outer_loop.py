@@ -1,0 +1,182 @@
+"""Meta-training: one optimiser step on the meta-gradient of one batch of episodes, and the state to resume it."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from metakm.config import RunConfig
+from metakm.data import EpisodeSampler
+from metakm.errors import UserError
+from metakm.inner_loop import InnerLR, meta_loss
+from metakm.strategies import Strategy
+
+
+class DivergedError(RuntimeError):
+    """The meta-loss or the meta-gradient is not finite."""
+
+
+class StepResult(NamedTuple):
+    """Means over the tasks of one meta-batch, before the step."""
+
+    loss: float
+    accuracy: float
+
+
+class InnerRates(nn.Module):
+    """Learnable inner learning rates, one for each adapted tensor (Meta-SGD's idea, one rate a tensor)."""
+
+    def __init__(self, strategy: Strategy, start: float) -> None:
+        super().__init__()
+        self.rates = nn.ParameterList(
+            nn.Parameter(torch.tensor(start, dtype=p.dtype)) for p in strategy.adapted.parameters()
+        )
+
+
+class OuterLoop:
+    """Adam on the meta-gradient (Finn et al. 2017, Algorithm 2, line 10).
+
+    Iteration i learns from training episodes i*meta_batch, ..., (i+1)*meta_batch - 1; nothing else is random, so the
+    state is the parameters, Adam's moments and the iteration.
+    """
+
+    def __init__(self, strategy: Strategy, sampler: EpisodeSampler, config: RunConfig, device: torch.device) -> None:
+        self.strategy, self.sampler, self.config, self.device = strategy.to(device), sampler, config, device
+        self.rates = InnerRates(strategy, config.inner_lr).to(device) if config.learn_inner_lr else None
+        learned = [*strategy.parameters(), *(self.rates.parameters() if self.rates else ())]
+        self.optimiser = torch.optim.Adam(learned, lr=config.meta_lr)
+        self.chunk = config.task_chunk or automatic_chunk(strategy, sampler.dataset.image_shape, config, device)
+        self.iteration = 0
+
+    @property
+    def inner_lr(self) -> InnerLR:
+        """The rate or rates of the inner loop."""
+        return list(self.rates.rates) if self.rates else self.config.inner_lr
+
+    def step(self) -> StepResult:
+        """Learn from the next meta-batch.
+
+        Raises:
+            DivergedError: the loss or a gradient is not finite; the parameters are unchanged.
+        """
+        config, first = self.config, self.iteration * self.config.meta_batch
+        episodes = self.sampler.batch(index=first, tasks=config.meta_batch)
+        self.strategy.train()
+        self.optimiser.zero_grad()
+        loss, accuracy = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        for chunk in episodes.chunks(self.chunk):
+            on_device = chunk.to(self.device)
+            result = meta_loss(
+                self.strategy,
+                on_device,
+                inner_lr=self.inner_lr,
+                inner_steps=config.inner_steps,
+                first_order=config.first_order,
+            )
+            share = len(chunk) / config.meta_batch
+            (result.loss * share).backward()  # type: ignore[no-untyped-call]
+            loss += result.loss.detach() * share
+            accuracy += result.accuracy.sum() / config.meta_batch
+        self._check_finite(loss, first)
+        self._apply()
+        if "running" in self.strategy.bn_modes:
+            self.strategy.track_statistics(episodes.query_images.to(self.device))
+        self.iteration += 1
+        return StepResult(float(loss), float(accuracy))
+
+    def _apply(self) -> None:
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        if self.config.grad_clip:
+            nn.utils.clip_grad_value_(parameters, self.config.grad_clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.config.meta_lr * self._decay()
+        self.optimiser.step()
+
+    def _decay(self) -> float:
+        if self.config.schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * self.iteration / max(1, self.config.iterations)))
+
+    def _check_finite(self, loss: Tensor, first: int) -> None:
+        grads = [p.grad for p in self.strategy.parameters() if p.grad is not None]
+        norm = torch.stack([g.abs().max() for g in grads]).max() if grads else loss
+        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+            raise DivergedError(
+                f"The meta-loss ({float(loss):g}) or its gradient ({float(norm):g}) is not finite at iteration "
+                f"{self.iteration}, episodes {first} to {first + self.config.meta_batch - 1}; try a smaller "
+                "--inner-lr or --meta-lr"
+            )
+
+    def model_state(self) -> dict[str, Any]:
+        """Everything that predictions depend on."""
+        return {
+            "strategy": {k: v.detach().cpu().clone() for k, v in self.strategy.state_dict().items()},
+            "rates": [p.detach().cpu().clone() for p in self.rates.parameters()] if self.rates else [],
+        }
+
+    def load_model_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `model_state`."""
+        self.strategy.load_state_dict(state["strategy"])
+        with torch.no_grad():
+            for rate, value in zip(self.inner_rates(), state["rates"], strict=True):
+                rate.copy_(value)
+
+    def inner_rates(self) -> list[nn.Parameter]:
+        """The learnable rates; empty where the rate is a fixed number."""
+        return list(self.rates.parameters()) if self.rates else []
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next steps depend on, loadable with `weights_only=True`."""
+        return {"model": self.model_state(), "optimiser": self.optimiser.state_dict(), "iteration": self.iteration}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`."""
+        self.load_model_state(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.iteration = state["iteration"]
+
+
+# Bytes that the second-order graph of one image and one inner step keep, over those of the backbone's activations;
+# and a query image's, whose pass is differentiated once. Measured with benchmarks/memory.py.
+SUPPORT_FACTOR, QUERY_FACTOR = 8.0, 4.0
+
+
+def automatic_chunk(
+    strategy: Strategy, image_shape: tuple[int, int, int], config: RunConfig, device: torch.device
+) -> int:
+    """How many tasks' graphs fit in half of the device's memory; at least 1, at most the meta-batch."""
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    activations = _activation_bytes(strategy, image_shape, device)
+    support = config.ways * config.shots * config.inner_steps * SUPPORT_FACTOR
+    query = config.ways * config.queries * QUERY_FACTOR
+    return max(1, min(config.meta_batch, int(memory / 2 / (activations * (support + query)))))
+
+
+def _activation_bytes(strategy: Strategy, image_shape: tuple[int, int, int], device: torch.device) -> int:
+    """Bytes of all leaf modules' outputs for one image."""
+    total = 0
+
+    def count(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        nonlocal total
+        if isinstance(output, Tensor):
+            total += output.numel() * output.element_size()
+
+    leaves = [m for m in strategy.modules() if not list(m.children())]
+    hooks = [m.register_forward_hook(count) for m in leaves]
+    pair = torch.zeros(1, 2, *image_shape, device=device)
+    try:
+        with torch.no_grad():
+            strategy(pair)
+    except RuntimeError as error:
+        raise UserError(f"Expected a backbone that fits images of {image_shape}, got: {error}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(1, total // 2)

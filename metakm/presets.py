@@ -1,0 +1,66 @@
+"""Defaults of a run by preset and setting: the published protocols, and a scaled-down quick one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from metakm.config import RunConfig
+
+_photographs = frozenset({"mini-imagenet", "tiny-imagenet"})
+
+
+def default_ways(dataset: str) -> int:
+    """Ways of the published protocol of a dataset."""
+    return 5 if dataset in _photographs else 20
+
+
+def preset_config(
+    preset: str = "quick",
+    algo: str = "km",
+    dataset: str = "glyphs",
+    ways: int | None = None,
+    shots: int = 1,
+    **overrides: Any,
+) -> RunConfig:
+    """The `RunConfig` of a preset for one setting; `overrides` are fields of `RunConfig`.
+
+    Raises:
+        UserError: a value out of range (see `RunConfig`).
+    """
+    ways = default_ways(dataset) if ways is None else ways
+    build = _paper if preset == "paper" else _quick
+    values = {**build(dataset, ways, shots), **overrides}
+    return RunConfig(preset=preset, algo=algo, dataset=dataset, ways=ways, shots=shots, **values)  # type: ignore[arg-type]
+
+
+def _paper(dataset: str, ways: int, shots: int) -> dict[str, Any]:
+    """Finn et al. 2017, App. A.1 and their code; Raghu et al. 2020 use the same."""
+    common = {"meta_lr": 1e-3, "iterations": 60_000, "schedule": "constant", "val_tasks": 200, "val_every": 1000}
+    if dataset in _photographs:
+        return common | {
+            "backbone": "conv4-32-pool",
+            "queries": 15,
+            "inner_lr": 0.01 * ways,
+            "inner_steps": 5,
+            "test_inner_steps": 10,
+            "meta_batch": 4 if shots == 1 else 2,
+            "grad_clip": 10.0,
+        }
+    return common | {
+        "backbone": "conv4-64-stride",
+        "queries": shots,
+        "inner_lr": 0.1 * ways,
+        "inner_steps": 5,
+        "test_inner_steps": 5,
+        "meta_batch": 16,
+        "grad_clip": 0.0,
+    }
+
+
+def _quick(dataset: str, ways: int, shots: int) -> dict[str, Any]:
+    """The paper's networks and inner loop, fewer iterations with more queries and a decaying rate."""
+    paper = _paper(dataset, ways, shots)
+    quick = {"schedule": "cosine", "meta_lr": 3e-3, "val_tasks": 100, "grad_clip": 10.0}
+    if dataset in _photographs:
+        return paper | quick | {"iterations": 600, "val_every": 100, "test_inner_steps": 5}
+    return paper | quick | {"iterations": 1000, "val_every": 200, "queries": 5, "inner_lr": 0.5, "meta_batch": 8}

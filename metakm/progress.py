@@ -1,0 +1,62 @@
+"""Progress on standard error: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+LINE_SECONDS = 15.0  # between plain lines
+
+
+class Progress:
+    """Counts `total` steps, `start` of them done before, with the smoothed loss and accuracy of the last ones."""
+
+    def __init__(self, description: str, total: int, start: int = 0, unit: str = "it") -> None:
+        self.description, self.total, self.start, self.done, self.unit = description, total, start, start, unit
+        self.loss: float | None = None
+        self.accuracy: float | None = None
+        self.began = self.spoke = time.monotonic()
+        terminal = sys.stderr.isatty()
+        self.bar = tqdm(total=total, initial=start, desc=description, unit=unit, leave=False) if terminal else None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def advance(self, steps: int = 1, loss: float | None = None, accuracy: float | None = None) -> None:
+        """Count steps; show them if it is time."""
+        self.done += steps
+        self.loss = _smooth(self.loss, loss)
+        self.accuracy = _smooth(self.accuracy, accuracy)
+        if self.bar is not None:
+            self.bar.set_postfix_str(", ".join(self._figures()), refresh=False)
+            self.bar.update(steps)
+        elif time.monotonic() - self.spoke >= LINE_SECONDS or self.done == self.total:
+            self.spoke = time.monotonic()
+            rate = (self.done - self.start) / max(1e-9, self.spoke - self.began)
+            left = tqdm.format_interval((self.total - self.done) / rate)
+            parts = [*self._figures(), f"{rate:.2f} {self.unit}/s", f"{left} left"]
+            self.note(f"{self.description} {self.done}/{self.total}: {', '.join(parts)}")
+
+    def note(self, line: str) -> None:
+        """Print a line without disturbing the bar."""
+        if self.bar is not None:
+            self.bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+    def _figures(self) -> list[str]:
+        figures = (("loss", self.loss), ("accuracy", self.accuracy))
+        return [f"{name} {value:.3f}" for name, value in figures if value is not None]
+
+
+def _smooth(mean: float | None, value: float | None) -> float | None:
+    return value if mean is None or value is None else 0.95 * mean + 0.05 * value

@@ -1,0 +1,43 @@
+"""The learning curve of a run, as a table and as a picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+
+class CurvePoint(NamedTuple):
+    """State at one validation; the training figures are means since the one before."""
+
+    iteration: int
+    train_loss: float | None
+    train_accuracy: float | None
+    val_accuracy: float
+    seconds: float  # of meta-training so far
+
+
+def curve_csv(points: Sequence[CurvePoint]) -> str:
+    """The points as CSV with a header."""
+    return str(pd.DataFrame(points, columns=list(CurvePoint._fields)).to_csv(index=False))
+
+
+def curve_png(points: Sequence[CurvePoint], title: str) -> bytes:
+    """Accuracy in meta-training and meta-validation by iteration, as a PNG file's bytes."""
+    from matplotlib.figure import Figure  # slow to import, needed once a run
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    iterations = [p.iteration for p in points]
+    trained = [(p.iteration, p.train_accuracy) for p in points if p.train_accuracy is not None]
+    if trained:
+        axes.plot(*zip(*trained, strict=True), label="meta-train", color="#999999")
+    axes.plot(iterations, [p.val_accuracy for p in points], label="meta-validation", marker="o", markersize=3)
+    axes.set(xlabel="iteration", ylabel="accuracy", title=title, ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

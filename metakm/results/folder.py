@@ -1,0 +1,81 @@
+"""The folder of one run and the files in it, each replaced whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from metakm.errors import UserError
+from metakm.files import replacing, write_text
+from metakm.results.curve import CurvePoint, curve_csv, curve_png
+from metakm.results.row import ResultRow
+
+
+class RunFolder:
+    """`<out>/<dataset>-<ways>w<shots>s/<algo>/seed<k>/`: config.json, curve.csv, curve.png, tasks.csv, checkpoint.pt,
+    result.csv.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint = path / "checkpoint.pt"
+        self.result = path / "result.csv"
+
+    def prepare(self) -> None:
+        """Make the folder and check that it can be written.
+
+        Raises:
+            UserError: it cannot.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"Expected to create {self.path}, got {error.strerror}; choose another --out") from error
+        if not os.access(self.path, os.W_OK):
+            raise UserError(f"Expected a writable folder, got {self.path}; choose another --out")
+
+    @property
+    def used(self) -> bool:
+        """Whether an earlier run has left its checkpoint or result here."""
+        return self.checkpoint.exists() or self.result.exists()
+
+    def clear(self) -> None:
+        """Remove the files of an earlier run, and nothing else."""
+        for name in ("result.csv", "tasks.csv", "curve.csv", "curve.png", "checkpoint.pt", "config.json"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def write_config(self, values: dict[str, Any]) -> None:
+        """config.json."""
+        write_text(self.path / "config.json", json.dumps(values, indent=2) + "\n")
+
+    def write_curve(self, points: Sequence[CurvePoint]) -> None:
+        """curve.csv."""
+        write_text(self.path / "curve.csv", curve_csv(points))
+
+    def write_picture(self, points: Sequence[CurvePoint], title: str) -> None:
+        """curve.png."""
+        with replacing(self.path / "curve.png") as file:
+            file.write(curve_png(points, title))
+
+    def write_tasks(self, accuracies: np.ndarray) -> None:
+        """tasks.csv: the accuracy `[n]` of each meta-test task with its episode index."""
+        table = pd.DataFrame({"episode": np.arange(len(accuracies)), "accuracy": accuracies})
+        write_text(self.path / "tasks.csv", table.to_csv(index=False))
+
+    def write_row(self, row: ResultRow) -> None:
+        """result.csv."""
+        write_text(self.result, row.to_csv())
+
+    def read_row(self) -> dict[str, Any] | None:
+        """The row of an earlier run as it stands in result.csv; None where there is none that can be read."""
+        try:
+            table = pd.read_csv(self.result)
+        except (OSError, ValueError):
+            return None
+        return dict(table.iloc[0]) if len(table) == 1 else None

@@ -1,0 +1,154 @@
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metakm.data import load_dataset
+from metakm.errors import UserError
+
+CLASSES = {"train": {"n02": 3, "n01": 2}, "val": {"n03": 2}, "test": {"n05": 1, "n04": 4}}
+SPLITS = tuple(CLASSES)
+
+
+def levels(split: str) -> list[tuple[str, int]]:
+    """Class and grey level of each image, the classes interleaved."""
+    numbers = [(i, name) for name, count in CLASSES[split].items() for i in range(count)]
+    return [(name, 40 * int(name[1:]) + 10 * i) for i, name in sorted(numbers)]
+
+
+def write_tables(folder: Path) -> None:
+    (folder / "images").mkdir(parents=True)
+    for split in SPLITS:
+        lines = ["filename,label"]
+        for name, level in levels(split):
+            Image.new("RGB", (120, 90), (level, 0, 0)).save(folder / "images" / f"{name}{level:08}.jpg")
+            lines.append(f"{name}{level:08}.jpg,{name}")
+        (folder / f"{split}.csv").write_text("\n".join(lines))
+
+
+def content(split: str) -> dict[str, Any]:
+    images = np.zeros((len(levels(split)), 84, 84, 3), np.uint8)
+    rows: dict[str, list[int]] = {}
+    for row, (name, level) in enumerate(levels(split)):
+        images[row, ..., 0] = level
+        rows.setdefault(name, []).append(row)
+    return {"image_data": images, "class_dict": rows}
+
+
+def write_pickles(folder: Path, protocol: int = 4, **other: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in SPLITS:
+        data = pickle.dumps(other.get(split, content(split)), protocol=protocol)
+        (folder / f"mini-imagenet-cache-{split}.pkl").write_bytes(data)
+
+
+def check(root: Path) -> str:
+    for split in SPLITS:
+        found = load_dataset("mini-imagenet", split, root=root)
+        expected = sorted(levels(split))
+        assert found.class_names == tuple(sorted(CLASSES[split]))
+        assert found.counts.tolist() == [CLASSES[split][name] for name in found.class_names]
+        assert found.images.shape == (len(expected), 3, 84, 84)
+        assert np.allclose(found.images[:, 0].mean(axis=(1, 2)), [level for _, level in expected], atol=2)
+        assert found.images[:, 1:].max() <= 2  # channels first, red first
+        assert not found.rotations
+    return found.split_hash
+
+
+def test_tables_and_pickles_of_every_protocol_give_the_same_classes(tmp_path: Path) -> None:
+    write_tables(tmp_path / "a" / "mini-imagenet")
+    write_tables(tmp_path / "b")
+    hashes = {check(tmp_path / "a"), check(tmp_path / "b")}
+    for protocol in range(2, 6):
+        write_pickles(tmp_path / str(protocol) / "mini-imagenet", protocol)
+        hashes.add(check(tmp_path / str(protocol)))
+    assert len(hashes) == 1
+
+
+def test_a_pickle_with_numpy_1_or_python_2_names_is_read(tmp_path: Path) -> None:
+    write_pickles(tmp_path, 2)
+    changed = 0
+    for path in tmp_path.glob("*.pkl"):
+        data = path.read_bytes()
+        changed += b"numpy._core.multiarray\n" in data
+        path.write_bytes(data.replace(b"numpy._core.multiarray\n", b"numpy.core.multiarray\n"))
+    assert changed == 3 or np.__version__ < "2"
+    check(tmp_path)
+
+
+class Evil:
+    def __init__(self, call: Any, *args: Any) -> None:
+        self.call, self.args = call, args
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return self.call, self.args
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_a_pickle_that_calls_anything_else_is_refused_unrun(tmp_path: Path, protocol: int) -> None:
+    mark = tmp_path / "ran"
+    evil = {**content("val"), "more": Evil(Path.mkdir, mark)}
+    write_pickles(tmp_path, protocol, val=evil)
+    with pytest.raises(UserError, match=r"got one that calls .*mini-imagenet-cache-val\.pkl"):
+        load_dataset("mini-imagenet", root=tmp_path)
+    assert not mark.exists()
+
+
+def test_the_forbidden_global_is_named(tmp_path: Path) -> None:
+    write_pickles(tmp_path, val=Evil(eval, "1/0"))
+    with pytest.raises(UserError, match=r"calls builtins\.eval"):
+        load_dataset("mini-imagenet", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ([1, 2], "Expected a dict"),
+        ({"image_data": np.zeros((1, 84, 84, 3), np.uint8)}, "KeyError"),
+        ({"image_data": np.zeros((1, 84, 84, 3)), "class_dict": {"a": [0]}}, "float64"),
+        ({"image_data": np.zeros((1, 32, 32, 3), np.uint8), "class_dict": {"a": [0]}}, r"\[1, 32, 32, 3\]"),
+        ({"image_data": np.zeros((1, 84, 84, 3), np.uint8), "class_dict": {"a": [1]}}, r"outside 0\.\.0"),
+        ({"image_data": np.zeros((1, 84, 84, 3), np.uint8), "class_dict": {"a": []}}, r"outside 0\.\.0"),
+    ],
+)
+def test_a_pickle_of_something_else_is_refused(tmp_path: Path, data: Any, said: str) -> None:
+    write_pickles(tmp_path, test=data)
+    with pytest.raises(UserError, match=f"{said}.*") as caught:
+        load_dataset("mini-imagenet", root=tmp_path)
+    assert "mini-imagenet-cache-test.pkl" in str(caught.value)
+
+
+def test_a_truncated_pickle_is_refused(tmp_path: Path) -> None:
+    write_pickles(tmp_path)
+    path = tmp_path / "mini-imagenet-cache-train.pkl"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"whole pickle, got .*cache-train\.pkl"):
+        load_dataset("mini-imagenet", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("file,class\na.jpg,n01\n", r"columns filename and label, got KeyError.*train\.csv"),
+        ("filename,label\na.jpg\n", r"a file name and a label, got 'a.jpg', None in .*train\.csv"),
+        ("filename,label\n../../etc/passwd,n01\n", r"got '\.\./\.\./etc/passwd'"),
+        ("filename,label\nabsent.jpg,n01\n", r"readable file, got .*absent\.jpg"),
+    ],
+)
+def test_a_table_that_is_wrong_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    write_tables(tmp_path)
+    (tmp_path / "train.csv").write_text(text)
+    with pytest.raises(UserError, match=said):
+        load_dataset("mini-imagenet", root=tmp_path)
+
+
+def test_missing_data_say_what_where_and_how(tmp_path: Path) -> None:
+    write_tables(tmp_path / "mini-imagenet")
+    (tmp_path / "mini-imagenet" / "val.csv").unlink()
+    with pytest.raises(UserError) as caught:
+        load_dataset("mini-imagenet", root=tmp_path)
+    for part in ("val.csv", "mini-imagenet-cache-", str(tmp_path), "METAKM_DATA", "--dataset glyphs"):
+        assert part in str(caught.value)

@@ -1,0 +1,112 @@
+import dataclasses
+import json
+
+import pytest
+
+from metakm.command_line import parse
+from metakm.config import RunConfig
+from metakm.errors import UserError
+from metakm.presets import preset_config
+
+
+@pytest.mark.parametrize("preset", ["quick", "paper"])
+@pytest.mark.parametrize("dataset", ["glyphs", "omniglot", "mini-imagenet", "tiny-imagenet"])
+def test_config_survives_json(preset, dataset):
+    config = preset_config(preset, dataset=dataset, plugin=())
+    assert RunConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+def test_paper_preset_is_the_published_protocol():
+    omniglot = preset_config("paper", "maml", "omniglot", 20, 5)
+    assert (omniglot.queries, omniglot.meta_batch, omniglot.iterations) == (5, 16, 60_000)
+    assert (omniglot.inner_lr, omniglot.inner_steps, omniglot.test_inner_steps) == (2.0, 5, 5)
+    assert (omniglot.backbone, omniglot.meta_lr, omniglot.grad_clip) == ("conv4-64-stride", 1e-3, 0.0)
+    for shots, tasks in ((1, 4), (5, 2)):
+        mini = preset_config("paper", "km", "mini-imagenet", 5, shots)
+        assert (mini.queries, mini.meta_batch, mini.grad_clip) == (15, tasks, 10.0)
+        assert (mini.inner_lr, mini.inner_steps, mini.test_inner_steps) == (0.05, 5, 10)
+        assert mini.backbone == "conv4-32-pool"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("ways", 1),
+        ("shots", 0),
+        ("queries", 0),
+        ("inner_lr", 0.0),
+        ("inner_lr", float("nan")),
+        ("meta_lr", -1.0),
+        ("inner_steps", 0),
+        ("test_inner_steps", -1),
+        ("meta_batch", 0),
+        ("iterations", -1),
+        ("grad_clip", -0.1),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("eval_tasks", 1),
+        ("val_tasks", 0),
+        ("val_every", 0),
+        ("task_chunk", -1),
+        ("schedule", "linear"),
+        ("bn_mode", "eval"),
+        ("preset", "fast"),
+    ],
+)
+def test_values_out_of_range_name_their_flag(field, value):
+    with pytest.raises(UserError, match=f"Expected --{field.replace('_', '-')} to be"):
+        dataclasses.replace(preset_config(), **{field: value})
+
+
+def test_resume_and_overwrite_exclude_each_other():
+    with pytest.raises(UserError, match="--resume or --overwrite"):
+        preset_config(resume=True, overwrite=True)
+
+
+def test_unknown_missing_or_mistyped_keys_are_errors():
+    values = preset_config().to_json()
+    with pytest.raises(UserError, match="did you mean 'inner_lr'"):
+        RunConfig.from_json({**values, "inner_rl": 1.0})
+    with pytest.raises(UserError, match="'meta_lr', got none"):
+        RunConfig.from_json({k: v for k, v in values.items() if k != "meta_lr"})
+    for key, value in (("ways", "5"), ("ways", True), ("algo", 3), ("plugin", "x.py"), ("first_order", 1)):
+        with pytest.raises(UserError, match=f"'{key}' to be"):
+            RunConfig.from_json({**values, key: value})
+
+
+def test_run_id_tells_computations_apart_but_not_places(tmp_path):
+    config = preset_config()
+    assert dataclasses.replace(config, out=tmp_path, device="cpu").run_id == config.run_id
+    others = [dataclasses.replace(config, **{k: v}) for k, v in (("seed", 1), ("implicit", True), ("inner_lr", 0.123))]
+    assert len({config.run_id, *(c.run_id for c in others)}) == 4
+
+
+def test_flags_take_their_defaults_from_the_preset_asked_for():
+    assert parse([]) == preset_config()
+    assert parse(["--preset", "paper", "--dataset", "mini-imagenet", "--shots=5"]) == preset_config(
+        "paper", "km", "mini-imagenet", 5, 5
+    )
+    changed = parse(["--algo", "anil", "--inner-lr", "0.25", "--first-order", "--plugin", "a.py", "b.py"])
+    assert (changed.inner_lr, changed.first_order, len(changed.plugin)) == (0.25, True, 2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--ways", "many"], ["--no-such-flag"], ["--schedule", "linear"], ["--seed"], ["--iterations", "1.5"], ["extra"]],
+)
+def test_flags_that_do_not_parse_exit_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(arguments)
+    assert caught.value.code == 2
+    output = capsys.readouterr()
+    assert "Traceback" not in output.err + output.out
+
+
+def test_help_describes_every_flag_with_its_default(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for field in dataclasses.fields(RunConfig):
+        assert f"--{field.name.replace('_', '-')}" in text
+    assert text.count("default:") >= len(dataclasses.fields(RunConfig)) - 1
