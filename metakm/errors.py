@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """Bad input or a missing file. Commands print its text alone and exit with code 2, without a traceback.
 
     The text reads "Expected ..., got ...; do this".

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from metakm import provenance
+from metakm.allocator import keep_freed_memory
 from metakm.checkpoint import load_checkpoint, save_checkpoint
 from metakm.command_line import parse
 from metakm.config import RunConfig
@@ -31,6 +32,7 @@ SAVE_SECONDS = 60.0  # a killed run loses at most this much, and one iteration
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 diverged, 2 the user's mistake, 130 interrupted."""
+    keep_freed_memory()
     try:
         config = parse(arguments)
         with StopRequest() as stop:

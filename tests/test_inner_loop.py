@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import random_episodes, small_strategy
 from oracle import conv4, higher_loss, modulate, unrolled_loss
+from small import random_episodes, small_strategy
 
 import metakm
 from metakm.inner_loop import evaluate_episodes, meta_loss
@@ -84,9 +84,7 @@ def test_meta_gradient_equals_higher_one_task_at_a_time(case):
 def test_batched_equals_one_task_at_a_time(algo):
     strategy, episodes = small_strategy(algo), random_episodes(tasks=3)
     batched = meta_loss(strategy, episodes, inner_lr=LR, inner_steps=STEPS)
-    singles = [
-        meta_loss(strategy, one_task(episodes, t), inner_lr=LR, inner_steps=STEPS) for t in range(3)
-    ]
+    singles = [meta_loss(strategy, one_task(episodes, t), inner_lr=LR, inner_steps=STEPS) for t in range(3)]
     mean = torch.stack([s.loss for s in singles]).mean()
     assert_close(gradients(strategy, batched.loss), gradients(strategy, mean))
     assert torch.equal(batched.accuracy, torch.cat([s.accuracy for s in singles]))

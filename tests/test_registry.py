@@ -52,6 +52,7 @@ def test_a_strategy_without_adapted_is_refused():
     class Forgetful(metakm.Strategy):
         def __init__(self, backbone, ways):
             super().__init__()
+            self.head = nn.Linear(backbone.out_features, ways)
 
     with pytest.raises(metakm.UserError, match=r"set self\.adapted"):
         metakm.make_strategy("forgetful", metakm.Conv4(1, 4), 5)

@@ -7,7 +7,7 @@ import re
 from torch import nn
 
 from metakm.errors import UserError
-from metakm.models.conv4 import Conv4
+from metakm.models.conv4 import Conv4, Downsample
 from metakm.models.layers import BatchNormMode
 from metakm.models.resnet import CifarResNet
 
@@ -25,7 +25,7 @@ def make_backbone(name: str, image_shape: tuple[int, int, int], bn_mode: BatchNo
     if match := re.fullmatch(r"conv4-([1-9]\d{0,3})-(stride|pool)", name):
         if height != width:
             raise UserError(f"Expected square images for {name}, got {height}x{width}; resize them")
-        downsample = "stride" if match[2] == "stride" else "pool"
+        downsample: Downsample = "stride" if match[2] == "stride" else "pool"
         return Conv4(channels, int(match[1]), downsample, image_size=height, bn_mode=bn_mode)
     if match := re.fullmatch(r"resnet([1-9]\d{0,3})", name):
         return CifarResNet(int(match[1]), channels, bn_mode)

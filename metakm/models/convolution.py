@@ -62,7 +62,7 @@ class _InputGradient(torch.autograd.Function):
     def forward(ctx: Any, grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(grad, weight)
         ctx.geometry = geometry
-        x = grad.new_empty(shape)  # never read
+        x = _unread(shape, grad)
         return _derivatives(grad, x, weight, geometry, (True, False))[0]
 
     @staticmethod
@@ -79,7 +79,7 @@ class _WeightGradient(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, grad: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(x, grad)
         ctx.geometry = geometry
-        weight = grad.new_empty(shape)  # never read
+        weight = _unread(shape, grad)
         return _derivatives(grad, x, weight, geometry, (False, True))[1]
 
     @staticmethod
@@ -89,6 +89,11 @@ class _WeightGradient(torch.autograd.Function):
         for_x = _InputGradient.apply(grad, u, x.shape, ctx.geometry) if ctx.needs_input_grad[0] else None
         for_grad = _Convolve.apply(x, u, ctx.geometry) if ctx.needs_input_grad[1] else None
         return for_x, for_grad, None, None
+
+
+def _unread(shape: torch.Size, like: Tensor) -> Tensor:
+    """A tensor of which only shape and memory format matter; its values are never read."""
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def _derivatives(

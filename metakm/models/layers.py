@@ -1,10 +1,10 @@
 """Layers whose weights may carry a leading task axis.
 
 Feature maps of T tasks travel as `[n, T*C, H, W]`: image i of every task side by side on the channel axis. In this
-layout a convolution with one weight a task is one grouped convolution, batch normalisation over the T*C channels is
-per-task batch normalisation, and a weight that all tasks share sees the same memory as `[n*T, C, H, W]`. Each layer
-tells the two cases apart by the rank of its weight, so the same network runs with shared weights, with weights of
-`[T, ...]`, or with a mixture.
+layout a convolution with one weight a task is one grouped convolution, and batch normalisation over the T*C channels is
+per-task batch normalisation. Each layer tells shared weights from weights of `[T, ...]` by their rank, so the same
+network runs with either, or with a mixture. The memory format is channels-last: oneDNN's input gradient and the norm
+kernels are about twice as fast in it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ BatchNormMode = Literal["transductive", "support", "running", "frozen"]
 def join_tasks(images: Tensor) -> Tensor:
     """`[T, n, C, H, W]` to the layers' layout `[n, T*C, H, W]`."""
     tasks, n, channels, height, width = images.shape
-    return images.transpose(0, 1).reshape(n, tasks * channels, height, width)
+    joined = images.transpose(0, 1).reshape(n, tasks * channels, height, width)
+    return joined.contiguous(memory_format=torch.channels_last)
 
 
 def split_tasks(features: Tensor, tasks: int) -> Tensor:
@@ -39,32 +40,32 @@ def split_tasks(features: Tensor, tasks: int) -> Tensor:
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d` on `[n, T*C, H, W]` with a weight of `[O, C, kh, kw]` or `[T, O, C, kh, kw]`."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        padding: Any = self.padding
+        if isinstance(padding, str) or self.padding_mode != "zeros":
+            raise UserError(f"Expected zero padding by a number, got {padding!r}, {self.padding_mode!r}; pass a number")
+        stride, dilation = (self.stride[0], self.stride[1]), (self.dilation[0], self.dilation[1])
+        self.geometry = Geometry(stride, (padding[0], padding[1]), dilation, self.groups)
+        self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
+
     def forward(self, input: Tensor, *, bias_cancels: bool = False) -> Tensor:  # noqa: A002 (torch's name)
         """Convolve; `[n, T*C, H, W]` to `[n, T*O, H', W']`.
 
         With `bias_cancels` the caller promises to subtract the mean over images and pixels next: the bias then has
         no effect, is not added, and receives a gradient of exactly zero.
         """
-        n, channels = input.shape[:2]
-        if self.weight.dim() == 5:
-            tasks = self.weight.shape[0]
-            output = convolve(input, self.weight.flatten(0, 1), self._geometry(tasks * self.groups))
-        else:
-            tasks = channels // self.in_channels
-            shared = input.reshape(n * tasks, self.in_channels, *input.shape[2:])  # [n*T, C, H, W], a view
-            output = convolve(shared, self.weight, self._geometry(self.groups))
-            output = output.reshape(n, tasks * self.out_channels, *output.shape[2:])  # [n, T*O, H', W']
+        tasks = input.shape[1] // self.in_channels
+        weight = self.weight if self.weight.dim() == 5 else self.weight.expand(tasks, *self.weight.shape)
+        output = convolve(
+            input, weight.flatten(0, 1), self.geometry._replace(groups=tasks * self.groups)
+        )  # [n, T*O, H', W']
         if self.bias is None:
             return output
         if bias_cancels:
             unchanged: Tensor = _WithoutEffect.apply(output, self.bias)
             return unchanged
         return output + per_channel(self.bias, tasks)[:, None, None]
-
-    def _geometry(self, groups: int) -> Geometry:
-        if isinstance(self.padding, str) or self.padding_mode != "zeros":
-            raise UserError("Expected numeric zero padding, got a named padding mode; pass padding as a number")
-        return Geometry(_pair(self.stride), _pair(self.padding), _pair(self.dilation), groups)
 
 
 class Linear(nn.Linear):
@@ -74,9 +75,10 @@ class Linear(nn.Linear):
         """Return `[T, n, O]` (or `[n, O]`)."""
         if self.weight.dim() == 2:
             return F.linear(input, self.weight, self.bias)
-        if self.bias is None:
+        bias: Tensor | None = self.bias  # torch types it as never missing
+        if bias is None:
             return torch.bmm(input, self.weight.transpose(1, 2))
-        return torch.baddbmm(self.bias.unsqueeze(1), input, self.weight.transpose(1, 2))
+        return torch.baddbmm(bias.unsqueeze(1), input, self.weight.transpose(1, 2))
 
 
 class _Statistics(NamedTuple):
@@ -205,7 +207,3 @@ class _WithoutEffect(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor]:
         (bias,) = ctx.saved_tensors
         return grads[0], torch.zeros_like(bias)
-
-
-def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])

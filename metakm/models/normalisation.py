@@ -75,9 +75,7 @@ class _Backward(torch.autograd.Function):
             for_weight = inverse * s
             # The x^ term first: an affine map of x by channel, which batch norm's inference kernel does in one pass.
             slope = -weight * inverse.pow(3) * s / count
-            for_x = torch.native_batch_norm(
-                x, slope, None, mean, torch.ones_like(mean), False, 0.0, 0.0
-            )[0]
+            for_x = torch.native_batch_norm(x, slope, None, mean, torch.ones_like(mean), False, 0.0, 0.0)[0]
             for_x.addcmul_(for_g, _column(-inverse * sum_gx / count))
             for_x.addcmul_(grad_x, _column(-inverse * sum_vx / count))
         if a is not None:
@@ -90,7 +88,7 @@ class _Backward(torch.autograd.Function):
 
 
 def _project(u: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """gamma r P(u), sum(u x^) and sum(u) by channel."""
+    """Return gamma r P(u), and by channel sum(u x^) and sum(u)."""
     projected, sum_ux, sum_u = torch.ops.aten.native_batch_norm_backward(
         u, x, weight, None, None, mean, inverse, True, 0.0, (True, True, True)
     )

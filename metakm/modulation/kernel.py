@@ -69,12 +69,16 @@ class KernelModulator(nn.Module):
 
         Differentiable with respect to both W and U.
         """
-        rows = kernel.flatten(-4, -3).flatten(-2)  # [..., O*C, kh*kw]
+        # The paper's rows stand as columns, channels innermost: long matrix products, and W~ comes out channels-last.
+        columns = kernel.flatten(-2).movedim(-1, -3).flatten(-2)  # [..., kh*kw, O*C]
         activation = _activations[self.activation]
         for depth, layer in enumerate(self.layers):
-            rows = activation(rows) if depth else rows
-            rows = rows * layer.unsqueeze(-2) if self.diagonal else rows @ layer.transpose(-2, -1)
-        return rows.reshape(*rows.shape[:-2], *kernel.shape[-4:])
+            columns = activation(columns) if depth else columns
+            columns = columns * layer.unsqueeze(-1) if self.diagonal else layer @ columns
+        out_channels, in_channels = kernel.shape[-4:-2]
+        *batch, pixels, _ = columns.shape
+        by_pixel = columns.reshape(*batch, pixels, out_channels, in_channels).transpose(-3, -2)  # [..., O, kh*kw, C]
+        return by_pixel.reshape(*batch, out_channels, *self.kernel_size, in_channels).movedim(-1, -3)
 
     def extra_repr(self) -> str:
         """Kernel size and activation."""

@@ -18,8 +18,9 @@ from metakm.results.row import ResultRow
 
 
 class RunFolder:
-    """`<out>/<dataset>-<ways>w<shots>s/<algo>/seed<k>/`: config.json, curve.csv, curve.png, tasks.csv, checkpoint.pt,
-    result.csv.
+    """`<out>/<dataset>-<ways>w<shots>s/<algo>/seed<k>/`.
+
+    It holds config.json, curve.csv, curve.png, tasks.csv, checkpoint.pt and result.csv.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,7 +1,16 @@
 """Adaptation strategies; importing this package registers the built-in ones."""
 
 from metakm.strategies import anil, km, maml  # noqa: F401 (registration)
-from metakm.strategies.base import Strategy
+from metakm.strategies.base import Classifier, SharedParameters, Strategy, call_with
 from metakm.strategies.registry import available_strategies, load_plugin, make_strategy, register_strategy
 
-__all__ = ["Strategy", "available_strategies", "load_plugin", "make_strategy", "register_strategy"]
+__all__ = [
+    "Classifier",
+    "SharedParameters",
+    "Strategy",
+    "available_strategies",
+    "call_with",
+    "load_plugin",
+    "make_strategy",
+    "register_strategy",
+]

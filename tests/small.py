@@ -1,0 +1,39 @@
+"""Small episodes and strategies that tests share."""
+
+from types import SimpleNamespace
+
+import torch
+
+import metakm
+
+
+def random_episodes(tasks=3, ways=4, shots=2, queries=3, channels=1, size=14, seed=0):
+    """Noise with a class-dependent offset, so that adaptation has something to learn."""
+    generator = torch.Generator().manual_seed(seed)
+    prototype = torch.rand(tasks, ways, channels, size, size, generator=generator)
+
+    def half(n):
+        labels = torch.arange(ways).repeat_interleave(n).expand(tasks, -1)
+        images = torch.rand(tasks, ways * n, channels, size, size, generator=generator)
+        return images + prototype.gather(1, labels[:, :, None, None, None].expand_as(images)), labels
+
+    support_images, support_labels = half(shots)
+    query_images, query_labels = half(queries)
+    return SimpleNamespace(
+        support_images=support_images,
+        support_labels=support_labels,
+        query_images=query_images,
+        query_labels=query_labels,
+    )
+
+
+def small_strategy(algo, ways=4, seed=0, downsample="stride", bn_mode="transductive", size=14, filters=3, **options):
+    """A strategy on a small Conv4 whose norm affine is not at its start, so that no gradient is zero by symmetry."""
+    torch.manual_seed(seed)
+    backbone = metakm.Conv4(1, filters, downsample, image_size=size, bn_mode=bn_mode)
+    strategy = metakm.make_strategy(algo, backbone, ways, **options)
+    with torch.no_grad():
+        for name, parameter in strategy.named_parameters():
+            if "norm" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return strategy

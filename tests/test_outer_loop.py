@@ -1,0 +1,174 @@
+"""Meta-training steps: chunks, rates, clipping, schedule, divergence, state."""
+
+import dataclasses
+
+import pytest
+import torch
+from small import random_episodes, small_strategy
+
+import metakm
+from metakm.data import Episodes
+from metakm.evaluation import accuracies
+from metakm.outer_loop import DivergedError, OuterLoop, automatic_chunk
+from metakm.presets import preset_config
+
+CPU = torch.device("cpu")
+
+
+class Sampler:
+    """Float64 episodes; the sampler proper gives float32."""
+
+    dataset = type("Dataset", (), {"image_shape": (1, 14, 14)})
+
+    def __init__(self, scale=1.0):
+        self.scale = scale
+
+    def batch(self, index, tasks):
+        made = [random_episodes(tasks=1, seed=i) for i in range(index, index + tasks)]
+        joined = {k: torch.cat([getattr(m, k) for m in made]) for k in vars(made[0])}
+        joined["query_images"] = joined["query_images"] * self.scale
+        return Episodes(**joined, index=range(index, index + tasks))
+
+
+def config(**changes):
+    base = preset_config(
+        ways=4,
+        shots=2,
+        queries=3,
+        meta_batch=4,
+        inner_lr=0.4,
+        inner_steps=2,
+        iterations=10,
+        grad_clip=0.0,
+        task_chunk=4,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def loop(algo="km", sampler=None, bn_mode="transductive", **changes):
+    return OuterLoop(small_strategy(algo, bn_mode=bn_mode), sampler or Sampler(), config(**changes), CPU)
+
+
+@pytest.mark.parametrize("algo", metakm.available_strategies())
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_the_result_does_not_depend_on_the_chunk(algo, chunk):
+    whole, parts = loop(algo), loop(algo, task_chunk=chunk)
+    results = [whole.step(), parts.step()]
+    assert results[0].loss == pytest.approx(results[1].loss, rel=1e-12)
+    assert results[0].accuracy == pytest.approx(results[1].accuracy, rel=1e-12)
+    scale = torch.cat([p.grad.flatten() for p in whole.strategy.parameters()]).norm()
+    for a, b in zip(whole.strategy.parameters(), parts.strategy.parameters(), strict=True):
+        assert (a.grad - b.grad).norm() <= 1e-12 * scale
+
+
+def test_iteration_i_learns_from_its_own_episodes():
+    indices = []
+
+    class Spy(Sampler):
+        def batch(self, index, tasks):
+            indices.append((index, tasks))
+            return super().batch(index, tasks)
+
+    spied = loop(sampler=Spy())
+    for _ in range(3):
+        spied.step()
+    assert indices == [(0, 4), (4, 4), (8, 4)]
+
+
+def test_training_lowers_the_loss():
+    class Same(Sampler):
+        def batch(self, index, tasks):
+            return super().batch(0, tasks)
+
+    trained = loop("km", sampler=Same(), meta_lr=0.01)
+    losses = [trained.step().loss for _ in range(10)]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_learned_rates_move_and_are_part_of_the_state():
+    learned = loop("anil", learn_inner_lr=True)
+    learned.step()
+    assert len(learned.inner_lr) == 2
+    assert all(rate.item() != 0.4 for rate in learned.inner_lr)
+    other = loop("anil", learn_inner_lr=True)
+    other.load_state(learned.state())
+    assert [r.item() for r in other.inner_lr] == [r.item() for r in learned.inner_lr]
+    assert loop("anil").inner_lr == 0.4
+
+
+def test_a_loop_that_takes_up_a_state_goes_on_as_if_never_stopped():
+    unbroken, first, second = loop(learn_inner_lr=True), loop(learn_inner_lr=True), loop(learn_inner_lr=True)
+    expected = [unbroken.step() for _ in range(4)]
+    assert [first.step() for _ in range(2)] == expected[:2]
+    second.load_state(first.state())
+    assert [second.step() for _ in range(2)] == expected[2:]
+    for a, b in zip(unbroken.strategy.parameters(), second.strategy.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_gradients_are_clipped_by_value():
+    clipped = loop(grad_clip=1e-3)
+    clipped.step()
+    largest = max(p.grad.abs().max().item() for p in clipped.strategy.parameters())
+    assert largest == pytest.approx(1e-3)
+
+
+def test_cosine_schedule_falls_from_the_meta_lr_to_zero():
+    cosine, constant = loop(schedule="cosine", iterations=4), loop(schedule="constant", iterations=4)
+    seen = []
+    for _ in range(4):
+        cosine.step()
+        constant.step()
+        seen.append(cosine.optimiser.param_groups[0]["lr"])
+        assert constant.optimiser.param_groups[0]["lr"] == constant.config.meta_lr
+    half = 0.5 * cosine.config.meta_lr
+    assert seen == pytest.approx([2 * half, half * (1 + 2**-0.5), half, half * (1 - 2**-0.5)])
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_episodes():
+    broken = loop(sampler=Sampler(scale=float("nan")))
+    before = [p.clone() for p in broken.strategy.parameters()]
+    with pytest.raises(DivergedError, match="iteration 0, episodes 0 to 3"):
+        broken.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, broken.strategy.parameters(), strict=True))
+    assert broken.iteration == 0
+
+
+def test_running_statistics_move_with_training_and_not_with_evaluation():
+    running = loop("maml", bn_mode="running")
+    norm = running.strategy.network.backbone.blocks[0].norm
+    assert torch.equal(norm.running_mean, torch.zeros(3))
+    running.step()
+    after = norm.running_mean.clone()
+    assert after.norm() > 0
+    accuracies(running.strategy, Sampler(), tasks=2, inner_lr=0.4, inner_steps=1, chunk=2, device=CPU)
+    assert torch.equal(norm.running_mean, after)
+
+
+def test_accuracies_do_not_depend_on_the_chunk_and_restore_the_mode():
+    strategy, seen = small_strategy("km"), []
+    strategy.train()
+    run = {"tasks": 5, "inner_lr": 0.4, "inner_steps": 2, "device": CPU}
+    whole = accuracies(strategy, Sampler(), chunk=5, **run)
+    parts = accuracies(strategy, Sampler(), chunk=2, progress=seen.append, **run)
+    assert whole.shape == (5,)
+    assert (whole == parts).all()
+    assert seen == [2, 2, 1]
+    assert strategy.training
+
+
+def test_automatic_chunk_is_bounded_by_memory_and_by_the_meta_batch(monkeypatch):
+    strategy = small_strategy("km")
+    chunks = []
+    for memory in (1, 3 * 10**6, 10**7, 10**12):
+        monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": memory}.get)
+        chunks.append(automatic_chunk(strategy, (1, 14, 14), config(), CPU))
+    assert chunks[0] == 1
+    assert chunks[-1] == 4
+    assert chunks == sorted(chunks)
+    assert 1 < chunks[1] < 4 or 1 < chunks[2] < 4
+
+
+def test_a_backbone_that_does_not_fit_the_images_is_named():
+    with pytest.raises(metakm.UserError, match="fits images of"):
+        automatic_chunk(small_strategy("km"), (3, 14, 14), config(), CPU)

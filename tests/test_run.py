@@ -1,0 +1,263 @@
+"""The command from its flags to its files, on small runs of the embedded dataset."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import metakm
+from metakm.outer_loop import OuterLoop
+from metakm.results import COLUMNS
+from metakm.run import main
+
+pytestmark = pytest.mark.float32
+
+SMALL = "--ways 3 --queries 2 --backbone conv4-8-stride --meta-batch 2 --val-tasks 4 --eval-tasks 6 --device cpu"
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """One cache for all runs, so that the glyphs are drawn once a session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def environment(cache, monkeypatch):
+    monkeypatch.setenv("METAKM_CACHE", str(cache))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def run(out, *extra, iterations=6, every=3):
+    flags = f"{SMALL} --iterations {iterations} --val-every {every} --out".split()
+    return main([*flags, str(out), *extra])
+
+
+def folder(out, algo="km"):
+    return Path(out) / "glyphs-3w1s" / algo / "seed0"
+
+
+def numbers(path):
+    """All that a run computed, without times."""
+    curve = pd.read_csv(path / "curve.csv").drop(columns="seconds")
+    return curve.to_csv(), (path / "tasks.csv").read_text(), state(path)
+
+
+def state(path):
+    checkpoint = torch.load(path / "checkpoint.pt", weights_only=True)
+    return {k: v.tolist() for k, v in checkpoint["loop"]["model"]["strategy"].items()}
+
+
+def test_a_run_writes_its_folder(tmp_path, capsys):
+    assert run(tmp_path) == 0
+    path = folder(tmp_path)
+    names = {"config.json", "curve.csv", "curve.png", "tasks.csv", "checkpoint.pt", "result.csv"}
+    assert {p.name for p in path.iterdir()} == names
+    row = pd.read_csv(path / "result.csv")
+    assert tuple(row.columns) == COLUMNS
+    row = row.iloc[0]
+    assert (row.status, row.algo, row.dataset, row.ways, row.shots) == ("done", "km", "glyphs", 3, 1)
+    assert (row.n_tasks, row.iterations, row.device, row.preset) == (6, 6, "cpu", "quick")
+    assert row.ms_per_iteration > 0
+    assert row.train_seconds * 1000 > 6 * row.ms_per_iteration
+    tasks = pd.read_csv(path / "tasks.csv")
+    assert tasks.episode.tolist() == list(range(6))
+    assert row.accuracy == pytest.approx(tasks.accuracy.mean())
+    assert row.ci95 == pytest.approx(1.96 * tasks.accuracy.std() / np.sqrt(6))
+    curve = pd.read_csv(path / "curve.csv")
+    assert curve.iteration.tolist() == [0, 3, 6]
+    assert row.val_accuracy == curve.val_accuracy.max()
+    config = json.loads((path / "config.json").read_text())
+    assert metakm.config.RunConfig.from_json(config).iterations == 6
+    output = capsys.readouterr()
+    assert f"meta-test accuracy {100 * row.accuracy:.2f} +- {100 * row.ci95:.2f} %" in output.out
+    assert f"adapts {row.adapted_parameters} of {row.total_parameters:,} parameters" in output.err
+    assert "meta-train 6/6" in output.err
+
+
+def test_the_checkpoint_tested_is_the_best_on_meta_validation(tmp_path):
+    run(tmp_path, "--meta-lr", "0.5", iterations=8, every=1)
+    path = folder(tmp_path)
+    curve, row = pd.read_csv(path / "curve.csv"), pd.read_csv(path / "result.csv").iloc[0]
+    best = torch.load(path / "checkpoint.pt", weights_only=True)["best"]
+    assert row.val_accuracy == best["val_accuracy"] == curve.val_accuracy.max()
+    assert curve.val_accuracy.iloc[-1] < curve.val_accuracy.max(), "choose a run whose last state is not the best"
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(tmp_path):
+    for name in ("a", "b"):
+        assert run(tmp_path / name) == 0
+        torch.rand(3)  # the global generator plays no part
+    assert run(tmp_path / "c", "--seed", "1") == 0
+    assert numbers(folder(tmp_path / "a")) == numbers(folder(tmp_path / "b"))
+    other = folder(tmp_path / "c").parent / "seed1"
+    assert state(other) != state(folder(tmp_path / "a"))
+    hashes = {pd.read_csv(p / "result.csv").episodes_hash[0] for p in (folder(tmp_path / "a"), other)}
+    assert len(hashes) == 1, "meta-test episodes are the same for every seed"
+
+
+@pytest.mark.parametrize("extra", [[], ["--learn-inner-lr", "--bn-mode", "running", "--first-order"]])
+def test_a_run_that_died_resumes_to_the_numbers_of_an_unbroken_one(tmp_path, monkeypatch, extra):
+    assert run(tmp_path / "whole", *extra) == 0
+    step = OuterLoop.step
+
+    def die(self):
+        if self.iteration == 5:
+            raise MemoryError
+        return step(self)
+
+    monkeypatch.setattr("metakm.run.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(OuterLoop, "step", die)
+    with pytest.raises(MemoryError):
+        run(tmp_path / "broken", *extra)
+    monkeypatch.setattr(OuterLoop, "step", step)
+    assert pd.read_csv(folder(tmp_path / "broken") / "result.csv").status[0] == "running"
+    assert run(tmp_path / "broken", "--resume", *extra) == 0
+    assert numbers(folder(tmp_path / "broken")) == numbers(folder(tmp_path / "whole"))
+
+
+COMMAND = [sys.executable, "-m", "metakm.run", *SMALL.split(), "--iterations", "100", "--val-every", "10", "--out"]
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory, cache):
+    """What an unbroken process of `COMMAND` computes."""
+    out = tmp_path_factory.mktemp("whole")
+    environment = {**os.environ, "METAKM_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*COMMAND, str(out)], env=environment, capture_output=True, check=True)
+    return numbers(folder(out))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_process_stopped_by_a_signal_resumes_to_the_same_numbers(tmp_path, number, whole):
+    with subprocess.Popen([*COMMAND, str(tmp_path)], stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("iteration 20"):
+                process.send_signal(number)
+                break
+        error = process.stderr.read()
+    row = pd.read_csv(folder(tmp_path) / "result.csv").iloc[0]
+    assert np.isnan(row.accuracy)
+    if number == signal.SIGKILL:
+        assert (process.returncode, row.status) == (-signal.SIGKILL, "running")
+    else:
+        assert (process.returncode, row.status) == (130, "interrupted")
+        assert "--resume" in error
+    assert "Traceback" not in error
+    assert subprocess.run([*COMMAND, str(tmp_path), "--resume"], capture_output=True).returncode == 0
+    assert numbers(folder(tmp_path)) == whole
+
+
+def test_ctrl_c_during_meta_test_keeps_the_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("metakm.run.Run._test", lambda _run: os.kill(os.getpid(), signal.SIGINT))
+    assert run(tmp_path) == 130
+    monkeypatch.undo()
+    assert run(tmp_path, "--resume") == 0
+
+
+def test_resuming_a_finished_run_reports_it_again_and_changes_nothing(tmp_path, capsys):
+    run(tmp_path)
+    before = {p.name: p.read_bytes() for p in folder(tmp_path).iterdir()}
+    capsys.readouterr()
+    assert run(tmp_path, "--resume") == 0
+    assert "already done" in capsys.readouterr().out
+    assert before == {p.name: p.read_bytes() for p in folder(tmp_path).iterdir()}
+
+
+def test_an_earlier_run_is_replaced_only_when_told(tmp_path, capsys):
+    run(tmp_path)
+    before = (folder(tmp_path) / "result.csv").read_bytes()
+    assert run(tmp_path) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert (folder(tmp_path) / "result.csv").read_bytes() == before
+    assert run(tmp_path, "--overwrite") == 0
+    assert (folder(tmp_path) / "result.csv").read_bytes() != before
+
+
+def test_resuming_with_another_config_names_what_differs(tmp_path, capsys):
+    run(tmp_path)
+    assert run(tmp_path, "--resume", "--inner-lr", "0.123") == 2
+    error = capsys.readouterr().err
+    assert "inner_lr=" in error
+    assert "0.123" in error
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path, capsys):
+    run(tmp_path)
+    (folder(tmp_path) / "result.csv").unlink()
+    for content in (b"", b"nonsense", (folder(tmp_path) / "checkpoint.pt").read_bytes()[:500]):
+        (folder(tmp_path) / "checkpoint.pt").write_bytes(content)
+        assert run(tmp_path, "--resume") == 2
+        assert "checkpoint.pt" in capsys.readouterr().err
+
+
+def test_divergence_is_a_failed_run(tmp_path, capsys):
+    assert run(tmp_path, "--meta-lr", "1e30", "--schedule", "constant") == 1
+    assert "not finite at iteration 1, episodes 2 to 3" in capsys.readouterr().err
+    assert pd.read_csv(folder(tmp_path) / "result.csv").status[0] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--algo", "mmal"], "did you mean 'maml'"),
+        (["--dataset", "omniglott"], "did you mean 'omniglot'"),
+        (["--backbone", "conv5"], "Expected backbone"),
+        (["--ways", "1"], "Expected --ways to be at least 2, got 1"),
+        (["--ways", "2000"], "2000"),
+        (["--queries", "30"], "30"),
+        (["--algo", "anil", "--implicit"], "options of 'anil'"),
+        (["--device", "cuda:7"], "--device"),
+        (["--device", "abacus"], "--device"),
+        (["--plugin", "missing.py"], "missing.py"),
+        (["--inner-lr", "-1"], "Expected --inner-lr to be a positive number"),
+        (["--resume", "--overwrite"], "drop one"),
+    ],
+)
+def test_a_users_mistake_ends_with_one_message_and_code_2_and_writes_nothing(tmp_path, capsys, extra, message):
+    assert run(tmp_path / "out", *extra) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_data_says_what_where_and_how(tmp_path, capsys):
+    assert run(tmp_path / "out", "--dataset", "mini-imagenet", "--data-root", str(tmp_path)) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path) in error
+    assert "--dataset glyphs" in error
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run(tmp_path / "file") == 2
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def test_zero_iterations_evaluate_the_untrained_start(tmp_path):
+    assert run(tmp_path, iterations=0) == 0
+    row = pd.read_csv(folder(tmp_path) / "result.csv").iloc[0]
+    assert np.isnan(row.ms_per_iteration)
+    assert 0 < row.accuracy < 1
+
+
+def test_km_learns_real_omniglot(tmp_path):
+    """20-way 1-shot on a short budget: far above chance (5 %) and above its own untrained start."""
+    root = os.environ.get("METAKM_DATA")
+    if not root or not (Path(root) / "omniglot" / "images_background.zip").exists():
+        pytest.skip("omniglot/images_background.zip is not under METAKM_DATA")
+    flags = ["--dataset", "omniglot", "--meta-batch", "4", "--inner-lr", "1", "--val-tasks", "8", "--eval-tasks", "48"]
+    accuracy = {}
+    for iterations in (0, 60):
+        out = tmp_path / str(iterations)
+        assert main([*flags, "--iterations", str(iterations), "--out", str(out)]) == 0
+        accuracy[iterations] = pd.read_csv(out / "omniglot-20w1s/km/seed0/result.csv").accuracy[0]
+    assert accuracy[60] > 6 * 0.05
+    assert accuracy[60] > 2 * accuracy[0]
