@@ -58,9 +58,21 @@ def _paper(dataset: str, ways: int, shots: int) -> dict[str, Any]:
 
 
 def _quick(dataset: str, ways: int, shots: int) -> dict[str, Any]:
-    """The paper's networks and inner loop, fewer iterations with more queries and a decaying rate."""
-    paper = _paper(dataset, ways, shots)
-    quick = {"schedule": "cosine", "meta_lr": 3e-3, "val_tasks": 100, "grad_clip": 10.0}
+    """The published networks and inner steps with fewer iterations, more queries and a decaying rate."""
+    quick = {"schedule": "cosine", "meta_lr": 3e-3, "grad_clip": 10.0, "val_every": 100, "val_tasks": 100}
     if dataset in _photographs:
-        return paper | quick | {"iterations": 600, "val_every": 100, "test_inner_steps": 5}
-    return paper | quick | {"iterations": 1000, "val_every": 200, "queries": 5, "inner_lr": 0.5, "meta_batch": 8}
+        return {
+            **_paper(dataset, ways, shots),
+            **quick,
+            "iterations": 400 if shots == 1 else 250,
+            "test_inner_steps": 5,
+            "val_tasks": 50,
+        }
+    return {
+        **_paper(dataset, ways, shots),
+        **quick,
+        "iterations": 600 if shots == 1 else 400,
+        "meta_batch": 8 if shots == 1 else 4,
+        "queries": 5,
+        "inner_lr": 0.5,
+    }

@@ -112,7 +112,7 @@ def test_a_run_that_died_resumes_to_the_numbers_of_an_unbroken_one(tmp_path, mon
             raise MemoryError
         return step(self)
 
-    monkeypatch.setattr("metakm.run.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("metakm.runner.SAVE_SECONDS", 0.0)
     monkeypatch.setattr(OuterLoop, "step", die)
     with pytest.raises(MemoryError):
         run(tmp_path / "broken", *extra)
@@ -155,7 +155,7 @@ def test_a_process_stopped_by_a_signal_resumes_to_the_same_numbers(tmp_path, num
 
 
 def test_ctrl_c_during_meta_test_keeps_the_training(tmp_path, monkeypatch):
-    monkeypatch.setattr("metakm.run.Run._test", lambda _run: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr("metakm.runner.Run._test", lambda _run: os.kill(os.getpid(), signal.SIGINT))
     assert run(tmp_path) == 130
     monkeypatch.undo()
     assert run(tmp_path, "--resume") == 0

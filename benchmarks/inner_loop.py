@@ -1,0 +1,166 @@
+"""Milliseconds of a meta-training iteration, metakm against its peers: `python benchmarks/inner_loop.py`.
+
+All contestants compute a second-order meta-gradient of the same network on the same episodes, in turn, in one run; a
+ratio is the median over rounds of peer / metakm. The floor is the iteration's convolution FLOPs at the rate that the
+bare forward convolution reaches in the same run. Writes results/benchmarks/inner_loop_<setting>.csv.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import tyro
+from contestants import (
+    LR,
+    higher_iteration,
+    learn2learn_evaluation,
+    learn2learn_is_installed,
+    learn2learn_iteration,
+    plain_network,
+)
+from measuring import alternate, describe, median_ratio, write_csv
+
+import metakm
+from metakm.allocator import keep_freed_memory
+from metakm.data import Episodes
+
+ALGORITHMS = ("maml", "anil", "km")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Shapes of one table."""
+
+    ways: int
+    shots: int
+    queries: int
+    tasks: int
+    shape: tuple[int, int, int]
+    filters: int
+    pool: bool
+    features: int
+    steps: int = 5
+
+    def strategy(self, algo: str) -> metakm.Strategy:
+        """Our contestant."""
+        downsample: Literal["pool", "stride"] = "pool" if self.pool else "stride"
+        backbone = metakm.Conv4(self.shape[0], self.filters, downsample, image_size=self.shape[1])
+        return metakm.make_strategy(algo, backbone, self.ways)
+
+    def network(self, algo: str) -> torch.nn.Module:
+        """The peers' contestant."""
+        return plain_network(algo, self.shape[0], self.filters, self.pool, self.features, self.ways)
+
+    def episodes(self, device: torch.device) -> Episodes:
+        """Noise: time does not depend on the pixels."""
+
+        def half(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+            labels = torch.arange(self.ways).repeat_interleave(n).expand(self.tasks, -1)
+            return torch.rand(self.tasks, self.ways * n, *self.shape, device=device), labels.to(device)
+
+        return Episodes(*half(self.shots), *half(self.queries), range(self.tasks))
+
+
+SETTINGS = {
+    "omniglot": Setting(20, 1, 1, 16, (1, 28, 28), 64, False, 64),
+    "mini-imagenet": Setting(5, 5, 15, 2, (3, 84, 84), 32, True, 800),
+}
+
+
+def main(setting: Literal["omniglot", "mini-imagenet"] = "omniglot", rounds: int = 7, device: str = "cpu") -> None:
+    """Measure and print one table.
+
+    Args:
+        setting: omniglot: 20-way 1-shot, conv4-64 with stride; mini-imagenet: 5-way 5-shot, conv4-32 with pooling.
+        rounds: counted rounds; every contestant runs once a round.
+        device: cpu or cuda.
+    """
+    keep_freed_memory()
+    torch.manual_seed(0)
+    shapes, where = SETTINGS[setting], torch.device(device)
+    episodes, peers = shapes.episodes(where), learn2learn_is_installed()
+    print(describe(where), flush=True)
+    contestants: dict[str, Callable[[], object]] = {}
+    for algo in ALGORITHMS:
+        contestants[f"{algo} metakm"] = _ours(shapes.strategy(algo).to(where), episodes, shapes.steps)
+        contestants[f"{algo} higher"] = higher_iteration(algo, shapes.network(algo).to(where), episodes, shapes.steps)
+        if peers and algo != "km":
+            network = shapes.network(algo).to(where)
+            assert isinstance(network, torch.nn.Sequential)
+            contestants[f"{algo} learn2learn"] = learn2learn_iteration(algo, network, episodes, shapes.steps)
+    contestants["evaluation metakm"] = _our_evaluation(shapes.strategy("maml").to(where), episodes, shapes.steps)
+    if peers:
+        contestants["evaluation learn2learn"] = learn2learn_evaluation(
+            shapes.network("maml").to(where), episodes, shapes.steps
+        )
+    forward, flops = _floor(shapes, where)
+    contestants["floor"] = forward
+    times = alternate(contestants, rounds, where)
+    scale = _iteration_flops(shapes, flops) / flops
+    rows = []
+    for name, measured in times.items():
+        algo, _, who = name.partition(" ")
+        median = statistics.median(measured) * (scale if name == "floor" else 1)
+        base = "maml metakm" if name == "floor" else f"{algo} metakm"
+        ratio = median_ratio(measured, times[base]) * (scale if name == "floor" else 1)
+        rows.append((algo, who or "bare forward convolution", f"{median:.1f}", f"{ratio:.2f}"))
+        print(f"{algo:12}{who:14}{median:10.1f} ms   {ratio:6.2f} x metakm")
+    floor = statistics.median(a / (b * scale) for a, b in zip(times["maml metakm"], times["floor"], strict=True))
+    print(f"metakm MAML is at {floor:.2f} of the floor")
+    header = ("iteration", "contestant", "median_ms", "ratio_to_metakm")
+    print(write_csv(f"inner_loop_{setting}_{where.type}", header, [*rows, ("# " + describe(where), "", "", "")]))
+
+
+def _ours(strategy: metakm.Strategy, episodes: Episodes, steps: int) -> Callable[[], None]:
+    def run() -> None:
+        strategy.zero_grad()
+        loss = metakm.meta_loss(strategy, episodes, inner_lr=LR, inner_steps=steps).loss
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    return run
+
+
+def _our_evaluation(strategy: metakm.Strategy, episodes: Episodes, steps: int) -> Callable[[], None]:
+    def run() -> None:
+        metakm.evaluate_episodes(strategy, episodes, inner_lr=LR, inner_steps=steps)
+
+    return run
+
+
+def _floor(shapes: Setting, device: torch.device) -> tuple[Callable[[], None], float]:
+    """One forward pass of the bare convolutions over all support images, grouped by task, and its FLOPs."""
+    n, size, calls, flops = shapes.ways * shapes.shots, shapes.shape[1], [], 0.0
+    for i in range(4):
+        channels = shapes.shape[0] if i == 0 else shapes.filters
+        x = torch.rand(n, shapes.tasks * channels, size, size, device=device)
+        x = x.contiguous(memory_format=torch.channels_last)
+        weight = torch.rand(shapes.tasks * shapes.filters, channels, 3, 3, device=device)
+        stride = 1 if shapes.pool else 2
+        calls.append((x, weight, None, stride, 1, 1, shapes.tasks))
+        out = (size + stride - 1) // stride
+        flops += 2.0 * n * shapes.tasks * shapes.filters * channels * 9 * out * out
+        size = out // 2 if shapes.pool else out
+
+    def run() -> None:
+        with torch.no_grad():
+            for call in calls:
+                torch.conv2d(*call)
+
+    return run, flops
+
+
+def _iteration_flops(shapes: Setting, forward: float) -> float:
+    """Convolution FLOPs of a MAML iteration, from those of one forward pass over the support images.
+
+    An inner step is a forward pass, a backward pass (2) and its double backward (6); the query set costs a forward and
+    a backward pass. The first layer's input needs no gradient; that small saving is counted as done.
+    """
+    return forward * (9 * shapes.steps + 3 * shapes.queries / shapes.shots)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

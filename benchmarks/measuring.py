@@ -1,0 +1,72 @@
+"""What the benchmarks share: alternating timing, the machine's description, CSV output."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from metakm.provenance import git_commit
+
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
+
+
+def alternate(
+    contestants: Mapping[str, Callable[[], object]], rounds: int, device: torch.device | None = None
+) -> dict[str, list[float]]:
+    """Time each contestant once a round, in turn, after one uncounted round; milliseconds by name."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(rounds + 1):
+        for name, run in contestants.items():
+            gc.collect()
+            _wait(device)
+            began = time.perf_counter()
+            run()
+            _wait(device)
+            if turn:
+                times[name].append(1000 * (time.perf_counter() - began))
+    return times
+
+
+def median_ratio(slower: list[float], faster: list[float]) -> float:
+    """Median over rounds of slower / faster, so that a drift of the machine's speed cancels."""
+    return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
+
+
+def describe(device: torch.device | None = None) -> str:
+    """Versions, threads and device in one line."""
+    versions = [f"{name} {_version(name)}" for name in ("torch", "metakm", "higher", "learn2learn")]
+    where = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else "cpu"
+    return ", ".join(
+        [f"Python {sys.version.split()[0]}", *versions, f"{torch.get_num_threads()} threads", where, git_commit()[:12]]
+    )
+
+
+def write_csv(name: str, header: Iterable[str], rows: Iterable[Iterable[object]]) -> Path:
+    """Write results/benchmarks/<name>.csv."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(list(header))
+        writer.writerows(rows)
+    return path
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _wait(device: torch.device | None) -> None:
+    if device is not None and device.type == "cuda":
+        torch.cuda.synchronize(device)

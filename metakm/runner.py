@@ -1,0 +1,252 @@
+"""One run: from its data to its row."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from metakm import provenance
+from metakm.checkpoint import load_checkpoint, save_checkpoint
+from metakm.config import RunConfig
+from metakm.data import EpisodeSampler, load_dataset
+from metakm.errors import UserError
+from metakm.evaluation import EVALUATION_SEED, accuracies
+from metakm.interrupt import StopRequest
+from metakm.models.catalogue import make_backbone
+from metakm.outer_loop import DivergedError, OuterLoop
+from metakm.progress import Progress
+from metakm.results import CurvePoint, ResultRow, RunFolder, Status, interval_over_tasks
+from metakm.strategies import Strategy, load_plugin, make_strategy
+from metakm.strategies.registry import strategy_class
+
+SAVE_SECONDS = 60.0  # a killed run loses at most this much, and one iteration
+
+
+class Run:
+    """One run of a config, from its data to its row.
+
+    Raises:
+        UserError: on construction, for anything that would make the run fail later: unknown names, missing data,
+            episodes that cannot be drawn, a folder that is in use or cannot be written.
+    """
+
+    def __init__(self, config: RunConfig, stop: StopRequest) -> None:
+        self.config, self.stop = config, stop
+        for plugin in config.plugin:
+            load_plugin(plugin)
+        strategy_class(config.algo)
+        self.device = resolve_device(config.device)
+        self.samplers = {split: self._sampler(split) for split in ("train", "val", "test")}
+        self.loop = OuterLoop(build_strategy(config, self.image_shape), self.samplers["train"], config, self.device)
+        self.folder = RunFolder(config.out / config.setting / config.algo / f"seed{config.seed}")
+        self.curve: list[CurvePoint] = []
+        self.since: list[tuple[float, float]] = []  # loss and accuracy of the iterations since the last validation
+        self.best: dict[str, Any] = {"val_accuracy": -1.0}
+        self.train_seconds = self.step_seconds = 0.0
+        self.started_at = provenance.now()
+        self.finished = self._open_folder()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the dataset's images."""
+        return self.samplers["train"].dataset.image_shape
+
+    def execute(self) -> int:
+        """Train, validate, evaluate, write; return the exit code of `main`."""
+        if self.finished is not None:
+            self._report(self.finished["accuracy"], self.finished["ci95"], "already done")
+            return 0
+        self._announce()
+        self._write_row("running")
+        try:
+            self._train()
+        except DivergedError as error:
+            self._write_row("failed")
+            print(f"error: {error}", file=sys.stderr)  # noqa: T201
+            return 1
+        tested = None if self.stop.requested else self._test()
+        if tested is None:
+            self._write_row("interrupted")
+            say(f"Interrupted after {self.loop.iteration} iterations. To go on, add --resume to the same command.")
+            return 130
+        self.folder.write_tasks(tested)
+        self.folder.write_picture(self.curve, f"{self.config.algo}, {self.config.setting}")
+        self._write_row("done", tested)
+        self._report(tested.mean(), interval_over_tasks(tested), "done")
+        return 0
+
+    def _sampler(self, split: str) -> EpisodeSampler:
+        config = self.config
+        dataset = load_dataset(config.dataset, split=split, root=config.data_root)
+        seed = config.seed if split == "train" else EVALUATION_SEED
+        return EpisodeSampler(dataset, ways=config.ways, shots=config.shots, queries=config.queries, seed=seed)
+
+    def _open_folder(self) -> dict[str, Any] | None:
+        """Claim the run folder; take up its checkpoint, or return its row, when resuming."""
+        self.folder.prepare()
+        if self.config.resume and self.folder.checkpoint.exists():
+            self._load()
+            row = self.folder.read_row()
+            if row is not None and row["status"] == "done":
+                return row
+        elif self.config.overwrite:
+            self.folder.clear()
+        elif self.folder.used and not self.config.resume:
+            raise UserError(
+                f"Expected an unused run folder, got {self.folder.path}, which has an earlier run; add --resume to "
+                "continue it, --overwrite to replace it, or choose another --out"
+            )
+        self.folder.write_config(self.config.to_json())
+        return None
+
+    def _announce(self) -> None:
+        adapted, total = self.loop.strategy.parameter_counts()
+        say(
+            f"{self.config.run_id}\n"
+            f"  {self.config.algo} on {self.config.backbone}: adapts {adapted:,} of {total:,} parameters\n"
+            f"  {self.device}, {torch.get_num_threads()} threads, {self.loop.chunk} tasks at a time\n"
+            f"  {self.folder.path}" + (f"\n  resumes at iteration {self.loop.iteration}" if self.loop.iteration else "")
+        )
+
+    def _train(self) -> None:
+        config, saved = self.config, time.monotonic()
+        if not self.curve:
+            self._validate()
+        with Progress("meta-train", config.iterations, self.loop.iteration) as progress:
+            while self.loop.iteration < config.iterations and not self.stop.requested:
+                began = time.monotonic()
+                result = self.loop.step()
+                self.since.append((result.loss, result.accuracy))
+                elapsed = time.monotonic() - began
+                self.step_seconds += elapsed
+                self.train_seconds += elapsed
+                progress.advance(1, result.loss, result.accuracy)
+                if self.loop.iteration % config.val_every == 0 or self.loop.iteration == config.iterations:
+                    self._validate(progress)
+                elif time.monotonic() - saved > SAVE_SECONDS:
+                    self._save()
+                    saved = time.monotonic()
+        self._save()
+
+    def _validate(self, progress: Progress | None = None) -> None:
+        began = time.monotonic()
+        accuracy = float(self._accuracies("val", self.config.val_tasks).mean())
+        self.train_seconds += time.monotonic() - began
+        loss, trained = np.mean(self.since, axis=0).tolist() if self.since else (None, None)
+        self.since = []
+        point = CurvePoint(self.loop.iteration, loss, trained, accuracy, round(self.train_seconds, 3))
+        self.curve.append(point)
+        if accuracy > self.best["val_accuracy"]:
+            self.best = {"val_accuracy": accuracy, "model": self.loop.model_state()}
+        self._save()
+        if progress is not None:
+            progress.note(f"iteration {point.iteration}: meta-validation accuracy {accuracy:.4f}")
+
+    def _test(self) -> np.ndarray | None:
+        """Meta-test accuracies `[eval_tasks]` of the best checkpoint; None when asked to stop."""
+        self.loop.load_model_state(self.best["model"])
+        with Progress("meta-test", self.config.eval_tasks, unit="task") as progress:
+
+            def advance(tasks: int) -> None:
+                progress.advance(tasks)
+                if self.stop.requested:
+                    raise StopIteration
+
+            try:
+                return self._accuracies("test", self.config.eval_tasks, advance)
+            except StopIteration:
+                return None
+
+    def _accuracies(self, split: str, tasks: int, progress: Any = lambda _: None) -> np.ndarray:
+        return accuracies(
+            self.loop.strategy,
+            self.samplers[split],
+            tasks=tasks,
+            inner_lr=self.loop.inner_lr,
+            inner_steps=self.config.test_inner_steps,
+            chunk=self.loop.chunk,
+            device=self.device,
+            progress=progress,
+        )
+
+    def _save(self) -> None:
+        progress = {name: getattr(self, name) for name in ("since", "best", "train_seconds", "step_seconds")}
+        state = {**progress, "loop": self.loop.state(), "curve": [list(p) for p in self.curve]}
+        save_checkpoint(self.folder.checkpoint, self.config, {**state, "started_at": self.started_at})
+        self.folder.write_curve(self.curve)
+
+    def _load(self) -> None:
+        state = load_checkpoint(self.folder.checkpoint, self.config)
+        self.loop.load_state(state["loop"])
+        self.curve = [CurvePoint(*point) for point in state["curve"]]
+        for name in ("since", "best", "train_seconds", "step_seconds", "started_at"):
+            setattr(self, name, state[name])
+
+    def _write_row(self, status: Status, tested: np.ndarray | None = None) -> None:
+        config, test = self.config, self.samplers["test"]
+        adapted, total = self.loop.strategy.parameter_counts()
+        own = {f.name: getattr(config, f.name) for f in dataclasses.fields(ResultRow) if hasattr(config, f.name)}
+        row = ResultRow(
+            **{**own, "device": provenance.device_name(self.device)},
+            status=status,
+            adapted_parameters=adapted,
+            total_parameters=total,
+            val_accuracy=self.best["val_accuracy"] if self.curve else None,
+            accuracy=None if tested is None else float(tested.mean()),
+            ci95=None if tested is None else interval_over_tasks(tested),
+            n_tasks=0 if tested is None else len(tested),
+            train_seconds=round(self.train_seconds, 3),
+            ms_per_iteration=round(1000 * self.step_seconds / self.loop.iteration, 3) if self.loop.iteration else None,
+            peak_memory_mb=provenance.peak_memory_mb(self.device),
+            threads=torch.get_num_threads(),
+            torch_version=torch.__version__,
+            metakm_version=provenance.metakm_version(),
+            git_commit=provenance.git_commit(),
+            split_hash=test.dataset.split_hash,
+            episodes_hash=test.hash(index=0, tasks=config.eval_tasks),
+            started_at=self.started_at,
+        )
+        self.folder.write_row(row)
+
+    def _report(self, accuracy: float, ci95: float, word: str) -> None:
+        c = self.config
+        print(  # noqa: T201
+            f"{c.algo} {c.dataset} {c.ways}-way {c.shots}-shot ({c.preset}, seed {c.seed}, batch norm {c.bn_mode}): "
+            f"meta-test accuracy {100 * accuracy:.2f} +- {100 * ci95:.2f} % (95 % interval over {c.eval_tasks} tasks), "
+            f"{word}: {self.folder.result}"
+        )
+
+
+def build_strategy(config: RunConfig, image_shape: tuple[int, int, int]) -> Strategy:
+    """The untrained strategy of a config: a function of its seed, whatever the global generator's state."""
+    options = {"implicit": True} if config.implicit else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        backbone = make_backbone(config.backbone, image_shape, config.bn_mode)
+        return make_strategy(config.algo, backbone, config.ways, **options)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; `auto` is the first GPU, or the CPU.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"Expected --device to be auto, cpu, or a GPU of this machine, got {name!r}") from error
+    return device
+
+
+def say(line: str) -> None:
+    """Print to standard error."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
