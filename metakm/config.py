@@ -15,9 +15,10 @@ from metakm.models.layers import BatchNormMode
 
 PresetName = Literal["quick", "paper"]
 Schedule = Literal["constant", "cosine"]
+Precision = Literal["fp32", "bf16"]
 
 # Fields that say where and how a run is executed, not what it computes; a resumed run may change them.
-EXECUTION_FIELDS = frozenset({"data_root", "out", "resume", "overwrite", "device", "plugin"})
+EXECUTION_FIELDS = frozenset({"data_root", "out", "resume", "overwrite", "device", "plugin", "dry_run"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,8 @@ class RunConfig:
     """Learn one inner learning rate for each adapted tensor, from --inner-lr on. Off as published."""
     bn_mode: BatchNormMode = "transductive"
     """Where batch statistics come from. transductive, as published: the batch at hand; support: the support images alone; running: averages over meta-training when evaluating; frozen: never."""
+    precision: Precision = "fp32"
+    """Of the convolutions: fp32, or bf16, faster where the processor has it; parameters, norm statistics and classifier stay fp32."""
     seed: int = 0
     """Seed of the initial weights and of the meta-training episodes. Meta-validation and meta-test episodes are the same for every seed."""
     device: str = "auto"
@@ -78,6 +81,8 @@ class RunConfig:
     """Continue from the run folder's checkpoint, to the numbers of an uninterrupted run."""
     overwrite: bool = False
     """Replace an earlier run in the run folder. Without it an earlier run is never touched."""
+    dry_run: bool = False
+    """Print the config, parameter counts and the estimated time and memory, write nothing, and stop."""
     eval_tasks: int = 600
     """Meta-test tasks. 600 as published (Finn et al. 2017)."""
     val_tasks: int
@@ -97,7 +102,12 @@ class RunConfig:
             _require(math.isfinite(value) and value > 0, field, "a positive number", value)
         _require(math.isfinite(self.grad_clip) and self.grad_clip >= 0, "grad_clip", "0 or more", self.grad_clip)
         _require(self.seed < 2**63, "seed", "below 2**63", self.seed)
-        for field, choices in (("preset", PresetName), ("schedule", Schedule), ("bn_mode", BatchNormMode)):
+        for field, choices in (
+            ("preset", PresetName),
+            ("schedule", Schedule),
+            ("bn_mode", BatchNormMode),
+            ("precision", Precision),
+        ):
             if getattr(self, field) not in get_args(choices):
                 raise unknown_name(_flag(field), getattr(self, field), get_args(choices))
         if self.resume and self.overwrite:
@@ -112,6 +122,7 @@ class RunConfig:
     def run_id(self) -> str:
         """Readable name of what this run computes, with a digest of every field that matters for it."""
         variants = [name for name in ("implicit", "first_order", "learn_inner_lr") if getattr(self, name)]
+        variants += [self.precision] if self.precision != "fp32" else []
         parts = [self.setting, self.algo, *(v.replace("_", "-") for v in variants), self.preset, f"seed{self.seed}"]
         return "-".join([*parts, hashlib.sha256(json.dumps(self.identity()).encode()).hexdigest()[:8]])
 

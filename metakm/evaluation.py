@@ -25,19 +25,21 @@ def accuracies(
     inner_steps: int,
     chunk: int,
     device: torch.device,
+    dtype: torch.dtype = torch.float32,
     progress: Callable[[int], None] = lambda _: None,
 ) -> np.ndarray:
     """Query accuracy of episodes 0..tasks-1, float64 `[tasks]`, in evaluation mode; the mode is restored.
 
     Args:
         chunk: tasks at a time.
+        dtype: precision of the images, and so of the convolutions.
         progress: called with the number of tasks just done.
     """
     training = strategy.training
     strategy.eval()
     done = []
     for start in range(0, tasks, chunk):
-        episodes = sampler.batch(index=start, tasks=min(chunk, tasks - start)).to(device)
+        episodes = sampler.batch(index=start, tasks=min(chunk, tasks - start)).to(device, dtype)
         done.append(evaluate_episodes(strategy, episodes, inner_lr=inner_lr, inner_steps=inner_steps).accuracy.cpu())
         progress(len(done[-1]))
     strategy.train(training)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from metakm.config import RunConfig
-from metakm.data import EpisodeSampler
+from metakm.data import Episodes, EpisodeSampler
 from metakm.errors import UserError
 from metakm.inner_loop import InnerLR, meta_loss
 from metakm.strategies import Strategy
@@ -49,7 +50,9 @@ class OuterLoop:
         self.rates = InnerRates(strategy, config.inner_lr).to(device) if config.learn_inner_lr else None
         learned = [*strategy.parameters(), *(self.rates.parameters() if self.rates else ())]
         self.optimiser = torch.optim.Adam(learned, lr=config.meta_lr)
-        self.chunk = config.task_chunk or automatic_chunk(strategy, sampler.dataset.image_shape, config, device)
+        self.task_bytes = task_bytes(strategy, sampler.dataset.image_shape, config, device)
+        self.chunk = config.task_chunk or automatic_chunk(self.task_bytes, config.meta_batch, device)
+        self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.get_default_dtype()
         self.iteration = 0
 
     @property
@@ -63,30 +66,44 @@ class OuterLoop:
         Raises:
             DivergedError: the loss or a gradient is not finite; the parameters are unchanged.
         """
-        config, first = self.config, self.iteration * self.config.meta_batch
-        episodes = self.sampler.batch(index=first, tasks=config.meta_batch)
+        first = self.iteration * self.config.meta_batch
+        episodes = self.sampler.batch(index=first, tasks=self.config.meta_batch)
+        result = self._meta_gradient(episodes)
+        self._check_finite(result.loss, first)
+        self._apply()
+        if "running" in self.strategy.bn_modes:
+            self.strategy.track_statistics(episodes.query_images.to(self.device, self.dtype))
+        self.iteration += 1
+        return result
+
+    def trial_seconds(self) -> float:
+        """Wall time of one iteration's meta-gradient, after one to warm up; changes nothing."""
+        episodes = self.sampler.batch(index=0, tasks=self.config.meta_batch)
+        for _ in range(2):
+            began = time.monotonic()
+            self._meta_gradient(episodes)
+        self.optimiser.zero_grad()
+        return time.monotonic() - began
+
+    def _meta_gradient(self, episodes: Episodes) -> StepResult:
+        """Leave the meta-gradient in the parameters' `grad`, chunk by chunk."""
+        config = self.config
         self.strategy.train()
         self.optimiser.zero_grad()
-        loss, accuracy = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        loss = accuracy = 0.0
         for chunk in episodes.chunks(self.chunk):
-            on_device = chunk.to(self.device)
             result = meta_loss(
                 self.strategy,
-                on_device,
+                chunk.to(self.device, self.dtype),
                 inner_lr=self.inner_lr,
                 inner_steps=config.inner_steps,
                 first_order=config.first_order,
             )
             share = len(chunk) / config.meta_batch
             (result.loss * share).backward()  # type: ignore[no-untyped-call]
-            loss += result.loss.detach() * share
-            accuracy += result.accuracy.sum() / config.meta_batch
-        self._check_finite(loss, first)
-        self._apply()
-        if "running" in self.strategy.bn_modes:
-            self.strategy.track_statistics(episodes.query_images.to(self.device))
-        self.iteration += 1
-        return StepResult(float(loss), float(accuracy))
+            loss += float(result.loss.detach()) * share
+            accuracy += float(result.accuracy.sum()) / config.meta_batch
+        return StepResult(loss, accuracy)
 
     def _apply(self) -> None:
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
@@ -101,12 +118,12 @@ class OuterLoop:
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * self.iteration / max(1, self.config.iterations)))
 
-    def _check_finite(self, loss: Tensor, first: int) -> None:
+    def _check_finite(self, loss: float, first: int) -> None:
         grads = [p.grad for p in self.strategy.parameters() if p.grad is not None]
-        norm = torch.stack([g.abs().max() for g in grads]).max() if grads else loss
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
+        largest = max((float(g.abs().max()) for g in grads), default=0.0)
+        if not (math.isfinite(loss) and all(bool(torch.isfinite(g).all()) for g in grads)):
             raise DivergedError(
-                f"The meta-loss ({float(loss):g}) or its gradient ({float(norm):g}) is not finite at iteration "
+                f"The meta-loss ({loss:g}) or its gradient (up to {largest:g}) is not finite at iteration "
                 f"{self.iteration}, episodes {first} to {first + self.config.meta_batch - 1}; try a smaller "
                 "--inner-lr or --meta-lr"
             )
@@ -145,18 +162,24 @@ class OuterLoop:
 SUPPORT_FACTOR, QUERY_FACTOR = 5.0, 3.0
 
 
-def automatic_chunk(
-    strategy: Strategy, image_shape: tuple[int, int, int], config: RunConfig, device: torch.device
-) -> int:
+def task_bytes(strategy: Strategy, image_shape: tuple[int, int, int], config: RunConfig, device: torch.device) -> float:
+    """Estimated peak memory of one task's meta-gradient.
+
+    Raises:
+        UserError: the backbone does not fit the images.
+    """
+    support = config.ways * config.shots * config.inner_steps * SUPPORT_FACTOR
+    query = config.ways * config.queries * QUERY_FACTOR
+    return _activation_bytes(strategy, image_shape, device) * (support + query)
+
+
+def automatic_chunk(bytes_per_task: float, meta_batch: int, device: torch.device) -> int:
     """How many tasks' graphs fit in half of the device's memory; at least 1, at most the meta-batch."""
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
     else:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    activations = _activation_bytes(strategy, image_shape, device)
-    support = config.ways * config.shots * config.inner_steps * SUPPORT_FACTOR
-    query = config.ways * config.queries * QUERY_FACTOR
-    return max(1, min(config.meta_batch, int(memory / 2 / (activations * (support + query)))))
+    return max(1, min(meta_batch, int(memory / 2 / bytes_per_task)))
 
 
 def _activation_bytes(strategy: Strategy, image_shape: tuple[int, int, int], device: torch.device) -> int:

@@ -71,7 +71,7 @@ def _quick(dataset: str, ways: int, shots: int) -> dict[str, Any]:
     return {
         **_paper(dataset, ways, shots),
         **quick,
-        "iterations": 600 if shots == 1 else 400,
+        "iterations": 500 if shots == 1 else 350,
         "meta_batch": 8 if shots == 1 else 4,
         "queries": 5,
         "inner_lr": 0.5,

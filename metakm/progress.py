@@ -42,7 +42,7 @@ class Progress:
         elif time.monotonic() - self.spoke >= LINE_SECONDS or self.done == self.total:
             self.spoke = time.monotonic()
             rate = (self.done - self.start) / max(1e-9, self.spoke - self.began)
-            left = tqdm.format_interval((self.total - self.done) / rate)
+            left = duration((self.total - self.done) / rate)
             parts = [*self._figures(), f"{rate:.2f} {self.unit}/s", f"{left} left"]
             self.note(f"{self.description} {self.done}/{self.total}: {', '.join(parts)}")
 
@@ -56,6 +56,11 @@ class Progress:
     def _figures(self) -> list[str]:
         figures = (("loss", self.loss), ("accuracy", self.accuracy))
         return [f"{name} {value:.3f}" for name, value in figures if value is not None]
+
+
+def duration(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any."""
+    return str(tqdm.format_interval(seconds))
 
 
 def _smooth(mean: float | None, value: float | None) -> float | None:

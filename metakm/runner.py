@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import time
 from typing import Any
@@ -19,7 +20,7 @@ from metakm.evaluation import EVALUATION_SEED, accuracies
 from metakm.interrupt import StopRequest
 from metakm.models.catalogue import make_backbone
 from metakm.outer_loop import DivergedError, OuterLoop
-from metakm.progress import Progress
+from metakm.progress import Progress, duration
 from metakm.results import CurvePoint, ResultRow, RunFolder, Status, interval_over_tasks
 from metakm.strategies import Strategy, load_plugin, make_strategy
 from metakm.strategies.registry import strategy_class
@@ -49,7 +50,7 @@ class Run:
         self.best: dict[str, Any] = {"val_accuracy": -1.0}
         self.train_seconds = self.step_seconds = 0.0
         self.started_at = provenance.now()
-        self.finished = self._open_folder()
+        self.finished = None if config.dry_run else self._open_folder()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -62,6 +63,9 @@ class Run:
             self._report(self.finished["accuracy"], self.finished["ci95"], "already done")
             return 0
         self._announce()
+        if self.config.dry_run:
+            print(json.dumps(self.config.to_json(), indent=2))  # noqa: T201
+            return 0
         self._write_row("running")
         try:
             self._train()
@@ -110,8 +114,16 @@ class Run:
             f"{self.config.run_id}\n"
             f"  {self.config.algo} on {self.config.backbone}: adapts {adapted:,} of {total:,} parameters\n"
             f"  {self.device}, {torch.get_num_threads()} threads, {self.loop.chunk} tasks at a time\n"
+            f"  {self._estimate()}\n"
             f"  {self.folder.path}" + (f"\n  resumes at iteration {self.loop.iteration}" if self.loop.iteration else "")
         )
+
+    def _estimate(self) -> str:
+        """Time and memory of the meta-training that is left; validation and meta-test come on top."""
+        seconds = self.loop.trial_seconds()
+        left = seconds * (self.config.iterations - self.loop.iteration)
+        gigabytes = self.loop.chunk * self.loop.task_bytes / 1e9
+        return f"about {1000 * seconds:.0f} ms an iteration, {duration(left)} of meta-training, {gigabytes:.1f} GB"
 
     def _train(self) -> None:
         config, saved = self.config, time.monotonic()
@@ -171,6 +183,7 @@ class Run:
             inner_steps=self.config.test_inner_steps,
             chunk=self.loop.chunk,
             device=self.device,
+            dtype=self.loop.dtype,
             progress=progress,
         )
 

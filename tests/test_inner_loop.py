@@ -203,3 +203,20 @@ def test_fast_weights_are_released_after_the_loss():
 
 def count_tensors(gc):
     return sum(type(o) in (torch.Tensor, torch.nn.Parameter) for o in gc.get_objects())
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("case", CASES)
+def test_bfloat16_images_give_nearly_the_same_meta_gradient_on_float32_parameters(case):
+    algo, options = CASES[case]
+    strategy, episodes = small_strategy(algo, filters=16, size=28, **options), random_episodes(size=28)
+    exact = gradients(strategy, meta_loss(strategy, episodes, inner_lr=0.1, inner_steps=2).loss)
+    episodes.support_images = episodes.support_images.bfloat16()
+    episodes.query_images = episodes.query_images.bfloat16()
+    rounded = meta_loss(strategy, episodes, inner_lr=0.1, inner_steps=2)
+    approximate = gradients(strategy, rounded.loss)
+    assert rounded.logits.dtype == torch.float32
+    assert all(g.dtype == torch.float32 for g in approximate.values())
+    a, b = (torch.cat([g.flatten() for g in grads.values()]) for grads in (exact, approximate))
+    assert torch.cosine_similarity(a, b, dim=0) > 0.95
+    assert (a - b).norm() > 1e-4 * a.norm(), "the convolutions did not run in bfloat16"

@@ -9,7 +9,7 @@ from small import random_episodes, small_strategy
 import metakm
 from metakm.data import Episodes
 from metakm.evaluation import accuracies
-from metakm.outer_loop import DivergedError, OuterLoop, automatic_chunk
+from metakm.outer_loop import DivergedError, OuterLoop, automatic_chunk, task_bytes
 from metakm.presets import preset_config
 
 CPU = torch.device("cpu")
@@ -141,14 +141,16 @@ def test_running_statistics_move_with_training_and_not_with_evaluation():
     running.step()
     after = norm.running_mean.clone()
     assert after.norm() > 0
-    accuracies(running.strategy, Sampler(), tasks=2, inner_lr=0.4, inner_steps=1, chunk=2, device=CPU)
+    accuracies(
+        running.strategy, Sampler(), tasks=2, inner_lr=0.4, inner_steps=1, chunk=2, device=CPU, dtype=torch.float64
+    )
     assert torch.equal(norm.running_mean, after)
 
 
 def test_accuracies_do_not_depend_on_the_chunk_and_restore_the_mode():
     strategy, seen = small_strategy("km"), []
     strategy.train()
-    run = {"tasks": 5, "inner_lr": 0.4, "inner_steps": 2, "device": CPU}
+    run = {"tasks": 5, "inner_lr": 0.4, "inner_steps": 2, "device": CPU, "dtype": torch.float64}
     whole = accuracies(strategy, Sampler(), chunk=5, **run)
     parts = accuracies(strategy, Sampler(), chunk=2, progress=seen.append, **run)
     assert whole.shape == (5,)
@@ -158,17 +160,30 @@ def test_accuracies_do_not_depend_on_the_chunk_and_restore_the_mode():
 
 
 def test_automatic_chunk_is_bounded_by_memory_and_by_the_meta_batch(monkeypatch):
-    strategy = small_strategy("km")
     chunks = []
-    for memory in (1, 3 * 10**6, 10**7, 10**12):
+    for memory in (1, 300, 10**6):
         monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": memory}.get)
-        chunks.append(automatic_chunk(strategy, (1, 14, 14), config(), CPU))
-    assert chunks[0] == 1
-    assert chunks[-1] == 4
-    assert chunks == sorted(chunks)
-    assert 1 < chunks[1] < 4 or 1 < chunks[2] < 4
+        chunks.append(automatic_chunk(50.0, 4, CPU))
+    assert chunks == [1, 3, 4]
+
+
+def test_memory_of_a_task_grows_with_its_images_and_steps():
+    strategy = small_strategy("km")
+
+    def estimate(**changes):
+        return task_bytes(strategy, (1, 14, 14), config(**changes), CPU)
+
+    assert estimate(inner_steps=4) > estimate(inner_steps=2)
+    assert estimate(shots=4) > estimate()
+    assert estimate(queries=6) > estimate()
+
+
+def test_a_trial_changes_nothing():
+    tried, untouched = loop("km", bn_mode="running"), loop("km", bn_mode="running")
+    assert tried.trial_seconds() > 0
+    assert tried.step() == untouched.step()
 
 
 def test_a_backbone_that_does_not_fit_the_images_is_named():
     with pytest.raises(metakm.UserError, match="fits images of"):
-        automatic_chunk(small_strategy("km"), (3, 14, 14), config(), CPU)
+        task_bytes(small_strategy("km"), (3, 14, 14), config(), CPU)

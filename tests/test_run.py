@@ -161,6 +161,15 @@ def test_ctrl_c_during_meta_test_keeps_the_training(tmp_path, monkeypatch):
     assert run(tmp_path, "--resume") == 0
 
 
+def test_a_dry_run_says_what_it_would_do_and_writes_nothing(tmp_path, capsys):
+    assert run(tmp_path / "out", "--dry-run") == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out)["iterations"] == 6
+    assert "ms an iteration" in output.err
+    assert "GB" in output.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_resuming_a_finished_run_reports_it_again_and_changes_nothing(tmp_path, capsys):
     run(tmp_path)
     before = {p.name: p.read_bytes() for p in folder(tmp_path).iterdir()}

@@ -55,12 +55,12 @@ class Episodes:
             self.index[tasks],
         )
 
-    def to(self, device: torch.device | str) -> Episodes:
-        """Move all tensors to a device."""
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Episodes:
+        """Move all tensors to a device, and the images to a precision."""
         return Episodes(
-            self.support_images.to(device),
+            self.support_images.to(device, dtype),
             self.support_labels.to(device),
-            self.query_images.to(device),
+            self.query_images.to(device, dtype),
             self.query_labels.to(device),
             self.index,
         )

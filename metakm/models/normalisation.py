@@ -66,24 +66,25 @@ class _Backward(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         v, a, b = grads
         g, x, weight, mean, inverse, y, grad_x, sum_gx, sum_g = ctx.saved_tensors
-        for_g = for_x = torch.zeros_like(x)
         for_weight = None
-        if v is not None:
+        if v is None:
+            for_g = for_x = torch.zeros_like(x)
+        else:
             count = x.numel() // x.shape[1]
             for_g, sum_vx, sum_v = _project(v, x, weight, mean, inverse)  # gamma r P(v)
-            s = _channel_dot(g, v) - (sum_v * sum_g + sum_vx * sum_gx) / count
+            s = _channel_dot(g, v, mean) - (sum_v * sum_g + sum_vx * sum_gx) / count
             for_weight = inverse * s
             # The x^ term first: an affine map of x by channel, which batch norm's inference kernel does in one pass.
             slope = -weight * inverse.pow(3) * s / count
             for_x = torch.native_batch_norm(x, slope, None, mean, torch.ones_like(mean), False, 0.0, 0.0)[0]
-            for_x.addcmul_(for_g, _column(-inverse * sum_gx / count))
-            for_x.addcmul_(grad_x, _column(-inverse * sum_vx / count))
+            for_x.addcmul_(for_g, _column(-inverse * sum_gx / count, x))
+            for_x.addcmul_(grad_x, _column(-inverse * sum_vx / count, x))
         if a is not None:
-            for_g = torch.addcmul(for_g, (x - _column(mean)) * _column(inverse), _column(a))
+            for_g = torch.addcmul(for_g, (x - _column(mean, x)) * _column(inverse, x), _column(a, x))
             projected, _, _ = _project(g, x, torch.ones_like(weight), mean, inverse)  # r P(g)
-            for_x = torch.addcmul(for_x, projected, _column(a))
+            for_x = torch.addcmul(for_x, projected, _column(a, x))
         if b is not None:
-            for_g = for_g + _column(b)
+            for_g = for_g + _column(b, x)
         return torch.ops.aten.threshold_backward(for_g, y, 0), for_x, for_weight, None, None, None
 
 
@@ -95,15 +96,16 @@ def _project(u: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor
     return projected, sum_ux, sum_u
 
 
-def _channel_dot(u: Tensor, v: Tensor) -> Tensor:
+def _channel_dot(u: Tensor, v: Tensor, like: Tensor) -> Tensor:
     """sum(u v) by channel, `[C]`, without a temporary: it is batch norm's gamma gradient at mean 0 and r = 1."""
-    zeros, ones = u.new_zeros(u.shape[1]), u.new_ones(u.shape[1])
+    zeros = torch.zeros_like(like)
+    ones = torch.ones_like(like)
     _, dot, _ = torch.ops.aten.native_batch_norm_backward(
-        u, v, None, None, None, zeros, ones, True, 0.0, (False, True, False)
+        u, v, ones, None, None, zeros, ones, True, 0.0, (False, True, False)
     )
     result: Tensor = dot
     return result
 
 
-def _column(values: Tensor) -> Tensor:
-    return values[:, None, None]  # [C, 1, 1]
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    return values.to(like.dtype)[:, None, None]  # [C, 1, 1]
