@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from metakm.allocator import keep_freed_memory
 from metakm.data import Episodes, EpisodeSampler, FewShotDataset, available_datasets, load_dataset
 from metakm.errors import UserError
 from metakm.inner_loop import MetaLoss, evaluate_episodes, meta_loss
@@ -22,6 +23,7 @@ __all__ = [
     "available_datasets",
     "available_strategies",
     "evaluate_episodes",
+    "keep_freed_memory",
     "load_dataset",
     "load_plugin",
     "make_strategy",

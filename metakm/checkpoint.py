@@ -31,7 +31,16 @@ def load_checkpoint(path: Path, config: RunConfig) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         identity, form = json.loads(state["config"]), state["format"]
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, OSError) as error:
+    except (
+        RuntimeError,
+        pickle.UnpicklingError,
+        EOFError,
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+        OSError,
+    ) as error:
         raise UserError(
             f"Expected a metakm checkpoint, got a damaged or foreign file {path}; remove it, or start again with "
             "--overwrite"

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import tyro
 
 from metakm.config import RunConfig
-from metakm.errors import UserError
 from metakm.presets import default_ways, preset_config
 
 
@@ -25,7 +24,7 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
         prog="python -m metakm.run",
         args=arguments,
         default=_defaults(arguments),
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
 
 
@@ -40,7 +39,5 @@ def _defaults(arguments: Sequence[str]) -> RunConfig:
     try:
         ways, shots = int(known.ways or default_ways(dataset)), int(known.shots or 1)
         return preset_config(preset, known.algo or "km", dataset, ways, shots)
-    except UserError:
-        raise
     except ValueError:
         return preset_config(preset, known.algo or "km", dataset)

@@ -18,7 +18,7 @@ Schedule = Literal["constant", "cosine"]
 Precision = Literal["fp32", "bf16"]
 
 # Fields that say where and how a run is executed, not what it computes; a resumed run may change them.
-EXECUTION_FIELDS = frozenset({"data_root", "out", "resume", "overwrite", "device", "plugin", "dry_run"})
+EXECUTION_FIELDS = frozenset({"data_root", "out", "resume", "overwrite", "device", "plugin", "dry_run", "task_chunk"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +30,13 @@ class RunConfig:
     """
 
     algo: str = "km"
-    """Strategy: maml, anil, km, or one from a plugin."""
+    """Strategy: maml, anil, km, or one from a plugin. km is the paper's own."""
     dataset: str = "glyphs"
-    """Dataset: glyphs (drawn by metakm, needs no file), omniglot, mini-imagenet, tiny-imagenet."""
+    """Dataset: glyphs (drawn by metakm, needs no file), omniglot, mini-imagenet, tiny-imagenet. glyphs by default, so that every machine can run it."""
     ways: int = 20
     """Classes in an episode. Default from --dataset: 20 for characters, 5 for photographs (Finn et al. 2017)."""
     shots: int = 1
-    """Support images of each class."""
+    """Support images of each class. The published settings have 1 and 5."""
     queries: int
     """Query images of each class. Default from --preset; paper: the shots for 20-way characters (MAML's code), 15 for photographs."""
     preset: PresetName = "quick"
@@ -90,7 +90,7 @@ class RunConfig:
     val_every: int
     """Iterations between validations; the last iteration always validates. Default from --preset."""
     task_chunk: int = 0
-    """Tasks whose graphs are in memory at once; the result does not depend on it. 0: as many as fit."""
+    """Tasks whose graphs are in memory at once; the result does not depend on it. 0: as many as fit into half of the memory, by an estimate."""
     plugin: tuple[Path, ...] = ()
     """Python files that register strategies; they run with your rights."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any
@@ -31,3 +32,4 @@ class StopRequest:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        print("Stopping at the next safe point; once more to stop at once.", file=sys.stderr, flush=True)  # noqa: T201

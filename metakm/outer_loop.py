@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from metakm.config import RunConfig
 from metakm.data import Episodes, EpisodeSampler
-from metakm.errors import UserError
 from metakm.inner_loop import InnerLR, meta_loss
+from metakm.memory import automatic_chunk, task_bytes
 from metakm.strategies import Strategy
 
 
@@ -48,8 +47,8 @@ class OuterLoop:
     def __init__(self, strategy: Strategy, sampler: EpisodeSampler, config: RunConfig, device: torch.device) -> None:
         self.strategy, self.sampler, self.config, self.device = strategy.to(device), sampler, config, device
         self.rates = InnerRates(strategy, config.inner_lr).to(device) if config.learn_inner_lr else None
-        learned = [*strategy.parameters(), *(self.rates.parameters() if self.rates else ())]
-        self.optimiser = torch.optim.Adam(learned, lr=config.meta_lr)
+        self._learned = [*strategy.parameters(), *(self.rates.parameters() if self.rates else ())]
+        self.optimiser = torch.optim.Adam(self._learned, lr=config.meta_lr)
         self.task_bytes = task_bytes(strategy, sampler.dataset.image_shape, config, device)
         self.chunk = config.task_chunk or automatic_chunk(self.task_bytes, config.meta_batch, device)
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.get_default_dtype()
@@ -106,9 +105,8 @@ class OuterLoop:
         return StepResult(loss, accuracy)
 
     def _apply(self) -> None:
-        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         if self.config.grad_clip:
-            nn.utils.clip_grad_value_(parameters, self.config.grad_clip)
+            nn.utils.clip_grad_value_(self._learned, self.config.grad_clip)
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.meta_lr * self._decay()
         self.optimiser.step()
@@ -119,7 +117,7 @@ class OuterLoop:
         return 0.5 * (1 + math.cos(math.pi * self.iteration / max(1, self.config.iterations)))
 
     def _check_finite(self, loss: float, first: int) -> None:
-        grads = [p.grad for p in self.strategy.parameters() if p.grad is not None]
+        grads = [p.grad for p in self._learned if p.grad is not None]
         largest = max((float(g.abs().max()) for g in grads), default=0.0)
         if not (math.isfinite(loss) and all(bool(torch.isfinite(g).all()) for g in grads)):
             raise DivergedError(
@@ -155,51 +153,3 @@ class OuterLoop:
         self.load_model_state(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.iteration = state["iteration"]
-
-
-# Peak memory of a second-order meta-gradient in units of the backbone's activations: for one support image and inner
-# step, and for one query image. Resident memory of the shapes of both protocols gave 3.2 to 4.9 and 2.2.
-SUPPORT_FACTOR, QUERY_FACTOR = 5.0, 3.0
-
-
-def task_bytes(strategy: Strategy, image_shape: tuple[int, int, int], config: RunConfig, device: torch.device) -> float:
-    """Estimated peak memory of one task's meta-gradient.
-
-    Raises:
-        UserError: the backbone does not fit the images.
-    """
-    support = config.ways * config.shots * config.inner_steps * SUPPORT_FACTOR
-    query = config.ways * config.queries * QUERY_FACTOR
-    return _activation_bytes(strategy, image_shape, device) * (support + query)
-
-
-def automatic_chunk(bytes_per_task: float, meta_batch: int, device: torch.device) -> int:
-    """How many tasks' graphs fit in half of the device's memory; at least 1, at most the meta-batch."""
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(meta_batch, int(memory / 2 / bytes_per_task)))
-
-
-def _activation_bytes(strategy: Strategy, image_shape: tuple[int, int, int], device: torch.device) -> int:
-    """Bytes of all leaf modules' outputs for one image."""
-    total = 0
-
-    def count(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        nonlocal total
-        if isinstance(output, Tensor):
-            total += output.numel() * output.element_size()
-
-    leaves = [m for m in strategy.modules() if not list(m.children())]
-    hooks = [m.register_forward_hook(count) for m in leaves]
-    pair = torch.zeros(1, 2, *image_shape, device=device)
-    try:
-        with torch.no_grad():
-            strategy(pair)
-    except RuntimeError as error:
-        raise UserError(f"Expected a backbone that fits images of {image_shape}, got: {error}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return max(1, total // 2)

@@ -6,7 +6,6 @@ import resource
 import subprocess
 import sys
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -46,8 +45,3 @@ def peak_memory_mb(device: torch.device) -> float:
 def device_name(device: torch.device) -> str:
     """`cpu`, or `cuda` with the card's name."""
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
-
-
-def metakm_version() -> str:
-    """Version of the installed package."""
-    return version("metakm")

@@ -13,7 +13,7 @@ from metakm.runner import Run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 diverged, 2 the user's mistake, 130 interrupted."""
+    """Exit code: 0 done, 1 diverged or a file that cannot be written, 2 the user's mistake, 130 interrupted."""
     keep_freed_memory()
     try:
         config = parse(arguments)
@@ -22,8 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
+    except OSError as error:
+        print(f"error: {error}; mend that, then add --resume to the same command", file=sys.stderr)  # noqa: T201
+        return 1
     except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)  # noqa: T201
+        print("Stopped. If the run folder has a checkpoint, --resume goes on from it.", file=sys.stderr)  # noqa: T201
         return 130
 
 

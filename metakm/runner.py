@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 import time
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,14 @@ import torch
 from metakm import provenance
 from metakm.checkpoint import load_checkpoint, save_checkpoint
 from metakm.config import RunConfig
-from metakm.data import EpisodeSampler, load_dataset
 from metakm.errors import UserError
-from metakm.evaluation import EVALUATION_SEED, accuracies
+from metakm.evaluation import accuracies
 from metakm.interrupt import StopRequest
-from metakm.models.catalogue import make_backbone
 from metakm.outer_loop import DivergedError, OuterLoop
+from metakm.preparation import build_strategy, make_sampler, resolve_device
 from metakm.progress import Progress, duration
 from metakm.results import CurvePoint, ResultRow, RunFolder, Status, interval_over_tasks
-from metakm.strategies import Strategy, load_plugin, make_strategy
+from metakm.strategies import load_plugin
 from metakm.strategies.registry import strategy_class
 
 SAVE_SECONDS = 60.0  # a killed run loses at most this much, and one iteration
@@ -42,14 +42,14 @@ class Run:
             load_plugin(plugin)
         strategy_class(config.algo)
         self.device = resolve_device(config.device)
-        self.samplers = {split: self._sampler(split) for split in ("train", "val", "test")}
+        self.samplers = {split: make_sampler(config, split) for split in ("train", "val", "test")}
         self.loop = OuterLoop(build_strategy(config, self.image_shape), self.samplers["train"], config, self.device)
         self.folder = RunFolder(config.out / config.setting / config.algo / f"seed{config.seed}")
         self.curve: list[CurvePoint] = []
         self.since: list[tuple[float, float]] = []  # loss and accuracy of the iterations since the last validation
         self.best: dict[str, Any] = {"val_accuracy": -1.0}
         self.train_seconds = self.step_seconds = 0.0
-        self.started_at = provenance.now()
+        self.started_at, self.git_commit = provenance.now(), provenance.git_commit()
         self.finished = None if config.dry_run else self._open_folder()
 
     @property
@@ -62,6 +62,8 @@ class Run:
         if self.finished is not None:
             self._report(self.finished["accuracy"], self.finished["ci95"], "already done")
             return 0
+        if self.stop.requested:
+            raise KeyboardInterrupt
         self._announce()
         if self.config.dry_run:
             print(json.dumps(self.config.to_json(), indent=2))  # noqa: T201
@@ -76,7 +78,8 @@ class Run:
         tested = None if self.stop.requested else self._test()
         if tested is None:
             self._write_row("interrupted")
-            say(f"Interrupted after {self.loop.iteration} iterations. To go on, add --resume to the same command.")
+            change = "replace --overwrite by --resume in" if self.config.overwrite else "add --resume to"
+            say(f"Interrupted after {self.loop.iteration} iterations. To go on, {change} the same command.")
             return 130
         self.folder.write_tasks(tested)
         self.folder.write_picture(self.curve, f"{self.config.algo}, {self.config.setting}")
@@ -84,22 +87,21 @@ class Run:
         self._report(tested.mean(), interval_over_tasks(tested), "done")
         return 0
 
-    def _sampler(self, split: str) -> EpisodeSampler:
-        config = self.config
-        dataset = load_dataset(config.dataset, split=split, root=config.data_root)
-        seed = config.seed if split == "train" else EVALUATION_SEED
-        return EpisodeSampler(dataset, ways=config.ways, shots=config.shots, queries=config.queries, seed=seed)
-
     def _open_folder(self) -> dict[str, Any] | None:
         """Claim the run folder; take up its checkpoint, or return its row, when resuming."""
         self.folder.prepare()
-        if self.config.resume and self.folder.checkpoint.exists():
+        row = self.folder.read_row()
+        if self.config.overwrite:
+            self.folder.clear()
+        elif self.config.resume and self.folder.checkpoint.exists():
             self._load()
-            row = self.folder.read_row()
             if row is not None and row["status"] == "done":
                 return row
-        elif self.config.overwrite:
-            self.folder.clear()
+        elif row is not None and row["status"] == "done" and self.config.resume:
+            raise UserError(
+                f"Expected a checkpoint to resume, got {self.folder.path} with a finished result and none; add "
+                "--overwrite to replace it, or choose another --out"
+            )
         elif self.folder.used and not self.config.resume:
             raise UserError(
                 f"Expected an unused run folder, got {self.folder.path}, which has an earlier run; add --resume to "
@@ -120,6 +122,8 @@ class Run:
 
     def _estimate(self) -> str:
         """Time and memory of the meta-training that is left; validation and meta-test come on top."""
+        if self.loop.iteration >= self.config.iterations:
+            return "no meta-training left"
         seconds = self.loop.trial_seconds()
         left = seconds * (self.config.iterations - self.loop.iteration)
         gigabytes = self.loop.chunk * self.loop.task_bytes / 1e9
@@ -195,7 +199,13 @@ class Run:
 
     def _load(self) -> None:
         state = load_checkpoint(self.folder.checkpoint, self.config)
-        self.loop.load_state(state["loop"])
+        try:
+            self.loop.load_state(state["loop"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise UserError(
+                f"Expected the parameters of {self.config.algo} in {self.folder.checkpoint}, got others: {error}; was "
+                "the strategy changed? Start again with --overwrite"
+            ) from error
         self.curve = [CurvePoint(*point) for point in state["curve"]]
         for name in ("since", "best", "train_seconds", "step_seconds", "started_at"):
             setattr(self, name, state[name])
@@ -218,8 +228,8 @@ class Run:
             peak_memory_mb=provenance.peak_memory_mb(self.device),
             threads=torch.get_num_threads(),
             torch_version=torch.__version__,
-            metakm_version=provenance.metakm_version(),
-            git_commit=provenance.git_commit(),
+            metakm_version=version("metakm"),
+            git_commit=self.git_commit,
             split_hash=test.dataset.split_hash,
             episodes_hash=test.hash(index=0, tasks=config.eval_tasks),
             started_at=self.started_at,
@@ -233,31 +243,6 @@ class Run:
             f"meta-test accuracy {100 * accuracy:.2f} +- {100 * ci95:.2f} % (95 % interval over {c.eval_tasks} tasks), "
             f"{word}: {self.folder.result}"
         )
-
-
-def build_strategy(config: RunConfig, image_shape: tuple[int, int, int]) -> Strategy:
-    """The untrained strategy of a config: a function of its seed, whatever the global generator's state."""
-    options = {"implicit": True} if config.implicit else {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        backbone = make_backbone(config.backbone, image_shape, config.bn_mode)
-        return make_strategy(config.algo, backbone, config.ways, **options)
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is the first GPU, or the CPU.
-
-    Raises:
-        UserError: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"Expected --device to be auto, cpu, or a GPU of this machine, got {name!r}") from error
-    return device
 
 
 def say(line: str) -> None:

@@ -9,14 +9,24 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def conv4(parameters, images, downsample):
-    """Logits [n, N] of images [n, C, H, W], batch statistics in every norm."""
+def conv4(parameters, images, downsample, reference=None, frozen=False):
+    """Logits [n, N] of images [n, C, H, W].
+
+    Norms use the statistics of `reference` images where given, mean 0 and variance 1 where frozen, else the batch's.
+    """
+    if reference is not None:
+        n = len(reference)
+        return _conv4(parameters, torch.cat([reference, images]), downsample, slice(0, n), frozen)[n:]
+    return _conv4(parameters, images, downsample, slice(None), frozen)
+
+
+def _conv4(parameters, images, downsample, rows, frozen):
     x = images
     for i in range(4):
         p = {k.split(f"blocks.{i}.")[1]: v for k, v in parameters.items() if f"blocks.{i}." in k}
         x = F.conv2d(x, p["conv.weight"], p["conv.bias"], stride=2 if downsample == "stride" else 1, padding=1)
-        mean = x.mean((0, 2, 3), keepdim=True)
-        variance = ((x - mean) ** 2).mean((0, 2, 3), keepdim=True)
+        mean = 0.0 if frozen else x[rows].mean((0, 2, 3), keepdim=True)
+        variance = torch.tensor(1.0) if frozen else ((x[rows] - mean) ** 2).mean((0, 2, 3), keepdim=True)
         x = (x - mean) / torch.sqrt(variance + 1e-5)
         x = torch.relu(x * p["norm.weight"][:, None, None] + p["norm.bias"][:, None, None])
         x = F.max_pool2d(x, 2) if downsample == "pool" else x
@@ -31,7 +41,10 @@ def modulate(kernel, u1, u2):
 
 
 def unrolled_loss(predict, adapted, episodes, lr, steps, first_order=False):
-    """Mean query loss over tasks, by `torch.autograd.grad` alone; `predict(adapted, images)` gives logits [n, N]."""
+    """Mean query loss over tasks, by `torch.autograd.grad` alone.
+
+    `predict(adapted, images)` gives logits [n, N]; the query call also gets `reference=support images`.
+    """
     losses = []
     for t in range(len(episodes.support_images)):
         fast = dict(adapted)
@@ -40,7 +53,8 @@ def unrolled_loss(predict, adapted, episodes, lr, steps, first_order=False):
             grads = torch.autograd.grad(loss, list(fast.values()), create_graph=True)
             grads = [g.detach() for g in grads] if first_order else grads
             fast = {k: v - lr * g for (k, v), g in zip(fast.items(), grads, strict=True)}
-        losses.append(F.cross_entropy(predict(fast, episodes.query_images[t]), episodes.query_labels[t]))
+        logits = predict(fast, episodes.query_images[t], reference=episodes.support_images[t])
+        losses.append(F.cross_entropy(logits, episodes.query_labels[t]))
     return torch.stack(losses).mean()
 
 

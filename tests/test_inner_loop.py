@@ -33,24 +33,29 @@ def assert_close(actual, expected, tolerance=1e-10):
         assert (actual[name] - value).norm() <= tolerance * scale, name
 
 
-def per_task(algo, strategy, options, downsample):
+def per_task(algo, strategy, options, downsample, bn_mode="transductive"):
     """(predict, adapted) of the oracle for one strategy; the tensors are the strategy's own parameters."""
+
+    def network_logits(parameters, images, reference):
+        reference = reference if bn_mode == "support" else None
+        return conv4(parameters, images, downsample, reference, frozen=bn_mode == "frozen")
+
     if algo == "anil":
         outer = {f"backbone.{k}": p for k, p in strategy.backbone.named_parameters()}
         adapted = {f"head.{k}": p for k, p in strategy.adapted.named_parameters()}
-        return lambda fast, images: conv4({**outer, **fast}, images, downsample), adapted
+        return lambda fast, images, reference=None: network_logits({**outer, **fast}, images, reference), adapted
     network = dict(strategy.network.named_parameters())
     adapted = {k: p for k, p in network.items() if options.get("implicit") or ".norm." not in k}
     if algo == "maml":
-        return lambda fast, images: conv4({**network, **fast}, images, downsample), adapted
+        return lambda fast, images, reference=None: network_logits({**network, **fast}, images, reference), adapted
     kernels = [k for k in network if k.endswith("conv.weight")]
     adapted = {k: p for k, p in adapted.items() if k not in kernels}
     for i, modulator in enumerate(strategy.adapted.modulators.modulators):
         adapted |= {f"u{i}.{j}": layer for j, layer in enumerate(modulator.layers)}
 
-    def predict(fast, images):
+    def predict(fast, images, reference=None):
         modulated = {k: modulate(network[k], fast[f"u{i}.0"], fast[f"u{i}.1"]) for i, k in enumerate(kernels)}
-        return conv4({**network, **fast, **modulated}, images, downsample)
+        return network_logits({**network, **fast, **modulated}, images, reference)
 
     return predict, adapted
 
@@ -67,6 +72,18 @@ def test_meta_gradient_equals_hand_unrolled_loop(case, downsample, first_order):
     expected = unrolled_loss(predict, adapted, episodes, LR, STEPS, first_order)
     actual = meta_loss(strategy, episodes, inner_lr=LR, inner_steps=STEPS, first_order=first_order).loss
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=0)
+    assert_close(gradients(strategy, actual), gradients(strategy, expected))
+
+
+@pytest.mark.parametrize("bn_mode", ["support", "running", "frozen"])
+@pytest.mark.parametrize("case", CASES)
+def test_meta_gradient_of_every_batch_norm_mode_equals_hand_unrolled_loop(case, bn_mode):
+    """In meta-training, `running` normalises by the batch at hand."""
+    algo, options = CASES[case]
+    strategy, episodes = small_strategy(algo, bn_mode=bn_mode, **options), random_episodes()
+    predict, adapted = per_task(algo, strategy, options, "stride", bn_mode)
+    expected = unrolled_loss(predict, adapted, episodes, LR, STEPS)
+    actual = meta_loss(strategy, episodes, inner_lr=LR, inner_steps=STEPS).loss
     assert_close(gradients(strategy, actual), gradients(strategy, expected))
 
 

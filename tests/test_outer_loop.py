@@ -9,7 +9,8 @@ from small import random_episodes, small_strategy
 import metakm
 from metakm.data import Episodes
 from metakm.evaluation import accuracies
-from metakm.outer_loop import DivergedError, OuterLoop, automatic_chunk, task_bytes
+from metakm.memory import automatic_chunk, device_memory, task_bytes
+from metakm.outer_loop import DivergedError, OuterLoop
 from metakm.presets import preset_config
 
 CPU = torch.device("cpu")
@@ -162,9 +163,19 @@ def test_accuracies_do_not_depend_on_the_chunk_and_restore_the_mode():
 def test_automatic_chunk_is_bounded_by_memory_and_by_the_meta_batch(monkeypatch):
     chunks = []
     for memory in (1, 300, 10**6):
-        monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": memory}.get)
+        monkeypatch.setattr("metakm.memory.device_memory", lambda _device, memory=memory: memory)
         chunks.append(automatic_chunk(50.0, 4, CPU))
     assert chunks == [1, 3, 4]
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("1000", 1000), ("max", 8000), (None, 8000), ("99999", 8000)])
+def test_memory_is_that_of_the_container_where_it_is_less(monkeypatch, tmp_path, limit, expected):
+    file = tmp_path / "memory.max"
+    if limit is not None:
+        file.write_text(limit + "\n")
+    monkeypatch.setattr("metakm.memory.CONTAINER_LIMIT", file)
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 8, "SC_PHYS_PAGES": 1000}.get)
+    assert device_memory(CPU) == expected
 
 
 def test_memory_of_a_task_grows_with_its_images_and_steps():
@@ -185,5 +196,5 @@ def test_a_trial_changes_nothing():
 
 
 def test_a_backbone_that_does_not_fit_the_images_is_named():
-    with pytest.raises(metakm.UserError, match="fits images of"):
+    with pytest.raises(metakm.UserError, match="fit images of"):
         task_bytes(small_strategy("km"), (3, 14, 14), config(), CPU)

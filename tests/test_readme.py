@@ -25,6 +25,7 @@ def test_python_example_runs(capsys):
 @pytest.mark.float32
 def test_new_strategy_runs_as_a_plugin_and_keeps_the_contract(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    monkeypatch.setattr(registry, "_plugins", set())
     (text,) = [block for block in BLOCKS if "register_strategy" in block]
     assert len([line for line in text.splitlines() if line.strip()]) <= 22
     plugin = tmp_path / "last_block.py"
@@ -39,6 +40,7 @@ def test_new_strategy_runs_as_a_plugin_and_keeps_the_contract(tmp_path, monkeypa
 
 def test_new_strategy_adapts_what_it_says(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    monkeypatch.setattr(registry, "_plugins", set())
     (text,) = [block for block in BLOCKS if "register_strategy" in block]
     (tmp_path / "last_block.py").write_text(text)
     metakm.load_plugin(tmp_path / "last_block.py")

@@ -12,6 +12,7 @@ from metakm.strategies import registry
 @pytest.fixture(autouse=True)
 def clean_registry(monkeypatch):
     monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    monkeypatch.setattr(registry, "_plugins", set())
 
 
 def test_built_in_strategies_are_known():
@@ -89,6 +90,7 @@ def test_plugin_file_registers_its_strategies(tmp_path):
         """)
     )
     metakm.load_plugin(plugin)
+    metakm.load_plugin(plugin)  # a second time is harmless
     strategy = metakm.make_strategy("mine", metakm.Conv4(1, 4), 5)
     assert strategy(torch.rand(1, 5, 1, 28, 28)).shape == (1, 5, 5)
 

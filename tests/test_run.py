@@ -1,5 +1,6 @@
 """The command from its flags to its files, on small runs of the embedded dataset."""
 
+import errno
 import json
 import os
 import signal
@@ -14,8 +15,10 @@ import torch
 
 import metakm
 from metakm.outer_loop import OuterLoop
+from metakm.progress import Progress
 from metakm.results import COLUMNS
 from metakm.run import main
+from metakm.strategies import registry
 
 pytestmark = pytest.mark.float32
 
@@ -154,11 +157,45 @@ def test_a_process_stopped_by_a_signal_resumes_to_the_same_numbers(tmp_path, num
     assert numbers(folder(tmp_path)) == whole
 
 
-def test_ctrl_c_during_meta_test_keeps_the_training(tmp_path, monkeypatch):
-    monkeypatch.setattr("metakm.runner.Run._test", lambda _run: os.kill(os.getpid(), signal.SIGINT))
-    assert run(tmp_path) == 130
-    monkeypatch.undo()
-    assert run(tmp_path, "--resume") == 0
+def test_ctrl_c_during_meta_test_keeps_the_training(tmp_path, monkeypatch, capsys):
+    assert run(tmp_path / "whole") == 0
+    advance = Progress.advance
+
+    def interrupt(self, steps=1, loss=None, accuracy=None):
+        if self.unit == "task":
+            os.kill(os.getpid(), signal.SIGINT)
+        advance(self, steps, loss, accuracy)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "advance", interrupt)
+        assert run(tmp_path / "cut") == 130
+    assert "Interrupted after 6 iterations" in capsys.readouterr().err
+    assert not (folder(tmp_path / "cut") / "tasks.csv").exists()
+    assert run(tmp_path / "cut", "--resume", "--task-chunk", "1") == 0
+    assert numbers(folder(tmp_path / "cut")) == numbers(folder(tmp_path / "whole"))
+
+
+def test_a_finished_result_without_its_checkpoint_is_not_resumed_over(tmp_path, capsys):
+    run(tmp_path)
+    (folder(tmp_path) / "checkpoint.pt").unlink()
+    before = (folder(tmp_path) / "result.csv").read_bytes()
+    assert run(tmp_path, "--resume") == 2
+    assert "Expected a checkpoint to resume" in capsys.readouterr().err
+    assert (folder(tmp_path) / "result.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("bn_mode", ["transductive", "support", "running", "frozen"])
+def test_bfloat16_runs_in_every_batch_norm_mode(tmp_path, bn_mode):
+    assert run(tmp_path, "--precision", "bf16", "--bn-mode", bn_mode, iterations=2) == 0
+    assert "bf16" in pd.read_csv(folder(tmp_path) / "result.csv").run_id[0]
+
+
+def test_a_strategy_that_changed_since_the_checkpoint_is_named(tmp_path, monkeypatch, capsys):
+    run(tmp_path)
+    (folder(tmp_path) / "result.csv").unlink()
+    monkeypatch.setitem(registry._registry, "km", registry.strategy_class("anil"))
+    assert run(tmp_path, "--resume") == 2
+    assert "was the strategy changed?" in capsys.readouterr().err
 
 
 def test_a_dry_run_says_what_it_would_do_and_writes_nothing(tmp_path, capsys):
@@ -204,6 +241,24 @@ def test_a_damaged_checkpoint_is_named(tmp_path, capsys):
         (folder(tmp_path) / "checkpoint.pt").write_bytes(content)
         assert run(tmp_path, "--resume") == 2
         assert "checkpoint.pt" in capsys.readouterr().err
+
+
+def test_a_full_disk_stops_the_run_with_a_message_and_leaves_it_to_resume(tmp_path, monkeypatch, capsys):
+    assert run(tmp_path / "whole") == 0
+    write, calls = metakm.files.os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) == 6:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(handle)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("metakm.files.os.fsync", full)
+        assert run(tmp_path / "full") == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert run(tmp_path / "full", "--resume") == 0
+    assert numbers(folder(tmp_path / "full")) == numbers(folder(tmp_path / "whole"))
 
 
 def test_divergence_is_a_failed_run(tmp_path, capsys):

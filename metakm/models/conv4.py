@@ -67,7 +67,6 @@ class Conv4(nn.Module):
         channels = [in_channels, filters, filters, filters]
         self.blocks = nn.ModuleList(ConvBlock(c, filters, downsample, bn_mode) for c in channels)
         self.spatial_mean = downsample == "stride"
-        self.bn_mode: BatchNormMode = bn_mode
         self.out_features = filters if self.spatial_mean else filters * (image_size // 16) ** 2
 
     def forward(self, images: Tensor) -> Tensor:

@@ -176,7 +176,7 @@ class BatchNorm2d(nn.Module):
 
     @torch.no_grad()
     def _track(self, x: Tensor, tasks: int) -> None:
-        variance, mean = torch.var_mean(x, dim=(0, 2, 3))  # [T*C]
+        variance, mean = torch.var_mean(x.to(self.weight.dtype), dim=(0, 2, 3))  # [T*C]
         self.running_mean.lerp_(mean.view(tasks, -1).mean(0), self.momentum)
         self.running_var.lerp_(variance.view(tasks, -1).mean(0), self.momentum)
 
@@ -191,7 +191,7 @@ def per_channel(values: Tensor, tasks: int) -> Tensor:
 
 
 def _normalise_by(x: Tensor, reference: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    variance, mean = torch.var_mean(reference, dim=(0, 2, 3), correction=0)
+    variance, mean = torch.var_mean(reference.to(weight.dtype), dim=(0, 2, 3), correction=0)
     scale = weight * torch.rsqrt(variance + eps)
     return (x * scale[:, None, None] + (bias - mean * scale)[:, None, None]).to(x.dtype)
 

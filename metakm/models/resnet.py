@@ -58,7 +58,6 @@ class CifarResNet(nn.Module):
                 blocks.append(BasicBlock(channels, filters, stride, bn_mode))
                 channels = filters
         self.blocks = nn.ModuleList(blocks)
-        self.bn_mode: BatchNormMode = bn_mode
         self.out_features = channels
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

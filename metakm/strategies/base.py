@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -38,12 +39,14 @@ class Strategy(nn.Module):
             adapted: `self.adapted`, or a copy of it whose parameters carry a leading task axis.
             encoded: what `encode` returned.
         """
-        raise NotImplementedError
+        del adapted, encoded
+        raise UserError(f"Expected {type(self).__qualname__} to define predict(self, adapted, encoded); add it")
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[T, n, N]` of the strategy before any adaptation."""
         return self.predict(self.adapted, self.encode(images))
 
+    @torch.no_grad()
     def track_statistics(self, images: Tensor) -> None:
         """Fold `images` into the running statistics of `bn_mode="running"` layers, at the unadapted weights."""
         with tracking_statistics():

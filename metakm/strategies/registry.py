@@ -18,6 +18,7 @@ from metakm.strategies.base import Strategy
 GROUP = "metakm.strategies"
 
 _registry: dict[str, type[Strategy]] = {}
+_plugins: set[Path] = set()
 _S = TypeVar("_S", bound=type[Strategy])
 
 
@@ -56,7 +57,13 @@ def strategy_class(name: str) -> type[Strategy]:
     """
     if name not in _registry:
         for point in entry_points(group=GROUP, name=name):
-            register_strategy(name)(point.load())
+            try:
+                loaded = point.load()
+            except Exception as error:
+                raise UserError(
+                    f"Expected entry point {point.value!r} to load, got {type(error).__name__}: {error}"
+                ) from error
+            register_strategy(name)(loaded)
     if name not in _registry:
         raise unknown_name("algo", name, available_strategies())
     return _registry[name]
@@ -82,11 +89,13 @@ def make_strategy(name: str, backbone: nn.Module, ways: int, **options: Any) -> 
 
 
 def load_plugin(path: Path) -> None:
-    """Run a Python file that registers strategies. It runs with the rights of this process.
+    """Run a Python file that registers strategies, once. It runs with the rights of this process.
 
     Raises:
         UserError: no such file, or the file raises.
     """
+    if path.resolve() in _plugins:
+        return
     if not path.is_file():
         raise UserError(f"Expected --plugin to name a Python file, got {str(path)!r}, which is not a file")
     name = f"metakm_plugin_{path.resolve().stem}"
@@ -101,3 +110,4 @@ def load_plugin(path: Path) -> None:
         raise
     except Exception as error:
         raise UserError(f"Expected the plugin {path} to run, got {type(error).__name__}: {error}") from error
+    _plugins.add(path.resolve())

@@ -1,0 +1,50 @@
+"""What a run needs before it starts, made from its config: device, episodes, untrained strategy."""
+
+from __future__ import annotations
+
+import torch
+
+from metakm.config import RunConfig
+from metakm.data import EpisodeSampler, load_dataset
+from metakm.errors import UserError
+from metakm.evaluation import EVALUATION_SEED
+from metakm.models.catalogue import make_backbone
+from metakm.strategies import Strategy, make_strategy
+
+
+def make_sampler(config: RunConfig, split: str) -> EpisodeSampler:
+    """Episodes of one split; only those of meta-training depend on the run's seed.
+
+    Raises:
+        UserError: data that are missing, or episodes that cannot be drawn from them.
+    """
+    dataset = load_dataset(config.dataset, split=split, root=config.data_root)
+    seed = config.seed if split == "train" else EVALUATION_SEED
+    return EpisodeSampler(dataset, ways=config.ways, shots=config.shots, queries=config.queries, seed=seed)
+
+
+def build_strategy(config: RunConfig, image_shape: tuple[int, int, int]) -> Strategy:
+    """The untrained strategy of a config: a function of its seed, whatever the global generator's state."""
+    options = {"implicit": True} if config.implicit else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        backbone = make_backbone(config.backbone, image_shape, config.bn_mode)
+        return make_strategy(config.algo, backbone, config.ways, **options)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device called `name`; `auto` is the first GPU, or the CPU.
+
+    Raises:
+        UserError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("not a device that metakm is tested on")
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"Expected --device to be auto, cpu, or cuda of this machine, got {name!r}") from error
+    return device
