@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from metakm.data.dataset import FewShotDataset, offsets_of
 from metakm.data.splits import Classes, split_hash
+from metakm.errors import UserError
 from metakm.files import replacing, write_text
 
 FORMAT = 1
@@ -71,7 +72,7 @@ def cached(entry: Entry, plan: Callable[[], Plan]) -> FewShotDataset:
         return _load(entry)
     except FileNotFoundError:
         _log.debug("%s is not there yet; decoding", entry.path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
         _log.info("%s is damaged (%s); decoding again", entry.path, error)
     todo = plan()
     try:
