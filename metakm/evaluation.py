@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from metakm.data import EpisodeSampler
@@ -27,7 +28,7 @@ def accuracies(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int], None] = lambda _: None,
-) -> np.ndarray:
+) -> npt.NDArray[np.float64]:
     """Query accuracy of episodes 0..tasks-1, float64 `[tasks]`, in evaluation mode; the mode is restored.
 
     Args:

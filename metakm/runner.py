@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from metakm import provenance
@@ -163,7 +164,7 @@ class Run:
         if progress is not None:
             progress.note(f"iteration {point.iteration}: meta-validation accuracy {accuracy:.4f}")
 
-    def _test(self) -> np.ndarray | None:
+    def _test(self) -> npt.NDArray[np.float64] | None:
         """Meta-test accuracies `[eval_tasks]` of the best checkpoint; None when asked to stop."""
         self.loop.load_model_state(self.best["model"])
         with Progress("meta-test", self.config.eval_tasks, unit="task") as progress:
@@ -178,7 +179,7 @@ class Run:
             except StopIteration:
                 return None
 
-    def _accuracies(self, split: str, tasks: int, progress: Any = lambda _: None) -> np.ndarray:
+    def _accuracies(self, split: str, tasks: int, progress: Any = lambda _: None) -> npt.NDArray[np.float64]:
         return accuracies(
             self.loop.strategy,
             self.samplers[split],
@@ -210,7 +211,7 @@ class Run:
         for name in ("since", "best", "train_seconds", "step_seconds", "started_at"):
             setattr(self, name, state[name])
 
-    def _write_row(self, status: Status, tested: np.ndarray | None = None) -> None:
+    def _write_row(self, status: Status, tested: npt.NDArray[np.float64] | None = None) -> None:
         config, test = self.config, self.samplers["test"]
         adapted, total = self.loop.strategy.parameter_counts()
         own = {f.name: getattr(config, f.name) for f in dataclasses.fields(ResultRow) if hasattr(config, f.name)}

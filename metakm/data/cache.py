@@ -102,7 +102,7 @@ def _store(entry: Entry, plan: Plan) -> None:
     with replacing(entry.path) as file:
         out = _Hashing(file, digest)
         header = {"descr": "|u1", "fortran_order": False, "shape": _shape(entry, plan)}
-        np.lib.format.write_array_header_1_0(out, header)
+        np.lib.format.write_array_header_1_0(out, header)  # type: ignore[no-untyped-call, unused-ignore]
         for array in _progress(entry, plan):
             out.write(array.tobytes())
     side = {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from metakm.errors import UserError
@@ -64,7 +65,7 @@ class RunFolder:
         with replacing(self.path / "curve.png") as file:
             file.write(curve_png(points, title))
 
-    def write_tasks(self, accuracies: np.ndarray) -> None:
+    def write_tasks(self, accuracies: npt.NDArray[np.float64]) -> None:
         """tasks.csv: the accuracy `[n]` of each meta-test task with its episode index."""
         table = pd.DataFrame({"episode": np.arange(len(accuracies)), "accuracy": accuracies})
         write_text(self.path / "tasks.csv", table.to_csv(index=False))

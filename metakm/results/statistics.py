@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 
-def interval_over_tasks(accuracies: np.ndarray) -> float:
+def interval_over_tasks(accuracies: npt.NDArray[np.float64]) -> float:
     """Half-width of the 95 % interval of the mean over tasks, 1.96 std / sqrt(n) (Finn et al. 2017).
 
     Args:
