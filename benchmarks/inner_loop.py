@@ -87,6 +87,8 @@ def main(setting: Literal["omniglot", "mini-imagenet"] = "omniglot", rounds: int
     contestants: dict[str, Callable[[], object]] = {}
     for algo in ALGORITHMS:
         contestants[f"{algo} metakm"] = _ours(shapes.strategy(algo).to(where), episodes, shapes.steps)
+        rounded = episodes.to(where, torch.bfloat16)
+        contestants[f"{algo} metakm-bf16"] = _ours(shapes.strategy(algo).to(where), rounded, shapes.steps)
         contestants[f"{algo} higher"] = higher_iteration(algo, shapes.network(algo).to(where), episodes, shapes.steps)
         if peers and algo != "km":
             network = shapes.network(algo).to(where)
