@@ -110,15 +110,14 @@ class EpisodeSampler:
         Raises UserError if `tasks` is below 1 or `index` negative.
         """
         drawn = self.draw(index, tasks)
-        pictures = self._images[drawn.rows]  # [T, N, K+Q, C, H, W]
+        pictures: npt.NDArray[np.uint8] = self._images[drawn.rows]  # [T, N, K+Q, C, H, W]
         for turn in (1, 2, 3):
             turned = drawn.turns == turn
             pictures[turned] = np.rot90(pictures[turned], turn, axes=(-2, -1))
-        every = torch.from_numpy(pictures)
         return Episodes(
-            _to_unit(every[:, :, : self.shots]),
+            _to_unit(pictures[:, :, : self.shots]),
             self._labels(tasks, self.shots),
-            _to_unit(every[:, :, self.shots :]),
+            _to_unit(pictures[:, :, self.shots :]),
             self._labels(tasks, self.queries),
             range(index, index + tasks),
         )
@@ -161,7 +160,7 @@ class EpisodeSampler:
         return Draw(classes, self.dataset.offsets[classes][..., None] + picked, turns)
 
     def _labels(self, tasks: int, each: int) -> Tensor:
-        return torch.arange(self.ways).repeat_interleave(each).repeat(tasks, 1)  # [T, N*each]
+        return torch.from_numpy(np.tile(np.repeat(np.arange(self.ways), each), (tasks, 1)))  # [T, N*each]
 
     def _check(self) -> None:
         for name in ("ways", "shots", "queries"):
@@ -181,6 +180,8 @@ class EpisodeSampler:
             )
 
 
-def _to_unit(pictures: Tensor) -> Tensor:
-    """Uint8 `[T, N, n, C, H, W]` -> float32 in [0, 1], `[T, N*n, C, H, W]`."""
-    return pictures.to(torch.float32, memory_format=torch.contiguous_format).div_(255).flatten(1, 2)
+def _to_unit(pictures: npt.NDArray[np.uint8]) -> Tensor:
+    """Uint8 `[T, N, n, C, H, W]` -> float32 in [0, 1], `[T, N*n, C, H, W]`; by numpy, so no torch thread wakes."""
+    tasks, ways, each, *shape = pictures.shape
+    unit = np.divide(pictures, np.float32(255), dtype=np.float32)
+    return torch.from_numpy(unit.reshape(tasks, ways * each, *shape))
