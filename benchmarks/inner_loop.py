@@ -83,7 +83,8 @@ def main(setting: Literal["omniglot", "mini-imagenet"] = "omniglot", rounds: int
     torch.manual_seed(0)
     shapes, where = SETTINGS[setting], torch.device(device)
     episodes, peers = shapes.episodes(where), learn2learn_is_installed()
-    print(describe(where), flush=True)
+    made_by = describe(where)
+    print(made_by, flush=True)
     contestants: dict[str, Callable[[], object]] = {}
     for algo in ALGORITHMS:
         contestants[f"{algo} metakm"] = _ours(shapes.strategy(algo).to(where), episodes, shapes.steps)
@@ -114,7 +115,7 @@ def main(setting: Literal["omniglot", "mini-imagenet"] = "omniglot", rounds: int
     floor = statistics.median(a / (b * scale) for a, b in zip(times["maml metakm"], times["floor"], strict=True))
     print(f"metakm MAML is at {floor:.2f} of the floor")
     header = ("iteration", "contestant", "median_ms", "ratio_to_metakm")
-    print(write_csv(f"inner_loop_{setting}_{where.type}", header, [*rows, ("# " + describe(where), "", "", "")]))
+    print(write_csv(f"inner_loop_{setting}_{where.type}", header, [*rows, ("# " + made_by, "", "", "")]))
 
 
 def _ours(strategy: metakm.Strategy, episodes: Episodes, steps: int) -> Callable[[], None]:

@@ -36,7 +36,8 @@ def main(algo: str = "km", iterations: int = 2000, tasks: int = 2, dataset: str 
     torch.manual_seed(0)
     strategy = metakm.make_strategy(algo, metakm.Conv4(1, 64, "stride"), config.ways)
     loop = OuterLoop(strategy, sampler, config, torch.device("cpu"))
-    print(describe(), flush=True)
+    made_by = describe()
+    print(made_by, flush=True)
     resident = []
     for i in range(iterations):
         loop.step()
@@ -46,7 +47,7 @@ def main(algo: str = "km", iterations: int = 2000, tasks: int = 2, dataset: str 
     early, late = max(resident[:SETTLED]), max(resident[SETTLED:] or resident)
     print(f"peak of the first {SETTLED}: {early:.1f} MB, after: {late:.1f} MB ({100 * (late / early - 1):+.2f} %)")
     rows = [(i + 1, f"{resident[i]:.1f}") for i in range(0, iterations, max(1, iterations // 100))]
-    print(write_csv(f"memory_{algo}", ("iteration", "resident_mb"), [*rows, ("# " + describe(), "")]))
+    print(write_csv(f"memory_{algo}", ("iteration", "resident_mb"), [*rows, ("# " + made_by, "")]))
 
 
 def _resident_mb() -> float:

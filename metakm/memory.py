@@ -15,7 +15,8 @@ from metakm.strategies import Strategy
 
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 # Peak memory of a second-order meta-gradient in units of the backbone's activations: for one support image and inner
-# step, and for one query image. Resident memory of the shapes of both protocols gave 3.2 to 4.9 and 2.2.
+# step, and for one query image. An estimate, not a bound: fixed costs come on top, which weigh most with few images and
+# steps, and strategies that do not run the backbone in every step (ANIL) need less.
 SUPPORT_FACTOR, QUERY_FACTOR = 5.0, 3.0
 
 

@@ -3,8 +3,8 @@
 Feature maps of T tasks travel as `[n, T*C, H, W]`: image i of every task side by side on the channel axis. In this
 layout a convolution with one weight a task is one grouped convolution, and batch normalisation over the T*C channels is
 per-task batch normalisation. Each layer tells shared weights from weights of `[T, ...]` by their rank, so the same
-network runs with either, or with a mixture. The memory format is channels-last: oneDNN's input gradient and the norm
-kernels are about twice as fast in it. Feature maps keep the precision of the images: bfloat16 images run the
+network runs with either, or with a mixture. The memory format is channels-last, in which oneDNN returns the input
+gradient without a copy. Feature maps keep the precision of the images: bfloat16 images run the
 convolutions in bfloat16, on float32 parameters.
 """
 
