@@ -12,6 +12,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import cast
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -54,9 +55,8 @@ def modulate(
     Changes `model` and returns it. The modulators' noise (Eq. 4) is drawn from the global generator, on the CPU.
     Convolution biases, and linear layers outside the classifier, are frozen too.
 
-    With the default start W~ is (I + E2) tanh((I + E1) W), E of standard deviation 0.001, not W itself: tanh alone
-    moves a weight w by at most |w|^3 / 3, so the model's output is nearly kept where its weights are small, as they are
-    in common ConvNets. Only `depth=1` has W~ = W to the noise.
+    With the default start W~ is (I + E2) tanh((I + E1) W), E of standard deviation 0.001: it equals tanh(W), not W, to
+    the noise, and tanh alone moves a weight w by at most |w|^3 / 3. With `depth=1` it equals W to the noise.
 
     Batch norm keeps its ordinary behaviour: in training mode it normalises by the batch and updates its running
     statistics, with `implicit` or without, because they must follow what W~ does to the feature maps. They belong
@@ -117,12 +117,34 @@ def attachment(model: nn.Module) -> Attachment:
     return found
 
 
+def modulated_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """The modulated convolutions by name; the `weight` of each is W~."""
+    return {name: cast(nn.Conv2d, model.get_submodule(name)) for name in attachment(model).layers}
+
+
 def detach(model: nn.Module) -> None:
-    """Take the modulators off; the layers' weights are W again."""
-    for name in attachment(model).layers:
-        layer = model.get_submodule(name)
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+    """Take the modulators off; the layers' weights are W again.
+
+    Not by `parametrize.remove_parametrizations`: it takes the weight off the layer's class, which copies of the model
+    share.
+
+    Raises:
+        UserError: a parametrization was added to a modulated layer since.
+    """
+    layers = modulated_layers(model)
+    for name, layer in layers.items():
+        if [len(chain) for chain in _parametrizations(layer).values()] != [1]:
+            raise UserError(f"Expected modulators alone on {name!r}, got another parametrization; remove that first")
+    for layer in layers.values():
+        original = cast(nn.Parameter, _parametrizations(layer)["weight"].original)
+        layer.__class__ = parametrize.type_before_parametrizations(layer)
+        del layer.parametrizations
+        layer.register_parameter("weight", original)
     delattr(model, _ATTACHMENT)
+
+
+def _parametrizations(layer: nn.Conv2d) -> dict[str, parametrize.ParametrizationList]:
+    return dict(cast(nn.ModuleDict, layer.parametrizations).items())  # type: ignore[arg-type]
 
 
 def within(name: str, ancestor: str | None) -> bool:
@@ -166,10 +188,8 @@ def _modulator_for(
     activation: Activation,
     init: Initialisation,
 ) -> nn.Module:
-    if parametrize.is_parametrized(layer, "weight"):
-        raise UserError(
-            f"Expected a plain weight, got a parametrized one in {name!r}; remove its parametrization first"
-        )
+    if parametrize.is_parametrized(layer):
+        raise UserError(f"Expected a plain layer {name!r}, got a parametrized one; remove its parametrization first")
     if is_lazy(layer.weight):
         raise UserError(f"Expected an initialised weight in {name!r}, got a lazy one; run the model once first")
     network = modulator((layer.kernel_size[0], layer.kernel_size[1]), depth, activation, init)
