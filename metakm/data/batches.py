@@ -81,7 +81,7 @@ class Batches:
             self._epoch, n = epoch, len(self.labels)
             self._order = np.argsort(raw_words(self._order_key, epoch, n), kind="stable")
             words = raw_words(self._words_key, epoch, n * CHOICES).reshape(n, CHOICES)
-            self._uniform = (words >> np.uint64(11)) * 2.0**-53
+            self._uniform = ((words >> np.uint64(11)) * 2.0**-53).astype(np.float64)
 
 
 def pad_crop(images: Tensor, uniform: Tensor) -> Tensor:

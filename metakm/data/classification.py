@@ -17,8 +17,9 @@ from metakm.data.cache import Entry, Plan, cached
 from metakm.data.dataset import FewShotDataset, offsets_of
 from metakm.data.pictures import decode_classes
 from metakm.data.sources import FolderSource, Member, Source, find_source, fingerprint, missing
-from metakm.data.splits import SPLITS, split_hash
+from metakm.data.splits import SPLITS
 from metakm.data.streams import raw_words, stream_key
+from metakm.data.tiny_imagenet import find_tiny_imagenet, members_by_class, split_classes
 from metakm.errors import UserError
 
 VERSION = "classification 1"  # raise it when decoding changes
@@ -53,37 +54,15 @@ def take(part: FewShotDataset, per_class: int) -> FewShotDataset:
     """The first `per_class` images of every class, or all that a class has; `split_hash` stays the whole's."""
     counts = np.minimum(part.counts, per_class)
     rows = np.concatenate([np.arange(o, o + n) for o, n in zip(part.offsets[:-1], counts, strict=True)])
-    return _with_images(part, part.split, part.images[rows], counts)
-
-
-def divide(whole: FewShotDataset, classes: int = 0) -> Classification:
-    """Divide the images of each class (of the first `classes` classes, if not 0) into three parts.
-
-    Raises:
-        UserError: fewer classes than asked for, or a class with fewer than 10 images.
-    """
-    n_classes = classes or whole.n_classes
-    if not 2 <= n_classes <= whole.n_classes:
-        raise UserError(f"Expected 2 to {whole.n_classes} classes of {whole.name}, got {n_classes}")
-    rows: dict[str, list[npt.NDArray[np.int64]]] = {split: [] for split in SPLITS}
-    for name, start, count in zip(whole.class_names[:n_classes], whole.offsets, whole.counts, strict=False):
-        for split, positions in _parts(name, int(count)).items():
-            rows[split].append(start + positions)
-    names = whole.class_names[:n_classes]
-    pinned = split_hash({s: [(n, len(r)) for n, r in zip(names, rows[s], strict=True)] for s in SPLITS})
-    parts = {
-        split: FewShotDataset(
-            name=whole.name,
-            split=split,
-            images=whole.images[np.concatenate(found)],
-            class_names=names,
-            offsets=offsets_of([len(r) for r in found]),
-            rotations=False,
-            split_hash=pinned,
-        )
-        for split, found in rows.items()
-    }
-    return Classification(**parts)
+    return FewShotDataset(
+        name=part.name,
+        split=part.split,
+        images=part.images[rows],
+        class_names=part.class_names,
+        offsets=offsets_of(counts),
+        rotations=False,
+        split_hash=part.split_hash,
+    )
 
 
 def load_cifar10(side: int, roots: Sequence[Path]) -> Classification:
@@ -136,6 +115,23 @@ def load_members(
         return cached(Entry(f"{name}-{side}px", split, rotations=False, fingerprint=fingerprint), lambda: plan(split))
 
     return Classification(train=part("train"), val=part("val"), test=part("test"))
+
+
+def load_tiny_imagenet_classes(count: int, side: int, roots: Sequence[Path]) -> Classification:
+    """The first `count` meta-test classes of Tiny ImageNet: 396 training, 44 validation and 110 test images of each.
+
+    Raises UserError if the data are missing or damaged, or there are not as many classes.
+    """
+    wanted = split_classes()["test"]
+    if not 2 <= count <= len(wanted):
+        raise UserError(f"Expected 2 to {len(wanted)} classes of tiny-imagenet, got {count}; choose another --classes")
+    source = find_tiny_imagenet(roots)
+
+    def members() -> Mapping[str, Members]:
+        found = members_by_class(source)
+        return complete_parts({"": {name: found.get(name, []) for name in wanted[:count]}}, source.path)
+
+    return load_members(f"tiny-imagenet-{count}", members, fingerprint(VERSION, [source]), side)
 
 
 def split_members(source: Source) -> dict[str, Members]:
@@ -191,17 +187,3 @@ def _parts(name: str, count: int, with_test: bool = True) -> dict[str, npt.NDArr
     test, val, train = np.split(order, [n_test, n_test + n_val])
     parts = {"train": np.sort(train), "val": np.sort(val)}
     return {**parts, "test": np.sort(test)} if with_test else parts
-
-
-def _with_images(
-    part: FewShotDataset, split: str, images: npt.NDArray[np.uint8], counts: npt.NDArray[np.int64]
-) -> FewShotDataset:
-    return FewShotDataset(
-        name=part.name,
-        split=split,
-        images=images,
-        class_names=part.class_names,
-        offsets=offsets_of(counts),
-        rotations=False,
-        split_hash=part.split_hash,
-    )

@@ -14,7 +14,6 @@ its counts of trainable parameters; its 78.3 K of all parameters of ld are 78,04
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -26,10 +25,10 @@ from metakm.data.catalogue import data_roots
 from metakm.data.classification import load_cifar10
 from metakm.experiments.command import mistakes_end_with_2, run_all
 from metakm.experiments.config import ExperimentConfig, PresetName, RunConfig, parse
+from metakm.experiments.networks import cifar_classifier
 from metakm.experiments.random_bases import RandomBases
 from metakm.experiments.run import ExperimentRun, Subject
 from metakm.interrupt import StopRequest
-from metakm.models.resnet import PLAIN, CifarResNet, Shortcut
 from metakm.modulation import ChannelModulator, modulate
 from metakm.modulation.norms import is_norm
 
@@ -85,12 +84,6 @@ def run_config(config: ExperimentConfig, experiment: str, method: str, ld: bool 
     return RunConfig(config, experiment, method, rate, 0.0 if ld else 0.9, 0.0 if ld else config.weight_decay)
 
 
-def classifier_of(depth: int, classes: int, width: int = 16, shortcut: Shortcut = "padding") -> nn.Module:
-    """A CIFAR ResNet with its classifier `fc`: images `[n, 3, H, W]` to logits `[n, classes]`."""
-    backbone = CifarResNet(depth, width=width, shortcut=shortcut, layers=PLAIN)
-    return nn.Sequential(OrderedDict(backbone=backbone, fc=nn.Linear(backbone.out_features, classes)))
-
-
 def subject(method: str, seed: int) -> Subject:
     """The untrained network of a method: a function of the seed, whatever the global generator's state."""
     with torch.random.fork_rng(devices=[]):
@@ -99,32 +92,32 @@ def subject(method: str, seed: int) -> Subject:
 
 
 def _full(_seed: int) -> Subject:
-    return Subject("resnet32", classifier_of(32, CLASSES))
+    return Subject("resnet32", cifar_classifier(32, CLASSES))
 
 
 def _bl(_seed: int) -> Subject:
-    return Subject("resnet32", modulate(classifier_of(32, CLASSES), layers=[]))
+    return Subject("resnet32", modulate(cifar_classifier(32, CLASSES), layers=[]))
 
 
 def _km(_seed: int) -> Subject:
-    return Subject("resnet32", modulate(classifier_of(32, CLASSES)))
+    return Subject("resnet32", modulate(cifar_classifier(32, CLASSES)))
 
 
 def _km_channel(_seed: int) -> Subject:
-    return Subject("resnet32", modulate(classifier_of(32, CLASSES), modulator=ChannelModulator))
+    return Subject("resnet32", modulate(cifar_classifier(32, CLASSES), modulator=ChannelModulator))
 
 
 def _sn(_seed: int) -> Subject:
-    return Subject("resnet8-width5-projection", classifier_of(8, CLASSES, width=5, shortcut="projection"))
+    return Subject("resnet8-width5-projection", cifar_classifier(8, CLASSES, width=5, shortcut="projection"))
 
 
 def _ld(seed: int) -> Subject:
-    model = classifier_of(8, CLASSES, shortcut="projection")
+    model = cifar_classifier(8, CLASSES, shortcut="projection")
     return Subject("resnet8-projection", model, RandomBases(DIRECTIONS, COMPARTMENTS, seed))
 
 
 def _tbn(_seed: int) -> Subject:
-    model = modulate(classifier_of(110, CLASSES, shortcut="projection"), layers=[], classifier=None)
+    model = modulate(cifar_classifier(110, CLASSES, shortcut="projection"), layers=[], classifier=None)
     for module in model.modules():
         if is_norm(module):
             nn.init.uniform_(module.weight)  # type: ignore[arg-type]
