@@ -52,8 +52,9 @@ def load_fine_grained(name: FineGrained, side: int, roots: Sequence[Path]) -> Cl
     source = FolderSource(root / kind.folder)
 
     def members() -> dict[str, Members]:
-        train = [_files(kind, root, split) for split in kind.train]
-        return complete_parts({"train": _by_class(train), "test": _by_class([_files(kind, root, kind.test)])}, root)
+        train = [pair for split in kind.train for pair in _files(kind, root, split)]
+        parts = {"train": train, "test": _files(kind, root, kind.test)}
+        return complete_parts({split: _by_class(files, source) for split, files in parts.items()}, root)
 
     return load_members(name, members, fingerprint(VERSION, [source]), side)
 
@@ -64,17 +65,15 @@ def _files(kind: _Kind, root: Path, split: str) -> list[tuple[Path, int]]:
         dataset = kind.dataset(root, split=split)
     except (RuntimeError, OSError, ValueError) as error:
         raise UserError(f"Expected torchvision's {kind.dataset.__name__} in {root}, got: {error}") from error
-    pairs = (
-        dataset._samples if hasattr(dataset, "_samples") else zip(dataset._image_files, dataset._labels, strict=True)
-    )
-    return [(Path(file), int(label)) for file, label in pairs]
+    if hasattr(dataset, "_samples"):  # StanfordCars
+        return [(Path(file), int(label)) for file, label in dataset._samples]
+    return [(Path(file), int(label)) for file, label in zip(dataset._image_files, dataset._labels, strict=True)]
 
 
-def _by_class(parts: Sequence[Sequence[tuple[Path, int]]]) -> dict[str, list[Member]]:
+def _by_class(files: Sequence[tuple[Path, int]], source: FolderSource) -> dict[str, list[Member]]:
     """The files of each class; a class is named by its number in four digits, so that names sort as numbers do."""
     found: dict[str, list[Member]] = {}
-    for label, file in sorted((label, file) for part in parts for file, label in part):
-        found.setdefault(f"{label:04d}", []).append(
-            Member(FolderSource(file.parent), f"{file.parent.name}/{file.name}")
-        )
+    for label, file in sorted((label, file) for file, label in files):
+        name = file.relative_to(source.path.parent).as_posix()
+        found.setdefault(f"{label:04d}", []).append(Member(source, name))
     return found

@@ -168,7 +168,7 @@ def tiny_tl(model: nn.Module) -> nn.Module:
     model.requires_grad_(False)
     for module in model.modules():
         if is_norm(module):
-            module.bias.requires_grad_(True)  # type: ignore[union-attr, operator]
+            module.bias.requires_grad_(True)
     insert_lite_residuals(model)
     for module in model.modules():
         if isinstance(module, LiteResidual):

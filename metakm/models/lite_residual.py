@@ -27,8 +27,9 @@ class LiteResidual(nn.Module):
         super().__init__()
         self.conv = conv
         groups = 2 if conv.in_channels % 2 == 0 else 1
-        stride = conv.stride if max(conv.stride) > 1 else 1
-        self.grouped = nn.Conv2d(conv.in_channels, conv.in_channels, 3, stride, 1, groups=groups, bias=False)
+        self.grouped = nn.Conv2d(
+            conv.in_channels, conv.in_channels, 3, (conv.stride[0], conv.stride[1]), 1, groups=groups, bias=False
+        )
         self.norm1 = _group_norm(conv.in_channels)
         self.pointwise = nn.Conv2d(conv.in_channels, conv.out_channels, 1, bias=False)
         self.norm2 = _group_norm(conv.out_channels)
