@@ -94,17 +94,8 @@ def _published(table: PaperTable) -> list[Grid]:
     found = [line for line in _paper() if line["table"] == table]
     if table == "table1":
         header = ("Published", "Network", "Trainable", "All", "Accuracy, %", "Recovered")
-        lines = [
-            (
-                p["method"],
-                p["network"],
-                p["trainable"],
-                p["total"],
-                _pair(p["accuracy"], p["plus_minus"]),
-                p["recovered"],
-            )
-            for p in found
-        ]
+        keys = ("method", "network", "trainable", "total", "accuracy", "recovered")
+        lines = [tuple(_pair(p[k], p["plus_minus"]) if k == "accuracy" else p[k] for k in keys) for p in found]
         return [Grid("Table I, published: CIFAR-10 from scratch, 200 epochs", header, tuple(lines))]
     if table == "table2":
         datasets = list(dict.fromkeys(p["dataset"] for p in found))
@@ -180,9 +171,8 @@ def _claims(schedule: Schedule, lines: Sequence[Line], claims: Sequence[Claim]) 
         first, second = by_method.get(claim.first), by_method.get(claim.second)
         measured = "not measured" if first is None or second is None else _difference(first, second)
         cells.append((f"{claim.first} {claim.relation} {claim.second}", measured))
-    return Grid(
-        f"What the paper says, and what was measured{note}", ("The paper", "First minus second, points"), (*cells,)
-    )
+    header = ("The paper", "First minus second, points")
+    return Grid(f"What the paper says, and what was measured{note}", header, tuple(cells))
 
 
 def _difference(first: Line, second: Line) -> str:
