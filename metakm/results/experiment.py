@@ -128,12 +128,18 @@ def read_experiments(folder: Path) -> tuple[list[ExperimentRow], list[str]]:
 
 
 def lines_of(rows: Iterable[ExperimentRow]) -> tuple[list[Line], list[str]]:
-    """Group finished, tested runs by schedule, method and learning rate; and say which runs are left out, and why."""
+    """Group finished, tested runs by schedule, method and learning rate; and say which runs are left out, and why.
+
+    Runs to choose a learning rate (`--tune`) are counted only.
+    """
     groups: dict[tuple[Schedule, str, float], dict[int, ExperimentRow]] = {}
-    left_out = []
+    left_out, tuned = [], 0
     for row in rows:
-        if row.status != "done" or row.accuracy is None:
-            left_out.append(f"{row.run_id}: {row.status}" + (", not tested" if row.status == "done" else ""))
+        if row.status != "done":
+            left_out.append(f"{row.run_id}: {row.status}")
+            continue
+        if row.accuracy is None:
+            tuned += 1
             continue
         schedule = Schedule(**{f.name: getattr(row, f.name) for f in fields(Schedule)})
         seeds = groups.setdefault((schedule, row.method, row.learning_rate), {})
@@ -142,4 +148,4 @@ def lines_of(rows: Iterable[ExperimentRow]) -> tuple[list[Line], list[str]]:
         else:
             seeds[row.seed] = row
     lines = [Line(*key, tuple(seeds[s] for s in sorted(seeds))) for key, seeds in groups.items()]
-    return lines, left_out
+    return lines, [*left_out, *([f"{tuned} finished runs without a test (--tune)"] if tuned else [])]
