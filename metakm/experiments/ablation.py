@@ -49,7 +49,7 @@ def _of(config: scratch.ScratchConfig, **changes: Any) -> AblationConfig:
 
 
 PRESETS: dict[PresetName, AblationConfig] = {
-    "quick": _of(scratch.PRESETS["quick"], epochs=5, train_images=6400),
+    "quick": _of(scratch.PRESETS["quick"], epochs=4, train_images=6400),
     "paper": _of(scratch.PRESETS["paper"]),
 }
 
