@@ -148,4 +148,4 @@ def lines_of(rows: Iterable[ExperimentRow]) -> tuple[list[Line], list[str]]:
         else:
             seeds[row.seed] = row
     lines = [Line(*key, tuple(seeds[s] for s in sorted(seeds))) for key, seeds in groups.items()]
-    return lines, [*left_out, *([f"{tuned} finished runs without a test (--tune)"] if tuned else [])]
+    return lines, [*left_out, *([f"finished without a test (--tune): {tuned}"] if tuned else [])]

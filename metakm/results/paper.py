@@ -58,8 +58,8 @@ FIG5_PANELS = {
 _READING = (
     "± of measured rows: half-width of the 95 % interval, Student-t over seeds; with one seed 1.96 sqrt(p (1 - p) / n) "
     "over the n test images, which says nothing about other seeds.",
-    "Above or below: the difference exceeds its interval: paired over seeds; with one seed the root of the summed "
-    "squares of both intervals.",
+    "Above or below: the difference exceeds its interval, which is paired over seeds; with fewer than two seeds in "
+    "common it is the root of the summed squares of both intervals.",
     "Only rows of preset paper follow the published schedule and speak for or against a claim; quick is scaled down.",
 )
 

@@ -100,7 +100,7 @@ def _value(name: str, text: str, hint: Any) -> Any:
     try:
         if text == "" and type(None) in get_args(hint):
             return None
-        if hint is int:
+        if int in (hint, *get_args(hint)):
             return int(text)
         if hint is bool:
             return {"True": True, "False": False}[text]
