@@ -72,10 +72,10 @@ class KernelModulator(nn.Module):
         """
         # The paper's rows stand as columns, channels innermost, for long matrix products.
         columns = kernel.flatten(-2).movedim(-1, -3).flatten(-2)  # [..., kh*kw, O*C]
-        out_channels, in_channels = kernel.shape[-4:-2]
+        out_channels = kernel.shape[-4]
         by_pixel = (self._two_layers if self._as_published(columns) else self._layers)(columns, out_channels)
         # Contiguous as [..., O, kh*kw, C], W~ is channels-last, as the convolution wants it.
-        return by_pixel.unflatten(-2, self.kernel_size).movedim(-1, -3)
+        return by_pixel.view(*by_pixel.shape[:-2], *self.kernel_size, -1).movedim(-1, -3)
 
     def _as_published(self, columns: Tensor) -> bool:
         return len(self.layers) == 2 and self.activation == "tanh" and not self.diagonal and columns.dim() == 2
@@ -91,7 +91,7 @@ class KernelModulator(nn.Module):
         for depth, layer in enumerate(self.layers):
             columns = activation(columns) if depth else columns
             columns = columns * layer.unsqueeze(-1) if self.diagonal else layer @ columns
-        return columns.unflatten(-1, (out_channels, -1)).transpose(-3, -2).contiguous()
+        return columns.reshape(*columns.shape[:-1], out_channels, -1).transpose(-3, -2).contiguous()
 
     def extra_repr(self) -> str:
         """Kernel size and activation."""

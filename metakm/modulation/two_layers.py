@@ -82,7 +82,7 @@ class _Backward(torch.autograd.Function):
 
 def _channels_innermost(kernels: Tensor, out_channels: int) -> Tensor:
     """`[T, k, O*C]` to `[T, O, k, C]`."""
-    return kernels.unflatten(2, (out_channels, -1)).transpose(1, 2).contiguous()
+    return kernels.view(*kernels.shape[:2], out_channels, -1).transpose(1, 2).contiguous()
 
 
 def _times_shared(left: Tensor, shared: Tensor) -> Tensor:
@@ -101,5 +101,5 @@ def _shared_sum(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _through_tanh(grad: Tensor, hidden: Tensor) -> Tensor:
-    """grad * (1 - hidden^2)."""
+    """Multiply by D: grad * (1 - hidden^2)."""
     return torch.ops.aten.tanh_backward(grad, hidden)  # type: ignore[no-any-return]
