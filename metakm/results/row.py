@@ -43,7 +43,7 @@ class CsvRow:
         columns = cls.columns()
         for name in cells:
             if name not in columns:
-                raise unknown_name("column", name, columns)
+                raise UserError(f"Expected the columns of a run's row, got {name!r}; is the file another program's?")
         for name in columns:
             if name not in cells:
                 raise UserError(f"Expected a column {name!r}, got none; is this the row of a run?")
