@@ -79,8 +79,8 @@ class Batches:
         """The order of the epoch `[M]`, and numbers in [0, 1) for the augmentation of each image `[M, CHOICES]`."""
         if self._epoch != epoch:
             self._epoch, n = epoch, len(self.labels)
-            self._order = np.argsort(raw_words(self._order_key, epoch, n), kind="stable")
-            words = raw_words(self._words_key, epoch, n * CHOICES).reshape(n, CHOICES)
+            self._order = np.argsort(raw_words(self._order_key, [epoch], n)[0], kind="stable")
+            words = raw_words(self._words_key, [epoch], n * CHOICES).reshape(n, CHOICES)
             self._uniform = ((words >> np.uint64(11)) * 2.0**-53).astype(np.float64)
 
 

@@ -181,7 +181,7 @@ def _parts(name: str, count: int, with_test: bool = True) -> dict[str, npt.NDArr
     """Which of a class's `count` images go to which part, each ascending."""
     if count < 10:
         raise UserError(f"Expected at least 10 images of class {name} to divide, got {count}; add images")
-    order = np.argsort(raw_words(stream_key(VERSION, name), 0, count), kind="stable")
+    order = np.argsort(raw_words(stream_key(VERSION, name), [0], count)[0], kind="stable")
     n_test = round(TEST_SHARE * count) if with_test else 0
     n_val = round(VALIDATION_SHARE * (count - n_test))
     test, val, train = np.split(order, [n_test, n_test + n_val])
