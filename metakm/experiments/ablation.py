@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
+from metakm.command_line import exit_code
 from metakm.data.catalogue import data_roots
 from metakm.data.classification import load_cifar10
 from metakm.errors import unknown_name
 from metakm.experiments import scratch
-from metakm.experiments.command import mistakes_end_with_2, run_all
+from metakm.experiments.command import run_all
 from metakm.experiments.config import ExperimentConfig, PresetName, parse
 from metakm.experiments.networks import cifar_classifier
 from metakm.experiments.run import ExperimentRun, Subject
@@ -82,8 +83,8 @@ def execute(config: AblationConfig) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: see `run_all`."""
-    return mistakes_end_with_2(lambda: execute(parse(PRESETS, "metakm.experiments.ablation", arguments)))
+    """Exit code: 0 done, 1 diverged or a file that cannot be written, 2 the user's mistake, 130 interrupted."""
+    return exit_code(lambda: execute(parse(PRESETS, "metakm.experiments.ablation", arguments)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,8 +28,7 @@ from metakm.results.curve import CurvePoint
 from metakm.results.experiment import FILE, ExperimentRow
 from metakm.results.folder import RunFolder
 from metakm.results.row import Status
-
-SAVE_SECONDS = 60.0  # a killed run loses at most this much, and one iteration
+from metakm.runner import SAVE_SECONDS, say
 
 
 @dataclass(frozen=True)
@@ -228,8 +226,3 @@ class ExperimentRun:
             started_at=self.started_at,
         )
         self.folder.write_row(row)
-
-
-def say(line: str) -> None:
-    """Print to standard error."""
-    print(line, file=sys.stderr, flush=True)  # noqa: T201

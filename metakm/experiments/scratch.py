@@ -21,9 +21,10 @@ from typing import Literal
 import torch
 from torch import nn
 
+from metakm.command_line import exit_code
 from metakm.data.catalogue import data_roots
 from metakm.data.classification import load_cifar10
-from metakm.experiments.command import mistakes_end_with_2, run_all
+from metakm.experiments.command import run_all
 from metakm.experiments.config import ExperimentConfig, PresetName, RunConfig, parse
 from metakm.experiments.networks import cifar_classifier
 from metakm.experiments.random_bases import RandomBases
@@ -141,8 +142,8 @@ def execute(config: ScratchConfig) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: see `run_all`."""
-    return mistakes_end_with_2(lambda: execute(parse(PRESETS, "metakm.experiments.scratch", arguments)))
+    """Exit code: 0 done, 1 diverged or a file that cannot be written, 2 the user's mistake, 130 interrupted."""
+    return exit_code(lambda: execute(parse(PRESETS, "metakm.experiments.scratch", arguments)))
 
 
 if __name__ == "__main__":

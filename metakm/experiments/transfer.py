@@ -19,11 +19,12 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import nn
 
+from metakm.command_line import exit_code
 from metakm.data.catalogue import data_roots
 from metakm.data.classification import Classification, load_folder, load_tiny_imagenet_classes
 from metakm.data.fine_grained import FineGrained, load_fine_grained
 from metakm.errors import unknown_name
-from metakm.experiments.command import mistakes_end_with_2, run_all
+from metakm.experiments.command import run_all
 from metakm.experiments.config import ExperimentConfig, PresetName, RunConfig, parse
 from metakm.experiments.networks import CLASSIFIER, Backbone, pretrained
 from metakm.experiments.run import ExperimentRun, Subject
@@ -190,8 +191,8 @@ def execute(config: TransferConfig) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: see `run_all`."""
-    return mistakes_end_with_2(lambda: execute(parse(PRESETS, "metakm.experiments.transfer", arguments)))
+    """Exit code: 0 done, 1 diverged or a file that cannot be written, 2 the user's mistake, 130 interrupted."""
+    return exit_code(lambda: execute(parse(PRESETS, "metakm.experiments.transfer", arguments)))
 
 
 if __name__ == "__main__":
