@@ -6,14 +6,22 @@ import tarfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from metakm.data.batches import Batches, pad_crop, resized_crop
-from metakm.data.classification import labels_of, load_cifar10, load_folder, take
+from metakm.data.classification import (
+    labels_of,
+    load_cifar10,
+    load_folder,
+    load_tiny_imagenet_classes,
+    split_members,
+    take,
+)
 from metakm.data.fine_grained import load_fine_grained
+from metakm.data.sources import TarSource
+from metakm.data.tiny_imagenet import split_classes
 from metakm.errors import UserError
-
-torch = pytest.importorskip("torch")
 
 
 def write(path, value):
@@ -124,15 +132,28 @@ def test_a_truncated_archive_is_named(tmp_path):
 def test_real_cifar10_has_its_parts(real_data):
     if not (real_data / "cifar10" / "cifar10-jpeg.tar.xz").exists():
         pytest.skip("cifar10/cifar10-jpeg.tar.xz is not under METAKM_DATA")
-    from metakm.data.classification import split_members
-    from metakm.data.sources import TarSource
-
     parts = split_members(TarSource(real_data / "cifar10" / "cifar10-jpeg.tar.xz"))
     assert {split: {len(m) for m in members.values()} for split, members in parts.items()} == {
         "train": {4500},
         "val": {500},
         "test": {1000},
     }
+
+
+def test_tiny_imagenets_meta_test_classes_make_a_problem(real_data):
+    if not (real_data / "tiny-imagenet" / "tiny-imagenet-100.zip").exists():
+        pytest.skip("tiny-imagenet/tiny-imagenet-100.zip is not under METAKM_DATA")
+    data = load_tiny_imagenet_classes(2, 8, [real_data])
+    assert data.class_names == tuple(split_classes()["test"][:2])
+    assert [p.counts.tolist() for p in (data.train, data.val, data.test)] == [[396] * 2, [44] * 2, [110] * 2]
+    assert data.train.image_shape == (3, 8, 8)
+    assert data.train.images.std() > 30  # pictures, not blanks
+
+
+@pytest.mark.parametrize("count", [1, 21])
+def test_as_many_tiny_imagenet_classes_are_not_there(count, tmp_path):
+    with pytest.raises(UserError, match="--classes"):
+        load_tiny_imagenet_classes(count, 8, [tmp_path])
 
 
 def aircraft(root):
