@@ -87,12 +87,14 @@ class ExperimentRun:
             self._write_row("failed")
             say(f"error: {error}")
             return 1
-        if stopped:
+        tune = self.run.config.tune
+        tested = None if stopped or tune else self._test()
+        if stopped or (tested is None and not tune):
             self._write_row("interrupted")
             change = "replace --overwrite by --resume in" if self.run.config.overwrite else "add --resume to"
             say(f"Interrupted after {self.training.iteration} iterations. To go on, {change} the same command.")
             return 130
-        self._finish()
+        self._finish(tested)
         return 0
 
     def _open_folder(self) -> dict[str, Any] | None:
@@ -145,8 +147,21 @@ class ExperimentRun:
         self._save()
         progress.note(f"iteration {self.training.iteration}: validation accuracy {accuracy:.4f}")
 
-    def _finish(self) -> None:
-        tested = None if self.run.config.tune else self.training.accuracy("test")
+    def _test(self) -> float | None:
+        """Accuracy on the test part; None when asked to stop."""
+        with Progress(f"{self.run.method}: test", len(self.training.parts["test"].labels), unit="image") as progress:
+
+            def advance(images: int) -> None:
+                progress.advance(images)
+                if self.stop.requested:
+                    raise StopIteration
+
+            try:
+                return self.training.accuracy("test", advance)
+            except StopIteration:
+                return None
+
+    def _finish(self, tested: float | None) -> None:
         if self.subject.save_pack is not None:
             path = self.folder.path / "pack.safetensors"
             self.subject.save_pack(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -108,8 +107,7 @@ class Training:
         """
         part, right = self.parts[split], 0
         self.model.eval()
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(parametrize.cached())  # the modulated kernels are the same for every batch
+        with parametrize.cached():  # the modulated kernels are the same for every batch
             for start in range(0, len(part.labels), EVALUATION_BATCH):
                 images, labels = (tensor.to(self.device) for tensor in part.in_order(start))
                 right += int((self.model(images).argmax(1) == labels).sum())

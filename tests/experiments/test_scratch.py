@@ -87,6 +87,23 @@ def test_a_stopped_run_resumes_to_the_same_numbers(small, tmp_path, monkeypatch,
     assert "already done" in capsys.readouterr().err
 
 
+def test_a_stop_during_the_test_resumes_too(small, tmp_path, monkeypatch):
+    flags = [*small, "--methods", "sn", "--epochs", "1"]
+    accuracy = Training.accuracy
+
+    def accuracy_and_signal(self, split, progress=lambda _: None):
+        if split == "test":
+            signal.raise_signal(signal.SIGINT)
+        return accuracy(self, split, progress)
+
+    monkeypatch.setattr(Training, "accuracy", accuracy_and_signal)
+    assert scratch.main(flags) == 130
+    monkeypatch.setattr(Training, "accuracy", accuracy)
+    assert scratch.main([*flags, "--resume"]) == 0
+    row = pd.read_csv(tmp_path / "out" / "scratch" / "sn" / "seed0" / "experiment.csv").iloc[0]
+    assert (row.status, row.n_test) == ("done", 30)
+
+
 def _numbers(folder):
     state = torch.load(folder / "checkpoint.pt", weights_only=True)["training"]["model"]
     row = pd.read_csv(folder / "experiment.csv").iloc[0]
