@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from convnets import CASES, Mixed, images, perturb, train
+from convnets import CASES, Mixed, images, perturb, resnet18, train
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -233,7 +233,7 @@ def test_layers_are_chosen_by_name_pattern_or_predicate(layers, chosen):
 
 
 def test_a_glob_selects_a_stage():
-    model = modulate(CASES["resnet18"][0](), layers="layer4.*")
+    model = modulate(resnet18(), layers="layer4.*")
     assert len(modulated_layers(model)) == 5
     assert not model.conv1.weight.requires_grad
 
@@ -264,7 +264,7 @@ def test_models_that_cannot_be_modulated():
     with pytest.raises(metakm.UserError, match="not modulated yet"):
         modulate(modulate(Mixed()))
     with pytest.raises(metakm.UserError, match=r"did you mean 'layer4.\*'"):
-        modulate(CASES["resnet18"][0](), layers="layer4")
+        modulate(resnet18(), layers="layer4")
     model = Mixed()
     nn.utils.parametrizations.weight_norm(model.stem)
     with pytest.raises(metakm.UserError, match="plain layer 'stem', got a parametrized one"):
