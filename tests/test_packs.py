@@ -167,6 +167,10 @@ def test_a_pack_that_does_not_fit_is_refused_and_the_model_left_as_it_was(base, 
     without_statistics.norm1 = nn.GroupNorm(2, 8)
     with pytest.raises(metakm.UserError, match="base network of the pack"):
         load_pack(without_statistics, packed[1])
+    other_precision = copy.deepcopy(base)
+    other_precision.fc.float()
+    with pytest.raises(metakm.UserError, match=r"fc.weight of torch.float32, got torch.float64 in the pack"):
+        load_pack(other_precision, packed[1])
     biasless = copy.deepcopy(base)
     biasless.fc = nn.Linear(12, 3, bias=False)
     with pytest.raises(metakm.UserError, match=r"same tensors, got 1 in one of them only \(fc.bias\)"):
@@ -278,6 +282,20 @@ def test_swap_restores_each_task_bit_for_bit_with_its_own_number_of_classes(buil
         assert make_pack(resident).tensors.keys() == packs[task].tensors.keys()
     assert all(torch.equal(resident.get_parameter(n), p) for n, p in frozen.items())
     train(resident, steps=1)  # gradients of the present shapes
+
+
+def test_training_on_after_a_swap_leaves_the_pack_as_it_was(base):
+    wider = copy.deepcopy(base)
+    wider.fc = nn.Linear(12, 9)
+    wide, model = make_pack(modulate(wider)), modulate(base)
+    pack = make_pack(model)
+    train(model)
+    for task in (wide, pack):
+        before = {name: tensor.clone() for name, tensor in task.tensors.items()}
+        swap(model, task)
+        assert model.fc.weight.grad is None  # of the other number of classes
+        train(model)
+        assert_bit_equal(task.tensors, before)
 
 
 def test_swap_hashes_the_base_once_and_again_after_it_was_written_to(base, packed, monkeypatch):
