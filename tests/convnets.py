@@ -47,7 +47,6 @@ CASES = {  # name: (builder, the classifier's name)
     "mixed": (Mixed, "fc"),
     "cifar_resnet": (cifar_resnet, "head"),
     "mobilenet": (mobilenet, "classifier"),
-    "resnet18": (resnet18, "fc"),
 }
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from convnets import CASES, Mixed, images, perturb, train
+from convnets import CASES, Mixed, images, perturb, resnet18, train
 from torch import nn
 from torch.nn.utils import parametrize
 
 import metakm
-from metakm.modulation import ChannelModulator, KernelModulator, count_trainable, modulate, replace_norm
+from metakm.modulation import count_trainable, modulate, replace_norm
 from metakm.modulation import trainable_report as report
 from metakm.modulation.attach import modulated_layers
 
@@ -233,7 +233,7 @@ def test_layers_are_chosen_by_name_pattern_or_predicate(layers, chosen):
 
 
 def test_a_glob_selects_a_stage():
-    model = modulate(CASES["resnet18"][0](), layers="layer4.*")
+    model = modulate(resnet18(), layers="layer4.*")
     assert len(modulated_layers(model)) == 5
     assert not model.conv1.weight.requires_grad
 
@@ -264,7 +264,7 @@ def test_models_that_cannot_be_modulated():
     with pytest.raises(metakm.UserError, match="not modulated yet"):
         modulate(modulate(Mixed()))
     with pytest.raises(metakm.UserError, match=r"did you mean 'layer4.\*'"):
-        modulate(CASES["resnet18"][0](), layers="layer4")
+        modulate(resnet18(), layers="layer4")
     model = Mixed()
     nn.utils.parametrizations.weight_norm(model.stem)
     with pytest.raises(metakm.UserError, match="plain layer 'stem', got a parametrized one"):
@@ -286,60 +286,3 @@ def test_copies_of_a_modulated_model_are_independent():
     perturb(twin)
     torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
     assert not torch.allclose(twin(x), expected)
-
-
-def test_channel_modulator_equals_its_equation_written_out():
-    torch.manual_seed(0)
-    w, modulator = torch.randn(4, 5, 3, 2), ChannelModulator((3, 2))
-    perturb(modulator, 0.5)
-    (u1, u2), a = modulator.layers, modulator.taps
-    out, zero = modulator(w), torch.zeros(3, 2)
-    for n in range(4):
-        for c in range(5):
-            before, after = (w[n, c - 1] if c else zero), (w[n, c + 1] if c < 4 else zero)
-            v = a[0] * before + a[1] * w[n, c] + a[2] * after
-            torch.testing.assert_close(out[n, c].flatten(), u2 @ torch.tanh(u1 @ v.flatten()))
-
-
-def test_channel_modulator_starts_at_the_kernel_modulators_start_and_stays_small():
-    torch.manual_seed(0)
-    modulator, w = ChannelModulator((3, 3)), 0.05 * torch.randn(8, 8, 3, 3)
-    assert sum(p.numel() for p in modulator.parameters()) == 162 + 27
-    assert 0 < (modulator(w) - w).abs().max() < 0.01
-    with torch.no_grad():
-        modulator.taps.copy_(torch.tensor([0.0, 1.0, 0.0])[:, None, None])
-    torch.testing.assert_close(modulator(w), KernelModulator.forward(modulator, w))
-
-
-@pytest.mark.parametrize(("builder", "classifier"), [CASES["mixed"], CASES["cifar_resnet"]])
-def test_channel_modulator_trains_taps_where_channels_have_neighbours(builder, classifier):
-    torch.manual_seed(0)
-    model = builder()
-    modulate(model, classifier=classifier, modulator=ChannelModulator)
-    train(model, steps=1)
-    for layer in modulated_layers(model).values():
-        moved = layer.parametrizations.weight[0].taps.grad.abs().sum((1, 2)) > 0
-        neighbours = layer.in_channels // layer.groups > 1
-        assert moved.tolist() == [neighbours, True, neighbours]
-
-
-def test_group_norm_for_batch_norm_keeps_the_affine_and_picks_the_groups():
-    model = nn.Sequential(nn.BatchNorm2d(64, eps=0.1), nn.Sequential(nn.BatchNorm2d(40)), nn.BatchNorm2d(16), nn.ReLU())
-    affine, x = list(model.parameters()), torch.randn(2, 64, 3, 3)
-    perturb(model)
-    assert replace_norm(model) is model
-    norms = [model[0], model[1][0], model[2]]
-    assert [type(n) for n in norms] == [nn.GroupNorm] * 3
-    assert [n.num_groups for n in norms] == [32, 20, 8]
-    assert all(a is b for a, b in zip(model.parameters(), affine, strict=True))
-    torch.testing.assert_close(model[0](x), F.group_norm(x, 32, affine[0], affine[1], 0.1))
-    assert [replace_norm(nn.Sequential(nn.BatchNorm2d(c)), groups=4)[0].num_groups for c in (1, 7, 12)] == [1, 1, 4]
-
-
-def test_replace_norm_says_what_it_cannot_do():
-    with pytest.raises(metakm.UserError, match="Expected norm to be one of group"):
-        replace_norm(Mixed(), "layer")
-    with pytest.raises(metakm.UserError, match="groups to be at least 1"):
-        replace_norm(Mixed(), groups=0)
-    with pytest.raises(metakm.UserError, match=r"nn.BatchNorm2d layers, got CifarResNet without.*bn_mode"):
-        replace_norm(metakm.CifarResNet(8))

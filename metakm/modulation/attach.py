@@ -109,7 +109,7 @@ def attachment(model: nn.Module) -> Attachment:
     """What `modulate` did to `model`.
 
     Raises:
-        UserError: nothing.
+        UserError: `modulate` was not called on it.
     """
     if not is_modulated(model):
         raise UserError(f"Expected a modulated model, got a plain {type(model).__name__}; call modulate() first")

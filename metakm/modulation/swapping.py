@@ -177,6 +177,9 @@ def _check_shapes(live: Mapping[str, Tensor], pack: Pack, classifier: str | None
         )
     for name, tensor in live.items():
         have, new = tuple(tensor.shape), tuple(pack.tensors[name].shape)
+        if tensor.dtype != pack.tensors[name].dtype:
+            kinds = f"{tensor.dtype}, got {pack.tensors[name].dtype}"
+            raise UserError(f"Expected {name} of {kinds} in the pack; convert the model to the pack's precision")
         if have != new and not (within(name, classifier) and have[1:] == new[1:]):
             raise UserError(f"Expected {name} of shape {have}, got {new} in the pack; load the base it was trained on")
 
