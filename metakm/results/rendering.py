@@ -49,7 +49,7 @@ def _text(layout: Layout) -> str:
 
 
 def _text_grid(grid: Grid) -> str:
-    lines = [grid.header, *grid.lines]
+    lines = [[text.replace("±", "+-") for text in line] for line in (grid.header, *grid.lines)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(grid.header))]
     padded = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
