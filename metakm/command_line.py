@@ -1,18 +1,14 @@
-"""Flags to `RunConfig`, and exit codes.
-
-Flags and help derive from the config's fields; their defaults from the preset asked for.
-"""
+"""Flags to `RunConfig`. Flags and help derive from the config's fields; their defaults from the preset asked for."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import tyro
 
 from metakm.config import RunConfig
-from metakm.errors import UserError
 from metakm.presets import default_ways, preset_config
 
 
@@ -30,24 +26,6 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
         default=_defaults(arguments),
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-
-
-def exit_code(command: Callable[[], int]) -> int:
-    """Call a command that makes runs; print what ended it early.
-
-    The command's own code, or 1 for a file that cannot be written, 2 for the user's mistake, 130 for an interrupt.
-    """
-    try:
-        return command()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    except OSError as error:
-        print(f"error: {error}; mend that, then add --resume to the same command", file=sys.stderr)  # noqa: T201
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped. If the run folder has a checkpoint, --resume goes on from it.", file=sys.stderr)  # noqa: T201
-        return 130
 
 
 def _defaults(arguments: Sequence[str]) -> RunConfig:

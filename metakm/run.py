@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from metakm.allocator import keep_freed_memory
-from metakm.command_line import exit_code, parse
+from metakm.command_line import parse
+from metakm.exit_code import exit_code
 from metakm.interrupt import StopRequest
 from metakm.runner import Run
 

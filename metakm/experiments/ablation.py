@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from metakm.command_line import exit_code
 from metakm.data.catalogue import data_roots
 from metakm.data.classification import load_cifar10
 from metakm.errors import unknown_name
+from metakm.exit_code import exit_code
 from metakm.experiments import scratch
 from metakm.experiments.command import run_all
 from metakm.experiments.config import ExperimentConfig, PresetName, parse

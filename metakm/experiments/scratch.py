@@ -21,9 +21,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from metakm.command_line import exit_code
 from metakm.data.catalogue import data_roots
 from metakm.data.classification import load_cifar10
+from metakm.exit_code import exit_code
 from metakm.experiments.command import run_all
 from metakm.experiments.config import ExperimentConfig, PresetName, RunConfig, parse
 from metakm.experiments.networks import cifar_classifier

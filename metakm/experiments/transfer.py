@@ -19,11 +19,11 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import nn
 
-from metakm.command_line import exit_code
 from metakm.data.catalogue import data_roots
 from metakm.data.classification import Classification, load_folder, load_tiny_imagenet_classes
 from metakm.data.fine_grained import FineGrained, load_fine_grained
 from metakm.errors import unknown_name
+from metakm.exit_code import exit_code
 from metakm.experiments.command import run_all
 from metakm.experiments.config import ExperimentConfig, PresetName, RunConfig, parse
 from metakm.experiments.networks import CLASSIFIER, Backbone, pretrained
