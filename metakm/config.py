@@ -18,7 +18,9 @@ Schedule = Literal["constant", "cosine"]
 Precision = Literal["fp32", "bf16"]
 
 # Fields that say where and how a run is executed, not what it computes; a resumed run may change them.
-EXECUTION_FIELDS = frozenset({"data_root", "out", "resume", "overwrite", "device", "plugin", "dry_run", "task_chunk"})
+EXECUTION_FIELDS = frozenset(
+    {"data_root", "out", "resume", "overwrite", "device", "plugin", "dry_run", "task_chunk", "log_dir", "quiet", "json"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,12 @@ class RunConfig:
     """Replace an earlier run in the run folder. Without it an earlier run is never touched."""
     dry_run: bool = False
     """Print the config, parameter counts and the estimated time and memory, write nothing, and stop."""
+    log_dir: Path | None = None
+    """Folder for TensorBoard event files of loss, accuracies and ms an iteration, in <log-dir>/<run id>/; needs tensorboard."""
+    quiet: bool = False
+    """No progress on standard error; errors and the result stay."""
+    json: bool = False
+    """For scripts: standard output has one JSON object a line, for progress, each validation and the result, and nothing else."""
     eval_tasks: int = 600
     """Meta-test tasks. 600 as published (Finn et al. 2017)."""
     val_tasks: int
@@ -153,7 +161,7 @@ class RunConfig:
                 raise UserError(f"Expected config key {name!r}, got none; add it")
             if name in values and not _is_json_of(values[name], hints[name]):
                 raise UserError(f"Expected config key {name!r} to be {hints[name]}, got {values[name]!r}; mend it")
-        paths = {k: Path(values[k]) for k in ("data_root", "out") if values.get(k) is not None}
+        paths = {k: Path(values[k]) for k in ("data_root", "out", "log_dir") if values.get(k) is not None}
         plugin = tuple(Path(p) for p in values.get("plugin", ()))
         return cls(**{**values, **paths, "plugin": plugin})
 
