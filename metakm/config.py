@@ -8,7 +8,9 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import tyro
 
 from metakm.errors import UserError, unknown_name
 from metakm.models.layers import BatchNormMode
@@ -99,7 +101,7 @@ class RunConfig:
     """Iterations between validations; the last iteration always validates. Default from --preset."""
     task_chunk: int = 0
     """Tasks whose graphs are in memory at once; the result does not depend on it. 0: as many as fit into half of the memory, by an estimate."""
-    plugin: tuple[Path, ...] = ()
+    plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
     """Python files that register strategies; they run with your rights."""
 
     def __post_init__(self) -> None:
