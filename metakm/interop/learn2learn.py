@@ -128,7 +128,7 @@ def _global_generators(key: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         random.seed(key)
         np.random.seed([key >> shift & 0xFFFFFFFF for shift in (0, 32, 64, 96)])  # noqa: NPY002
-        torch.manual_seed(key % 2**63)
+        torch.default_generator.manual_seed(key % 2**63)  # torch.manual_seed would seed the GPUs' generators too
         try:
             yield
         finally:
