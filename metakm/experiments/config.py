@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -13,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-import tyro
-
 from metakm.data.batches import Augmentation
 from metakm.errors import UserError, unknown_name
+from metakm.flags import read_options, texts_given
 
 PresetName = Literal["quick", "paper"]
 Optimiser = Literal["sgd", "adam"]
@@ -126,18 +124,12 @@ C = TypeVar("C", bound=ExperimentConfig)
 def parse(presets: Mapping[PresetName, C], prog: str, arguments: Sequence[str] | None = None) -> C:
     """Read the command line; the flags' defaults are those of the preset asked for.
 
-    Prints help and exits with code 0, or an error and exits with code 2, where it must.
-
     Raises:
-        UserError: a value out of range.
+        UserError: see `read_options`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", nargs="?")
-    preset = parser.parse_known_args(arguments)[0].preset
-    default = presets["paper" if preset == "paper" else "quick"]
-    flags = (tyro.conf.FlagCreatePairsOff,)
-    return tyro.cli(type(default), prog=f"python -m {prog}", args=arguments, default=default, config=flags)
+    default = presets["paper" if texts_given(arguments, ("preset",))["preset"] == "paper" else "quick"]
+    return read_options(type(default), f"python -m {prog}", arguments, default)
 
 
 def _flag(field: str) -> str:
