@@ -38,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class AblationConfig(ExperimentConfig):
-    """Train kernel modulators of other activations, initialisations and depths (the paper's Fig. 5)."""
+    """Train kernel modulators of other constructions, as in the paper's Fig. 5."""
 
     methods: tuple[str, ...] = tuple(VARIANTS)
     """One run each: default, sin, leaky-relu, relu, orthogonal, diagonal, depth-1, -5, -10, -20, -50."""

@@ -41,7 +41,7 @@ DIRECTIONS, COMPARTMENTS = 8000, 64
 
 @dataclass(frozen=True, kw_only=True)
 class ScratchConfig(ExperimentConfig):
-    """Train a ConvNet from random weights on CIFAR-10, in the ways of the paper's Table I."""
+    """Train a ConvNet from scratch on CIFAR-10, as in the paper's Table I."""
 
     methods: tuple[Method, ...] = TABLE1
     """One run each: full, bl, km, km-channel, sn, ld, tbn. See the module for what they train."""

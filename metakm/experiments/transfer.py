@@ -59,7 +59,7 @@ COMBINATIONS: dict[str, _Parts] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TransferConfig(ExperimentConfig):
-    """Adapt a pre-trained network to a dataset, training different parts of it (the paper's Fig. 4 and Table II)."""
+    """Adapt parts of a pre-trained network, as in the paper's Fig. 4, Table II."""
 
     methods: tuple[Method, ...]
     """One run each: tbl-1, implicit, explicit, nc, tkm-1, implicit-explicit, tkm-2, tbl-2, ttl; see the module."""
