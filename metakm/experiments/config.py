@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from metakm.data.batches import Augmentation
 from metakm.errors import UserError, unknown_name
-from metakm.flags import read_options, texts_given
+from metakm.flags import flag, read_options, texts_given
 
 PresetName = Literal["quick", "paper"]
 Optimiser = Literal["sgd", "adam"]
@@ -76,7 +76,7 @@ class ExperimentConfig:
         choices = {"preset": PresetName, "optimiser": Optimiser, "schedule": Schedule, "augmentation": Augmentation}
         for field, names in choices.items():
             if getattr(self, field) not in get_args(names):
-                raise unknown_name(_flag(field), getattr(self, field), get_args(names))
+                raise unknown_name(flag(field), getattr(self, field), get_args(names))
         if self.resume and self.overwrite:
             raise UserError("Expected --resume or --overwrite, got both; drop one of them")
 
@@ -132,10 +132,6 @@ def parse(presets: Mapping[PresetName, C], prog: str, arguments: Sequence[str] |
     return read_options(type(default), f"python -m {prog}", arguments, default)
 
 
-def _flag(field: str) -> str:
-    return "--" + field.replace("_", "-")
-
-
 def _require(condition: bool, field: str, expected: str, value: object) -> None:
     if not condition:
-        raise UserError(f"Expected {_flag(field)} to be {expected}, got {value}")
+        raise UserError(f"Expected {flag(field)} to be {expected}, got {value}")
