@@ -132,6 +132,17 @@ def test_an_earlier_run_is_not_touched_unasked(small, capsys):
     assert "weight_decay" in capsys.readouterr().err
 
 
+def test_a_checkpoint_of_another_network_is_refused(small, tmp_path, capsys):
+    flags = [*small, "--methods", "sn", "--epochs", "1"]
+    assert scratch.main(flags) == 0
+    path = tmp_path / "out" / "scratch" / "sn" / "seed0" / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    del state["training"]["model"]["fc.bias"]
+    torch.save(state, path)
+    assert scratch.main([*flags, "--resume"]) == 2
+    assert "fc.bias" in capsys.readouterr().err
+
+
 def test_a_tuning_run_leaves_the_test_part_alone(small, tmp_path, monkeypatch):
     asked = []
     accuracy = Training.accuracy
