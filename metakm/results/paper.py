@@ -33,6 +33,7 @@ TABLE1_CLAIMS = (
     *(Claim("km", "above", other) for other in ("bl", "sn", "ld", "tbn")),
     *(Claim(other, "above", "bl") for other in ("sn", "ld", "tbn")),
     Claim("full", "above", "km"),
+    Claim("km-channel", "(of which it says nothing) and", "km"),
 )
 TABLE2_CLAIMS = (
     Claim("tkm-1", "above", "tbl-1"),
