@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,41 +20,62 @@ from metakm.errors import UserError
 from metakm.inner_loop import evaluate_episodes
 from metakm.outer_loop import OuterLoop
 from metakm.preparation import build_strategy, make_sampler
-from metakm.results import ResultRow, RunFolder
+from metakm.results import Cell, RecordedRun, RunFolder
 from metakm.results.gallery import EpisodePictures, Inspection
 from metakm.results.kernels import LayerKernels, Weights
 from metakm.strategies import Strategy
 
 
-def inspect_run(path: Path, row: ResultRow, episodes: int, data_root: Path | None = None) -> Inspection:
-    """Adapt the tested checkpoint of the run folder `path` to its first meta-test episodes, on the CPU.
+def inspect_cells(
+    cells: Iterable[Cell], episodes: int, data_root: Path | None = None
+) -> tuple[dict[Path, Inspection], tuple[str, ...]]:
+    """Inspect the first run of each cell that can be; return what was seen, by the path of the run's result.csv.
+
+    Also returns why the others could not be inspected, one sentence a cell. Arguments as of `inspect_run`.
+    """
+    seen, reasons = {}, []
+    for cell in cells:
+        failed = []
+        for run in cell.runs:
+            try:
+                seen[run.path] = inspect_run(run, episodes, data_root)
+                break
+            except UserError as error:
+                failed.append(f"{run.name}: {error}")
+        else:
+            reasons += failed
+    return seen, tuple(reasons)
+
+
+def inspect_run(run: RecordedRun, episodes: int, data_root: Path | None = None) -> Inspection:
+    """Adapt the tested checkpoint of a run to its first meta-test episodes, on the CPU.
 
     The sampler, the number of inner steps, the rates and the precision are the run's own, so the predictions are
     those behind the first lines of its `tasks.csv`. A plugin named in `config.json` is not loaded: that file may come
     from elsewhere.
 
     Args:
-        row: the run's row.
+        run: one that is done.
         episodes: how many, at most those that were tested.
         data_root: where to look for data, in place of the run's own `data_root`.
 
     Raises:
         UserError: the checkpoint, config or data are missing, damaged, or not those of the row.
     """
-    config = _read_config(path)
+    folder = RunFolder(run.path.parent)
+    config = _read_config(folder.path)
     if data_root is not None:
         config = dataclasses.replace(config, data_root=data_root)
-    folder = RunFolder(path)
     if not folder.checkpoint.is_file():
-        raise UserError(f"Expected {folder.checkpoint}, got none; only the machine of the run has it")
+        raise UserError(f"Expected {folder.checkpoint}, got none; checkpoints stay where the run was made")
     state = load_checkpoint(folder.checkpoint, config)
     sampler = make_sampler(config, "test")
-    if sampler.hash(index=0, tasks=config.eval_tasks) != row.episodes_hash:
+    if sampler.hash(index=0, tasks=config.eval_tasks) != run.row.episodes_hash:
         raise UserError(
-            f"Expected the test episodes of {path} (hash {row.episodes_hash}), got others; use the data of that run"
+            f"Expected the test episodes of {folder.path} (hash {run.row.episodes_hash}), got others; use the data of that run"
         )
     loop = OuterLoop(build_strategy(config, sampler.dataset.image_shape), sampler, config, torch.device("cpu"))
-    batch = sampler.batch(index=0, tasks=min(episodes, row.n_tasks))
+    batch = sampler.batch(index=0, tasks=min(episodes, run.row.n_tasks))
     start = _kernels(loop, batch[0], inner_steps=0)
     try:
         loop.load_model_state(state["best"]["model"])
@@ -65,7 +86,7 @@ def inspect_run(path: Path, row: ResultRow, episodes: int, data_root: Path | Non
         predictions = _predict(loop, batch, config.test_inner_steps)  # [E, N, Q]
     layers = [
         LayerKernels(name, *start[name], *learned[name], _array(used[name].expand(len(batch), *learned[name][0].shape)))
-        for name in used
+        for name in learned
     ]
     return Inspection(_pictures(sampler, batch), predictions, tuple(layers))
 
@@ -81,8 +102,9 @@ def _kernels(loop: OuterLoop, episode: Episodes, inner_steps: int) -> dict[str, 
     """W and what the network convolves with, by layer, each `[O, C, kh, kw]`."""
     with _observed(loop.strategy) as used:
         _predict(loop, episode, inner_steps)
-    own = {name: loop.strategy.get_parameter(f"{name}.weight") for name in used}
-    return {name: (_array(own[name]), _array(used[name].reshape(own[name].shape))) for name in used}
+    own = {name: weight for name, weight in loop.strategy.named_parameters()}
+    kernels = {name: own[f"{name}.weight"] for name in used if f"{name}.weight" in own}
+    return {name: (_array(kernel), _array(used[name].reshape(kernel.shape))) for name, kernel in kernels.items()}
 
 
 @contextlib.contextmanager

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from metakm.results.collect import RecordedRun
 from metakm.results.kernels import LayerKernels
 
+PHOTOGRAPH = 40  # pixels of height from which a picture is shown larger, and smoothly scaled
 PNG_PIXELS = 64 * 64  # larger pictures are photographs, which JPEG packs ten times smaller
 JPEG_QUALITY = 85
 
@@ -26,6 +30,12 @@ class EpisodePictures:
     support: npt.NDArray[np.uint8]
     query: npt.NDArray[np.uint8]
 
+    @property
+    def identity(self) -> bytes:
+        """Equal for episodes with the same number and the same images in the same roles."""
+        shapes = repr((self.index, self.support.shape, self.query.shape)).encode()
+        return hashlib.sha256(shapes + self.support.tobytes() + self.query.tobytes()).digest()
+
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
@@ -39,18 +49,72 @@ class Inspection:
     predictions: npt.NDArray[np.int64]
     kernels: tuple[LayerKernels, ...]
 
-    @property
-    def right(self) -> npt.NDArray[np.bool_]:
-        """Whether each query was taken for its own class, `[E, N, Q]`."""
-        ways = self.predictions.shape[1]
-        right: npt.NDArray[np.bool_] = self.predictions == np.arange(ways)[None, :, None]
-        return right
+
+@dataclass(frozen=True)
+class Trial:
+    """What one run took the queries of an episode for."""
+
+    label: str
+    run: RecordedRun
+    predictions: list[list[int]]  # [N][Q]
+    right: int
+    queries: int
+    recorded: float | None  # the episode's accuracy in the run's tasks.csv
 
     @property
-    def accuracies(self) -> npt.NDArray[np.float64]:
-        """Query accuracy of each episode, `[E]`."""
-        means: npt.NDArray[np.float64] = self.right.mean(axis=(1, 2), dtype=np.float64)
-        return means
+    def accuracy(self) -> float:
+        """Fraction of the queries that were taken for their own class."""
+        return self.right / self.queries
+
+    @property
+    def as_recorded(self) -> bool:
+        """Whether `tasks.csv` has the same accuracy; another device or version of torch may give another."""
+        return self.recorded is None or round(self.recorded * self.queries) == self.right
+
+
+@dataclass(frozen=True)
+class ShownEpisode:
+    """An episode's pictures, each under an id in the page, and what the runs took its queries for."""
+
+    name: str
+    index: int
+    pictures: dict[str, str]  # id, <name>-s-<class>-<shot> or <name>-q-<class>-<query>, to data address
+    height: int
+    width: int
+    ways: int
+    shots: int
+    trials: tuple[Trial, ...]
+
+    @property
+    def photographs(self) -> bool:
+        """Whether the pictures are large enough to be scaled smoothly."""
+        return self.height >= PHOTOGRAPH
+
+
+def show_episodes(
+    shown: Sequence[tuple[str, RecordedRun, Inspection]], anchor: str
+) -> tuple[ShownEpisode, ...]:
+    """The episodes of labelled runs of one setting; runs that met the same episode stand under one."""
+    met: dict[bytes, tuple[EpisodePictures, list[Trial]]] = {}
+    for label, run, inspection in shown:
+        for episode, predictions in zip(inspection.episodes, inspection.predictions, strict=True):
+            right = int((predictions == np.arange(len(predictions))[:, None]).sum())
+            recorded = None if run.accuracies is None else float(run.accuracies[episode.index])
+            trial = Trial(label, run, predictions.tolist(), right, predictions.size, recorded)
+            met.setdefault(episode.identity, (episode, []))[1].append(trial)
+    episodes = sorted(met.values(), key=lambda one: one[0].index)
+    return tuple(_shown(one, tuple(trials), f"{anchor}-e{n}") for n, (one, trials) in enumerate(episodes))
+
+
+def _shown(episode: EpisodePictures, trials: tuple[Trial, ...], name: str) -> ShownEpisode:
+    pictures = {
+        f"{name}-{role}-{label}-{number}": data_uri(image)
+        for role, images in (("s", episode.support), ("q", episode.query))
+        for label, each in enumerate(images)
+        for number, image in enumerate(each)
+    }
+    ways, shots, _, height, width = episode.support.shape
+    return ShownEpisode(name, episode.index, pictures, height, width, ways, shots, trials)
 
 
 def data_uri(image: npt.NDArray[np.uint8]) -> str:

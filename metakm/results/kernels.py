@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from metakm.results.charts import Chart, histogram
+from metakm.results.collect import RecordedRun
+from metakm.results.layout import Grid
 
 Weights = npt.NDArray[np.floating[Any]]
 
@@ -48,29 +52,76 @@ class LayerKernels:
 
 
 @dataclass(frozen=True, eq=False)
-class Histograms:
-    """Shares of weights, in per cent, by common bins: `shares[name]` is `[bins]`, `edges` `[bins + 1]`.
+class ShownKernels:
+    """Kernels of one run that adaptation changes."""
 
-    Weights beyond the outermost edges are counted in the outermost bins.
-    """
+    label: str
+    run: RecordedRun
+    charts: tuple[Chart, ...]
+    grid: Grid  # a line for each layer
 
-    edges: Weights
-    shares: dict[str, Weights]
+
+def show_kernels(
+    shown: Sequence[tuple[str, RecordedRun, tuple[LayerKernels, ...]]], anchor: str
+) -> tuple[ShownKernels, ...]:
+    """Histograms of the kernels of each labelled run, leaving out those that adaptation does not change."""
+    found = []
+    for number, (label, run, layers) in enumerate(shown):
+        if any(layer.adapts for layer in layers):
+            peers = [(other, theirs) for other, _, theirs in shown if other != label and _trained_whole(theirs, layers)]
+            charts = _charts(label, layers, peers, f"{anchor}-kernels-{number}")
+            found.append(ShownKernels(label, run, tuple(charts), _grid(layers)))
+    return tuple(found)
 
 
-def joined(layers: Sequence[LayerKernels], moment: str) -> Weights:
+def _charts(
+    label: str,
+    layers: Sequence[LayerKernels],
+    peers: Sequence[tuple[str, Sequence[LayerKernels]]],
+    name: str,
+) -> Iterator[Chart]:
+    after = {"W": _joined(layers, "learned")}
+    if any(layer.modulated for layer in layers):
+        start = {"W": _joined(layers, "start"), "modulated W": _joined(layers, "start_used")}
+        yield Chart(
+            "A: before meta-training",
+            histogram(start, f"{name}-a", f"Kernel weights of {label} before meta-training: {_spread(start)}"),
+            "Modulation preserves the random weights.",
+        )
+        after["modulated W"] = _joined(layers, "learned_used")
+        after |= {f"W of {other}, adapted": _joined(theirs, "adapted") for other, theirs in peers[:1]}
+    after["after adaptation"] = _joined(layers, "adapted")
+    yield Chart(
+        "B: after meta-training" if len(after) > 2 else "After meta-training",
+        histogram(after, f"{name}-b", f"Kernel weights of {label} after meta-training: {_spread(after)}"),
+        "What the network convolves with, before and after it adapted to the episodes above.",
+    )
+
+
+def _grid(layers: Sequence[LayerKernels]) -> Grid:
+    lines = tuple(
+        (
+            layer.layer,
+            f"{layer.learned.size:,}",
+            *(f"{weights.std():.4f}" for weights in (layer.learned, layer.learned_used, layer.adapted)),
+            f"{100 * layer.change:.1f}",
+        )
+        for layer in layers
+    )
+    header = ("Layer", "Weights", "Std of W", "Std of modulated W", "Std after adaptation", "Change by adaptation, %")
+    return Grid("By layer; change is the root mean square of what adaptation adds, over that of modulated W", header, lines)
+
+
+def _trained_whole(theirs: Sequence[LayerKernels], ours: Sequence[LayerKernels]) -> bool:
+    """Whether these are the same layers of a network whose kernels themselves were adapted."""
+    shapes = [layer.learned.shape for layer in theirs] == [layer.learned.shape for layer in ours]
+    return shapes and all(layer.adapts and not layer.modulated for layer in theirs)
+
+
+def _joined(layers: Sequence[LayerKernels], moment: str) -> Weights:
     """All weights of a moment, over all layers, flat."""
     return np.concatenate([getattr(layer, moment).ravel() for layer in layers])
 
 
-def histograms(groups: dict[str, Weights], bins: int = 61) -> Histograms:
-    """Histograms of several sets of weights on bins that hold 99.8 % of each of them and are symmetric about 0."""
-    reach = max(float(np.quantile(np.abs(weights), 0.998)) for weights in groups.values())
-    edges = np.linspace(-reach, reach, bins + 1) if reach else np.linspace(-1.0, 1.0, bins + 1)
-    return Histograms(
-        edges,
-        {
-            name: 100 * np.histogram(np.clip(weights, edges[0], edges[-1]), edges)[0] / weights.size
-            for name, weights in groups.items()
-        },
-    )
+def _spread(groups: Mapping[str, Weights]) -> str:
+    return "; ".join(f"standard deviation of {name} {weights.std():.4f}" for name, weights in groups.items())
