@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from metakm.errors import UserError
+from metakm.errors import UserError, unknown_name
 from metakm.results.cells import Cell, LeftOut, Protocol, build_cells, provenance_of
 from metakm.results.collect import Collection, Problem
 from metakm.results.pairing import Comparison, compare, peer_of
@@ -70,8 +70,14 @@ def build_table(collection: Collection, baseline: str = "anil") -> Table:
     Args:
         collection: from `read_runs`.
         baseline: the strategy that the others' differences are taken to.
+
+    Raises:
+        UserError: an unknown baseline.
     """
     cells, left_out = build_cells(collection.runs)
+    known = {"maml", "anil", "km"} | {cell.algo for cell in cells}
+    if baseline not in known:
+        raise unknown_name("--baseline", baseline, known)
     comparisons, refused = _compare_all(cells, baseline)
     others = sorted({cell.setting for cell in cells} - set(TABLE3))
     published = tuple(

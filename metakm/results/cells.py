@@ -27,8 +27,13 @@ class Protocol:
 
     @property
     def label(self) -> str:
-        """Such as `km, quick, precision bf16`."""
-        return ", ".join([self.algo, self.preset, *(_spoken(name, value) for name, value in self.changes)])
+        """Such as `km (quick, precision bf16)`."""
+        return f"{self.algo} ({', '.join([self.preset, *(_spoken(name, value) for name, value in self.changes)])})"
+
+    @property
+    def published(self) -> bool:
+        """Whether this is the published protocol with nothing changed."""
+        return self.preset == "paper" and not self.changes
 
     @property
     def order(self) -> tuple[object, ...]:
@@ -60,6 +65,11 @@ class Cell:
     def preset(self) -> str:
         """The preset; `protocol.changes` has what was changed in it."""
         return self.protocol.preset
+
+    @property
+    def bn_mode(self) -> str:
+        """Where batch statistics come from; one protocol has one."""
+        return self.runs[0].row.bn_mode
 
     @property
     def n_seeds(self) -> int:

@@ -66,39 +66,46 @@ def compare(first: Cell, second: Cell) -> Comparison:
     return Comparison(first, second, tuple(seeds), *paired, caveats)
 
 
-def comparisons_between(cells: Iterable[Cell], first: str, second: str) -> tuple[Comparison, ...]:
-    """Compare two strategies in every setting that has both.
+def comparisons_between(
+    cells: Iterable[Cell], first: str, second: str
+) -> tuple[tuple[Comparison, ...], tuple[str, ...]]:
+    """Compare two strategies in every setting that has both; return the comparisons, and why others were refused.
 
     Args:
         cells: of the table.
         first: a strategy, such as `km`, which stands for each of its protocols, or the label of one of them, such as
-            `km, quick, precision bf16`.
-        second: likewise. Two strategies are compared where preset and changes are the same; a label is compared
-            with what it is told to, and a differing protocol becomes a caveat.
+            `km (quick, precision bf16)`.
+        second: likewise. Two strategies are compared where preset and changes are the same; with a label, a
+            differing protocol is a caveat.
 
     Raises:
-        UserError: an unknown name, nothing to compare, or cells that cannot be paired (see `compare`).
+        UserError: an unknown name, or not one comparison that can be made.
     """
     cells = tuple(cells)
-    known = {name for cell in cells for name in (cell.algo, cell.protocol.label)}
+    strategies = {cell.algo for cell in cells}
+    known = strategies | {cell.protocol.label for cell in cells}
     for name in (first, second):
         if name not in known:
             raise unknown_name("a measured strategy or row", name, known)
-    strategies = {cell.algo for cell in cells}
-    free = first not in strategies or second not in strategies
-    pairs = [
-        (a, b)
-        for a in cells
-        for b in cells
-        if _named(a, first) and _named(b, second) and a.setting == b.setting and (free or same_protocol(a, b))
-    ]
-    if not pairs:
-        rows = sorted({cell.title for cell in cells if _named(cell, first) or _named(cell, second)})
-        raise UserError(
-            f"Expected {first} and {second} in one setting with one protocol, got {'; '.join(rows)}; "
-            'name rows in full to compare across protocols, as in --compare "km, quick, precision bf16" "km, quick"'
-        )
-    return tuple(compare(a, b) for a, b in pairs)
+    free = not {first, second} <= strategies
+    found, refused = [], []
+    for setting in sorted({cell.setting for cell in cells}):
+        ours, theirs = ([c for c in cells if c.setting == setting and _named(c, name)] for name in (first, second))
+        pairs = [(a, b) for a in ours for b in theirs if a is not b and (free or same_protocol(a, b))]
+        if not pairs:
+            rows = ", ".join(cell.protocol.label for cell in (*ours, *theirs)) or "neither"
+            refused.append(
+                f"Expected {first} and {second} with one protocol in {setting.title}, got {rows}; "
+                "to compare across protocols, name rows in full"
+            )
+        for pair in pairs:
+            try:
+                found.append(compare(*pair))
+            except UserError as error:
+                refused.append(str(error))
+    if not found:
+        raise UserError("\n".join(refused))
+    return tuple(found), tuple(refused)
 
 
 def same_protocol(first: Cell, second: Cell) -> bool:
