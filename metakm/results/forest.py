@@ -51,9 +51,7 @@ def forest_picture(table: Table, form: PictureFormat = "png") -> bytes:
         "of hollow diamonds the published +-"
     )
     buffer = io.BytesIO()
-    figure.savefig(
-        buffer, format=form, dpi=150, metadata={"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[form]
-    )
+    figure.savefig(buffer, format=form, dpi=150)
     return buffer.getvalue()
 
 

@@ -92,8 +92,8 @@ def comparisons_between(
     for setting in sorted({cell.setting for cell in cells}):
         ours, theirs = ([c for c in cells if c.setting == setting and _named(c, name)] for name in (first, second))
         pairs = [(a, b) for a in ours for b in theirs if a is not b and (free or same_protocol(a, b))]
-        if not pairs:
-            rows = ", ".join(cell.protocol.label for cell in (*ours, *theirs)) or "neither"
+        if (ours or theirs) and not pairs:
+            rows = ", ".join(cell.protocol.label for cell in (*ours, *theirs))
             refused.append(
                 f"Expected {first} and {second} with one protocol in {setting.title}, got {rows}; "
                 "to compare across protocols, name rows in full"
