@@ -57,6 +57,7 @@ class ShownKernels:
 
     label: str
     run: RecordedRun
+    modulated: bool  # the network convolves with something else than W
     charts: tuple[Chart, ...]
     grid: Grid  # a line for each layer
 
@@ -69,8 +70,9 @@ def show_kernels(
     for number, (label, run, layers) in enumerate(shown):
         if any(layer.adapts for layer in layers):
             peers = [(other, theirs) for other, _, theirs in shown if other != label and _trained_whole(theirs, layers)]
+            modulated = any(layer.modulated for layer in layers)
             charts = _charts(label, layers, peers, f"{anchor}-kernels-{number}")
-            found.append(ShownKernels(label, run, tuple(charts), _grid(layers)))
+            found.append(ShownKernels(label, run, modulated, tuple(charts), _grid(label, layers, modulated)))
     return tuple(found)
 
 
@@ -89,8 +91,9 @@ def _charts(
             "Modulation preserves the random weights.",
         )
         after["modulated W"] = _joined(layers, "learned_used")
+    after[f"{list(after)[-1]}, adapted"] = _joined(layers, "adapted")
+    if len(after) > 2:
         after |= {f"W of {other}, adapted": _joined(theirs, "adapted") for other, theirs in peers[:1]}
-    after["after adaptation"] = _joined(layers, "adapted")
     yield Chart(
         "B: after meta-training" if len(after) > 2 else "After meta-training",
         histogram(after, f"{name}-b", f"Kernel weights of {label} after meta-training: {_spread(after)}"),
@@ -98,18 +101,15 @@ def _charts(
     )
 
 
-def _grid(layers: Sequence[LayerKernels]) -> Grid:
-    lines = tuple(
-        (
-            layer.layer,
-            f"{layer.learned.size:,}",
-            *(f"{weights.std():.4f}" for weights in (layer.learned, layer.learned_used, layer.adapted)),
-            f"{100 * layer.change:.1f}",
-        )
-        for layer in layers
-    )
-    header = ("Layer", "Weights", "Std of W", "Std of modulated W", "Std after adaptation", "Change by adaptation, %")
-    return Grid("By layer; change is the root mean square of what adaptation adds, over that of modulated W", header, lines)
+def _grid(label: str, layers: Sequence[LayerKernels], modulated: bool) -> Grid:
+    used = ("Std of modulated W",) if modulated else ()
+    header = ("Layer", "Weights", "Std of W", *used, "Std after adaptation", "Change, %")
+    lines = []
+    for layer in layers:
+        weights = (layer.learned, *((layer.learned_used,) if modulated else ()), layer.adapted)
+        spreads = (f"{moment.std():.4f}" for moment in weights)
+        lines.append((layer.layer, f"{layer.learned.size:,}", *spreads, f"{100 * layer.change:.1f}"))
+    return Grid(f"Kernels of {label} by layer", header, tuple(lines))
 
 
 def _trained_whole(theirs: Sequence[LayerKernels], ours: Sequence[LayerKernels]) -> bool:

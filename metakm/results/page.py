@@ -83,7 +83,7 @@ def _runs(runs: tuple[RecordedRun, ...]) -> Grid:
         "Folder", "Status", "Seed", "Accuracy, %", "± tasks", "Tasks", "Iterations", "Iteration, ms", "Training, min",
         "Peak memory, MB", "Batch norm", "Device", "Commit", "Started, UTC",
     )  # fmt: skip
-    return Grid("As their result.csv have them", header, tuple(_run(run) for run in runs))
+    return Grid("Rows of result.csv", header, tuple(_run(run) for run in runs))
 
 
 def _run(run: RecordedRun) -> tuple[str, ...]:

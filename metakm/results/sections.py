@@ -70,15 +70,14 @@ def build_sections(
 
 
 def short_labels(protocols: Sequence[Protocol]) -> dict[Protocol, str]:
-    """The strategy, and of its protocol only what tells it from the others."""
+    """The strategy and, where it is not that of all the others, its protocol without the changes common to all."""
     common = set.intersection(*(set(p.changes) for p in protocols)) if protocols else set()
     one_preset = len({p.preset for p in protocols}) == 1
-    labels = {}
-    for protocol in protocols:
-        own = dataclasses.replace(protocol, changes=tuple(c for c in protocol.changes if c not in common))
-        with_preset = f"{own.algo}, {own.preset}"
-        labels[protocol] = own.algo + own.label.removeprefix(with_preset) if one_preset else own.label
-    return labels
+    own = {p: tuple(change for change in p.changes if change not in common) for p in protocols}
+    return {
+        p: p.algo if one_preset and not changes else dataclasses.replace(p, changes=changes).label
+        for p, changes in own.items()
+    }
 
 
 def _measured(cells: Sequence[Cell], algos: Sequence[str]) -> list[_Measured]:
