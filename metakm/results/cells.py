@@ -101,7 +101,9 @@ def build_cells(runs: Iterable[RecordedRun]) -> tuple[tuple[Cell, ...], tuple[Le
             left_out.append(LeftOut(run, f"status {row.status}"))
         elif row.seed in seeds:
             first = seeds[row.seed].name
-            left_out.append(LeftOut(run, f"duplicate of {first}, which started first: the same protocol and seed"))
+            left_out.append(
+                LeftOut(run, f"duplicate of {first}: the same protocol and seed, and the first to start counts")
+            )
         else:
             seeds[row.seed] = run
     counts = _maml_counts(run for seeds in groups.values() for run in seeds.values())

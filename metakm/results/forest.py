@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -46,9 +47,10 @@ def forest_picture(table: Table, form: PictureFormat = "png") -> bytes:
     all_axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (setting, lines) in zip(all_axes, panels, strict=True):
         _panel(axes, setting, lines)
-    all_axes[-1].set_xlabel(
+    figure.supxlabel(
         "meta-test accuracy, %; bars are 95 % intervals over seeds (thick) and tasks (capped),\n"
-        "of hollow diamonds the published +-"
+        "of hollow diamonds the published +-",
+        fontsize="medium",
     )
     buffer = io.BytesIO()
     figure.savefig(buffer, format=form, dpi=150)
@@ -73,7 +75,7 @@ def _panel(axes: Axes, setting: Setting, lines: list[tuple[str, Published | Cell
         else:
             axes.errorbar(cell.mean, height, xerr=cell.tasks_ci95, fmt="o", color=_measured, capsize=3)
             axes.errorbar(cell.mean, height, xerr=cell.seeds_ci95, fmt="none", color=_measured, elinewidth=4, alpha=0.4)
-    axes.set_yticks(range(len(lines)), [label for label, _ in lines])
+    axes.set_yticks(range(len(lines)), [textwrap.fill(label, 44) for label, _ in lines], parse_math=False)
     axes.set_ylim(len(lines) - 0.4, -0.6)  # the first row on top
-    axes.set_title(setting.title, loc="left", fontsize="medium")
+    axes.set_title(setting.title, loc="left", fontsize="medium", parse_math=False)
     axes.grid(axis="x", alpha=0.3)

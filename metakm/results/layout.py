@@ -42,7 +42,7 @@ def layout_table(table: Table) -> Layout:
     for block in reversed(table.blocks):
         details = _details(table, block)
         grids = [_overview(table, block), *([details] if details.lines else []), *grids]
-    return _layout(grids, table, (*_published_meanings(), *_READING))
+    return _layout(grids, table.comparisons, [], table, (*_published_meanings(), *_READING))
 
 
 def layout_comparisons(comparisons: Sequence[Comparison], refused: Sequence[str], table: Table) -> Layout:
@@ -60,13 +60,8 @@ def layout_comparisons(comparisons: Sequence[Comparison], refused: Sequence[str]
         )
         for c in comparisons
     )
-    layout = _layout([Grid("First minus second, in pairs on the same meta-test episodes", header, lines)], table, ())
-    caveats = tuple(
-        f"{c.first.title} against {c.second.protocol.label}: {text}" for c in comparisons for text in c.caveats
-    )
-    own = (Listing("What else differs", caveats), Listing("Not compared", tuple(refused)))
-    first = tuple(listing for listing in own if listing.items)
-    return Layout(layout.grids, (*first, *layout.listings, Listing("How to read this", _READING_PAIRS)))
+    grid = Grid("First minus second, in pairs on the same meta-test episodes", header, lines)
+    return _layout([grid], comparisons, [Listing("Not compared", tuple(refused))], table, _READING_PAIRS)
 
 
 _READING_PAIRS = (
@@ -85,8 +80,17 @@ _READING = (
 )
 
 
-def _layout(grids: Sequence[Grid], table: Table, reading: Sequence[str]) -> Layout:
+def _layout(
+    grids: Sequence[Grid],
+    comparisons: Sequence[Comparison],
+    first: Sequence[Listing],
+    table: Table,
+    reading: Sequence[str],
+) -> Layout:
+    caveats = (f"{c.first.title} against {c.second.protocol.label}: {text}" for c in comparisons for text in c.caveats)
     listings = (
+        *first,
+        Listing("What else differs between compared rows", tuple(caveats)),
         Listing(
             "Left out", tuple(f"{item.run.name} ({item.run.row.run_id}): {item.reason}" for item in table.left_out)
         ),

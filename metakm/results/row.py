@@ -70,7 +70,7 @@ class ResultRow:
         """
         for name in cells:
             if name not in COLUMNS:
-                raise unknown_name("column", name, COLUMNS)
+                raise UserError(f"Expected the columns of a run's row, got {name!r}; is the file another program's?")
         for name in COLUMNS:
             if name not in cells:
                 raise UserError(f"Expected a column {name!r}, got none; is this the row of a run?")
