@@ -72,7 +72,8 @@ def inspect_run(run: RecordedRun, episodes: int, data_root: Path | None = None) 
     sampler = make_sampler(config, "test")
     if sampler.hash(index=0, tasks=config.eval_tasks) != run.row.episodes_hash:
         raise UserError(
-            f"Expected the test episodes of {folder.path} (hash {run.row.episodes_hash}), got others; use the data of that run"
+            f"Expected the test episodes of {folder.path} (hash {run.row.episodes_hash}), got others; use the data of "
+            "that run"
         )
     loop = OuterLoop(build_strategy(config, sampler.dataset.image_shape), sampler, config, torch.device("cpu"))
     batch = sampler.batch(index=0, tasks=min(episodes, run.row.n_tasks))
@@ -102,7 +103,7 @@ def _kernels(loop: OuterLoop, episode: Episodes, inner_steps: int) -> dict[str, 
     """W and what the network convolves with, by layer, each `[O, C, kh, kw]`."""
     with _observed(loop.strategy) as used:
         _predict(loop, episode, inner_steps)
-    own = {name: weight for name, weight in loop.strategy.named_parameters()}
+    own = dict(loop.strategy.named_parameters())
     kernels = {name: own[f"{name}.weight"] for name in used if f"{name}.weight" in own}
     return {name: (_array(kernel), _array(used[name].reshape(kernel.shape))) for name, kernel in kernels.items()}
 
@@ -114,7 +115,7 @@ def _observed(strategy: Strategy) -> Iterator[dict[str, Tensor]]:
     names = {module: name for name, module in strategy.named_modules() if isinstance(module, nn.Conv2d)}
 
     def note(module: nn.Module, _inputs: object) -> None:
-        latest[names[module]] = module.weight.detach()  # type: ignore[index, operator, union-attr]
+        latest[names[module]] = module.weight.detach()  # type: ignore[index, operator]
 
     hooks = [module.register_forward_pre_hook(note) for module in names]
     try:
@@ -129,7 +130,7 @@ def _predict(loop: OuterLoop, episodes: Episodes, inner_steps: int) -> npt.NDArr
     loop.strategy.eval()
     ready = episodes.to(loop.device, loop.dtype)
     logits = evaluate_episodes(loop.strategy, ready, inner_lr=loop.inner_lr, inner_steps=inner_steps).logits
-    return logits.argmax(dim=-1).reshape(len(episodes), loop.sampler.ways, -1).numpy()  # type: ignore[no-any-return]
+    return logits.argmax(dim=-1).reshape(len(episodes), loop.sampler.ways, -1).numpy()
 
 
 def _array(weights: Tensor) -> Weights:

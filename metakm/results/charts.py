@@ -19,7 +19,6 @@ from metakm.results.curve import CurvePoint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Drawn in the colours of the light page; each becomes a CSS variable, to which page.css gives two values.
 INK, FAINT, PAPER = "#1b1f24", "#d5dae0", "#ffffff"
@@ -34,7 +33,7 @@ _variables = {
     PAPER: "--paper",
     **{colour: f"--series-{number}" for number, colour in enumerate(SERIES)},
 }
-_style = {
+_style: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": FAINT,
     "axes.grid": True,
@@ -91,9 +90,7 @@ class Outcome(NamedTuple):
 
 def look(algo: int, variant: int) -> Look:
     """The colour of the page's strategy number `algo`, with the marker and stroke of its variant in a setting."""
-    return Look(
-        SERIES[algo % len(SERIES)], MARKERS[(algo + variant) % len(MARKERS)], _strokes[variant % len(_strokes)]
-    )
+    return Look(SERIES[algo % len(SERIES)], MARKERS[(algo + variant) % len(MARKERS)], _strokes[variant % len(_strokes)])
 
 
 def learning_curves(curves: Sequence[Curve], ways: int, name: str, description: str) -> str:

@@ -38,9 +38,10 @@ def read_curve(path: Path) -> list[CurvePoint]:
         table = table.astype({"iteration": int, **dict.fromkeys(CurvePoint._fields[1:], float)})
         if table[["val_accuracy", "seconds"]].isna().any(axis=None):
             raise ValueError("an empty val_accuracy or seconds")
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, OverflowError) as error:
         raise UserError(f"Expected a learning curve in {path}, got {error}") from error
-    return [CurvePoint(*(None if pd.isna(value) else value for value in row)) for row in table.itertuples(index=False)]
+    filled = table.astype(object).where(table.notna(), None)
+    return [CurvePoint(*point) for point in filled.itertuples(index=False)]
 
 
 def curve_png(points: Sequence[CurvePoint], title: str) -> bytes:

@@ -91,9 +91,7 @@ class ShownEpisode:
         return self.height >= PHOTOGRAPH
 
 
-def show_episodes(
-    shown: Sequence[tuple[str, RecordedRun, Inspection]], anchor: str
-) -> tuple[ShownEpisode, ...]:
+def show_episodes(shown: Sequence[tuple[str, RecordedRun, Inspection]], anchor: str) -> tuple[ShownEpisode, ...]:
     """The episodes of labelled runs of one setting; runs that met the same episode stand under one."""
     met: dict[bytes, tuple[EpisodePictures, list[Trial]]] = {}
     for label, run, inspection in shown:

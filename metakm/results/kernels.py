@@ -88,7 +88,7 @@ def _charts(
         yield Chart(
             "A: before meta-training",
             histogram(start, f"{name}-a", f"Kernel weights of {label} before meta-training: {_spread(start)}"),
-            "Modulation preserves the random weights.",
+            f"The random weights. {_added(layers, 'start', 'start_used')}",
         )
         after["modulated W"] = _joined(layers, "learned_used")
     after[f"{list(after)[-1]}, adapted"] = _joined(layers, "adapted")
@@ -97,7 +97,8 @@ def _charts(
     yield Chart(
         "B: after meta-training" if len(after) > 2 else "After meta-training",
         histogram(after, f"{name}-b", f"Kernel weights of {label} after meta-training: {_spread(after)}"),
-        "What the network convolves with, before and after it adapted to the episodes above.",
+        "What the network convolves with before and after it adapted to the episodes above."
+        + (f" {_added(layers, 'learned', 'learned_used')}" if len(after) > 2 else ""),
     )
 
 
@@ -121,6 +122,12 @@ def _trained_whole(theirs: Sequence[LayerKernels], ours: Sequence[LayerKernels])
 def _joined(layers: Sequence[LayerKernels], moment: str) -> Weights:
     """All weights of a moment, over all layers, flat."""
     return np.concatenate([getattr(layer, moment).ravel() for layer in layers])
+
+
+def _added(layers: Sequence[LayerKernels], before: str, after: str) -> str:
+    weights = _joined(layers, before)
+    share = np.sqrt(((_joined(layers, after) - weights) ** 2).mean() / (weights**2).mean())
+    return f"What modulation adds is {100 * share:.1f} % of W (root mean square)."
 
 
 def _spread(groups: Mapping[str, Weights]) -> str:

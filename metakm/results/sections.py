@@ -10,7 +10,6 @@ from pathlib import Path
 from metakm.errors import UserError
 from metakm.results.cells import Cell, Protocol
 from metakm.results.charts import Chart, Curve, Look, Outcome, accuracy_by_parameters, learning_curves, look
-from metakm.results.collect import RecordedRun
 from metakm.results.curve import read_curve
 from metakm.results.gallery import Inspection, ShownEpisode, show_episodes
 from metakm.results.kernels import ShownKernels, show_kernels
@@ -55,10 +54,7 @@ def build_sections(
         curves, without = _curves(here)
         missing += without
         shown = [
-            (one.label, run, inspections[run.path])
-            for one in here
-            for run in one.cell.runs
-            if run.path in inspections
+            (one.label, run, inspections[run.path]) for one in here for run in one.cell.runs if run.path in inspections
         ]
         episodes = show_episodes(shown, anchor)
         kernels = show_kernels([(label, run, found.kernels) for label, run, found in shown], anchor)
