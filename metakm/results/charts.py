@@ -174,7 +174,7 @@ def inline(svg: str, name: str, description: str) -> str:
     box = re.search(r'viewBox="([^"]+)"', svg)
     assert box is not None, "matplotlib writes a viewBox"
     opening = f'<svg class="chart" role="img" aria-label="{escape(description)}" viewBox="{box[1]}"'
-    drawn = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    drawn = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     drawn = re.sub(r"<svg [^>]*>", lambda _: f'{opening} xmlns:xlink="http://www.w3.org/1999/xlink">', drawn, count=1)
     drawn = re.sub(r'\b(?:id="|xlink:href="#)|url\(#', lambda found: f"{found[0]}{name}-", drawn)
     for colour, variable in _variables.items():

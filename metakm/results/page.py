@@ -49,6 +49,7 @@ def render_page(
         layout=layout._replace(listings=listings),
         forest=inline(forest, "forest", "Forest plot of the table's accuracies and intervals, published values above"),
         sections=sections,
+        uninspected=uninspected,
         runs=_runs(collection.runs),
         style=_resource("page.css"),
         version=version("metakm"),
