@@ -155,6 +155,18 @@ def test_nothing_makes_the_page_scroll_sideways(page_file, load, width):
     assert small == 0
 
 
+def test_long_names_do_not_run_into_each_other_in_the_forest_plot(page_file, load):
+    boxes = load(page_file).evaluate(
+        """() => [...document.querySelectorAll('#forest text')].map(t => t.getBoundingClientRect())
+            .map(b => [b.left, b.right, (b.top + b.bottom) / 2, b.height])"""
+    )
+    assert len(boxes) > 20
+    for n, (left, right, middle, height) in enumerate(boxes):
+        for other_left, other_right, other_middle, _ in boxes[:n]:
+            apart = other_right < left or right < other_left
+            assert apart or abs(middle - other_middle) > 0.7 * height
+
+
 def luminance(colour):
     channels = np.array([int(c) for c in re.findall(r"\d+", colour)[:3]]) / 255
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
