@@ -29,7 +29,7 @@ def commands() -> dict[str, str]:
         text = path.read_text(encoding="utf-8")
         if text.startswith(f'"""{opening}'):
             summary = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0]
-            found[name] = re.sub(r"^`[^`]*`:?\s+", "", summary)
+            found[name] = re.sub(r"^`[^`]*`:?\s+", "", summary).replace("`", "")
     return dict(sorted(found.items(), key=lambda item: (item[0] != "run", item[0])))
 
 
