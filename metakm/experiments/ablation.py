@@ -1,4 +1,4 @@
-"""`python -m metakm.experiments.ablation`: how to build the kernel modulator (Sec. IV-D, Fig. 5).
+"""`python -m metakm.experiments.ablation`: ways to build the modulator (Sec. IV-D, Fig. 5).
 
 ResNet-32 from random weights on CIFAR-10 as `km` of `metakm.experiments.scratch`, changing one thing at a time: the
 activation, the initialisation, or the number of layers. `default` has two layers, tanh and the identity start.

@@ -1,4 +1,4 @@
-"""`python -m metakm.experiments.scratch`: training a ConvNet from scratch on CIFAR-10 (Sec. IV-A, Table I).
+"""`python -m metakm.experiments.scratch`: train on CIFAR-10 from scratch (Sec. IV-A, Table I).
 
 full: every parameter of the CIFAR ResNet-32.
 bl: its norm affine and classifier; convolutions stay random.
