@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
 from typing import Any, NamedTuple
 
@@ -149,7 +150,14 @@ class OuterLoop:
         return {"model": self.model_state(), "optimiser": self.optimiser.state_dict(), "iteration": self.iteration}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Inverse of `state`."""
+        """Inverse of `state`.
+
+        Raises:
+            RuntimeError, LookupError, ValueError, TypeError, AttributeError: the state is not of this strategy.
+        """
         self.load_model_state(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.iteration = state["iteration"]
+        for parameter, moments in self.optimiser.state.items():  # torch does not check them
+            if not moments["exp_avg"].shape == moments["exp_avg_sq"].shape == parameter.shape:
+                raise ValueError(f"Adam's moments do not fit a parameter of {list(parameter.shape)}")
+        self.iteration = operator.index(state["iteration"])

@@ -201,15 +201,18 @@ class Run:
     def _load(self) -> None:
         state = load_checkpoint(self.folder.checkpoint, self.config)
         try:
+            self.curve = [CurvePoint.checked(point) for point in state["curve"]]
+            self.since = [(float(loss), float(accuracy)) for loss, accuracy in state["since"]]
+            self.train_seconds, self.step_seconds = float(state["train_seconds"]), float(state["step_seconds"])
+            self.started_at = str(state["started_at"])
+            self.best = {"val_accuracy": float(state["best"]["val_accuracy"]), "model": state["best"]["model"]}
+            self.loop.load_model_state(self.best["model"])  # to fail now, not after the training
             self.loop.load_state(state["loop"])
-        except (RuntimeError, KeyError, ValueError) as error:
+        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
             raise UserError(
-                f"Expected the parameters of {self.config.algo} in {self.folder.checkpoint}, got others: {error}; was "
-                "the strategy changed? Start again with --overwrite"
+                f"Expected the parameters of {self.config.algo} in {self.folder.checkpoint}, got others: "
+                f"{' '.join(str(error).split())}; was the strategy changed? Start again with --overwrite"
             ) from error
-        self.curve = [CurvePoint(*point) for point in state["curve"]]
-        for name in ("since", "best", "train_seconds", "step_seconds", "started_at"):
-            setattr(self, name, state[name])
 
     def _write_row(self, status: Status, tested: npt.NDArray[np.float64] | None = None) -> None:
         config, test = self.config, self.samplers["test"]

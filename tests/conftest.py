@@ -13,3 +13,9 @@ def float64(request):
     torch.set_default_dtype(torch.float32 if request.node.get_closest_marker("float32") else torch.float64)
     yield
     torch.set_default_dtype(previous)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """One cache for all runs, so that the glyphs are drawn once a session."""
+    return tmp_path_factory.mktemp("cache")

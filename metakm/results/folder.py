@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pandas as pd
 from metakm.errors import UserError
 from metakm.files import replacing, write_text
 from metakm.results.curve import CurvePoint, curve_csv, curve_png
-from metakm.results.row import ResultRow
+from metakm.results.row import COLUMNS, ResultRow
 
 
 class RunFolder:
@@ -37,10 +38,12 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass  # permissions alone do not tell: read-only mounts, quotas, and root, whom they do not bind
         except OSError as error:
-            raise UserError(f"Expected to create {self.path}, got {error.strerror}; choose another --out") from error
-        if not os.access(self.path, os.W_OK):
-            raise UserError(f"Expected a writable folder, got {self.path}; choose another --out")
+            raise UserError(
+                f"Expected to write to {self.path}, got {error.strerror or error}; choose another --out"
+            ) from error
 
     @property
     def used(self) -> bool:
@@ -80,4 +83,10 @@ class RunFolder:
             table = pd.read_csv(self.result)
         except (OSError, ValueError):
             return None
-        return dict(table.iloc[0]) if len(table) == 1 else None
+        if len(table) != 1 or tuple(table.columns) != COLUMNS:
+            return None
+        row: dict[str, Any] = dict(table.iloc[0])
+        measured = (row["accuracy"], row["ci95"])
+        if row["status"] == "done" and not all(isinstance(v, float) and math.isfinite(v) for v in measured):
+            return None
+        return row
