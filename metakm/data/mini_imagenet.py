@@ -101,7 +101,9 @@ def _pickle(path: Path) -> tuple[npt.NDArray[np.uint8], dict[str, list[int]]]:
     data: Any = read_pickle(path)
     try:
         images = np.asarray(data["image_data"])
-        rows = {str(name): [int(row) for row in found] for name, found in data["class_dict"].items()}
+        rows = {
+            str(name): [int(row) for row in np.asarray(found).tolist()] for name, found in data["class_dict"].items()
+        }
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise _unlike(path, repr(error)) from error
     if images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE, 3):
