@@ -1,19 +1,7 @@
 """A corpus of bad input: each ends with exit code 2, one message, no traceback and nothing written."""
 
-import os
-import pickle
-import shutil
-import subprocess
-import sys
-import textwrap
-import zipfile
-from pathlib import Path
-
-import numpy as np
 import pytest
-from PIL import Image
 
-from metakm.data import omniglot
 from metakm.run import main
 from metakm.strategies import registry
 

@@ -41,8 +41,7 @@ def decode(data: bytes, where: str, mode: str, side: int) -> npt.NDArray[np.uint
 def _check(image: Image.Image, where: str) -> None:
     if image.mode not in _MODES:
         raise UserError(
-            f"Expected an image of 8 bits a channel, got mode {image.mode} from {where}; convert it, for its values "
-            "would be clipped"
+            f"Expected an image of 8 bits a channel, grey or colour, got mode {image.mode} from {where}; convert it"
         )
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a photograph with its preview
