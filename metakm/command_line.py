@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -10,6 +12,8 @@ import tyro
 
 from metakm.config import RunConfig
 from metakm.presets import default_ways, preset_config
+
+_SETTING = ("preset", "algo", "dataset", "ways", "shots")  # on which the other defaults depend
 
 
 def parse(arguments: Sequence[str] | None = None) -> RunConfig:
@@ -28,11 +32,24 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
     )
 
 
+def command(config: RunConfig) -> str:
+    """The shell command of a config: `parse` reads its flags back to the same one."""
+    defaults = preset_config(config.preset, config.algo, config.dataset, config.ways, config.shots)
+    words = ["python", "-m", "metakm.run"]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in _SETTING or value != getattr(defaults, field.name):
+            words.append("--" + field.name.replace("_", "-"))
+            if not isinstance(value, bool):
+                words += map(str, value) if isinstance(value, tuple) else [str(value)]
+    return shlex.join(words)
+
+
 def _defaults(arguments: Sequence[str]) -> RunConfig:
     """The preset's config for the setting named in the arguments; values that do not parse are left to tyro."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--preset", "--algo", "--dataset", "--ways", "--shots"):
-        parser.add_argument(flag, default=None, nargs="?")
+    for field in _SETTING:
+        parser.add_argument(f"--{field}", default=None, nargs="?")
     known, _ = parser.parse_known_args(arguments)
     dataset = known.dataset or "glyphs"
     preset = known.preset if known.preset in ("quick", "paper") else "quick"

@@ -15,10 +15,12 @@ import torch
 
 from metakm import provenance
 from metakm.checkpoint import load_checkpoint, save_checkpoint
+from metakm.command_line import command
 from metakm.config import RunConfig
 from metakm.errors import UserError
 from metakm.evaluation import accuracies
 from metakm.interrupt import StopRequest
+from metakm.memory import TooLittleMemoryError
 from metakm.outer_loop import DivergedError, OuterLoop
 from metakm.preparation import build_strategy, make_sampler, resolve_device
 from metakm.progress import Progress, duration
@@ -65,18 +67,16 @@ class Run:
             return 0
         if self.stop.requested:
             raise KeyboardInterrupt
-        self._announce()
-        if self.config.dry_run:
-            print(json.dumps(self.config.to_json(), indent=2))  # noqa: T201
-            return 0
-        self._write_row("running")
         try:
+            self._announce()
+            if self.config.dry_run:
+                print(json.dumps(self.config.to_json(), indent=2))  # noqa: T201
+                return 0
+            self._write_row("running")
             self._train()
-        except DivergedError as error:
-            self._write_row("failed")
-            print(f"error: {error}", file=sys.stderr)  # noqa: T201
-            return 1
-        tested = None if self.stop.requested else self._test()
+            tested = None if self.stop.requested else self._test()
+        except (DivergedError, TooLittleMemoryError) as error:
+            return self._fail(error)
         if tested is None:
             self._write_row("interrupted")
             change = "replace --overwrite by --resume in" if self.config.overwrite else "add --resume to"
@@ -87,6 +87,18 @@ class Run:
         self._write_row("done", tested)
         self._report(tested.mean(), interval_over_tasks(tested), "done")
         return 0
+
+    def _fail(self, error: Exception) -> int:
+        """Keep the state just before a failed iteration, so that the command printed meets it again at once."""
+        said = f"error: {error}"
+        if not self.config.dry_run:
+            if self.curve and self.loop.iteration < self.config.iterations:
+                self._save()
+            self._write_row("failed")
+            again = dataclasses.replace(self.config, resume=True, overwrite=False)
+            said += f". To reproduce it: {command(again)}"
+        print(said, file=sys.stderr)  # noqa: T201
+        return 1
 
     def _open_folder(self) -> dict[str, Any] | None:
         """Claim the run folder; take up its checkpoint, or return its row, when resuming."""
