@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ def load_checkpoint(path: Path, config: RunConfig) -> dict[str, Any]:
         UserError: the file is damaged, of another format, or of a run with another config; the fields are named.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:  # torch does not compare the checksums
+                raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         identity, form = json.loads(state["config"]), state["format"]
         if not isinstance(identity, dict):
@@ -37,8 +41,8 @@ def load_checkpoint(path: Path, config: RunConfig) -> dict[str, Any]:
             f"Expected a metakm checkpoint, got a damaged or foreign file {path}; remove it, or start again with "
             "--overwrite"
         ) from error
-    if form != FORMAT:
-        raise UserError(f"Expected checkpoint format {FORMAT}, got {form} in {path}; start again with --overwrite")
+    if not (isinstance(form, int) and form == FORMAT):
+        raise UserError(f"Expected checkpoint format {FORMAT}, got {form!r:.50} in {path}; start again with --overwrite")
     wanted = json.loads(json.dumps(config.identity()))
     different = sorted(k for k in {*wanted, *identity} if wanted.get(k) != identity.get(k))
     if different:

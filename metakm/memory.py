@@ -26,11 +26,11 @@ def task_bytes(strategy: Strategy, image_shape: tuple[int, int, int], config: Ru
     """Estimated peak memory of one task's meta-gradient.
 
     Raises:
-        UserError: the backbone does not fit the images.
+        UserError: strategy or backbone do not fit the images, or do not give logits.
     """
     support = config.ways * config.shots * config.inner_steps * SUPPORT_FACTOR
     query = config.ways * config.queries * QUERY_FACTOR
-    return _activation_bytes(strategy, image_shape, device) * (support + query)
+    return _activation_bytes(strategy, image_shape, config.ways, device) * (support + query)
 
 
 def automatic_chunk(bytes_per_task: float, meta_batch: int, device: torch.device) -> int:
@@ -74,7 +74,7 @@ def device_memory(device: torch.device) -> int:
         return physical
 
 
-def _activation_bytes(strategy: Strategy, image_shape: tuple[int, int, int], device: torch.device) -> int:
+def _activation_bytes(strategy: Strategy, image_shape: tuple[int, int, int], ways: int, device: torch.device) -> int:
     """Bytes of all leaf modules' outputs for one image."""
     total = 0
 
@@ -88,10 +88,18 @@ def _activation_bytes(strategy: Strategy, image_shape: tuple[int, int, int], dev
     pair = torch.zeros(1, 2, *image_shape, device=device)
     try:
         with torch.no_grad():
-            strategy(pair)
-    except RuntimeError as error:
-        raise UserError(f"Expected a strategy and backbone that fit images of {image_shape}, got: {error}") from error
+            logits = strategy(pair)
+    except UserError:
+        raise
+    except Exception as error:  # a plugin's code may raise anything
+        raise UserError(
+            f"Expected a strategy and backbone that fit images of {image_shape}, got {type(error).__name__}: "
+            f"{' '.join(str(error).split())}"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()
+    if not isinstance(logits, Tensor) or logits.shape != (1, 2, ways):
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"Expected {type(strategy).__qualname__} to predict logits [1, 2, {ways}], got {got}")
     return max(1, total // 2)
