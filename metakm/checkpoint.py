@@ -42,7 +42,7 @@ def load_checkpoint(path: Path, config: RunConfig) -> dict[str, Any]:
             "--overwrite"
         ) from error
     if not (isinstance(form, int) and form == FORMAT):
-        raise UserError(f"Expected checkpoint format {FORMAT}, got {form!r:.50} in {path}; start again with --overwrite")
+        raise UserError(f"Expected checkpoint format {FORMAT}, got {form!r:.9} in {path}; start again with --overwrite")
     wanted = json.loads(json.dumps(config.identity()))
     different = sorted(k for k in {*wanted, *identity} if wanted.get(k) != identity.get(k))
     if different:

@@ -182,7 +182,9 @@ def test_a_finished_result_without_its_checkpoint_is_not_resumed_over(tmp_path, 
 @pytest.mark.parametrize("bn_mode", ["transductive", "support", "running", "frozen"])
 def test_bfloat16_runs_in_every_batch_norm_mode(tmp_path, bn_mode):
     assert run(tmp_path, "--precision", "bf16", "--bn-mode", bn_mode, iterations=2) == 0
-    assert "bf16" in pd.read_csv(folder(tmp_path) / "result.csv").run_id[0]
+    row = pd.read_csv(folder(tmp_path) / "result.csv").iloc[0]
+    assert "bf16" in row.run_id
+    assert row.bn_mode == bn_mode
 
 
 def test_a_strategy_that_changed_since_the_checkpoint_is_named(tmp_path, monkeypatch, capsys):
