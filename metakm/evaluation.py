@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from metakm.data import EpisodeSampler
+from metakm.data import EpisodeSource
 from metakm.inner_loop import InnerLR, evaluate_episodes
 from metakm.memory import halved, is_out_of_memory
 from metakm.strategies import Strategy
@@ -21,7 +21,7 @@ EVALUATION_SEED = 0
 
 def accuracies(
     strategy: Strategy,
-    sampler: EpisodeSampler,
+    sampler: EpisodeSource,
     *,
     tasks: int,
     inner_lr: InnerLR,

@@ -88,7 +88,7 @@ MIXED_TYPES = """
 --shots one | --queries 2.5 | --inner-lr fast | --inner-lr 0,1 | --meta-lr
 --inner-steps 1.5 | --test-inner-steps x | --meta-batch 2.0 | --iterations 1e3 | --seed x | --eval-tasks 6x
 --val-tasks - | --val-every 0.5 | --task-chunk half | --grad-clip ten
---first-order yes | --implicit 1 | --resume maybe | --overwrite no | --dry-run 1
+--first-order yes | --implicit 1 | --resume maybe | --overwrite no | --dry-run 1 | --quiet no | --json 1
 """
 UNKNOWN = """
 --algo mmal | --algo KM | --algo ../km | --dataset omniglott | --dataset ../omniglot | --dataset Glyphs

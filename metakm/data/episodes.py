@@ -7,7 +7,7 @@ import json
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +73,13 @@ class Episodes:
         if size < 1:
             raise UserError(f"Expected a chunk of at least 1 task, got {size}; raise it")
         return (self[start : start + size] for start in range(0, len(self), size))
+
+
+class EpisodeSource(Protocol):
+    """What draws episodes by number; `EpisodeSampler` does, and so may your own."""
+
+    def batch(self, index: int, tasks: int) -> Episodes:
+        """Episodes number `index`, ..., `index + tasks - 1`."""
 
 
 class Draw(NamedTuple):
@@ -148,11 +155,12 @@ class EpisodeSampler:
         counts = self.dataset.counts
         n_classes, largest = len(counts), int(counts.max())
         length = n_classes + self.ways * (1 + largest)
-        words = np.stack([raw_words(self._key, i, length) for i in range(index, index + tasks)])
+        words = raw_words(self._key, range(index, index + tasks), length)
         classes = smallest(words[:, :n_classes], self.ways)  # [T, N]
         slots = words[:, n_classes:].reshape(tasks, self.ways, 1 + largest)
         keys = slots[..., 1:] >> np.uint64(1)
-        keys[np.arange(largest) >= counts[classes][..., None]] = np.iinfo(np.uint64).max  # no such image
+        if counts.min() < largest:
+            keys[np.arange(largest) >= counts[classes][..., None]] = np.iinfo(np.uint64).max  # no such image
         picked = smallest(keys, self.shots + self.queries)  # [T, N, K+Q]
         turns = (slots[..., 0] >> np.uint64(62)).astype(np.int64)
         if not self.dataset.rotations:

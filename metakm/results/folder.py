@@ -78,14 +78,15 @@ class RunFolder:
         write_text(self.result, row.to_csv())
 
     def read_row(self) -> dict[str, Any] | None:
-        """The row of an earlier run as it stands in result.csv; None where there is none that can be read."""
+        """The row of an earlier run in result.csv as JSON values; None where there is none that can be read."""
         try:
             table = pd.read_csv(self.result)
         except (OSError, ValueError):
             return None
         if len(table) != 1 or tuple(table.columns) != COLUMNS:
             return None
-        row: dict[str, Any] = dict(table.iloc[0])
+        values = table.astype(object).iloc[0]  # one by one, so that a number keeps its own type
+        row = {str(name): None if pd.isna(value) else value for name, value in values.items()}
         measured = (row["accuracy"], row["ci95"])
         if row["status"] == "done" and not all(isinstance(v, float) and math.isfinite(v) for v in measured):
             return None
