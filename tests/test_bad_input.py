@@ -309,6 +309,7 @@ def test_a_checkpoint_that_is_none_is_refused_and_nothing_of_it_is_run(tmp_path,
     [path] = out.rglob("checkpoint.pt")
     path.write_bytes(CHECKPOINTS[case](path.read_bytes()))
     said = refused(capsys, out, "--resume")
+    assert not (tmp_path / "malicious").exists()
     assert str(path) in said
     assert "--overwrite" in said
 
