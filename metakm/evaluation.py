@@ -7,9 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from metakm.data import EpisodeSource
 from metakm.inner_loop import InnerLR, evaluate_episodes
+from metakm.memory import halved, is_out_of_memory
 from metakm.strategies import Strategy
 
 # Meta-validation and meta-test episodes are the same for every run, strategy and seed, so that accuracies can be
@@ -32,16 +34,29 @@ def accuracies(
     """Query accuracy of episodes 0..tasks-1, float64 `[tasks]`, in evaluation mode; the mode is restored.
 
     Args:
-        chunk: tasks at a time.
+        chunk: tasks at a time; half as many from the moment on that memory runs out.
         dtype: precision of the images, and so of the convolutions.
         progress: called with the number of tasks just done.
+
+    Raises:
+        TooLittleMemoryError: a single task does not fit into memory.
     """
     training = strategy.training
     strategy.eval()
-    done = []
-    for start in range(0, tasks, chunk):
-        episodes = sampler.batch(index=start, tasks=min(chunk, tasks - start)).to(device, dtype)
-        done.append(evaluate_episodes(strategy, episodes, inner_lr=inner_lr, inner_steps=inner_steps).accuracy.cpu())
-        progress(len(done[-1]))
+    done: list[Tensor] = []
+    start = 0
+    while start < tasks:
+        count = min(chunk, tasks - start)
+        try:
+            episodes = sampler.batch(index=start, tasks=count).to(device, dtype)
+            result = evaluate_episodes(strategy, episodes, inner_lr=inner_lr, inner_steps=inner_steps)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            chunk = halved(count)
+            continue
+        done.append(result.accuracy.cpu())
+        start += count
+        progress(count)
     strategy.train(training)
     return torch.cat(done).numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from torch import nn
 from metakm.config import RunConfig
 from metakm.data import Episodes, EpisodeSampler
 from metakm.inner_loop import InnerLR, meta_loss
-from metakm.memory import automatic_chunk, task_bytes
+from metakm.memory import automatic_chunk, halved, is_out_of_memory, task_bytes
 from metakm.strategies import Strategy
 
 
@@ -64,11 +65,13 @@ class OuterLoop:
 
         Raises:
             DivergedError: the loss or a gradient is not finite; the parameters are unchanged.
+            TooLittleMemoryError: a single task does not fit into memory.
         """
         first = self.iteration * self.config.meta_batch
         episodes = self.sampler.batch(index=first, tasks=self.config.meta_batch)
         result = self._meta_gradient(episodes)
-        self._check_finite(result.loss, first)
+        if not self._finite(result.loss):
+            raise DivergedError(self._divergence(episodes, result.loss))
         self._apply()
         if "running" in self.strategy.bn_modes:
             self.strategy.track_statistics(episodes.query_images.to(self.device, self.dtype))
@@ -85,7 +88,16 @@ class OuterLoop:
         return time.monotonic() - began
 
     def _meta_gradient(self, episodes: Episodes) -> StepResult:
-        """Leave the meta-gradient in the parameters' `grad`, chunk by chunk."""
+        """Leave the meta-gradient in the parameters' `grad`. Out of memory, begin it again with half the chunk."""
+        while True:
+            try:
+                return self._sum_over_chunks(episodes)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self.chunk = halved(min(self.chunk, len(episodes)))
+
+    def _sum_over_chunks(self, episodes: Episodes) -> StepResult:
         config = self.config
         self.strategy.train()
         self.optimiser.zero_grad()
@@ -98,10 +110,10 @@ class OuterLoop:
                 inner_steps=config.inner_steps,
                 first_order=config.first_order,
             )
-            share = len(chunk) / config.meta_batch
+            share = len(chunk) / len(episodes)
             (result.loss * share).backward()  # type: ignore[no-untyped-call]
             loss += float(result.loss.detach()) * share
-            accuracy += float(result.accuracy.sum()) / config.meta_batch
+            accuracy += float(result.accuracy.sum()) / len(episodes)
         return StepResult(loss, accuracy)
 
     def _apply(self) -> None:
@@ -116,15 +128,20 @@ class OuterLoop:
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * self.iteration / max(1, self.config.iterations)))
 
-    def _check_finite(self, loss: float, first: int) -> None:
+    def _finite(self, loss: float) -> bool:
         grads = [p.grad for p in self._learned if p.grad is not None]
-        largest = max((float(g.abs().max()) for g in grads), default=0.0)
-        if not (math.isfinite(loss) and all(bool(torch.isfinite(g).all()) for g in grads)):
-            raise DivergedError(
-                f"The meta-loss ({loss:g}) or its gradient (up to {largest:g}) is not finite at iteration "
-                f"{self.iteration}, episodes {first} to {first + self.config.meta_batch - 1}; try a smaller "
-                "--inner-lr or --meta-lr"
-            )
+        return math.isfinite(loss) and all(bool(torch.isfinite(g).all()) for g in grads)
+
+    def _divergence(self, episodes: Episodes, loss: float) -> str:
+        """Say which episodes are to blame, by running each on its own."""
+        blamed = [
+            episode.index[0] for episode in episodes.chunks(1) if not self._finite(self._meta_gradient(episode).loss)
+        ]
+        named = ", ".join(map(str, blamed)) or f"{episodes.index[0]} to {episodes.index[-1]} together"
+        return (
+            f"The meta-loss ({loss:g}) or its gradient is not finite at iteration {self.iteration}, because of "
+            f"meta-training episode {named}; try a smaller --inner-lr or --meta-lr"
+        )
 
     def model_state(self) -> dict[str, Any]:
         """Everything that predictions depend on."""
@@ -149,7 +166,14 @@ class OuterLoop:
         return {"model": self.model_state(), "optimiser": self.optimiser.state_dict(), "iteration": self.iteration}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Inverse of `state`."""
+        """Inverse of `state`.
+
+        Raises:
+            RuntimeError, LookupError, ValueError, TypeError, AttributeError: the state is not of this strategy.
+        """
         self.load_model_state(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.iteration = state["iteration"]
+        for parameter, moments in self.optimiser.state.items():  # torch does not check them
+            if not moments["exp_avg"].shape == moments["exp_avg_sq"].shape == parameter.shape:
+                raise ValueError(f"Adam's moments do not fit a parameter of {list(parameter.shape)}")
+        self.iteration = operator.index(state["iteration"])

@@ -15,11 +15,13 @@ import torch
 
 from metakm import provenance
 from metakm.checkpoint import load_checkpoint, save_checkpoint
+from metakm.command_line import command
 from metakm.config import RunConfig
 from metakm.errors import UserError
 from metakm.evaluation import accuracies
 from metakm.event_log import EventLog
 from metakm.interrupt import StopRequest
+from metakm.memory import TooLittleMemoryError
 from metakm.outer_loop import DivergedError, OuterLoop
 from metakm.preparation import build_strategy, make_sampler, resolve_device
 from metakm.progress import Progress, duration
@@ -68,24 +70,22 @@ class Run:
             return 0
         if self.stop.requested:
             raise KeyboardInterrupt
-        self._announce()
-        if self.config.dry_run:
-            if self.config.json:
-                self.log.line("config", self.config.to_json())
-            else:
-                print(json.dumps(self.config.to_json(), indent=2))  # noqa: T201
-            return 0
-        with self.log.recording(self.loop.iteration + 1 if self.curve else 0):
-            return self._run()
+        try:
+            self._announce()
+            if self.config.dry_run:
+                if self.config.json:
+                    self.log.line("config", self.config.to_json())
+                else:
+                    print(json.dumps(self.config.to_json(), indent=2))  # noqa: T201
+                return 0
+            with self.log.recording(self.loop.iteration + 1 if self.curve else 0):
+                return self._run()
+        except (DivergedError, TooLittleMemoryError) as error:
+            return self._fail(error)
 
     def _run(self) -> int:
         self._write_row("running")
-        try:
-            self._train()
-        except DivergedError as error:
-            self._write_row("failed")
-            print(f"error: {error}", file=sys.stderr)  # noqa: T201
-            return 1
+        self._train()
         tested = None if self.stop.requested else self._test()
         if tested is None:
             self._write_row("interrupted")
@@ -97,6 +97,18 @@ class Run:
         self._write_row("done", tested)
         self._report(tested.mean(), interval_over_tasks(tested), "done")
         return 0
+
+    def _fail(self, error: Exception) -> int:
+        """Keep the state just before a failed iteration, so that the command printed meets it again at once."""
+        said = f"error: {error}"
+        if not self.config.dry_run:
+            if self.curve and self.loop.iteration < self.config.iterations:
+                self._save()
+            self._write_row("failed")
+            again = dataclasses.replace(self.config, resume=True, overwrite=False)
+            said += f". To reproduce it: {command(again)}"
+        print(said, file=sys.stderr)  # noqa: T201
+        return 1
 
     def _open_folder(self) -> dict[str, Any] | None:
         """Claim the run folder; take up its checkpoint, or return its row, when resuming."""
@@ -218,15 +230,18 @@ class Run:
     def _load(self) -> None:
         state = load_checkpoint(self.folder.checkpoint, self.config)
         try:
+            self.curve = [CurvePoint.checked(point) for point in state["curve"]]
+            self.since = [(float(loss), float(accuracy)) for loss, accuracy in state["since"]]
+            self.train_seconds, self.step_seconds = float(state["train_seconds"]), float(state["step_seconds"])
+            self.started_at = str(state["started_at"])
+            self.best = {"val_accuracy": float(state["best"]["val_accuracy"]), "model": state["best"]["model"]}
+            self.loop.load_model_state(self.best["model"])  # to fail now, not after the training
             self.loop.load_state(state["loop"])
-        except (RuntimeError, KeyError, ValueError) as error:
+        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
             raise UserError(
-                f"Expected the parameters of {self.config.algo} in {self.folder.checkpoint}, got others: {error}; was "
-                "the strategy changed? Start again with --overwrite"
+                f"Expected the parameters of {self.config.algo} in {self.folder.checkpoint}, got others: "
+                f"{' '.join(str(error).split())}; was the strategy changed? Start again with --overwrite"
             ) from error
-        self.curve = [CurvePoint(*point) for point in state["curve"]]
-        for name in ("since", "best", "train_seconds", "step_seconds", "started_at"):
-            setattr(self, name, state[name])
 
     def _write_row(self, status: Status, tested: npt.NDArray[np.float64] | None = None) -> None:
         config, test = self.config, self.samplers["test"]

@@ -10,7 +10,7 @@ import pytest
 
 from metakm import table
 from metakm.errors import UserError
-from metakm.results.experiment import FILE, ExperimentRow, lines_of, read_experiments
+from metakm.results.experiment import ExperimentRow, lines_of, read_experiments
 from metakm.results.paper import FIG5_CLAIMS, TABLE1_CLAIMS, TABLE2_CLAIMS, layout_paper
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -57,7 +57,7 @@ def row(method="km", accuracy=0.6, seed=0, experiment="scratch", **changes):
 
 def write(folder, *rows):
     for number, one in enumerate(rows):
-        path = folder / str(number) / FILE
+        path = folder / str(number) / ExperimentRow.FILE
         path.parent.mkdir(parents=True)
         path.write_text(one.to_csv())
     return folder
@@ -150,7 +150,7 @@ def test_an_empty_folder_says_what_to_run(tmp_path, capsys):
 
 
 def test_a_damaged_row_is_told_not_used(folder, capsys):
-    (folder / "0" / FILE).write_text("run_id\nx\n")
+    (folder / "0" / ExperimentRow.FILE).write_text("run_id\nx\n")
     assert table.main([str(folder), "--paper", "table1", "--strict"]) == 1
     captured = capsys.readouterr()
     assert "0/experiment.csv" in captured.out

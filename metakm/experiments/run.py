@@ -25,7 +25,7 @@ from metakm.outer_loop import DivergedError
 from metakm.preparation import resolve_device
 from metakm.progress import Progress
 from metakm.results.curve import CurvePoint
-from metakm.results.experiment import FILE, ExperimentRow
+from metakm.results.experiment import ExperimentRow
 from metakm.results.folder import RunFolder
 from metakm.results.row import Status
 from metakm.runner import SAVE_SECONDS, say
@@ -61,7 +61,7 @@ class ExperimentRun:
                 f"Expected at least one batch of {run.config.batch} training images, got "
                 f"{len(self.training.train.labels)} images; choose a smaller --batch"
             )
-        self.folder = RunFolder(run.folder, FILE)
+        self.folder = RunFolder(run.folder, ExperimentRow)
         self.curve: list[CurvePoint] = []
         self.since: list[tuple[float, float]] = []  # loss and accuracy of the iterations since the last validation
         self.train_seconds = self.step_seconds = 0.0

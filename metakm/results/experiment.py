@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +15,13 @@ from metakm.results.collect import read_csv
 from metakm.results.row import CsvRow, Status
 from metakm.results.statistics import interval_over_seeds
 
-FILE = "experiment.csv"
-
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentRow(CsvRow):
     """One run. Accuracies are fractions; None is a number that was not measured, an empty cell in the file."""
+
+    FILE: ClassVar[str] = "experiment.csv"
+    FINISHED: ClassVar[tuple[str, ...]] = ("val_accuracy",)
 
     run_id: str
     status: Status
@@ -116,7 +118,7 @@ def read_experiments(folder: Path) -> tuple[list[ExperimentRow], list[str]]:
     if not folder.is_dir():
         raise UserError(f"Expected a folder of results, got {folder}; give the --out of your runs")
     rows, problems = [], []
-    for path in sorted(folder.rglob(FILE)):
+    for path in sorted(folder.rglob(ExperimentRow.FILE)):
         try:
             lines = read_csv(path)
             if len(lines) != 1:

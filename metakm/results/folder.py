@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,22 @@ import pandas as pd
 from metakm.errors import UserError
 from metakm.files import replacing, write_text
 from metakm.results.curve import CurvePoint, curve_csv, curve_png
-from metakm.results.row import CsvRow
+from metakm.results.row import CsvRow, ResultRow
 
 
 class RunFolder:
     """`<out>/<dataset>-<ways>w<shots>s/<algo>/seed<k>/`, or `<out>/<experiment>/<method>/seed<k>/`.
 
     It holds config.json, curve.csv, curve.png, checkpoint.pt, the row in `result`, and the files of its kind of run.
+
+    Args:
+        row: the kind of row that the run writes.
     """
 
-    def __init__(self, path: Path, result: str = "result.csv") -> None:
-        self.path = path
+    def __init__(self, path: Path, row: type[CsvRow] = ResultRow) -> None:
+        self.path, self.row = path, row
         self.checkpoint = path / "checkpoint.pt"
-        self.result = path / result
+        self.result = path / row.FILE
 
     def prepare(self) -> None:
         """Make the folder and check that it can be written.
@@ -37,10 +41,12 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass  # permissions alone do not tell: read-only mounts, quotas, and root, whom they do not bind
         except OSError as error:
-            raise UserError(f"Expected to create {self.path}, got {error.strerror}; choose another --out") from error
-        if not os.access(self.path, os.W_OK):
-            raise UserError(f"Expected a writable folder, got {self.path}; choose another --out")
+            raise UserError(
+                f"Expected to write to {self.path}, got {error.strerror or error}; choose another --out"
+            ) from error
 
     @property
     def used(self) -> bool:
@@ -108,7 +114,11 @@ class RunFolder:
             table = pd.read_csv(self.result)
         except (OSError, ValueError):
             return None
-        if len(table) != 1:
+        if len(table) != 1 or tuple(table.columns) != self.row.columns():
             return None
         values = table.astype(object).iloc[0]  # one by one, so that a number keeps its own type
-        return {str(name): None if pd.isna(value) else value for name, value in values.items()}
+        row = {str(name): None if pd.isna(value) else value for name, value in values.items()}
+        measured = [row[name] for name in self.row.FINISHED]
+        if row["status"] == "done" and not all(isinstance(v, float) and math.isfinite(v) for v in measured):
+            return None
+        return row

@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
 
 import pandas as pd
 
@@ -19,7 +19,13 @@ Status = Literal["running", "interrupted", "failed", "done"]
 
 
 class CsvRow:
-    """A frozen dataclass whose fields are the columns of a table: int, str, bool, or float, with None for a gap."""
+    """A frozen dataclass whose fields are the columns of a table: int, str, bool, or float, with None for a gap.
+
+    FILE: name of a run's file of one row; FINISHED: the numbers that a finished run must have.
+    """
+
+    FILE: ClassVar[str]
+    FINISHED: ClassVar[tuple[str, ...]]
 
     @classmethod
     def columns(cls) -> tuple[str, ...]:
@@ -54,6 +60,9 @@ class CsvRow:
 @dataclass(frozen=True, kw_only=True)
 class ResultRow(CsvRow):
     """One run. Accuracies are fractions; None is a number that was not measured, an empty cell in the file."""
+
+    FILE: ClassVar[str] = "result.csv"
+    FINISHED: ClassVar[tuple[str, ...]] = ("accuracy", "ci95")
 
     run_id: str
     status: Status
