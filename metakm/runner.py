@@ -115,7 +115,8 @@ class Run:
         adapted, total = self.loop.strategy.parameter_counts()
         say(
             f"{self.config.run_id}\n"
-            f"  {self.config.algo} on {self.config.backbone}: adapts {adapted:,} of {total:,} parameters\n"
+            f"  {self.config.algo} on {self.config.backbone}: adapts {adapted:,} of {total:,} parameters"
+            f"{'' if adapted else '; the inner learning rate and steps have no effect'}\n"
             f"  {self.device}, {torch.get_num_threads()} threads, {self.loop.chunk} tasks at a time\n"
             f"  {self._estimate()}\n"
             f"  {self.folder.path}" + (f"\n  resumes at iteration {self.loop.iteration}" if self.loop.iteration else "")
