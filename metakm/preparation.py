@@ -19,7 +19,7 @@ def make_sampler(config: RunConfig, split: str) -> EpisodeSampler:
     Raises:
         UserError: data that are missing, or episodes that cannot be drawn from them.
     """
-    dataset = load_dataset(config.dataset, split=split, root=config.data_root)
+    dataset = load_dataset(config.dataset, split=split, root=config.data_root, image_size=config.image_size)
     seed = config.seed if split == "train" else EVALUATION_SEED
     return EpisodeSampler(dataset, ways=config.ways, shots=config.shots, queries=config.queries, seed=seed)
 

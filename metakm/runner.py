@@ -196,11 +196,13 @@ class Run:
     def _save(self) -> None:
         progress = {name: getattr(self, name) for name in ("since", "best", "train_seconds", "step_seconds")}
         state = {**progress, "loop": self.loop.state(), "curve": [list(p) for p in self.curve]}
-        save_checkpoint(self.folder.checkpoint, self.config, {**state, "started_at": self.started_at})
+        data = {"image_shape": list(self.image_shape), "split_hash": self.samplers["train"].dataset.split_hash}
+        save_checkpoint(self.folder.checkpoint, self.config, {**state, **data, "started_at": self.started_at})
         self.folder.write_curve(self.curve)
 
     def _load(self) -> None:
         state = load_checkpoint(self.folder.checkpoint, self.config)
+        self._check_data(state.get("split_hash"))
         try:
             self.loop.load_state(state["loop"])
         except (RuntimeError, KeyError, ValueError) as error:
@@ -211,6 +213,15 @@ class Run:
         self.curve = [CurvePoint(*point) for point in state["curve"]]
         for name in ("since", "best", "train_seconds", "step_seconds", "started_at"):
             setattr(self, name, state[name])
+
+    def _check_data(self, split_hash: object) -> None:
+        """A data root may move, but must hold the same classes, with the same number of images."""
+        now = self.samplers["train"].dataset.split_hash
+        if split_hash != now:
+            raise UserError(
+                f"Expected the data of the run to resume (split hash {split_hash}), got others ({now}); name its "
+                "folder by --data-root, or choose another --out"
+            )
 
     def _write_row(self, status: Status, tested: npt.NDArray[np.float64] | None = None) -> None:
         config, test = self.config, self.samplers["test"]

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from metakm.data.cache import cache_folder
 from metakm.data.dataset import FewShotDataset
+from metakm.data.folder import load_folder
 from metakm.data.glyphs import load_glyphs
 from metakm.data.mini_imagenet import load_mini_imagenet
 from metakm.data.omniglot import load_omniglot
 from metakm.data.splits import SPLITS
 from metakm.data.tiny_imagenet import load_tiny_imagenet
-from metakm.errors import unknown_name
+from metakm.errors import UserError, unknown_name
 
-LOADERS: dict[str, Callable[[str, Sequence[Path]], FewShotDataset]] = {
+LOADERS: dict[str, Callable[..., FewShotDataset]] = {
+    "folder": load_folder,
     "glyphs": load_glyphs,
     "mini-imagenet": load_mini_imagenet,
     "omniglot": load_omniglot,
     "tiny-imagenet": load_tiny_imagenet,
 }
+RESIZED = frozenset({"folder"})
 
 
 def available_datasets() -> tuple[str, ...]:
@@ -28,19 +31,27 @@ def available_datasets() -> tuple[str, ...]:
     return tuple(sorted(LOADERS))
 
 
-def load_dataset(name: str, split: str = "train", root: str | Path | None = None) -> FewShotDataset:
+def load_dataset(
+    name: str, split: str = "train", root: str | Path | None = None, image_size: int = 0
+) -> FewShotDataset:
     """Load one split ("train", "val" or "test") of a dataset.
 
     Files are looked for under `root` if it is given, else under the METAKM_DATA folder, then under `data/` of the
     cache folder (METAKM_CACHE, or the user's cache folder of the platform). The first call decodes, later ones
-    read the cache.
+    read the cache. `image_size` is the side in pixels to which the images of "folder" are resized; 0 is its default.
     Raises UserError for an unknown name or split, and for data that are missing or damaged.
     """
     if name not in LOADERS:
         raise unknown_name("dataset", name, LOADERS)
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    return LOADERS[name](split, data_roots(root))
+    if image_size < 0 or (image_size and name not in RESIZED):
+        raise UserError(
+            f"Expected image_size 0 (the dataset's own) with {name}, got {image_size}; "
+            f"only {', '.join(sorted(RESIZED))} can be resized"
+        )
+    size = {"side": image_size} if image_size else {}
+    return LOADERS[name](split, data_roots(root), **size)
 
 
 def data_roots(root: str | Path | None = None) -> list[Path]:

@@ -5,31 +5,36 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from metakm.data.sources import Member, Read
 from metakm.errors import UserError
 
 
-def decode(data: bytes, where: str, mode: str, side: int) -> npt.NDArray[np.uint8]:
+def decode(data: bytes, where: str, mode: str, side: int, upright: bool = False) -> npt.NDArray[np.uint8]:
     """Decode an image file, convert it to mode "L" or "RGB", resize it with LANCZOS: `[C, side, side]`.
 
+    With `upright` a camera's EXIF orientation is followed; the published datasets are read without.
     Raises UserError that names `where` if the bytes are not a whole image.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
-            small = image.convert(mode).resize((side, side), Image.Resampling.LANCZOS)
+            turned = ImageOps.exif_transpose(image) if upright else image
+            small = turned.convert(mode).resize((side, side), Image.Resampling.LANCZOS)
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise UserError(f"Expected an image, got {error} from {where}; fetch it again") from error
     array = np.asarray(small)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
-def decode_classes(classes: Sequence[Sequence[Member]], mode: str, side: int) -> Iterator[npt.NDArray[np.uint8]]:
+def decode_classes(
+    classes: Sequence[Sequence[Member]], mode: str, side: int, upright: bool = False
+) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield `[count, C, side, side]` for each class. A source is opened once, and read member by member."""
     with contextlib.ExitStack() as stack:
         readers: dict[int, Read] = {}
@@ -39,5 +44,29 @@ def decode_classes(classes: Sequence[Sequence[Member]], mode: str, side: int) ->
                 key = id(member.source)
                 if key not in readers:
                     readers[key] = stack.enter_context(member.source.opened())
-                arrays.append(decode(readers[key](member.name), member.where, mode, side))
+                arrays.append(decode(readers[key](member.name), member.where, mode, side, upright))
             yield np.stack(arrays)
+
+
+def read_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    """Read image files as a strategy trained on images of `image_shape` (C, H, W) expects them: uint8 `[n, C, H, W]`.
+
+    Grey for one channel, RGB for three; upright by EXIF orientation, resized to the square by LANCZOS.
+
+    Raises UserError for an image that cannot be read, which it names, and for a shape that is no square.
+    """
+    channels, height, width = image_shape
+    if channels not in (1, 3) or height != width:
+        raise UserError(f"Expected an image shape of 1 or 3 channels and a square, got {image_shape}; resize by hand")
+    files = [Path(path) for path in paths]
+    if not files:
+        raise UserError("Expected at least one image file, got none; pass their paths")
+    mode = "L" if channels == 1 else "RGB"
+    return np.stack([decode(_read(file), str(file), mode, height, upright=True) for file in files])
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"Expected a readable file, got {error}; check the path") from error
