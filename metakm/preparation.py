@@ -37,7 +37,7 @@ def build_strategy(config: RunConfig, image_shape: tuple[int, int, int]) -> Stra
             raise UserError(f"Expected a strategy that --{flag} changes, got {config.algo!r}; leave --{flag} out")
     options = {"implicit": True} if config.implicit else {}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)
         backbone = make_backbone(config.backbone, image_shape, config.bn_mode)
         return make_strategy(config.algo, backbone, config.ways, **options)
 
