@@ -40,7 +40,7 @@ def load_run(folder: str | Path) -> TrainedRun:
     from metakm.results import RunFolder  # brings pandas along, which `import metakm` should not
 
     run = RunFolder(Path(folder))
-    config = _read_config(run.path / "config.json")
+    config = read_config(run.path)
     if not run.checkpoint.is_file():
         raise UserError(f"Expected a trained run, got {run.path} without {run.checkpoint.name}; train it again")
     state = load_checkpoint(run.checkpoint, config)
@@ -56,13 +56,14 @@ def load_run(folder: str | Path) -> TrainedRun:
     return TrainedRun(strategy.eval(), config, inner_lr, config.test_inner_steps, (channels, height, width))
 
 
-def _read_config(path: Path) -> RunConfig:
+def read_config(folder: Path) -> RunConfig:
+    """The settings of the run in `folder`.
+
+    Raises:
+        UserError: no config.json, or one that no run writes.
+    """
+    path = folder / "config.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"Expected the folder of a run with its config.json, got {error}; check {path.parent}"
-        ) from error
-    if not isinstance(values, dict):
-        raise UserError(f"Expected settings by name in {path}, got {type(values).__name__}; is it a run's folder?")
-    return RunConfig.from_json(values)
+        return RunConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"Expected the run's settings in {path}, got {error}") from error

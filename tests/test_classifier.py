@@ -205,9 +205,9 @@ def spoil_config(folder, text):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda f: (f / "config.json").unlink(), "Expected the folder of a run"),
-        (lambda f: spoil_config(f, "{"), "Expected the folder of a run"),
-        (lambda f: spoil_config(f, "[]"), "Expected"),
+        (lambda f: (f / "config.json").unlink(), "Expected the run's settings in .*config.json"),
+        (lambda f: spoil_config(f, "{"), "Expected the run's settings in .*config.json"),
+        (lambda f: spoil_config(f, "[]"), "Expected .*config"),
         (lambda f: (f / "checkpoint.pt").unlink(), "Expected a trained run, got .* without checkpoint.pt"),
         (lambda f: (f / "checkpoint.pt").write_bytes(b"nonsense"), "damaged or foreign"),
         (lambda f: change(f, algo="anil"), r"algo='km' \(now 'anil'\)"),
