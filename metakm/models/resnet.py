@@ -49,6 +49,7 @@ class CifarResNet(nn.Module):
         if depth < 8 or (depth - 2) % 6:
             raise UserError(f"Expected a depth of 6n + 2 (8, 14, 20, 32, ...), got {depth}; choose one of these")
         widths = [16, 32, 64]
+        self.in_channels = in_channels
         self.conv = Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.norm = BatchNorm2d(widths[0], bn_mode)
         blocks, channels = [], widths[0]
@@ -65,7 +66,7 @@ class CifarResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        x = join_tasks(images) if images.dim() == 5 else images  # [n, T*C, H, W]
+        x = join_tasks(images, self.in_channels) if images.dim() == 5 else images  # [n, T*C, H, W]
         x = self.norm(self.conv(x), relu=True)
         for block in self.blocks:
             x = block(x)
