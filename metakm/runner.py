@@ -139,7 +139,8 @@ class Run:
         adapted, total = self.loop.strategy.parameter_counts()
         say(
             f"{self.config.run_id}\n"
-            f"  {self.config.algo} on {self.config.backbone}: adapts {adapted:,} of {total:,} parameters\n"
+            f"  {self.config.algo} on {self.config.backbone}: adapts {adapted:,} of {total:,} parameters"
+            f"{'' if adapted else '; the inner learning rate and steps have no effect'}\n"
             f"  {self.device}, {torch.get_num_threads()} threads, {self.loop.chunk} tasks at a time\n"
             f"  {self._estimate()}\n"
             f"  {self.folder.path}" + (f"\n  resumes at iteration {self.loop.iteration}" if self.loop.iteration else "")
@@ -224,11 +225,13 @@ class Run:
     def _save(self) -> None:
         progress = {name: getattr(self, name) for name in ("since", "best", "train_seconds", "step_seconds")}
         state = {**progress, "loop": self.loop.state(), "curve": [list(p) for p in self.curve]}
-        save_checkpoint(self.folder.checkpoint, self.config, {**state, "started_at": self.started_at})
+        data = {"image_shape": list(self.image_shape), "split_hash": self.samplers["train"].dataset.split_hash}
+        save_checkpoint(self.folder.checkpoint, self.config, {**state, **data, "started_at": self.started_at})
         self.folder.write_curve(self.curve)
 
     def _load(self) -> None:
         state = load_checkpoint(self.folder.checkpoint, self.config)
+        self._check_data(state.get("split_hash"))
         try:
             self.curve = [CurvePoint.checked(point) for point in state["curve"]]
             self.since = [(float(loss), float(accuracy)) for loss, accuracy in state["since"]]
@@ -242,6 +245,15 @@ class Run:
                 f"Expected the parameters of {self.config.algo} in {self.folder.checkpoint}, got others: "
                 f"{' '.join(str(error).split())}; was the strategy changed? Start again with --overwrite"
             ) from error
+
+    def _check_data(self, split_hash: object) -> None:
+        """A data root may move, but must hold the same classes, with the same number of images."""
+        now = self.samplers["train"].dataset.split_hash
+        if split_hash != now:
+            raise UserError(
+                f"Expected the data of the run to resume (split hash {split_hash}), got others ({now}); name its "
+                "folder by --data-root, or choose another --out"
+            )
 
     def _write_row(self, status: Status, tested: npt.NDArray[np.float64] | None = None) -> None:
         config, test = self.config, self.samplers["test"]

@@ -53,6 +53,9 @@ def test_unknown_backbone(name):
 
 
 def test_backbones_refuse_what_they_cannot_do():
+    for name in ("conv4-4-stride", "resnet8"):
+        with pytest.raises(metakm.UserError, match="images of 2 channels, got 3"):
+            make_backbone(name, (2, 16, 16))(torch.rand(1, 4, 3, 16, 16))
     with pytest.raises(metakm.UserError, match="at least 16x16"):
         metakm.Conv4(1, 8, "pool", image_size=8)
     with pytest.raises(metakm.UserError, match="6n"):
@@ -73,8 +76,8 @@ def test_convolution_with_a_weight_a_task_equals_one_convolution_each(bias, grou
     layer = Conv2d(4, 6, 3, stride=2, padding=1, groups=groups, bias=bias)
     weights = {k: torch.randn(3, *p.shape) for k, p in layer.named_parameters()}
     images = torch.rand(3, 5, 4, 8, 8)
-    joined = torch.func.functional_call(layer, weights, (join_tasks(images),))
-    shared = layer(join_tasks(images))
+    joined = torch.func.functional_call(layer, weights, (join_tasks(images, 4),))
+    shared = layer(join_tasks(images, 4))
     for t in range(3):
         own = F.conv2d(images[t], weights["weight"][t], weights["bias"][t] if bias else None, 2, 1, 1, groups)
         torch.testing.assert_close(joined.reshape(5, 3, 6, 4, 4)[:, t], own)
@@ -94,7 +97,7 @@ def test_linear_with_a_weight_a_task(bias):
 
 def test_join_and_split_are_inverse():
     images = torch.rand(2, 3, 4, 1, 1)
-    assert torch.equal(split_tasks(join_tasks(images).flatten(1), 2), images.flatten(2))
+    assert torch.equal(split_tasks(join_tasks(images, 4).flatten(1), 2), images.flatten(2))
 
 
 def test_running_statistics_are_means_over_tasks_and_are_used_in_evaluation_only():

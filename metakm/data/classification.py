@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
 
 from metakm.data.cache import Entry, Plan, cached
 from metakm.data.dataset import FewShotDataset, offsets_of
+from metakm.data.folder import SUFFIXES
 from metakm.data.pictures import decode_classes
 from metakm.data.sources import FolderSource, Member, Source, find_source, fingerprint, missing
 from metakm.data.splits import SPLITS
@@ -23,7 +24,6 @@ from metakm.data.tiny_imagenet import find_tiny_imagenet, members_by_class, spli
 from metakm.errors import UserError
 
 VERSION = "classification 1"  # raise it when decoding changes
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm")
 VALIDATION_SHARE = 0.1  # of the training images of a class
 TEST_SHARE = 0.2  # of all images of a class
 
@@ -80,36 +80,37 @@ def load_cifar10(side: int, roots: Sequence[Path]) -> Classification:
     return load_images("cifar10", source, side)
 
 
-def load_folder(path: Path, side: int) -> Classification:
+def load_image_folder(path: Path, side: int) -> Classification:
     """An image folder of the user's: `{train,test}/<class>/` (with or without `val/<class>/`), or just `<class>/`.
 
     Raises UserError if there is no such folder, or the images in it do not make a classification problem.
     """
     if not path.is_dir():
         raise UserError(f"Expected a folder of images, got {path}; give a folder with one folder of images a class")
-    return load_images(path.resolve().name, FolderSource(path.resolve()), side)
+    return load_images(path.resolve().name, FolderSource(path.resolve()), side, upright=True)
 
 
-def load_images(name: str, source: Source, side: int) -> Classification:
+def load_images(name: str, source: Source, side: int, upright: bool = False) -> Classification:
     """Decode the images of a source, or take them from the cache; `[M, 3, side, side]`."""
-    return load_members(name, lambda: split_members(source), fingerprint(VERSION, [source]), side)
+    return load_members(name, lambda: split_members(source), fingerprint(VERSION, [source]), side, upright)
 
 
 def load_members(
-    name: str, members: Callable[[], Mapping[str, Members]], fingerprint: str, side: int
+    name: str, members: Callable[[], Mapping[str, Members]], fingerprint: str, side: int, upright: bool = False
 ) -> Classification:
     """Decode the files that `members` finds for each part, or take them from the cache.
 
     Args:
         members: called only to decode.
         fingerprint: of what the files are made from.
+        upright: follow a camera's EXIF orientation.
     """
 
     def plan(split: str) -> Plan:
         found = members()
         classes = {s: [(c, len(m)) for c, m in parts.items()] for s, parts in found.items()}
         wanted = list(found[split].values())
-        return Plan(classes, (3, side, side), lambda: decode_classes(wanted, "RGB", side))
+        return Plan(classes, (3, side, side), lambda: decode_classes(wanted, "RGB", side, upright))
 
     def part(split: str) -> FewShotDataset:
         return cached(Entry(f"{name}-{side}px", split, rotations=False, fingerprint=fingerprint), lambda: plan(split))
@@ -142,8 +143,8 @@ def split_members(source: Source) -> dict[str, Members]:
     """
     found: dict[str, dict[str, list[Member]]] = {}
     for name in source.names():
-        part, label = ([""] * 3 + name.split("/"))[-3:-1]
-        if name.lower().endswith(SUFFIXES):
+        part, label, file = ([""] * 3 + name.split("/"))[-3:]
+        if PurePosixPath(file).suffix.lower() in SUFFIXES and not file.startswith("."):
             found.setdefault(part if part in SPLITS else "", {}).setdefault(label, []).append(Member(source, name))
     if set(found) not in ({""}, {"train", "test"}, set(SPLITS)):
         parts = ", ".join(part or "<class>" for part in sorted(found)) or "no images"

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from metakm.data.catalogue import data_roots
-from metakm.data.classification import Classification, load_folder, load_tiny_imagenet_classes
+from metakm.data.classification import Classification, load_image_folder, load_tiny_imagenet_classes
 from metakm.data.fine_grained import FineGrained, load_fine_grained
 from metakm.errors import unknown_name
 from metakm.exit_code import exit_code
@@ -137,7 +137,7 @@ def load(config: TransferConfig) -> Classification:
     roots = data_roots(config.data_root)
     side = config.image_size * 8 // 7 if config.augmentation == "resized-crop" else config.image_size
     if config.data is not None:
-        return load_folder(config.data, side)
+        return load_image_folder(config.data, side)
     if config.dataset == "tiny-imagenet":
         return load_tiny_imagenet_classes(config.classes, side, roots)
     name: FineGrained = config.dataset

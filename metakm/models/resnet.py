@@ -104,6 +104,7 @@ class CifarResNet(nn.Module):
             raise UserError(f"Expected a width of at least 1, got {width}; the published networks have 16")
         if depth < 8 or (depth - 2) % 6:
             raise UserError(f"Expected a depth of 6n + 2 (8, 14, 20, 32, ...), got {depth}; choose one of these")
+        self.in_channels = in_channels
         widths, layers = [width, 2 * width, 4 * width], layers or task_layers(bn_mode)
         self.conv = layers.conv(in_channels, width, 3, padding=1, bias=False)
         self.norm = layers.norm(width)
@@ -121,7 +122,7 @@ class CifarResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        x = join_tasks(images) if images.dim() == 5 else images  # [n, T*C, H, W]
+        x = join_tasks(images, self.in_channels) if images.dim() == 5 else images  # [n, T*C, H, W]
         x = _rectified(self.norm, self.conv(x))
         for block in self.blocks:
             x = block(x)

@@ -13,7 +13,7 @@ from metakm.data.batches import Batches, pad_crop, resized_crop
 from metakm.data.classification import (
     labels_of,
     load_cifar10,
-    load_folder,
+    load_image_folder,
     load_tiny_imagenet_classes,
     split_members,
     take,
@@ -44,7 +44,7 @@ def values(part):
 
 
 def test_a_flat_folder_is_divided_class_by_class(flat):
-    data = load_folder(flat, side=4)
+    data = load_image_folder(flat, side=4)
     assert data.class_names == ("kind0", "kind1")
     assert [p.counts.tolist() for p in (data.train, data.val, data.test)] == [[14, 14], [2, 2], [4, 4]]
     everything = values(data.train) + values(data.val) + values(data.test)
@@ -53,13 +53,19 @@ def test_a_flat_folder_is_divided_class_by_class(flat):
         np.testing.assert_array_equal(np.array(values(part)) // 20, labels_of(part))
 
 
+def test_hidden_files_and_other_files_are_no_images(flat):
+    (flat / "kind0" / "._00.png").write_bytes(b"not an image")
+    (flat / "kind0" / "notes.txt").write_text("not an image")
+    assert load_image_folder(flat, side=4).train.counts.tolist() == [14, 14]
+
+
 def test_a_test_folder_is_kept_and_validation_comes_out_of_training(flat, tmp_path):
     root = tmp_path / "with-test"
     root.mkdir()
     flat.rename(root / "train")
     for label in range(2):
         write(root / "test" / f"kind{label}" / "a.jpeg", 200 + label)
-    data = load_folder(root, side=4)
+    data = load_image_folder(root, side=4)
     assert [p.counts.tolist() for p in (data.train, data.val, data.test)] == [[18, 18], [2, 2], [1, 1]]
     assert min(values(data.test)) > 190
     assert sorted(values(data.train) + values(data.val)) == list(range(40))
@@ -69,7 +75,7 @@ def test_a_validation_folder_is_kept(tmp_path):
     for split, value in (("train", 1), ("val", 2), ("test", 3)):
         for name in ("a", "b"):
             write(tmp_path / "own" / split / name / "0.png", value)
-    data = load_folder(tmp_path / "own", side=4)
+    data = load_image_folder(tmp_path / "own", side=4)
     assert [values(p) for p in (data.train, data.val, data.test)] == [[1, 1], [2, 2], [3, 3]]
 
 
@@ -89,12 +95,12 @@ def test_folders_that_make_no_problem_are_refused(tmp_path, files, said):
     for name in files:
         write(folder / name, 7)
     with pytest.raises(UserError, match=said):
-        load_folder(folder, side=4)
+        load_image_folder(folder, side=4)
 
 
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
-        load_folder(tmp_path / "nowhere", side=4)
+        load_image_folder(tmp_path / "nowhere", side=4)
 
 
 def cifar_archive(path, per_class=12):
@@ -193,14 +199,14 @@ def test_an_empty_folder_is_no_dataset(tmp_path, name, folder):
 
 
 def test_take_keeps_the_first_of_each_class(flat):
-    train = load_folder(flat, side=4).train
+    train = load_image_folder(flat, side=4).train
     few = take(train, 3)
     assert values(few) == values(train)[:3] + values(train)[14:17]
     assert few.counts.tolist() == [3, 3]
 
 
 def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(flat):
-    batches = Batches(load_folder(flat, side=4).train, batch=7, seed=0, augmentation="none", size=4)
+    batches = Batches(load_image_folder(flat, side=4).train, batch=7, seed=0, augmentation="none", size=4)
     assert batches.per_epoch == 4
     epochs = [[batches.training(4 * e + i) for i in range(4)] for e in range(2)]
     for batch_list in epochs:
@@ -211,7 +217,7 @@ def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(flat):
 
 
 def test_a_batch_depends_on_seed_and_iteration_alone(flat):
-    train = load_folder(flat, side=8).train
+    train = load_image_folder(flat, side=8).train
 
     def batch(seed, iteration, before=()):
         batches = Batches(train, batch=7, seed=seed, augmentation="pad-crop", size=8)
