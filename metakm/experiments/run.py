@@ -178,21 +178,27 @@ class ExperimentRun:
     def _save(self) -> None:
         progress = {name: getattr(self, name) for name in ("since", "train_seconds", "step_seconds", "started_at")}
         state = {**progress, "training": self.training.state(), "curve": [list(p) for p in self.curve]}
-        save_checkpoint(self.folder.checkpoint, self.run, state)
+        save_checkpoint(self.folder.checkpoint, self.run, {**state, "split_hash": self.data.train.split_hash})
         self.folder.write_curve(self.curve)
 
     def _load(self) -> None:
         state = load_checkpoint(self.folder.checkpoint, self.run)
-        try:
-            self.training.load_state(state["training"])
-        except (RuntimeError, KeyError, ValueError) as error:
+        if state.get("split_hash") != self.data.train.split_hash:
             raise UserError(
-                f"Expected the parameters of {self.run.method} in {self.folder.checkpoint}, got others: {error}; "
-                "start again with --overwrite"
+                f"Expected the data of the run to resume (split hash {state.get('split_hash')}), got others "
+                f"({self.data.train.split_hash}); name its folder by --data-root, or choose another --out"
+            )
+        try:
+            self.curve = [CurvePoint.checked(point) for point in state["curve"]]
+            self.since = [(float(loss), float(accuracy)) for loss, accuracy in state["since"]]
+            self.train_seconds, self.step_seconds = float(state["train_seconds"]), float(state["step_seconds"])
+            self.started_at = str(state["started_at"])
+            self.training.load_state(state["training"])
+        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+            raise UserError(
+                f"Expected the parameters of {self.run.method} in {self.folder.checkpoint}, got others: "
+                f"{' '.join(str(error).split())}; start again with --overwrite"
             ) from error
-        self.curve = [CurvePoint(*point) for point in state["curve"]]
-        for name in ("since", "train_seconds", "step_seconds", "started_at"):
-            setattr(self, name, state[name])
 
     def _counts(self) -> tuple[int, int]:
         """Trainable and all parameters; random bases train as many numbers as they have directions."""

@@ -123,4 +123,4 @@ class Training:
         """Inverse of `state`."""
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.iteration = state["iteration"]
+        self.iteration = int(state["iteration"])

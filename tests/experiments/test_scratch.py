@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -141,6 +142,17 @@ def test_a_checkpoint_of_another_network_is_refused(small, tmp_path, capsys):
     torch.save(state, path)
     assert scratch.main([*flags, "--resume"]) == 2
     assert "fc.bias" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_other_data(small, tmp_path, data_root, capsys):
+    flags = [*small, "--methods", "sn", "--epochs", "1"]
+    assert scratch.main(flags) == 0
+    fewer = tmp_path / "fewer"
+    shutil.copytree(data_root, fewer)
+    for path in (fewer / "cifar10" / "train").rglob("0000.png"):
+        path.unlink()
+    assert scratch.main([*flags, "--resume", "--data-root", str(fewer)]) == 2
+    assert "split hash" in capsys.readouterr().err
 
 
 def test_a_tuning_run_leaves_the_test_part_alone(small, tmp_path, monkeypatch):
