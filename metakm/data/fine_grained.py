@@ -37,6 +37,7 @@ def load_fine_grained(name: FineGrained, side: int, roots: Sequence[Path]) -> Cl
 
     A validation part is set aside from the training images by a fixed rule; for Flowers from its official
     training and validation parts together, as is usual in transfer learning.
+    The cache takes 3 side^2 bytes an image: 20 GB for the 101,000 of Food at 256 pixels.
 
     Raises:
         UserError: the data are missing or damaged.
