@@ -39,7 +39,7 @@ def texts_given(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str
     """The texts behind the flags of the named fields, unchecked; None where there is none."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in names:
-        parser.add_argument(_flag(name), default=None, nargs="?")
+        parser.add_argument(flag(name), default=None, nargs="?")
     return vars(parser.parse_known_args(arguments)[0])
 
 
@@ -49,8 +49,9 @@ def _check_choices(options: type[Any], arguments: Sequence[str]) -> None:
     choices = {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
     for name, text in texts_given(arguments, list(choices)).items():
         if text is not None and text not in choices[name]:
-            raise unknown_name(_flag(name), text, choices[name])
+            raise unknown_name(flag(name), text, choices[name])
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """The flag of a field."""
     return "--" + name.replace("_", "-")

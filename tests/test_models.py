@@ -8,6 +8,7 @@ from torch import nn
 import metakm
 from metakm.models.catalogue import make_backbone
 from metakm.models.layers import BatchNorm2d, Conv2d, Linear, join_tasks, split_tasks
+from metakm.models.resnet import PLAIN, CifarResNet
 
 
 @pytest.mark.parametrize(
@@ -127,3 +128,25 @@ def test_a_bias_that_the_norm_cancels_is_not_added_and_has_a_zero_gradient():
     torch.testing.assert_close(out, norm(layer(x)))
     out.square().sum().backward()
     assert torch.equal(layer.bias.grad, torch.zeros(3))
+
+
+def test_plain_layers_make_the_same_network():
+    """torch's layers with the same weights give the same features as those with a task axis."""
+    torch.manual_seed(0)
+    plain = CifarResNet(8, width=4, shortcut="projection", layers=PLAIN)
+    tasks = CifarResNet(8, width=4, shortcut="projection")
+    tasks.load_state_dict(plain.state_dict(), strict=False)  # torch's norms count their batches too
+    images = torch.randn(5, 3, 9, 9)
+    torch.testing.assert_close(plain(images), tasks(images))
+    assert plain(images).shape == (5, 16)
+
+
+def test_projections_stand_where_the_shape_changes():
+    network = CifarResNet(14, width=4, shortcut="projection")
+    assert [block.projection is not None for block in network.blocks] == [False, False, True, False, True, False]
+
+
+@pytest.mark.parametrize("wrong", [{"shortcut": "padding-b"}, {"width": 0}])
+def test_networks_that_cannot_be_are_refused(wrong):
+    with pytest.raises(metakm.UserError):
+        CifarResNet(8, **wrong)
