@@ -36,7 +36,7 @@ class ReportOptions:
     """Test episodes to show of each setting, and to adapt to for the kernels. 0 shows neither and needs neither checkpoints nor data."""  # noqa: E501
     data_root: Path | None = None
     """Folder with the data, in place of the one of each run."""
-    plugin: tuple[Path, ...] = ()
+    plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
     """Python files that register strategies of the runs; they run with your rights. Those that the runs name are not loaded by themselves."""  # noqa: E501
 
 

@@ -122,7 +122,7 @@ class Strategy(nn.Module):
             return self.predict(adapted, self.encode(images))[:, reference:]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[T, n, N]` of the strategy before any adaptation."""
+        """Logits `[T, n, N]` before any adaptation; overridden where there are none without a support set."""
         return self.predict(self.adapted, self.encode(images))
 
     @torch.no_grad()
