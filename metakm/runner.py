@@ -45,7 +45,7 @@ class Run:
         self.device = resolve_device(config.device)
         self.samplers = {split: make_sampler(config, split) for split in ("train", "val", "test")}
         self.loop = OuterLoop(build_strategy(config, self.image_shape), self.samplers["train"], config, self.device)
-        self.folder = RunFolder(config.out / config.setting / config.algo / f"seed{config.seed}")
+        self.folder = RunFolder(config.folder)
         self.curve: list[CurvePoint] = []
         self.since: list[tuple[float, float]] = []  # loss and accuracy of the iterations since the last validation
         self.best: dict[str, Any] = {"val_accuracy": -1.0}
@@ -59,7 +59,13 @@ class Run:
         return self.samplers["train"].dataset.image_shape
 
     def execute(self) -> int:
-        """Train, validate, evaluate, write; return the exit code of `main`."""
+        """Train, validate, evaluate, write, let others into the folder; return the exit code of `main`."""
+        try:
+            return self._execute()
+        finally:
+            self.folder.release()
+
+    def _execute(self) -> int:
         if self.finished is not None:
             self._report(self.finished["accuracy"], self.finished["ci95"], "already done")
             return 0
@@ -90,7 +96,14 @@ class Run:
 
     def _open_folder(self) -> dict[str, Any] | None:
         """Claim the run folder; take up its checkpoint, or return its row, when resuming."""
-        self.folder.prepare()
+        self.folder.claim()
+        try:
+            return self._take_up()
+        except BaseException:
+            self.folder.release()
+            raise
+
+    def _take_up(self) -> dict[str, Any] | None:
         row = self.folder.read_row()
         if self.config.overwrite:
             self.folder.clear()

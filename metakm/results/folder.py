@@ -14,6 +14,7 @@ import pandas as pd
 
 from metakm.errors import UserError
 from metakm.files import replacing, write_text
+from metakm.lock import Lock
 from metakm.results.curve import CurvePoint, curve_csv, curve_png
 from metakm.results.row import ResultRow
 
@@ -21,19 +22,22 @@ from metakm.results.row import ResultRow
 class RunFolder:
     """`<out>/<dataset>-<ways>w<shots>s/<algo>/seed<k>/`.
 
-    It holds config.json, curve.csv, curve.png, tasks.csv, checkpoint.pt and result.csv.
+    It holds config.json, curve.csv, curve.png, tasks.csv, checkpoint.pt and result.csv, and while a run has claimed it
+    run.lock.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoint = path / "checkpoint.pt"
         self.result = path / "result.csv"
+        self.lock = Lock(path / "run.lock")
 
-    def prepare(self) -> None:
-        """Make the folder and check that it can be written.
+    def claim(self) -> None:
+        """Make the folder, check that it can be written, and keep other processes out until `release`.
 
         Raises:
-            UserError: it cannot.
+            UserError: it cannot be written.
+            InUseError: another process has claimed it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -41,6 +45,11 @@ class RunFolder:
             raise UserError(f"Expected to create {self.path}, got {error.strerror}; choose another --out") from error
         if not os.access(self.path, os.W_OK):
             raise UserError(f"Expected a writable folder, got {self.path}; choose another --out")
+        self.lock.acquire()
+
+    def release(self) -> None:
+        """Let other processes in."""
+        self.lock.release()
 
     @property
     def used(self) -> bool:
