@@ -12,7 +12,7 @@ from metakm.config import RunConfig
 from metakm.presets import default_ways, preset_config
 
 
-def parse(arguments: Sequence[str] | None = None) -> RunConfig:
+def parse(arguments: Sequence[str] | None = None, prog: str = "python -m metakm.run") -> RunConfig:
     """Read the command line. Prints help and exits with code 0, or an error and exits with code 2, where it must.
 
     Raises:
@@ -21,7 +21,7 @@ def parse(arguments: Sequence[str] | None = None) -> RunConfig:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     return tyro.cli(
         RunConfig,
-        prog="python -m metakm.run",
+        prog=prog,
         args=arguments,
         default=_defaults(arguments),
         config=(tyro.conf.FlagCreatePairsOff,),

@@ -165,7 +165,7 @@ class Run:
 
     def _validate(self, progress: Progress | None = None) -> None:
         began = time.monotonic()
-        accuracy = float(self._accuracies("val", self.config.val_tasks).mean())
+        accuracy = float(self.accuracies("val", self.config.val_tasks).mean())
         self.train_seconds += time.monotonic() - began
         loss, trained = np.mean(self.since, axis=0).tolist() if self.since else (None, None)
         self.since = []
@@ -188,11 +188,12 @@ class Run:
                     raise StopIteration
 
             try:
-                return self._accuracies("test", self.config.eval_tasks, advance)
+                return self.accuracies("test", self.config.eval_tasks, advance)
             except StopIteration:
                 return None
 
-    def _accuracies(self, split: str, tasks: int, progress: Any = lambda _: None) -> npt.NDArray[np.float64]:
+    def accuracies(self, split: str, tasks: int, progress: Any = lambda _: None) -> npt.NDArray[np.float64]:
+        """Accuracies `[tasks]` of the model as it is on the first tasks of a split."""
         return accuracies(
             self.loop.strategy,
             self.samplers[split],
