@@ -70,7 +70,7 @@ def _work(plan: list[Planned], pool: Pool, stop: StopRequest) -> int:
 
 def _log_folder(out: Path) -> Path:
     """A folder of its own for the logs of a sweep."""
-    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S")
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%f")
     return out.resolve() / ".sweep" / f"{stamp}-{socket.gethostname()}-{os.getpid()}"
 
 

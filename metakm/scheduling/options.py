@@ -59,7 +59,7 @@ class SweepOptions:
             value = getattr(self, field)
             if value < low:
                 raise UserError(f"Expected {_flag(field)} to be at least {low}, got {value}")
-        for field in ("algo", "dataset", "shots"):
+        for field in ("algo", "shots"):
             if not getattr(self, field):
                 raise UserError(f"Expected {_flag(field)} to name at least one, got none; name one")
         for name in self.dataset:

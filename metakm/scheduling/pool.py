@@ -105,6 +105,11 @@ class Pool:
                 os.environ["OMP_NUM_THREADS"] = before
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _default_jobs(options: SweepOptions, gpus: int) -> int:
     return sys.maxsize if options.executor == "slurm" else max(1, gpus)
 
@@ -113,12 +118,11 @@ def _threads(options: SweepOptions, jobs: int) -> int:
     """Threads of each job; 0 where that is the cluster's to say."""
     if options.executor == "slurm":
         return options.cpus_per_task
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     inherited = os.environ.get("OMP_NUM_THREADS", "")
-    threads = options.cpus_per_task or (int(inherited) if inherited.isdecimal() else 0) or max(1, cores // jobs)
-    if jobs * threads > cores:
+    threads = options.cpus_per_task or (int(inherited) if inherited.isdecimal() else 0) or max(1, cores() // jobs)
+    if jobs * threads > cores():
         raise UserError(
-            f"Expected jobs x threads to be at most {cores}, the cores of this machine (more would slow each other "
+            f"Expected jobs x threads to be at most {cores()}, the cores of this machine (more would slow each other "
             f"down), got {jobs} x {threads}; lower --jobs or --cpus-per-task"
         )
     return threads
