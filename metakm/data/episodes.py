@@ -148,11 +148,12 @@ class EpisodeSampler:
         counts = self.dataset.counts
         n_classes, largest = len(counts), int(counts.max())
         length = n_classes + self.ways * (1 + largest)
-        words = np.stack([raw_words(self._key, i, length) for i in range(index, index + tasks)])
+        words = raw_words(self._key, range(index, index + tasks), length)
         classes = smallest(words[:, :n_classes], self.ways)  # [T, N]
         slots = words[:, n_classes:].reshape(tasks, self.ways, 1 + largest)
         keys = slots[..., 1:] >> np.uint64(1)
-        keys[np.arange(largest) >= counts[classes][..., None]] = np.iinfo(np.uint64).max  # no such image
+        if counts.min() < largest:
+            keys[np.arange(largest) >= counts[classes][..., None]] = np.iinfo(np.uint64).max  # no such image
         picked = smallest(keys, self.shots + self.queries)  # [T, N, K+Q]
         turns = (slots[..., 0] >> np.uint64(62)).astype(np.int64)
         if not self.dataset.rotations:

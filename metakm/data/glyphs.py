@@ -42,7 +42,7 @@ def load_glyphs(split: str, roots: Sequence[Path] = ()) -> FewShotDataset:  # no
 
 def draw_character(number: int) -> npt.NDArray[np.uint8]:
     """Draw one character by all drawers, `[20, 1, 28, 28]`."""
-    words = raw_words(_KEY, number, 2 + STROKES * _PER_STROKE + DRAWERS * _PER_DRAWER)
+    (words,) = raw_words(_KEY, [number], 2 + STROKES * _PER_STROKE + DRAWERS * _PER_DRAWER)
     unit = (words >> np.uint64(11)).astype(np.float64) / 2.0**53  # exact
     strokes = _character(unit[: 2 + STROKES * _PER_STROKE])  # [S, KNOTS, 2]
     hands = unit[2 + STROKES * _PER_STROKE :].reshape(DRAWERS, _PER_DRAWER)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +22,20 @@ def stream_key(*parts: str | int) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:16], "little")
 
 
-def raw_words(key: int, stream: int, count: int) -> npt.NDArray[np.uint64]:
-    """Return the first `count` 64-bit words of one stream, `[count]`.
+def raw_words(key: int, streams: Sequence[int], count: int) -> npt.NDArray[np.uint64]:
+    """Return the first `count` 64-bit words of some streams, `[len(streams), count]`.
 
     The stream's number is the highest of the four counter words, so two streams of a key would meet only
     after 2**194 words.
     """
-    bits = np.random.Philox(key=key, counter=stream << 192)
-    return bits.random_raw(count)
+    words = np.empty((len(streams), count), np.uint64)
+    bits = np.random.Philox(key=key, counter=0)
+    start = bits.state  # setting it is cheaper than making a generator for each stream
+    for row, stream in zip(words, streams, strict=True):
+        start["state"]["counter"][3] = stream
+        bits.state = start
+        row[:] = bits.random_raw(count)
+    return words
 
 
 def smallest(keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.int64]:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metakm.errors import UserError, unknown_name
+from metakm.modulation.two_layers import two_layers
 
 Activation = Literal["tanh", "sin", "leaky_relu", "relu"]
 Initialisation = Literal["identity", "orthogonal", "diagonal"]
@@ -69,16 +70,28 @@ class KernelModulator(nn.Module):
 
         Differentiable with respect to both W and U.
         """
-        # The paper's rows stand as columns, channels innermost: long matrix products, and W~ comes out channels-last.
+        # The paper's rows stand as columns, channels innermost, for long matrix products.
         columns = kernel.flatten(-2).movedim(-1, -3).flatten(-2)  # [..., kh*kw, O*C]
+        out_channels = kernel.shape[-4]
+        by_pixel = (self._two_layers if self._as_published(columns) else self._layers)(columns, out_channels)
+        # Contiguous as [..., O, kh*kw, C], W~ is channels-last, as the convolution wants it.
+        return by_pixel.view(*by_pixel.shape[:-2], *self.kernel_size, -1).movedim(-1, -3)
+
+    def _as_published(self, columns: Tensor) -> bool:
+        return len(self.layers) == 2 and self.activation == "tanh" and not self.diagonal and columns.dim() == 2
+
+    def _two_layers(self, columns: Tensor, out_channels: int) -> Tensor:
+        first, second = self.layers
+        if first.dim() == 2:
+            return two_layers(columns, first.unsqueeze(0), second.unsqueeze(0), out_channels).squeeze(0)
+        return two_layers(columns, first, second, out_channels)
+
+    def _layers(self, columns: Tensor, out_channels: int) -> Tensor:
         activation = _activations[self.activation]
         for depth, layer in enumerate(self.layers):
             columns = activation(columns) if depth else columns
             columns = columns * layer.unsqueeze(-1) if self.diagonal else layer @ columns
-        out_channels, in_channels = kernel.shape[-4:-2]
-        *batch, pixels, _ = columns.shape
-        by_pixel = columns.reshape(*batch, pixels, out_channels, in_channels).transpose(-3, -2)  # [..., O, kh*kw, C]
-        return by_pixel.reshape(*batch, out_channels, *self.kernel_size, in_channels).movedim(-1, -3)
+        return columns.reshape(*columns.shape[:-1], out_channels, -1).transpose(-3, -2).contiguous()
 
     def extra_repr(self) -> str:
         """Kernel size and activation."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import pandas as pd
+
+from metakm.errors import UserError, unknown_name
 
 Status = Literal["running", "interrupted", "failed", "done"]
 
@@ -57,5 +61,48 @@ class ResultRow:
         pd.DataFrame([asdict(self)], columns=list(COLUMNS)).to_csv(buffer, index=False)
         return buffer.getvalue()
 
+    @classmethod
+    def from_cells(cls, cells: Mapping[str, str]) -> ResultRow:
+        """Inverse of `to_csv` for one line, given as the text of each column.
+
+        Raises:
+            UserError: a missing or unknown column, or a text that is no value of the column's type.
+        """
+        for name in cells:
+            if name not in COLUMNS:
+                raise UserError(f"Expected the columns of a run's row, got {name!r}; is the file another program's?")
+        for name in COLUMNS:
+            if name not in cells:
+                raise UserError(f"Expected a column {name!r}, got none; is this the row of a run?")
+        hints = get_type_hints(cls)
+        return cls(**{name: _value(name, cells[name], hints[name]) for name in COLUMNS})
+
 
 COLUMNS = tuple(field.name for field in fields(ResultRow))
+
+
+def _value(name: str, text: str, hint: Any) -> Any:
+    """The value that `to_csv` wrote as `text`."""
+    try:
+        if text == "" and type(None) in get_args(hint):
+            return None
+        if hint is int:
+            return int(text)
+        if hint is bool:
+            return {"True": True, "False": False}[text]
+        if float in (hint, *get_args(hint)):
+            return _finite(text)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"Expected column {name} to be {hint}, got {text!r}; was the file changed?") from error
+    if hint == Status and text not in get_args(Status):
+        raise unknown_name(f"column {name}", text, get_args(Status))
+    if not text.isprintable():
+        raise UserError(f"Expected column {name} to be printable, got {text!r}; was the file changed?")
+    return text
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value

@@ -1,9 +1,19 @@
-"""Statistics of accuracies."""
+"""Statistics of accuracies: intervals over tasks, over seeds, and of paired differences.
+
+An interval over tasks says how far the mean would move with other meta-test tasks, for the models as trained.
+An interval over seeds says how far it would move with other initial weights and meta-training episodes.
+"""
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
+
+from metakm.errors import UserError
 
 
 def interval_over_tasks(accuracies: npt.NDArray[np.float64]) -> float:
@@ -13,3 +23,47 @@ def interval_over_tasks(accuracies: npt.NDArray[np.float64]) -> float:
         accuracies: `[n]` with n at least 2, one value a task; std is the sample's (n - 1).
     """
     return float(1.96 * accuracies.std(ddof=1) / np.sqrt(len(accuracies)))
+
+
+def interval_over_seeds(means: npt.NDArray[np.float64]) -> float | None:
+    """Half-width of the 95 % Student-t interval of the mean over seeds, t(0.975, n - 1) std / sqrt(n).
+
+    Args:
+        means: `[n]`, one mean accuracy a seed; std is the sample's (n - 1). None for fewer than 2.
+    """
+    n = len(means)
+    if n < 2:
+        return None
+    return float(stats.t.ppf(0.975, n - 1) * means.std(ddof=1) / math.sqrt(n))
+
+
+class PairedDifference(NamedTuple):
+    """Mean of `first - second`, with half-widths of 95 % intervals; None where there is but one value."""
+
+    mean: float
+    tasks_ci95: float | None
+    seeds_ci95: float | None
+
+
+def paired_difference(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> PairedDifference:
+    """Compare two strategies on the same tasks.
+
+    Over tasks: the differences are averaged over seeds, task by task, and `interval_over_tasks` taken of the n
+    values. Over seeds: they are averaged over tasks, seed by seed, and `interval_over_seeds` taken of the S values.
+
+    Args:
+        first: accuracies `[S, n]`, seed by task.
+        second: `[S, n]`, of the same seeds and tasks in the same order.
+
+    Raises:
+        UserError: the shapes differ, or there is no value.
+    """
+    if first.shape != second.shape or first.ndim != 2 or first.size == 0:
+        raise UserError(
+            f"Expected accuracies [S, n] of the same seeds and tasks, got {list(first.shape)} and "
+            f"{list(second.shape)}; pair them first"
+        )
+    differences = first - second  # [S, n]
+    by_task, by_seed = differences.mean(axis=0), differences.mean(axis=1)
+    tasks_ci95 = interval_over_tasks(by_task) if len(by_task) > 1 else None
+    return PairedDifference(float(differences.mean()), tasks_ci95, interval_over_seeds(by_seed))

@@ -16,13 +16,16 @@ def test_the_words_are_those_of_philox_4x64_10() -> None:
 
 def test_a_stream_is_pinned() -> None:
     assert hex(stream_key("metakm", 1)) == "0x298cc88bcaefabf396e96933ba86888c"
-    assert [hex(w) for w in raw_words(stream_key("metakm", 1), 5, 2)] == ["0xace3282cfda45c6e", "0xddf9357130a91970"]
+    assert [hex(w) for w in raw_words(stream_key("metakm", 1), [5], 2)[0]] == [
+        "0xace3282cfda45c6e",
+        "0xddf9357130a91970",
+    ]
 
 
 def test_streams_and_keys_differ_and_longer_draws_only_add() -> None:
-    one = raw_words(7, 0, 64)
-    assert np.array_equal(raw_words(7, 0, 1000)[:64], one)
-    others = [raw_words(7, 1, 64), raw_words(8, 0, 64), raw_words(7, 2**64 - 1, 64)]
+    one, *others = raw_words(7, [0, 1, 2**64 - 1], 64)
+    assert np.array_equal(raw_words(7, [0], 1000)[0, :64], one)
+    others.extend(raw_words(8, [0], 64))
     assert all(not np.isin(one, other).any() for other in others)
 
 

@@ -1,0 +1,81 @@
+"""A forest plot: each cell with its intervals, the published values above, one panel a setting."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from metakm.errors import UserError
+from metakm.results.blocks import Table
+from metakm.results.cells import Cell
+from metakm.results.published import Published
+from metakm.results.setting import Setting
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PictureFormat = Literal["png", "svg", "pdf"]
+_measured, _published = "#0b5394", "#777777"
+
+
+def picture_format(path: Path) -> PictureFormat:
+    """Format by the file name's ending.
+
+    Raises:
+        UserError: another ending.
+    """
+    forms: tuple[PictureFormat, ...] = get_args(PictureFormat)
+    for form in forms:
+        if path.suffix == f".{form}":
+            return form
+    raise UserError(f"Expected --plot to end in .png, .svg or .pdf, got {path}; rename it")
+
+
+def forest_picture(table: Table, form: PictureFormat = "png") -> bytes:
+    """The picture as a file's bytes.
+
+    A measured cell is a dot; the thick bar is its interval over seeds, the thin one with caps that over tasks. A
+    published value is a hollow diamond with the +- of its source, which is not the same quantity in each.
+    """
+    from matplotlib.figure import Figure  # slow to import, needed for a picture only
+
+    panels = [(setting, lines) for setting in _settings(table) if (lines := _lines(table, setting))]
+    heights = [len(lines) + 1.5 for _, lines in panels]
+    figure = Figure(figsize=(8, 0.9 + 0.3 * sum(heights)), layout="constrained")
+    all_axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (setting, lines) in zip(all_axes, panels, strict=True):
+        _panel(axes, setting, lines)
+    figure.supxlabel(
+        "meta-test accuracy, %; bars are 95 % intervals over seeds (thick) and tasks (capped),\n"
+        "of hollow diamonds the published +-",
+        fontsize="medium",
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=form, dpi=150)
+    return buffer.getvalue()
+
+
+def _settings(table: Table) -> list[Setting]:
+    return [setting for block in table.blocks for setting in block.settings]
+
+
+def _lines(table: Table, setting: Setting) -> list[tuple[str, Published | Cell]]:
+    rows = [row for block in table.blocks if setting in block.settings for row in block.rows]
+    return [(row.label, row.cells[setting]) for row in rows if setting in row.cells]
+
+
+def _panel(axes: Axes, setting: Setting, lines: list[tuple[str, Published | Cell]]) -> None:
+    for height, (_, cell) in enumerate(lines):
+        if isinstance(cell, Published):
+            axes.errorbar(
+                cell.accuracy, height, xerr=cell.plus_minus, fmt="D", color=_published, mfc="white", capsize=3
+            )
+        else:
+            axes.errorbar(cell.mean, height, xerr=cell.tasks_ci95, fmt="o", color=_measured, capsize=3)
+            axes.errorbar(cell.mean, height, xerr=cell.seeds_ci95, fmt="none", color=_measured, elinewidth=4, alpha=0.4)
+    axes.set_yticks(range(len(lines)), [textwrap.fill(label, 44) for label, _ in lines], parse_math=False)
+    axes.set_ylim(len(lines) - 0.4, -0.6)  # the first row on top
+    axes.set_title(setting.title, loc="left", fontsize="medium", parse_math=False)
+    axes.grid(axis="x", alpha=0.3)

@@ -1,0 +1,29 @@
+"""Few-shot settings: a column of the table each."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+_titles = {"omniglot": "Omniglot", "mini-imagenet": "mini-ImageNet", "tiny-imagenet": "tiny-ImageNet"}
+
+
+class Setting(NamedTuple):
+    """A dataset with ways and shots."""
+
+    dataset: str
+    ways: int
+    shots: int
+
+    @property
+    def title(self) -> str:
+        """As the paper writes it, such as `Omniglot 20-way 1-shot`."""
+        return f"{_titles.get(self.dataset, self.dataset)} {self.ways}-way {self.shots}-shot"
+
+
+# The columns of the paper's Table III, in its order.
+TABLE3 = (
+    Setting("omniglot", 20, 1),
+    Setting("omniglot", 20, 5),
+    Setting("mini-imagenet", 5, 1),
+    Setting("mini-imagenet", 5, 5),
+)
