@@ -22,6 +22,7 @@ def accuracies(
     sampler: EpisodeSampler,
     *,
     tasks: int,
+    first: int = 0,
     inner_lr: InnerLR,
     inner_steps: int,
     chunk: int,
@@ -29,7 +30,7 @@ def accuracies(
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int], None] = lambda _: None,
 ) -> npt.NDArray[np.float64]:
-    """Query accuracy of episodes 0..tasks-1, float64 `[tasks]`, in evaluation mode; the mode is restored.
+    """Query accuracy of episodes first..first+tasks-1, float64 `[tasks]`, in evaluation mode; the mode is restored.
 
     Args:
         chunk: tasks at a time.
@@ -38,9 +39,9 @@ def accuracies(
     """
     training = strategy.training
     strategy.eval()
-    done = []
+    done = [torch.empty(0, dtype=torch.float64)]
     for start in range(0, tasks, chunk):
-        episodes = sampler.batch(index=start, tasks=min(chunk, tasks - start)).to(device, dtype)
+        episodes = sampler.batch(index=first + start, tasks=min(chunk, tasks - start)).to(device, dtype)
         done.append(evaluate_episodes(strategy, episodes, inner_lr=inner_lr, inner_steps=inner_steps).accuracy.cpu())
         progress(len(done[-1]))
     strategy.train(training)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from metakm.allocator import keep_freed_memory
 from metakm.command_line import parse
+from metakm.distributed import joined, only_first_prints
 from metakm.errors import UserError
 from metakm.interrupt import StopRequest
 from metakm.runner import Run
@@ -15,10 +16,18 @@ from metakm.runner import Run
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 diverged or a file that cannot be written, 2 the user's mistake, 130 interrupted."""
     keep_freed_memory()
+    with only_first_prints():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """Errors that are not bugs, in words."""
     try:
         config = parse(arguments)
-        with StopRequest() as stop:
-            return Run(config, stop).execute()
+        with StopRequest() as stop, joined() as processes:
+            with processes.agreed():
+                run = Run(config, stop, processes)
+            return run.execute()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2

@@ -16,6 +16,7 @@ import torch
 from metakm import provenance
 from metakm.checkpoint import load_checkpoint, save_checkpoint
 from metakm.config import RunConfig
+from metakm.distributed import ALONE, Processes, local_device
 from metakm.errors import UserError
 from metakm.evaluation import accuracies
 from metakm.interrupt import StopRequest
@@ -26,6 +27,7 @@ from metakm.results import CurvePoint, ResultRow, RunFolder, Status, interval_ov
 from metakm.strategies import load_plugin
 from metakm.strategies.registry import strategy_class
 
+_PROGRESS = ("since", "best", "train_seconds", "step_seconds", "started_at")  # of a run, beside loop and curve
 SAVE_SECONDS = 60.0  # a killed run loses at most this much, and one iteration
 
 
@@ -37,21 +39,22 @@ class Run:
             episodes that cannot be drawn, a folder that is in use or cannot be written.
     """
 
-    def __init__(self, config: RunConfig, stop: StopRequest) -> None:
-        self.config, self.stop = config, stop
+    def __init__(self, config: RunConfig, stop: StopRequest, processes: Processes = ALONE) -> None:
+        self.config, self.stop, self.processes = config, stop, processes
         for plugin in config.plugin:
             load_plugin(plugin)
         strategy_class(config.algo)
-        self.device = resolve_device(config.device)
+        self.device = resolve_device(local_device(config.device))
         self.samplers = {split: make_sampler(config, split) for split in ("train", "val", "test")}
-        self.loop = OuterLoop(build_strategy(config, self.image_shape), self.samplers["train"], config, self.device)
+        strategy = build_strategy(config, self.image_shape)
+        self.loop = OuterLoop(strategy, self.samplers["train"], config, self.device, processes)
         self.folder = RunFolder(config.folder)
         self.curve: list[CurvePoint] = []
         self.since: list[tuple[float, float]] = []  # loss and accuracy of the iterations since the last validation
         self.best: dict[str, Any] = {"val_accuracy": -1.0}
         self.train_seconds = self.step_seconds = 0.0
         self.started_at, self.git_commit = provenance.now(), provenance.git_commit()
-        self.finished = None if config.dry_run else self._open_folder()
+        self.finished = self._open_folder() if processes.first and not config.dry_run else None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -66,10 +69,13 @@ class Run:
             self.folder.release()
 
     def _execute(self) -> int:
+        if self.processes.size > 1:  # what process 0 has found in the folder
+            self.finished, state = self.processes.from_first((self.finished, self._state()))
+            self._restore(state)
         if self.finished is not None:
             self._report(self.finished["accuracy"], self.finished["ci95"], "already done")
             return 0
-        if self.stop.requested:
+        if self._stopping():
             raise KeyboardInterrupt
         self._announce()
         if self.config.dry_run:
@@ -82,17 +88,22 @@ class Run:
             self._write_row("failed")
             print(f"error: {error}", file=sys.stderr)  # noqa: T201
             return 1
-        tested = None if self.stop.requested else self._test()
+        tested = None if self._stopping() else self._test()
         if tested is None:
             self._write_row("interrupted")
             change = "replace --overwrite by --resume in" if self.config.overwrite else "add --resume to"
             say(f"Interrupted after {self.loop.iteration} iterations. To go on, {change} the same command.")
             return 130
-        self.folder.write_tasks(tested)
-        self.folder.write_picture(self.curve, f"{self.config.algo}, {self.config.setting}")
+        if self.processes.first:
+            self.folder.write_tasks(tested)
+            self.folder.write_picture(self.curve, f"{self.config.algo}, {self.config.setting}")
         self._write_row("done", tested)
         self._report(tested.mean(), interval_over_tasks(tested), "done")
         return 0
+
+    def _stopping(self) -> bool:
+        """Whether a stop was asked for, of any process: all stop after the same iteration."""
+        return self.processes.any(self.stop.requested)
 
     def _open_folder(self) -> dict[str, Any] | None:
         """Claim the run folder; take up its checkpoint, or return its row, when resuming."""
@@ -126,10 +137,11 @@ class Run:
 
     def _announce(self) -> None:
         adapted, total = self.loop.strategy.parameter_counts()
+        where = provenance.device_name(self.device, self.processes.size)
         say(
             f"{self.config.run_id}\n"
             f"  {self.config.algo} on {self.config.backbone}: adapts {adapted:,} of {total:,} parameters\n"
-            f"  {self.device}, {torch.get_num_threads()} threads, {self.loop.chunk} tasks at a time\n"
+            f"  {where}, {torch.get_num_threads()} threads, {self.loop.chunk} tasks at a time\n"
             f"  {self._estimate()}\n"
             f"  {self.folder.path}" + (f"\n  resumes at iteration {self.loop.iteration}" if self.loop.iteration else "")
         )
@@ -148,7 +160,7 @@ class Run:
         if not self.curve:
             self._validate()
         with Progress("meta-train", config.iterations, self.loop.iteration) as progress:
-            while self.loop.iteration < config.iterations and not self.stop.requested:
+            while self.loop.iteration < config.iterations and not self._stopping():
                 began = time.monotonic()
                 result = self.loop.step()
                 self.since.append((result.loss, result.accuracy))
@@ -180,7 +192,7 @@ class Run:
     def _test(self) -> npt.NDArray[np.float64] | None:
         """Meta-test accuracies `[eval_tasks]` of the best checkpoint; None when asked to stop."""
         self.loop.load_model_state(self.best["model"])
-        with Progress("meta-test", self.config.eval_tasks, unit="task") as progress:
+        with Progress("meta-test", len(self.processes.part(self.config.eval_tasks)), unit="task") as progress:
 
             def advance(tasks: int) -> None:
                 progress.advance(tasks)
@@ -193,44 +205,65 @@ class Run:
                 return None
 
     def accuracies(self, split: str, tasks: int, progress: Any = lambda _: None) -> npt.NDArray[np.float64]:
-        """Accuracies `[tasks]` of the model as it is on the first tasks of a split."""
-        return accuracies(
-            self.loop.strategy,
-            self.samplers[split],
-            tasks=tasks,
-            inner_lr=self.loop.inner_lr,
-            inner_steps=self.config.test_inner_steps,
-            chunk=self.loop.chunk,
-            device=self.device,
-            dtype=self.loop.dtype,
-            progress=progress,
-        )
+        """Accuracies `[tasks]` of the model as it is on the first tasks of a split.
+
+        Raises StopIteration on all processes if `progress` does on any.
+        """
+        mine = self.processes.part(tasks)
+        try:
+            own = accuracies(
+                self.loop.strategy,
+                self.samplers[split],
+                first=mine.start,
+                tasks=len(mine),
+                inner_lr=self.loop.inner_lr,
+                inner_steps=self.config.test_inner_steps,
+                chunk=self.loop.chunk,
+                device=self.device,
+                dtype=self.loop.dtype,
+                progress=progress,
+            )
+        except StopIteration:
+            own = None
+        parts = self.processes.gather(own)
+        done = [part for part in parts if part is not None]
+        if len(done) < len(parts):
+            raise StopIteration
+        return np.concatenate(done)
 
     def _save(self) -> None:
-        progress = {name: getattr(self, name) for name in ("since", "best", "train_seconds", "step_seconds")}
-        state = {**progress, "loop": self.loop.state(), "curve": [list(p) for p in self.curve]}
-        save_checkpoint(self.folder.checkpoint, self.config, {**state, "started_at": self.started_at})
-        self.folder.write_curve(self.curve)
+        if self.processes.first:
+            save_checkpoint(self.folder.checkpoint, self.config, self._state())
+            self.folder.write_curve(self.curve)
+
+    def _state(self) -> dict[str, Any]:
+        progress = {name: getattr(self, name) for name in _PROGRESS}
+        return {**progress, "loop": self.loop.state(), "curve": [list(p) for p in self.curve]}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.loop.load_state(state["loop"])
+        self.curve = [CurvePoint(*point) for point in state["curve"]]
+        for name in _PROGRESS:
+            setattr(self, name, state[name])
 
     def _load(self) -> None:
         state = load_checkpoint(self.folder.checkpoint, self.config)
         try:
-            self.loop.load_state(state["loop"])
+            self._restore(state)
         except (RuntimeError, KeyError, ValueError) as error:
             raise UserError(
                 f"Expected the parameters of {self.config.algo} in {self.folder.checkpoint}, got others: {error}; was "
                 "the strategy changed? Start again with --overwrite"
             ) from error
-        self.curve = [CurvePoint(*point) for point in state["curve"]]
-        for name in ("since", "best", "train_seconds", "step_seconds", "started_at"):
-            setattr(self, name, state[name])
 
     def _write_row(self, status: Status, tested: npt.NDArray[np.float64] | None = None) -> None:
+        if not self.processes.first:
+            return
         config, test = self.config, self.samplers["test"]
         adapted, total = self.loop.strategy.parameter_counts()
         own = {f.name: getattr(config, f.name) for f in dataclasses.fields(ResultRow) if hasattr(config, f.name)}
         row = ResultRow(
-            **{**own, "device": provenance.device_name(self.device)},
+            **{**own, "device": provenance.device_name(self.device, self.processes.size)},
             status=status,
             adapted_parameters=adapted,
             total_parameters=total,
