@@ -57,7 +57,8 @@ class Conv2d(nn.Conv2d):
         no effect, is not added, and receives a gradient of exactly zero.
         """
         tasks = input.shape[1] // self.in_channels
-        weight = self.weight if self.weight.dim() == 5 else self.weight.expand(tasks, *self.weight.shape)
+        weight = self.weight  # read once: under a modulator each reading computes it
+        weight = weight if weight.dim() == 5 else weight.expand(tasks, *weight.shape)
         kernels = weight.flatten(0, 1).to(input.dtype)  # [T*O, C, kh, kw]
         output = convolve(input, kernels, self.geometry._replace(groups=tasks * self.groups))  # [n, T*O, H', W']
         if self.bias is None:

@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from metakm.errors import UserError
 from metakm.models.layers import BatchNorm2d, BatchNormMode, Linear, tracking_statistics
+from metakm.modulation.norms import is_norm
 
 
 class Strategy(nn.Module):
@@ -117,7 +118,7 @@ class SharedParameters(nn.Module):
 def is_norm_affine(network: nn.Module, name: str) -> bool:
     """Whether the parameter `name` of `network` scales or shifts a normalisation."""
     owner = network.get_submodule(name.rpartition(".")[0])
-    return isinstance(owner, BatchNorm2d | nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm)
+    return is_norm(owner)
 
 
 def call_with(network: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:

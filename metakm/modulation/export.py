@@ -1,0 +1,50 @@
+"""A modulated model as an ONNX file, for runtimes without PyTorch."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from metakm.errors import UserError
+from metakm.files import replacing
+from metakm.modulation.attach import is_modulated
+from metakm.modulation.merge import merge
+
+
+def export_onnx(model: nn.Module, path: Path | str, images: Tensor) -> None:
+    """Write `model`, merged if it is modulated, in evaluation mode, to one ONNX file, `images` in and `logits` out.
+
+    The number of images is free; channels, height and width are those of `images`. Needs `metakm[onnx]` and PyTorch
+    2.6 or newer.
+
+    Args:
+        images: an example `[n, C, H, W]` with n of at least 2, on the model's device.
+
+    Raises:
+        UserError: the exporter is not installed, or fewer than 2 images (PyTorch would fix n to 1).
+    """
+    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"Expected {' and '.join(missing)} to be installed, got none; pip install 'metakm[onnx]'")
+    if images.dim() != 4 or len(images) < 2:
+        raise UserError(f"Expected images [n, C, H, W] with n of at least 2, got {tuple(images.shape)}; stack two")
+    plain = merge(model) if is_modulated(model) else model
+    training = plain.training
+    try:
+        program = torch.onnx.export(
+            plain.eval(),
+            (images,),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("n")},),
+            verbose=False,
+        )
+    finally:
+        plain.train(training)
+    assert program is not None  # with dynamo=True it is returned
+    with replacing(Path(path)) as file:
+        file.write(program.model_proto.SerializeToString())

@@ -1,0 +1,84 @@
+"""Fold a task into plain convolutions, so that inference costs what the base costs."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import Counter
+from typing import cast
+
+import torch
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from metakm.modulation.attach import attachment, detach, modulated_layers
+
+
+@torch.no_grad()
+def merge(model: nn.Module, norms: bool = True) -> nn.Module:
+    """A copy of a modulated model in evaluation mode, W~ stored as its weights, with nothing of modulation left.
+
+    With `norms`, batch norm with running statistics that directly follows a convolution is folded into it too and
+    becomes `nn.Identity`. This needs to know what follows what, so it holds for models that `torch.fx` can trace, and
+    for `nn.BatchNorm2d` proper: each layer of the pair is called once, the norm alone reads the convolution's output,
+    and neither layer's tensors are used elsewhere. Group, layer and instance norm depend on the image and stay. A norm
+    before its convolution (Eq. 8) stays too: zero padding, which Eq. 8 has none of, would pad with another value.
+
+    The copy has no trainable parameters; `requires_grad_()` makes them so.
+
+    Raises:
+        UserError: a model that is not modulated.
+
+    Warns:
+        UserWarning: `norms`, and the model cannot be traced; only the weights were folded.
+    """
+    attachment(model)  # refuses a plain model before it is copied
+    merged = copy.deepcopy(model).eval()
+    kernels = [(layer, layer.weight) for layer in modulated_layers(merged).values()]
+    detach(merged)
+    for layer, kernel in kernels:  # a parameter of its own, for layers may share W, in W's memory format
+        layer.weight = nn.Parameter(torch.empty_like(layer.weight).copy_(kernel))
+    if norms:
+        _fold_norms(merged)
+    return merged.requires_grad_(False)
+
+
+def _fold_norms(model: nn.Module) -> None:
+    if not any(_folds(module) for module in model.modules()):
+        return
+    try:
+        graph = fx.Tracer().trace(model)
+    except Exception as error:  # the model's own code runs on proxies and may raise anything
+        warnings.warn(f"Only the weights were folded, not the norms: torch.fx cannot trace ({error})", stacklevel=4)
+        return
+    for conv_name, norm_name in _pairs(graph, dict(model.named_modules())):
+        conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
+        fused = fuse_conv_bn_eval(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm))
+        _replace(model, conv_name, fused)
+        _replace(model, norm_name, nn.Identity())
+
+
+def _pairs(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[tuple[str, str]]:
+    """Names of (convolution, batch norm) that one normalisation folds into."""
+    uses = Counter(id(modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")
+    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+    pairs = []
+    for node in graph.nodes:
+        before = node.args[0] if node.op == "call_module" and len(node.args) == 1 and not node.kwargs else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+            continue
+        names = str(before.target), str(node.target)
+        conv, norm = modules[names[0]], modules[names[1]]
+        once = uses[id(conv)] == uses[id(norm)] == 1 and not read & set(names)
+        if type(conv) is nn.Conv2d and _folds(norm) and once:
+            pairs.append(names)
+    return pairs
+
+
+def _folds(module: nn.Module) -> bool:
+    return type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm) and module.running_mean is not None
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)
