@@ -27,6 +27,7 @@ from metakm.scheduling.job import Outcome, RunJob
 from metakm.scheduling.options import SweepOptions, parse_sweep
 from metakm.scheduling.plan import Planned, expand, inspect
 from metakm.scheduling.pool import Pool, cores
+from metakm.scheduling.report import outcome_text
 from metakm.scheduling.sweeper import Sweeper
 from metakm.sweep import main
 
@@ -266,6 +267,14 @@ def test_a_run_done_by_another_sweep_after_planning_is_not_done_twice(planned):
     assert [outcome.kind for outcome in late.outcomes.values()] == ["done"]
     assert RunJob(plan.config, pool.stop_file)().kind == "done"
     assert snapshot(plan.config.folder) == before
+
+
+def test_a_run_that_others_had_in_hand_is_looked_at_again_at_the_end(planned):
+    plan, pool = planned
+    used = plan._replace(state="in use")
+    assert re.match(r"to do +glyphs-3w1s-anil.*\n1 to do$", outcome_text([used], {}))
+    assert RunJob(plan.config, pool.stop_file)().kind == "done"
+    assert outcome_text([used], {plan.config.run_id: Outcome("in use")}) == "1 done elsewhere"
 
 
 def test_a_job_that_starts_after_the_stop_does_nothing(planned):

@@ -20,11 +20,13 @@ _PER_RUN = ("seed", "resume", "overwrite")  # fields of a run that a sweep sets 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
-    """Run strategies x settings x seeds: what is missing, and what was cut off; what is done stays.
+    """Run strategies x settings x seeds: what is missing or was cut off.
 
-    python -m metakm.sweep [table3 | DATASET] [OPTIONS] [OPTIONS of metakm.run, for every run]
+    python -m metakm.sweep [table3 | DATASET] [OPTIONS] [OPTIONS of metakm.run]
 
-    table3: omniglot 20-way and mini-imagenet 5-way, 1 and 5 shots. A dataset's name is short for --dataset.
+    table3: omniglot 20-way and mini-imagenet 5-way, 1 and 5 shots. The name of
+    a dataset is short for --dataset. What is done stays as it is. Options of
+    metakm.run, such as --preset paper and --out, go to every run.
     """
 
     algo: tuple[str, ...] = ("maml", "anil", "km")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from metakm.scheduling.job import Outcome
-from metakm.scheduling.plan import Planned
+from metakm.scheduling.plan import Planned, inspect
 
 
 def plan_text(plan: Iterable[Planned]) -> str:
@@ -20,14 +20,16 @@ def counts_text(words: Iterable[str]) -> str:
 
 
 def outcome_text(plan: Sequence[Planned], outcomes: Mapping[str, Outcome]) -> str:
-    """What did not end well, by name and reason, and a count of all."""
+    """What is not done, by name and reason, and a count of all; what others had in hand is looked at again."""
     lines, words = [], []
     for planned in plan:
         run_id = planned.config.run_id
         outcome = outcomes.get(run_id)
-        word = outcome.kind if outcome else "not started" if planned.missing else planned.state
+        word: str = outcome.kind if outcome else "not started" if planned.missing else planned.state
         note = outcome.note if outcome else planned.note
+        if word == "in use" and (now := inspect(planned.config)).state != word:
+            word, note = "done elsewhere" if now.state == "done" else now.state, now.note
         words.append("done before" if word == "done" and outcome is None else word)
-        if word != "done":
+        if not word.startswith("done"):
             lines.append(f"{word:<12} {run_id}  {note}".rstrip())
     return "\n".join([*lines, counts_text(words)])
