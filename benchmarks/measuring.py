@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import gc
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -38,6 +39,17 @@ def alternate(
 def median_ratio(slower: list[float], faster: list[float]) -> float:
     """Median over rounds of slower / faster, so that a drift of the machine's speed cancels."""
     return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
+
+
+def resident_mb() -> float:
+    """Resident set of this process in 10^6 bytes. Linux only."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def growth(values: Sequence[float], settled: int) -> float:
+    """Peak of what comes after the first `settled` values, relative to the peak of those: 0.02 is 2 % more."""
+    return max(values[settled:] or values) / max(values[:settled]) - 1
 
 
 def describe(device: torch.device | None = None) -> str:

@@ -7,11 +7,9 @@ results/benchmarks/memory.csv.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import tyro
-from measuring import describe, write_csv
+from measuring import describe, growth, resident_mb, write_csv
 
 import metakm
 from metakm.allocator import keep_freed_memory
@@ -41,18 +39,12 @@ def main(algo: str = "km", iterations: int = 2000, tasks: int = 2, dataset: str 
     resident = []
     for i in range(iterations):
         loop.step()
-        resident.append(_resident_mb())
+        resident.append(resident_mb())
         if (i + 1) % max(1, iterations // 10) == 0:
             print(f"iteration {i + 1}: {resident[-1]:.1f} MB", flush=True)
-    early, late = max(resident[:SETTLED]), max(resident[SETTLED:] or resident)
-    print(f"peak of the first {SETTLED}: {early:.1f} MB, after: {late:.1f} MB ({100 * (late / early - 1):+.2f} %)")
+    print(f"peak of the first {SETTLED}: {max(resident[:SETTLED]):.1f} MB, after: {growth(resident, SETTLED):+.2%}")
     rows = [(i + 1, f"{resident[i]:.1f}") for i in range(0, iterations, max(1, iterations // 100))]
     print(write_csv(f"memory_{algo}", ("iteration", "resident_mb"), [*rows, ("# " + made_by, "")]))
-
-
-def _resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 1e6
 
 
 if __name__ == "__main__":

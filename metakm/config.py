@@ -8,7 +8,9 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import tyro
 
 from metakm.errors import UserError, unknown_name
 from metakm.models.layers import BatchNormMode
@@ -18,7 +20,9 @@ Schedule = Literal["constant", "cosine"]
 Precision = Literal["fp32", "bf16"]
 
 # Fields that say where and how a run is executed, not what it computes; a resumed run may change them.
-EXECUTION_FIELDS = frozenset({"data_root", "out", "resume", "overwrite", "device", "plugin", "dry_run", "task_chunk"})
+EXECUTION_FIELDS = frozenset(
+    {"data_root", "out", "resume", "overwrite", "device", "plugin", "dry_run", "task_chunk", "log_dir", "quiet", "json"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,12 @@ class RunConfig:
     """Replace an earlier run in the run folder. Without it an earlier run is never touched."""
     dry_run: bool = False
     """Print the config, parameter counts and the estimated time and memory, write nothing, and stop."""
+    log_dir: Path | None = None
+    """Folder for TensorBoard event files of loss, accuracies and ms an iteration, in <log-dir>/<run id>/; needs tensorboard."""
+    quiet: bool = False
+    """No progress on standard error; errors and the result stay."""
+    json: bool = False
+    """For scripts: standard output has one JSON object a line, for progress, each validation and the result, and nothing else."""
     eval_tasks: int = 600
     """Meta-test tasks. 600 as published (Finn et al. 2017)."""
     val_tasks: int
@@ -91,7 +101,7 @@ class RunConfig:
     """Iterations between validations; the last iteration always validates. Default from --preset."""
     task_chunk: int = 0
     """Tasks whose graphs are in memory at once; the result does not depend on it. 0: as many as fit into half of the memory, by an estimate."""
-    plugin: tuple[Path, ...] = ()
+    plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
     """Python files that register strategies; they run with your rights."""
 
     def __post_init__(self) -> None:
@@ -158,7 +168,7 @@ class RunConfig:
                 raise UserError(f"Expected config key {name!r}, got none; add it")
             if name in values and not _is_json_of(values[name], hints[name]):
                 raise UserError(f"Expected config key {name!r} to be {hints[name]}, got {values[name]!r}; mend it")
-        paths = {k: Path(values[k]) for k in ("data_root", "out") if values.get(k) is not None}
+        paths = {k: Path(values[k]) for k in ("data_root", "out", "log_dir") if values.get(k) is not None}
         plugin = tuple(Path(p) for p in values.get("plugin", ()))
         return cls(**{**values, **paths, "plugin": plugin})
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from metakm.data import EpisodeSampler
+from metakm.data import EpisodeSource
 from metakm.inner_loop import InnerLR, evaluate_episodes
 from metakm.strategies import Strategy
 
@@ -19,7 +19,7 @@ EVALUATION_SEED = 0
 
 def accuracies(
     strategy: Strategy,
-    sampler: EpisodeSampler,
+    sampler: EpisodeSource,
     *,
     tasks: int,
     first: int = 0,

@@ -27,7 +27,7 @@ def build_strategy(config: RunConfig, image_shape: tuple[int, int, int]) -> Stra
     """The untrained strategy of a config: a function of its seed, whatever the global generator's state."""
     options = {"implicit": True} if config.implicit else {}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)
         backbone = make_backbone(config.backbone, image_shape, config.bn_mode)
         return make_strategy(config.algo, backbone, config.ways, **options)
 

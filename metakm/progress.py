@@ -1,26 +1,42 @@
-"""Progress on standard error: a bar on a terminal, plain lines elsewhere."""
+"""Progress on standard error: a bar on a terminal, plain lines elsewhere, nothing if quiet."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
 
-LINE_SECONDS = 15.0  # between plain lines
+LINE_SECONDS = 15.0  # between plain lines, and between reports
 
 
 class Progress:
-    """Counts `total` steps, `start` of them done before, with the smoothed loss and accuracy of the last ones."""
+    """Counts `total` steps, `start` of them done before, with the smoothed loss and accuracy of the last ones.
 
-    def __init__(self, description: str, total: int, start: int = 0, unit: str = "it") -> None:
+    Args:
+        report: called as often as a plain line is due, bar or not, quiet or not, with the figures as JSON values.
+    """
+
+    def __init__(
+        self,
+        description: str,
+        total: int,
+        start: int = 0,
+        unit: str = "it",
+        *,
+        quiet: bool = False,
+        report: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> None:
         self.description, self.total, self.start, self.done, self.unit = description, total, start, start, unit
         self.loss: float | None = None
         self.accuracy: float | None = None
         self.began = self.spoke = time.monotonic()
-        terminal = sys.stderr.isatty()
-        self.bar = tqdm(total=total, initial=start, desc=description, unit=unit, leave=False) if terminal else None
+        self.quiet, self.report = quiet, report
+        bar = sys.stderr.isatty() and not quiet
+        self.bar = tqdm(total=total, initial=start, desc=description, unit=unit, leave=False) if bar else None
 
     def __enter__(self) -> Progress:
         return self
@@ -39,18 +55,24 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix_str(", ".join(self._figures()), refresh=False)
             self.bar.update(steps)
-        elif time.monotonic() - self.spoke >= LINE_SECONDS or self.done == self.total:
+        if time.monotonic() - self.spoke >= LINE_SECONDS or self.done == self.total:
             self.spoke = time.monotonic()
-            rate = (self.done - self.start) / max(1e-9, self.spoke - self.began)
+            self._speak()
+
+    def _speak(self) -> None:
+        rate = (self.done - self.start) / max(1e-9, self.spoke - self.began)
+        if self.bar is None:
             left = duration((self.total - self.done) / rate)
             parts = [*self._figures(), f"{rate:.2f} {self.unit}/s", f"{left} left"]
             self.note(f"{self.description} {self.done}/{self.total}: {', '.join(parts)}")
+        figures = {"loss": self.loss, "accuracy": self.accuracy, "per_second": round(rate, 3)}
+        self.report({"phase": self.description, "done": self.done, "total": self.total, **figures})
 
     def note(self, line: str) -> None:
         """Print a line without disturbing the bar."""
         if self.bar is not None:
             self.bar.write(line, file=sys.stderr)
-        else:
+        elif not self.quiet:
             print(line, file=sys.stderr, flush=True)  # noqa: T201
 
     def _figures(self) -> list[str]:

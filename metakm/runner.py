@@ -19,6 +19,7 @@ from metakm.config import RunConfig
 from metakm.distributed import ALONE, Processes, local_device
 from metakm.errors import UserError
 from metakm.evaluation import accuracies
+from metakm.event_log import EventLog
 from metakm.interrupt import StopRequest
 from metakm.outer_loop import DivergedError, OuterLoop
 from metakm.preparation import build_strategy, make_sampler, resolve_device
@@ -54,6 +55,7 @@ class Run:
         self.best: dict[str, Any] = {"val_accuracy": -1.0}
         self.train_seconds = self.step_seconds = 0.0
         self.started_at, self.git_commit = provenance.now(), provenance.git_commit()
+        self.log = EventLog(config if processes.first else dataclasses.replace(config, log_dir=None))
         self.finished = self._open_folder() if processes.first and not config.dry_run else None
 
     @property
@@ -73,14 +75,22 @@ class Run:
             self.finished, state = self.processes.from_first((self.finished, self._state()))
             self._restore(state)
         if self.finished is not None:
+            self.log.ended(self.finished)
             self._report(self.finished["accuracy"], self.finished["ci95"], "already done")
             return 0
         if self._stopping():
             raise KeyboardInterrupt
         self._announce()
         if self.config.dry_run:
-            print(json.dumps(self.config.to_json(), indent=2))  # noqa: T201
+            if self.config.json:
+                self.log.line("config", self.config.to_json())
+            else:
+                print(json.dumps(self.config.to_json(), indent=2))  # noqa: T201
             return 0
+        with self.log.recording(self.loop.iteration + 1 if self.curve else 0):
+            return self._run()
+
+    def _run(self) -> int:
         self._write_row("running")
         try:
             self._train()
@@ -136,6 +146,8 @@ class Run:
         return None
 
     def _announce(self) -> None:
+        if self.config.quiet:
+            return
         adapted, total = self.loop.strategy.parameter_counts()
         where = provenance.device_name(self.device, self.processes.size)
         say(
@@ -159,7 +171,7 @@ class Run:
         config, saved = self.config, time.monotonic()
         if not self.curve:
             self._validate()
-        with Progress("meta-train", config.iterations, self.loop.iteration) as progress:
+        with self._progress("meta-train", config.iterations, self.loop.iteration) as progress:
             while self.loop.iteration < config.iterations and not self._stopping():
                 began = time.monotonic()
                 result = self.loop.step()
@@ -167,6 +179,7 @@ class Run:
                 elapsed = time.monotonic() - began
                 self.step_seconds += elapsed
                 self.train_seconds += elapsed
+                self.log.trained(self.loop.iteration, result.loss, result.accuracy, elapsed)
                 progress.advance(1, result.loss, result.accuracy)
                 if self.loop.iteration % config.val_every == 0 or self.loop.iteration == config.iterations:
                     self._validate(progress)
@@ -183,6 +196,7 @@ class Run:
         self.since = []
         point = CurvePoint(self.loop.iteration, loss, trained, accuracy, round(self.train_seconds, 3))
         self.curve.append(point)
+        self.log.validated(point)
         if accuracy > self.best["val_accuracy"]:
             self.best = {"val_accuracy": accuracy, "model": self.loop.model_state()}
         self._save()
@@ -192,7 +206,7 @@ class Run:
     def _test(self) -> npt.NDArray[np.float64] | None:
         """Meta-test accuracies `[eval_tasks]` of the best checkpoint; None when asked to stop."""
         self.loop.load_model_state(self.best["model"])
-        with Progress("meta-test", len(self.processes.part(self.config.eval_tasks)), unit="task") as progress:
+        with self._progress("meta-test", len(self.processes.part(self.config.eval_tasks)), unit="task") as progress:
 
             def advance(tasks: int) -> None:
                 progress.advance(tasks)
@@ -203,6 +217,9 @@ class Run:
                 return self.accuracies("test", self.config.eval_tasks, advance)
             except StopIteration:
                 return None
+
+    def _progress(self, description: str, total: int, start: int = 0, unit: str = "it") -> Progress:
+        return Progress(description, total, start, unit, quiet=self.config.quiet, report=self.log.progressed)
 
     def accuracies(self, split: str, tasks: int, progress: Any = lambda _: None) -> npt.NDArray[np.float64]:
         """Accuracies `[tasks]` of the model as it is on the first tasks of a split.
@@ -283,9 +300,13 @@ class Run:
             started_at=self.started_at,
         )
         self.folder.write_row(row)
+        if status != "running":
+            self.log.ended(dataclasses.asdict(row))
 
     def _report(self, accuracy: float, ci95: float, word: str) -> None:
         c = self.config
+        if c.json:
+            return
         print(  # noqa: T201
             f"{c.algo} {c.dataset} {c.ways}-way {c.shots}-shot ({c.preset}, seed {c.seed}, batch norm {c.bn_mode}): "
             f"meta-test accuracy {100 * accuracy:.2f} +- {100 * ci95:.2f} % (95 % interval over {c.eval_tasks} tasks), "

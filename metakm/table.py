@@ -12,6 +12,7 @@ import tyro
 
 from metakm.errors import UserError
 from metakm.files import replacing, write_text
+from metakm.flags import read_options
 from metakm.results import build_table, comparisons_between, read_runs
 from metakm.results.forest import forest_picture, picture_format
 from metakm.results.rendering import Format, render_comparisons, render_table
@@ -19,9 +20,9 @@ from metakm.results.rendering import Format, render_comparisons, render_table
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions:
-    """Put the rows of all runs below a folder into Table III, beside the published values.
+    """Put the rows of all runs below a folder into Table III, beside published ones.
 
-    Runs that are not done, duplicates and files that cannot be read are listed below it, by name.
+    Listed below it by name: runs not done, duplicates, files that cannot be read.
     """
 
     results: Annotated[Path, tyro.conf.Positional] = Path("results")
@@ -43,11 +44,8 @@ class TableOptions:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 a file that could not be used under --strict, 2 the user's mistake."""
-    options = tyro.cli(
-        TableOptions, prog="python -m metakm.table", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
-    )
     try:
-        return _run(options)
+        return _run(read_options(TableOptions, "python -m metakm.table", arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2

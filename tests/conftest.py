@@ -13,3 +13,24 @@ def float64(request):
     torch.set_default_dtype(torch.float32 if request.node.get_closest_marker("float32") else torch.float64)
     yield
     torch.set_default_dtype(previous)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """One cache for all runs, so that the glyphs are drawn once a session."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, cache):
+    """A folder with a run of each of KM, ANIL and MAML on glyphs, checkpoints included; do not change it."""
+    from metakm.run import main
+
+    out = tmp_path_factory.mktemp("trained")
+    flags = "--ways 3 --queries 2 --backbone conv4-8-stride --meta-batch 2 --val-tasks 16 --eval-tasks 6 --device cpu"
+    flags += f" --iterations 16 --val-every 8 --out {out}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METAKM_CACHE", str(cache))
+        for algo in ("km", "anil", "maml"):
+            assert main(["--algo", algo, *flags.split()]) == 0
+    return out

@@ -26,12 +26,6 @@ pytestmark = pytest.mark.float32
 SMALL = "--ways 3 --queries 2 --backbone conv4-8-stride --meta-batch 2 --val-tasks 4 --eval-tasks 6 --device cpu"
 
 
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory):
-    """One cache for all runs, so that the glyphs are drawn once a session."""
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(autouse=True)
 def environment(cache, monkeypatch):
     monkeypatch.setenv("METAKM_CACHE", str(cache))

@@ -2,6 +2,6 @@
 
 from metakm.data.catalogue import available_datasets, load_dataset
 from metakm.data.dataset import FewShotDataset
-from metakm.data.episodes import Episodes, EpisodeSampler
+from metakm.data.episodes import Episodes, EpisodeSampler, EpisodeSource
 
-__all__ = ["EpisodeSampler", "Episodes", "FewShotDataset", "available_datasets", "load_dataset"]
+__all__ = ["EpisodeSampler", "EpisodeSource", "Episodes", "FewShotDataset", "available_datasets", "load_dataset"]

@@ -7,7 +7,7 @@ import json
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +73,13 @@ class Episodes:
         if size < 1:
             raise UserError(f"Expected a chunk of at least 1 task, got {size}; raise it")
         return (self[start : start + size] for start in range(0, len(self), size))
+
+
+class EpisodeSource(Protocol):
+    """What draws episodes by number; `EpisodeSampler` does, and so may your own."""
+
+    def batch(self, index: int, tasks: int) -> Episodes:
+        """Episodes number `index`, ..., `index + tasks - 1`."""
 
 
 class Draw(NamedTuple):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+
+from metakm.errors import UserError
 
 
 class CurvePoint(NamedTuple):
@@ -22,6 +25,23 @@ class CurvePoint(NamedTuple):
 def curve_csv(points: Sequence[CurvePoint]) -> str:
     """The points as CSV with a header."""
     return str(pd.DataFrame(points, columns=list(CurvePoint._fields)).to_csv(index=False))
+
+
+def read_curve(path: Path) -> list[CurvePoint]:
+    """Inverse of `curve_csv`, from a file.
+
+    Raises:
+        UserError: no such file, or one that is no learning curve.
+    """
+    try:
+        table = pd.read_csv(path)[list(CurvePoint._fields)]
+        table = table.astype({"iteration": int, **dict.fromkeys(CurvePoint._fields[1:], float)})
+        if table[["val_accuracy", "seconds"]].isna().any(axis=None):
+            raise ValueError("an empty val_accuracy or seconds")
+    except (OSError, ValueError, KeyError, OverflowError) as error:
+        raise UserError(f"Expected a learning curve in {path}, got {error}") from error
+    filled = table.astype(object).where(table.notna(), None)
+    return [CurvePoint(*point) for point in filled.itertuples(index=False)]
 
 
 def curve_png(points: Sequence[CurvePoint], title: str) -> bytes:

@@ -84,9 +84,12 @@ class RunFolder:
         write_text(self.result, row.to_csv())
 
     def read_row(self) -> dict[str, Any] | None:
-        """The row of an earlier run as it stands in result.csv; None where there is none that can be read."""
+        """The row of an earlier run in result.csv as JSON values; None where there is none that can be read."""
         try:
             table = pd.read_csv(self.result)
         except (OSError, ValueError):
             return None
-        return dict(table.iloc[0]) if len(table) == 1 else None
+        if len(table) != 1:
+            return None
+        values = table.astype(object).iloc[0]  # one by one, so that a number keeps its own type
+        return {str(name): None if pd.isna(value) else value for name, value in values.items()}

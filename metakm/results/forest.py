@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -42,7 +43,7 @@ def forest_picture(table: Table, form: PictureFormat = "png") -> bytes:
     from matplotlib.figure import Figure  # slow to import, needed for a picture only
 
     panels = [(setting, lines) for setting in _settings(table) if (lines := _lines(table, setting))]
-    heights = [len(lines) + 1.5 for _, lines in panels]
+    heights = [sum(_height(label) for label, _ in lines) + 1.5 for _, lines in panels]
     figure = Figure(figsize=(8, 0.9 + 0.3 * sum(heights)), layout="constrained")
     all_axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (setting, lines) in zip(all_axes, panels, strict=True):
@@ -63,19 +64,24 @@ def _settings(table: Table) -> list[Setting]:
 
 def _lines(table: Table, setting: Setting) -> list[tuple[str, Published | Cell]]:
     rows = [row for block in table.blocks if setting in block.settings for row in block.rows]
-    return [(row.label, row.cells[setting]) for row in rows if setting in row.cells]
+    return [(textwrap.fill(row.label, 44), row.cells[setting]) for row in rows if setting in row.cells]
+
+
+def _height(label: str) -> float:
+    """Of a line, in units of one that has a single line of text."""
+    return max(1.0, 0.65 * (1 + label.count("\n")))
 
 
 def _panel(axes: Axes, setting: Setting, lines: list[tuple[str, Published | Cell]]) -> None:
-    for height, (_, cell) in enumerate(lines):
+    edges = list(accumulate((_height(label) for label, _ in lines), initial=0.0))
+    places = [(low + high) / 2 for low, high in pairwise(edges)]
+    for place, (_, cell) in zip(places, lines, strict=True):
         if isinstance(cell, Published):
-            axes.errorbar(
-                cell.accuracy, height, xerr=cell.plus_minus, fmt="D", color=_published, mfc="white", capsize=3
-            )
+            axes.errorbar(cell.accuracy, place, xerr=cell.plus_minus, fmt="D", color=_published, mfc="white", capsize=3)
         else:
-            axes.errorbar(cell.mean, height, xerr=cell.tasks_ci95, fmt="o", color=_measured, capsize=3)
-            axes.errorbar(cell.mean, height, xerr=cell.seeds_ci95, fmt="none", color=_measured, elinewidth=4, alpha=0.4)
-    axes.set_yticks(range(len(lines)), [textwrap.fill(label, 44) for label, _ in lines], parse_math=False)
-    axes.set_ylim(len(lines) - 0.4, -0.6)  # the first row on top
+            axes.errorbar(cell.mean, place, xerr=cell.tasks_ci95, fmt="o", color=_measured, capsize=3)
+            axes.errorbar(cell.mean, place, xerr=cell.seeds_ci95, fmt="none", color=_measured, elinewidth=4, alpha=0.4)
+    axes.set_yticks(places, [label for label, _ in lines], parse_math=False)
+    axes.set_ylim(edges[-1] + 0.1, -0.1)  # the first row on top
     axes.set_title(setting.title, loc="left", fontsize="medium", parse_math=False)
     axes.grid(axis="x", alpha=0.3)

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import tyro
-
 from metakm.config import RunConfig
 from metakm.data import available_datasets
 from metakm.errors import UserError, unknown_name
+from metakm.flags import flag as flag_of
+from metakm.flags import read_some_options
 
 TABLE3 = ("omniglot", "mini-imagenet")
 ExecutorName = Literal["local", "debug", "slurm"]
@@ -24,9 +24,9 @@ class SweepOptions:
 
     python -m metakm.sweep [table3 | DATASET] [OPTIONS] [OPTIONS of metakm.run]
 
-    table3: omniglot 20-way and mini-imagenet 5-way, 1 and 5 shots. The name of
-    a dataset is short for --dataset. What is done stays as it is. Options of
-    metakm.run, such as --preset paper and --out, go to every run.
+    table3: omniglot 20-way and mini-imagenet 5-way, 1 and 5 shots.
+
+    Options of metakm.run, such as --preset paper, go to every run.
     """
 
     algo: tuple[str, ...] = ("maml", "anil", "km")
@@ -60,10 +60,10 @@ class SweepOptions:
         for field, low in (("seeds", 1), ("jobs", 0), ("cpus_per_task", 0), ("gpus_per_node", 0), ("time", 0)):
             value = getattr(self, field)
             if value < low:
-                raise UserError(f"Expected {_flag(field)} to be at least {low}, got {value}")
+                raise UserError(f"Expected {flag_of(field)} to be at least {low}, got {value}")
         for field in ("algo", "shots"):
             if not getattr(self, field):
-                raise UserError(f"Expected {_flag(field)} to name at least one, got none; name one")
+                raise UserError(f"Expected {flag_of(field)} to name at least one, got none; name one")
         for name in self.dataset:
             if name not in available_datasets():
                 raise unknown_name("--dataset", name, available_datasets())
@@ -72,7 +72,7 @@ class SweepOptions:
                 raise UserError(f"Expected --slurm NAME=VALUE, got {option!r}; write it so")
         for field in ("partition", "gpus_per_node", "time", "slurm"):
             if self.executor != "slurm" and getattr(self, field):
-                raise UserError(f"Expected {_flag(field)} with --executor slurm, got --executor {self.executor}")
+                raise UserError(f"Expected {flag_of(field)} with --executor slurm, got --executor {self.executor}")
         if self.executor == "debug" and self.jobs > 1:
             raise UserError(f"Expected --jobs 1 with --executor debug, got {self.jobs}; debug runs one after the other")
 
@@ -89,26 +89,17 @@ def parse_sweep(arguments: Sequence[str]) -> tuple[SweepOptions, list[str]]:
     if first not in ("", "table3", *available_datasets()):
         raise unknown_name("sweep", first, ("table3", *available_datasets()))
     datasets = TABLE3 if first == "table3" else (first,)
-    options, rest = tyro.cli(
-        SweepOptions,
-        prog="python -m metakm.sweep",
-        args=[*(["--dataset", *datasets] if first else []), *flags],
-        return_unknown_args=True,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    named = ["--dataset", *datasets] if first else []
+    options, rest = read_some_options(SweepOptions, "python -m metakm.sweep", [*named, *flags])
     _check_flags(rest)
     return options, rest
 
 
 def _check_flags(rest: Sequence[str]) -> None:
     """Raise for a flag that neither a sweep nor a run has; the rest is left to the run's own parser."""
-    of_run = {_flag(f.name) for f in dataclasses.fields(RunConfig) if f.name not in _PER_RUN}
-    of_sweep = {_flag(f.name) for f in dataclasses.fields(SweepOptions)}
+    of_run = {flag_of(f.name) for f in dataclasses.fields(RunConfig) if f.name not in _PER_RUN}
+    of_sweep = {flag_of(f.name) for f in dataclasses.fields(SweepOptions)}
     for argument in rest:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in of_run:
             raise unknown_name("flag", flag, of_run | of_sweep)
-
-
-def _flag(field: str) -> str:
-    return "--" + field.replace("_", "-")

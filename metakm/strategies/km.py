@@ -19,7 +19,7 @@ from metakm.strategies.registry import register_strategy
 
 
 class Modulation(nn.Module):
-    """U, the convolution biases, the head and, with `implicit`, the norm affine of one classifier."""
+    """U, the convolution biases, the head and, with `implicit`, the norm affine of one network."""
 
     def __init__(self, modulators: KernelModulators, direct: SharedParameters) -> None:
         super().__init__()
@@ -27,8 +27,25 @@ class Modulation(nn.Module):
         self.direct = direct
 
     def forward(self, kernels: dict[str, Tensor]) -> dict[str, Tensor]:
-        """All parameters of the classifier that adaptation changes, W~ for each kernel W in `kernels` included."""
+        """All parameters of the network that adaptation changes, W~ for each kernel W in `kernels` included."""
         return {**self.modulators(kernels), **self.direct()}
+
+    @classmethod
+    def of(
+        cls, network: nn.Module, implicit: bool, depth: int, activation: Activation, init: Initialisation
+    ) -> Modulation:
+        """Fresh modulators, and the network's parameters that are neither kernels nor, without `implicit`, norm affine.
+
+        Raises:
+            UserError: see `KernelModulators`.
+        """
+        modulators = KernelModulators(network, depth, activation, init)
+        direct = [
+            name
+            for name, _ in network.named_parameters()
+            if name not in modulators.weight_names and (implicit or not is_norm_affine(network, name))
+        ]
+        return cls(modulators, SharedParameters(network, direct))
 
 
 @register_strategy("km")
@@ -51,15 +68,8 @@ class KM(Strategy):
     ) -> None:
         super().__init__()
         self.network = Classifier(backbone, ways)
-        modulators = KernelModulators(self.network, depth, activation, init)
-        kernels = set(modulators.weight_names)
-        direct = [
-            name
-            for name, _ in self.network.named_parameters()
-            if name not in kernels and (implicit or not is_norm_affine(self.network, name))
-        ]
-        self.adapted = Modulation(modulators, SharedParameters(self.network, direct))
-        self.kernel_names = modulators.weight_names
+        self.adapted = Modulation.of(self.network, implicit, depth, activation, init)
+        self.kernel_names = self.adapted.modulators.weight_names
 
     def predict(self, adapted: nn.Module, encoded: Tensor) -> Tensor:
         """See `Strategy`."""

@@ -1,0 +1,67 @@
+"""Flags of a command from the fields of a dataclass, by tyro, alike in every command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+
+from metakm.errors import unknown_name
+
+_T = TypeVar("_T")
+
+
+def read_options(options: type[_T], prog: str, arguments: Sequence[str] | None = None, default: _T | None = None) -> _T:
+    """Read a dataclass from flags. Prints help and exits with code 0, or an error and exits with code 2, where it must.
+
+    The help opens with the docstring of `options`, of which tyro puts each paragraph on one line: keep each to 80
+    characters.
+
+    Args:
+        arguments: those of the process if None.
+        default: values where there is no flag; the dataclass's own defaults if None.
+
+    Raises:
+        UserError: a value that is none of its flag's choices, or that the dataclass itself refuses.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    start: dict[str, Any] = {} if default is None else {"default": default}
+    read: _T = _read(options, prog, arguments, **start)
+    return read
+
+
+def read_some_options(options: type[_T], prog: str, arguments: Sequence[str]) -> tuple[_T, list[str]]:
+    """Like `read_options`, but return the arguments that are not flags of `options` instead of refusing them."""
+    read, rest = _read(options, prog, arguments, return_unknown_args=True)
+    return read, rest
+
+
+def _read(options: type[Any], prog: str, arguments: Sequence[str], **more: Any) -> Any:
+    _check_choices(options, arguments)
+    config = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+    return tyro.cli(options, prog=prog, args=arguments, config=config, **more)
+
+
+def texts_given(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str | None]:
+    """The texts behind the flags of the named fields, unchecked; None where there is none."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in names:
+        parser.add_argument(flag(name), default=None, nargs="?")
+    return vars(parser.parse_known_args(arguments)[0])
+
+
+def _check_choices(options: type[Any], arguments: Sequence[str]) -> None:
+    """Tyro names the choices of a flag too, but not the nearest to what was given."""
+    hints = get_type_hints(options)
+    choices = {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
+    for name, text in texts_given(arguments, list(choices)).items():
+        if text is not None and text not in choices[name]:
+            raise unknown_name(flag(name), text, choices[name])
+
+
+def flag(name: str) -> str:
+    """The flag of a field."""
+    return "--" + name.replace("_", "-")

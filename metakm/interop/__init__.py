@@ -1,0 +1,1 @@
+"""Bridges to other libraries, one module each; importing this package imports none of them."""
