@@ -121,6 +121,7 @@ def test_other_flags_go_to_every_run():
         (["glyphs", "--seed", "3"], "did you mean '--seeds'"),
         (["glyphs", "--overwrite"], "Expected flag to be one of"),
         (["glyphs", "--seeds", "0"], "Expected --seeds to be at least 1, got 0"),
+        (["glyphs", "--executor", "slrum"], "did you mean 'slurm'"),
         (["glyphs", "--jobs", "-1"], "Expected --jobs to be at least 0"),
         (["glyphs", "--jobs", "100000"], "Expected jobs x threads to be at most"),
         (["glyphs", "--executor", "debug", "--jobs", "2"], "Expected --jobs 1"),
@@ -139,7 +140,7 @@ def test_a_users_mistake_ends_with_one_message_and_code_2_and_writes_nothing(tmp
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--seeds", "many"], ["--executor", "pbs"], ["--iterations", "many"]])
+@pytest.mark.parametrize("arguments", [["--seeds", "many"], ["--jobs"], ["--iterations", "many"]])
 def test_flags_that_do_not_parse_exit_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["glyphs", *arguments])

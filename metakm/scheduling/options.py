@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from metakm.config import RunConfig
 from metakm.data import available_datasets
@@ -14,6 +16,7 @@ from metakm.flags import flag as flag_of
 from metakm.flags import read_some_options
 
 TABLE3 = ("omniglot", "mini-imagenet")
+Names = Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")]
 ExecutorName = Literal["local", "debug", "slurm"]
 _PER_RUN = ("seed", "resume", "overwrite")  # fields of a run that a sweep sets itself
 
@@ -31,7 +34,7 @@ class SweepOptions:
 
     algo: tuple[str, ...] = ("maml", "anil", "km")
     """Strategies."""
-    dataset: tuple[str, ...] = ()
+    dataset: Names = ()
     """Datasets, where no name comes first."""
     ways: int | None = None
     """Classes in an episode. Default: 20 for characters, 5 for photographs."""
@@ -53,7 +56,7 @@ class SweepOptions:
     """Partition, on slurm."""
     time: int = 0
     """Minutes after which slurm ends a job, which then is queued again and resumes. 0: 240."""
-    slurm: tuple[str, ...] = ()
+    slurm: Names = ()
     """More options of sbatch as NAME=VALUE, such as account=lab."""
 
     def __post_init__(self) -> None:
