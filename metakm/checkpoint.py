@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +29,20 @@ def load_checkpoint(path: Path, config: RunConfig) -> dict[str, Any]:
         UserError: the file is damaged, of another format, or of a run with another config; the fields are named.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:  # torch does not compare the checksums
+                raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         identity, form = json.loads(state["config"]), state["format"]
-    except (
-        RuntimeError,
-        pickle.UnpicklingError,
-        EOFError,
-        KeyError,
-        IndexError,
-        TypeError,
-        ValueError,
-        OSError,
-    ) as error:
+        if not isinstance(identity, dict):
+            raise TypeError("the config is not an object")
+    except Exception as error:  # a damaged or malicious file may raise anything; weights_only builds nothing but data
         raise UserError(
             f"Expected a metakm checkpoint, got a damaged or foreign file {path}; remove it, or start again with "
             "--overwrite"
         ) from error
-    if form != FORMAT:
-        raise UserError(f"Expected checkpoint format {FORMAT}, got {form} in {path}; start again with --overwrite")
+    if not (isinstance(form, int) and form == FORMAT):
+        raise UserError(f"Expected checkpoint format {FORMAT}, got {form!r:.9} in {path}; start again with --overwrite")
     wanted = json.loads(json.dumps(config.identity()))
     different = sorted(k for k in {*wanted, *identity} if wanted.get(k) != identity.get(k))
     if different:

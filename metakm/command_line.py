@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 
 from metakm.config import RunConfig
 from metakm.flags import read_options, texts_given
 from metakm.presets import default_ways, preset_config
+
+_SETTING = ("preset", "algo", "dataset", "ways", "shots")  # on which the other defaults depend
 
 
 def parse(arguments: Sequence[str] | None = None, prog: str = "python -m metakm.run") -> RunConfig:
@@ -20,9 +24,22 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m metakm.
     return read_options(RunConfig, prog, arguments, _defaults(arguments))
 
 
+def command(config: RunConfig) -> str:
+    """The shell command of a config: `parse` reads its flags back to the same one."""
+    defaults = preset_config(config.preset, config.algo, config.dataset, config.ways, config.shots)
+    words = ["python", "-m", "metakm.run"]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in _SETTING or value != getattr(defaults, field.name):
+            words.append("--" + field.name.replace("_", "-"))
+            if not isinstance(value, bool):
+                words += map(str, value) if isinstance(value, tuple) else [str(value)]
+    return shlex.join(words)
+
+
 def _defaults(arguments: Sequence[str]) -> RunConfig:
     """The preset's config for the setting named in the arguments; values that do not parse are left to tyro."""
-    given = texts_given(arguments, ("preset", "algo", "dataset", "ways", "shots"))
+    given = texts_given(arguments, _SETTING)
     dataset, algo = given["dataset"] or "glyphs", given["algo"] or "km"
     preset = given["preset"] if given["preset"] in ("quick", "paper") else "quick"
     try:

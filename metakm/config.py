@@ -107,6 +107,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         for field, low in _at_least.items():
             _require(getattr(self, field) >= low, field, f"at least {low}", getattr(self, field))
+        for field, high in _at_most.items():
+            _require(getattr(self, field) <= high, field, f"at most {high}", getattr(self, field))
         for field in ("inner_lr", "meta_lr"):
             value = getattr(self, field)
             _require(math.isfinite(value) and value > 0, field, "a positive number", value)
@@ -152,12 +154,14 @@ class RunConfig:
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> RunConfig:
+    def from_json(cls, values: Any) -> RunConfig:
         """Inverse of `to_json`.
 
         Raises:
-            UserError: an unknown or missing key, or a value of the wrong type or out of range.
+            UserError: not an object, an unknown or missing key, or a value of the wrong type or out of range.
         """
+        if not isinstance(values, dict):
+            raise UserError(f"Expected a config to be a JSON object, got {values!r:.200}")
         fields = {f.name: f for f in dataclasses.fields(cls)}
         for key in values:
             if key not in fields:
@@ -167,10 +171,11 @@ class RunConfig:
             if name not in values and field.default is dataclasses.MISSING:
                 raise UserError(f"Expected config key {name!r}, got none; add it")
             if name in values and not _is_json_of(values[name], hints[name]):
-                raise UserError(f"Expected config key {name!r} to be {hints[name]}, got {values[name]!r}; mend it")
+                raise UserError(f"Expected config key {name!r} to be {hints[name]}, got {values[name]!r:.200}; mend it")
+        numbers = {k: _as_float(k, values[k]) for k, hint in hints.items() if hint is float and k in values}
         paths = {k: Path(values[k]) for k in ("data_root", "out", "log_dir") if values.get(k) is not None}
         plugin = tuple(Path(p) for p in values.get("plugin", ()))
-        return cls(**{**values, **paths, "plugin": plugin})
+        return cls(**{**values, **numbers, **paths, "plugin": plugin})
 
 
 _at_least = {
@@ -187,6 +192,15 @@ _at_least = {
     "val_every": 1,
     "task_chunk": 0,
 }
+# Beyond these a slip of the keyboard asks for more memory or time than there is, before the first iteration.
+_at_most = {
+    "inner_steps": 10_000,
+    "test_inner_steps": 10_000,
+    "meta_batch": 100_000,
+    "iterations": 10**9,
+    "eval_tasks": 100_000,
+    "val_tasks": 100_000,
+}
 
 
 def _flag(field: str) -> str:
@@ -196,6 +210,14 @@ def _flag(field: str) -> str:
 def _require(condition: bool, field: str, expected: str, value: object) -> None:
     if not condition:
         raise UserError(f"Expected {_flag(field)} to be {expected}, got {value}")
+
+
+def _as_float(field: str, value: float) -> float:
+    """A JSON number; 1 and 1.0 are the same value, so they must give the same run_id."""
+    try:
+        return float(value)
+    except OverflowError:
+        raise UserError(f"Expected {_flag(field)} to be a number below 1e308, got a larger one") from None
 
 
 def _is_json_of(value: object, hint: Any) -> bool:

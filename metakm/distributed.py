@@ -15,13 +15,12 @@ import contextlib
 import io
 import os
 from collections.abc import Iterator, Sequence
+from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
-
-from metakm.errors import UserError
 
 _T = TypeVar("_T")
 
@@ -91,20 +90,24 @@ class Processes:
         received: _T = torch.load(io.BytesIO(box[0]), map_location="cpu", weights_only=False)  # our own process's
         return received
 
-    @contextlib.contextmanager
-    def agreed(self) -> Iterator[None]:
-        """Raise on every process the UserError that any of them raises within the block."""
-        if self.size == 1:
-            yield
+    def agreed(self, *kinds: type[Exception]) -> contextlib.AbstractContextManager[None]:
+        """Raise on every process the error of one of these kinds that any of them raises within the block."""
+        return _Agreed(self, kinds)
+
+
+class _Agreed(contextlib.AbstractContextManager[None]):
+    def __init__(self, processes: Processes, kinds: tuple[type[Exception], ...]) -> None:
+        self.processes, self.kinds = processes, kinds
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self.processes.size == 1 or not (error is None or isinstance(error, self.kinds)):
             return
-        error = None
-        try:
-            yield
-        except UserError as raised:
-            error = raised
-        for message in self.gather(None if error is None else str(error)):
-            if message is not None:
-                raise UserError(message) from error
+        own = [(number, str(error)) for number, kind in enumerate(self.kinds) if isinstance(error, kind)]
+        for raised in self.processes.gather(own):
+            for number, message in raised:
+                raise self.kinds[number](message) from error
 
 
 ALONE = Processes()

@@ -10,6 +10,7 @@ import torch
 
 from metakm.data import EpisodeSource
 from metakm.inner_loop import InnerLR, evaluate_episodes
+from metakm.memory import halved, is_out_of_memory
 from metakm.strategies import Strategy
 
 # Meta-validation and meta-test episodes are the same for every run, strategy and seed, so that accuracies can be
@@ -33,16 +34,29 @@ def accuracies(
     """Query accuracy of episodes first..first+tasks-1, float64 `[tasks]`, in evaluation mode; the mode is restored.
 
     Args:
-        chunk: tasks at a time.
+        chunk: tasks at a time; half as many from the moment on that memory runs out.
         dtype: precision of the images, and so of the convolutions.
         progress: called with the number of tasks just done.
+
+    Raises:
+        TooLittleMemoryError: a single task does not fit into memory.
     """
     training = strategy.training
     strategy.eval()
     done = [torch.empty(0, dtype=torch.float64)]
-    for start in range(0, tasks, chunk):
-        episodes = sampler.batch(index=first + start, tasks=min(chunk, tasks - start)).to(device, dtype)
-        done.append(evaluate_episodes(strategy, episodes, inner_lr=inner_lr, inner_steps=inner_steps).accuracy.cpu())
-        progress(len(done[-1]))
+    start = 0
+    while start < tasks:
+        count = min(chunk, tasks - start)
+        try:
+            episodes = sampler.batch(index=first + start, tasks=count).to(device, dtype)
+            result = evaluate_episodes(strategy, episodes, inner_lr=inner_lr, inner_steps=inner_steps)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            chunk = halved(count)
+            continue
+        done.append(result.accuracy.cpu())
+        start += count
+        progress(count)
     strategy.train(training)
     return torch.cat(done).numpy()

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+SUFFIX = ".partial"
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path` for writing; rename it over `path` when the block ends well.
 
-    A reader sees the old file or the new one, never half of one. If the block raises, `path` is untouched
-    and the temporary file is removed.
+    A reader sees the old file or the new one, never half of one. If the block raises, `path` is untouched and the
+    temporary file is removed. If the process is killed, the temporary file `.<name>.<8 letters>.partial` stays until
+    `path` is next written: each writer holds a lock on its own, so one without a lock has no writer any more.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    temporary = Path(name)
+    _remove_leftovers(path)
+    handle, temporary = _temporary(path)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -42,3 +47,21 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _temporary(path: Path) -> tuple[int, Path]:
+    """A new locked file; made again in the rare case that a clean-up took it before it was locked."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=SUFFIX, dir=path.parent)
+        with contextlib.suppress(OSError):  # a file system without locks: nobody cleans up there
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)
+
+
+def _remove_leftovers(path: Path) -> None:
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.????????{SUFFIX}"):
+        with contextlib.suppress(OSError), leftover.open("rb") as file:  # in use, or gone
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()

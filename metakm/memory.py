@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from metakm.config import RunConfig
 from metakm.errors import UserError
 from metakm.strategies import Strategy
 
+_log = logging.getLogger(__name__)
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 # Peak memory of a second-order meta-gradient in units of the backbone's activations: for one support image and inner
 # step, and for one query image. An estimate, not a bound: fixed costs come on top, which weigh most with few images and
@@ -24,16 +26,41 @@ def task_bytes(strategy: Strategy, image_shape: tuple[int, int, int], config: Ru
     """Estimated peak memory of one task's meta-gradient.
 
     Raises:
-        UserError: the backbone does not fit the images.
+        UserError: strategy or backbone do not fit the images, or do not give logits.
     """
     support = config.ways * config.shots * config.inner_steps * SUPPORT_FACTOR
     query = config.ways * config.queries * QUERY_FACTOR
-    return _activation_bytes(strategy, image_shape, device) * (support + query)
+    return _activation_bytes(strategy, image_shape, config.ways, device) * (support + query)
 
 
 def automatic_chunk(bytes_per_task: float, meta_batch: int, device: torch.device) -> int:
     """How many tasks' graphs fit in half of the device's memory; at least 1, at most the meta-batch."""
     return max(1, min(meta_batch, int(device_memory(device) / 2 / bytes_per_task)))
+
+
+class TooLittleMemoryError(RuntimeError):
+    """Not even one task at a time fits into memory."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU, the CPU allocator of PyTorch or Python itself had no memory to give."""
+    # PyTorch's CPU allocator raises a plain RuntimeError: "DefaultCPUAllocator: can't allocate memory: you tried ..."
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def halved(chunk: int) -> int:
+    """The chunk to go on with after running out of memory; says so in the log.
+
+    Raises:
+        TooLittleMemoryError: the chunk is a single task already.
+    """
+    if chunk == 1:
+        raise TooLittleMemoryError(
+            "Expected memory for the graph of one task, got too little; lower --queries, --ways, --shots or "
+            "--inner-steps, choose a smaller --backbone, or try --precision bf16"
+        )
+    _log.warning("out of memory with %d tasks at a time; going on with %d", chunk, chunk // 2)
+    return chunk // 2
 
 
 def device_memory(device: torch.device) -> int:
@@ -47,7 +74,7 @@ def device_memory(device: torch.device) -> int:
         return physical
 
 
-def _activation_bytes(strategy: Strategy, image_shape: tuple[int, int, int], device: torch.device) -> int:
+def _activation_bytes(strategy: Strategy, image_shape: tuple[int, int, int], ways: int, device: torch.device) -> int:
     """Bytes of all leaf modules' outputs for one image."""
     total = 0
 
@@ -61,10 +88,18 @@ def _activation_bytes(strategy: Strategy, image_shape: tuple[int, int, int], dev
     pair = torch.zeros(1, 2, *image_shape, device=device)
     try:
         with torch.no_grad():
-            strategy(pair)
-    except RuntimeError as error:
-        raise UserError(f"Expected a strategy and backbone that fit images of {image_shape}, got: {error}") from error
+            logits = strategy(pair)
+    except UserError:
+        raise
+    except Exception as error:  # a plugin's code may raise anything
+        raise UserError(
+            f"Expected a strategy and backbone that fit images of {image_shape}, got {type(error).__name__}: "
+            f"{' '.join(str(error).split())}"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()
+    if not isinstance(logits, Tensor) or logits.shape != (1, 2, ways):
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"Expected {type(strategy).__qualname__} to predict logits [1, 2, {ways}], got {got}")
     return max(1, total // 2)

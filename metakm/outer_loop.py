@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from metakm.config import RunConfig
 from metakm.data import Episodes, EpisodeSampler
 from metakm.distributed import ALONE, Processes, processes_here
 from metakm.inner_loop import InnerLR, meta_loss
-from metakm.memory import automatic_chunk, task_bytes
+from metakm.memory import TooLittleMemoryError, automatic_chunk, halved, is_out_of_memory, task_bytes
 from metakm.strategies import Strategy
 
 
@@ -75,11 +76,13 @@ class OuterLoop:
 
         Raises:
             DivergedError: the loss or a gradient is not finite; the parameters are unchanged.
+            TooLittleMemoryError: a single task does not fit into memory.
         """
         first = self.iteration * self.config.meta_batch
         episodes = self.sampler.batch(index=first, tasks=self.config.meta_batch)
         result = self._meta_gradient(episodes)
-        self._check_finite(result.loss, first)
+        if not self._finite(result.loss):
+            raise DivergedError(self._divergence(episodes, result.loss))
         self._apply()
         if "running" in self.strategy.bn_modes:
             self.strategy.track_statistics(episodes.query_images.to(self.device, self.dtype))
@@ -98,12 +101,22 @@ class OuterLoop:
     def _meta_gradient(self, episodes: Episodes) -> StepResult:
         """Leave the meta-gradient in the parameters' `grad`."""
         mine = self.processes.part(len(episodes))
-        part = self._partial_gradient(episodes[mine.start : mine.stop], len(episodes))
+        with self.processes.agreed(TooLittleMemoryError):
+            part = self._partial_gradient(episodes[mine.start : mine.stop], len(episodes))
         self.processes.sum_gradients(self._learned)
         return StepResult(*self.processes.sum(*part))
 
     def _partial_gradient(self, episodes: Episodes, tasks: int) -> StepResult:
-        """Leave the part of these episodes in the gradient of a meta-batch of `tasks`, chunk by chunk."""
+        """Leave what these episodes give to the gradient of `tasks`. Out of memory, begin again with half the chunk."""
+        while True:
+            try:
+                return self._sum_over_chunks(episodes, tasks)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self.chunk = halved(min(self.chunk, len(episodes)))
+
+    def _sum_over_chunks(self, episodes: Episodes, tasks: int) -> StepResult:
         config = self.config
         self.strategy.train()
         self.optimiser.zero_grad()
@@ -134,15 +147,20 @@ class OuterLoop:
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * self.iteration / max(1, self.config.iterations)))
 
-    def _check_finite(self, loss: float, first: int) -> None:
+    def _finite(self, loss: float) -> bool:
         grads = [p.grad for p in self._learned if p.grad is not None]
-        largest = max((float(g.abs().max()) for g in grads), default=0.0)
-        if not (math.isfinite(loss) and all(bool(torch.isfinite(g).all()) for g in grads)):
-            raise DivergedError(
-                f"The meta-loss ({loss:g}) or its gradient (up to {largest:g}) is not finite at iteration "
-                f"{self.iteration}, episodes {first} to {first + self.config.meta_batch - 1}; try a smaller "
-                "--inner-lr or --meta-lr"
-            )
+        return math.isfinite(loss) and all(bool(torch.isfinite(g).all()) for g in grads)
+
+    def _divergence(self, episodes: Episodes, loss: float) -> str:
+        """Say which episodes are to blame, by running each on its own."""
+        blamed = [
+            episode.index[0] for episode in episodes.chunks(1) if not self._finite(self._meta_gradient(episode).loss)
+        ]
+        named = ", ".join(map(str, blamed)) or f"{episodes.index[0]} to {episodes.index[-1]} together"
+        return (
+            f"The meta-loss ({loss:g}) or its gradient is not finite at iteration {self.iteration}, because of "
+            f"meta-training episode {named}; try a smaller --inner-lr or --meta-lr"
+        )
 
     def model_state(self) -> dict[str, Any]:
         """Everything that predictions depend on."""
@@ -167,7 +185,14 @@ class OuterLoop:
         return {"model": self.model_state(), "optimiser": self.optimiser.state_dict(), "iteration": self.iteration}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Inverse of `state`."""
+        """Inverse of `state`.
+
+        Raises:
+            RuntimeError, LookupError, ValueError, TypeError, AttributeError: the state is not of this strategy.
+        """
         self.load_model_state(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.iteration = state["iteration"]
+        for parameter, moments in self.optimiser.state.items():  # torch does not check them
+            if not moments["exp_avg"].shape == moments["exp_avg_sq"].shape == parameter.shape:
+                raise ValueError(f"Adam's moments do not fit a parameter of {list(parameter.shape)}")
+        self.iteration = operator.index(state["iteration"])

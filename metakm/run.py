@@ -25,7 +25,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         config = parse(arguments)
         with StopRequest() as stop, joined() as processes:
-            with processes.agreed():
+            with processes.agreed(UserError):
                 run = Run(config, stop, processes)
             return run.execute()
     except UserError as error:

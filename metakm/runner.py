@@ -15,12 +15,14 @@ import torch
 
 from metakm import provenance
 from metakm.checkpoint import load_checkpoint, save_checkpoint
+from metakm.command_line import command
 from metakm.config import RunConfig
 from metakm.distributed import ALONE, Processes, local_device
 from metakm.errors import UserError
 from metakm.evaluation import accuracies
 from metakm.event_log import EventLog
 from metakm.interrupt import StopRequest
+from metakm.memory import TooLittleMemoryError
 from metakm.outer_loop import DivergedError, OuterLoop
 from metakm.preparation import build_strategy, make_sampler, resolve_device
 from metakm.progress import Progress, duration
@@ -28,7 +30,6 @@ from metakm.results import CurvePoint, ResultRow, RunFolder, Status, interval_ov
 from metakm.strategies import load_plugin
 from metakm.strategies.registry import strategy_class
 
-_PROGRESS = ("since", "best", "train_seconds", "step_seconds", "started_at")  # of a run, beside loop and curve
 SAVE_SECONDS = 60.0  # a killed run loses at most this much, and one iteration
 
 
@@ -71,8 +72,9 @@ class Run:
             self.folder.release()
 
     def _execute(self) -> int:
-        if self.processes.size > 1:  # what process 0 has found in the folder
-            self.finished, state = self.processes.from_first((self.finished, self._state()))
+        found = (self.finished, self._state() if self.curve else None)
+        self.finished, state = self.processes.from_first(found)  # process 0 alone has looked into the folder
+        if state is not None and not self.processes.first:
             self._restore(state)
         if self.finished is not None:
             self.log.ended(self.finished)
@@ -80,24 +82,22 @@ class Run:
             return 0
         if self._stopping():
             raise KeyboardInterrupt
-        self._announce()
-        if self.config.dry_run:
-            if self.config.json:
-                self.log.line("config", self.config.to_json())
-            else:
-                print(json.dumps(self.config.to_json(), indent=2))  # noqa: T201
-            return 0
-        with self.log.recording(self.loop.iteration + 1 if self.curve else 0):
-            return self._run()
+        try:
+            self._announce()
+            if self.config.dry_run:
+                if self.config.json:
+                    self.log.line("config", self.config.to_json())
+                else:
+                    print(json.dumps(self.config.to_json(), indent=2))  # noqa: T201
+                return 0
+            with self.log.recording(self.loop.iteration + 1 if self.curve else 0):
+                return self._run()
+        except (DivergedError, TooLittleMemoryError) as error:
+            return self._fail(error)
 
     def _run(self) -> int:
         self._write_row("running")
-        try:
-            self._train()
-        except DivergedError as error:
-            self._write_row("failed")
-            print(f"error: {error}", file=sys.stderr)  # noqa: T201
-            return 1
+        self._train()
         tested = None if self._stopping() else self._test()
         if tested is None:
             self._write_row("interrupted")
@@ -110,6 +110,18 @@ class Run:
         self._write_row("done", tested)
         self._report(tested.mean(), interval_over_tasks(tested), "done")
         return 0
+
+    def _fail(self, error: Exception) -> int:
+        """Keep the state just before a failed iteration, so that the command printed meets it again at once."""
+        said = f"error: {error}"
+        if not self.config.dry_run:
+            if self.curve and self.loop.iteration < self.config.iterations:
+                self._save()
+            self._write_row("failed")
+            again = dataclasses.replace(self.config, resume=True, overwrite=False)
+            said += f". To reproduce it: {command(again)}"
+        print(said, file=sys.stderr)  # noqa: T201
+        return 1
 
     def _stopping(self) -> bool:
         """Whether a stop was asked for, of any process: all stop after the same iteration."""
@@ -227,7 +239,7 @@ class Run:
         Raises StopIteration on all processes if `progress` does on any.
         """
         mine = self.processes.part(tasks)
-        try:
+        with self.processes.agreed(StopIteration, TooLittleMemoryError):
             own = accuracies(
                 self.loop.strategy,
                 self.samplers[split],
@@ -240,13 +252,7 @@ class Run:
                 dtype=self.loop.dtype,
                 progress=progress,
             )
-        except StopIteration:
-            own = None
-        parts = self.processes.gather(own)
-        done = [part for part in parts if part is not None]
-        if len(done) < len(parts):
-            raise StopIteration
-        return np.concatenate(done)
+        return np.concatenate(self.processes.gather(own))
 
     def _save(self) -> None:
         if self.processes.first:
@@ -254,23 +260,27 @@ class Run:
             self.folder.write_curve(self.curve)
 
     def _state(self) -> dict[str, Any]:
-        progress = {name: getattr(self, name) for name in _PROGRESS}
+        names = ("since", "best", "train_seconds", "step_seconds", "started_at")
+        progress = {name: getattr(self, name) for name in names}
         return {**progress, "loop": self.loop.state(), "curve": [list(p) for p in self.curve]}
 
     def _restore(self, state: dict[str, Any]) -> None:
+        self.curve = [CurvePoint.checked(point) for point in state["curve"]]
+        self.since = [(float(loss), float(accuracy)) for loss, accuracy in state["since"]]
+        self.train_seconds, self.step_seconds = float(state["train_seconds"]), float(state["step_seconds"])
+        self.started_at = str(state["started_at"])
+        self.best = {"val_accuracy": float(state["best"]["val_accuracy"]), "model": state["best"]["model"]}
+        self.loop.load_model_state(self.best["model"])  # to fail now, not after the training
         self.loop.load_state(state["loop"])
-        self.curve = [CurvePoint(*point) for point in state["curve"]]
-        for name in _PROGRESS:
-            setattr(self, name, state[name])
 
     def _load(self) -> None:
         state = load_checkpoint(self.folder.checkpoint, self.config)
         try:
             self._restore(state)
-        except (RuntimeError, KeyError, ValueError) as error:
+        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
             raise UserError(
-                f"Expected the parameters of {self.config.algo} in {self.folder.checkpoint}, got others: {error}; was "
-                "the strategy changed? Start again with --overwrite"
+                f"Expected the parameters of {self.config.algo} in {self.folder.checkpoint}, got others: "
+                f"{' '.join(str(error).split())}; was the strategy changed? Start again with --overwrite"
             ) from error
 
     def _write_row(self, status: Status, tested: npt.NDArray[np.float64] | None = None) -> None:

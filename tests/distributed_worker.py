@@ -32,7 +32,7 @@ class NoStop:
 def disagree(processes):
     """The error that process 0 meets when process 1 alone makes a mistake."""
     try:
-        with processes.agreed():
+        with processes.agreed(KeyError, UserError):
             if not processes.first:
                 raise UserError("of the second")
     except UserError as error:

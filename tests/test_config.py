@@ -1,9 +1,11 @@
 import dataclasses
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 
-from metakm.command_line import parse
+from metakm.command_line import command, parse
 from metakm.config import RunConfig
 from metakm.errors import UserError
 from metakm.presets import preset_config
@@ -88,6 +90,30 @@ def test_flags_take_their_defaults_from_the_preset_asked_for():
     )
     changed = parse(["--algo", "anil", "--inner-lr", "0.25", "--first-order", "--plugin", "a.py", "b.py"])
     assert (changed.inner_lr, changed.first_order, len(changed.plugin)) == (0.25, True, 2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"preset": "paper", "dataset": "mini-imagenet", "ways": 5, "shots": 5, "algo": "anil"},
+        {
+            "first_order": True,
+            "resume": True,
+            "seed": 2**63 - 1,
+            "inner_lr": 1 / 3,
+            "meta_lr": 1e-300,
+            "grad_clip": 0.0,
+        },
+        {"out": Path("a folder/\u00fc $HOME 'x'"), "data_root": Path("~/d"), "plugin": (Path("a.py"), Path("b c.py"))},
+        {"schedule": "constant", "precision": "bf16", "bn_mode": "support", "test_inner_steps": 0, "iterations": 0},
+    ],
+)
+def test_the_command_of_a_config_gives_that_config(changes):
+    config = preset_config(**changes)
+    words = shlex.split(command(config))
+    assert words[:3] == ["python", "-m", "metakm.run"]
+    assert parse(words[3:]) == config
 
 
 @pytest.mark.parametrize(

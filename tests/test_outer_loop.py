@@ -10,7 +10,8 @@ import metakm
 from metakm.data import Episodes
 from metakm.distributed import ALONE
 from metakm.evaluation import accuracies
-from metakm.memory import automatic_chunk, device_memory, task_bytes
+from metakm.inner_loop import evaluate_episodes
+from metakm.memory import TooLittleMemoryError, automatic_chunk, device_memory, task_bytes
 from metakm.outer_loop import DivergedError, OuterLoop
 from metakm.presets import preset_config
 
@@ -22,13 +23,9 @@ class Sampler:
 
     dataset = type("Dataset", (), {"image_shape": (1, 14, 14)})
 
-    def __init__(self, scale=1.0):
-        self.scale = scale
-
     def batch(self, index, tasks):
         made = [random_episodes(tasks=1, seed=i) for i in range(index, index + tasks)]
         joined = {k: torch.cat([getattr(m, k) for m in made]) for k in vars(made[0])}
-        joined["query_images"] = joined["query_images"] * self.scale
         return Episodes(**joined, index=range(index, index + tasks))
 
 
@@ -127,13 +124,106 @@ def test_cosine_schedule_falls_from_the_meta_lr_to_zero():
     assert seen == pytest.approx([2 * half, half * (1 + 2**-0.5), half, half * (1 - 2**-0.5)])
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_episodes():
-    broken = loop(sampler=Sampler(scale=float("nan")))
+class OneBad(Sampler):
+    """Episode `bad` of all has a query image that is not finite."""
+
+    def __init__(self, bad):
+        self.bad = bad
+
+    def batch(self, index, tasks):
+        episodes = super().batch(index, tasks)
+        if self.bad in episodes.index:
+            episodes.query_images[self.bad - index] = float("nan")
+        return episodes
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_episode():
+    broken, sound = loop(sampler=OneBad(6)), loop()
+    assert broken.step() == sound.step()
     before = [p.clone() for p in broken.strategy.parameters()]
-    with pytest.raises(DivergedError, match="iteration 0, episodes 0 to 3"):
+    with pytest.raises(DivergedError, match="iteration 1, because of meta-training episode 6; try"):
         broken.step()
     assert all(torch.equal(a, b) for a, b in zip(before, broken.strategy.parameters(), strict=True))
-    assert broken.iteration == 0
+    assert broken.iteration == 1
+
+
+def test_a_gradient_that_overflows_only_in_sum_blames_all_episodes(monkeypatch):
+    answers = iter([False, True, True, True, True])  # the meta-batch, then each episode on its own
+    monkeypatch.setattr(OuterLoop, "_finite", lambda *_: next(answers))
+    with pytest.raises(DivergedError, match="episode 0 to 3 together; try"):
+        loop().step()
+
+
+def real_allocator_error():
+    try:
+        torch.empty(2**50, dtype=torch.uint8)
+    except RuntimeError as error:
+        return error
+    pytest.fail("expected this machine to have less than a petabyte")
+
+
+OUT_OF_MEMORY = [MemoryError(), torch.cuda.OutOfMemoryError("CUDA out of memory"), real_allocator_error]
+
+
+@pytest.fixture(params=OUT_OF_MEMORY, ids=["Python", "GPU", "CPU"])
+def scarce(request, monkeypatch):
+    """Memory for two tasks at a time; a function that sets for how many, and a list of what was tried."""
+    error = request.param() if callable(request.param) else request.param
+    room, tried = [2], []
+
+    def limited(function):
+        def checked(strategy, episodes, **options):
+            tried.append(len(episodes))
+            if len(episodes) > room[0]:
+                raise error
+            return function(strategy, episodes, **options)
+
+        return checked
+
+    monkeypatch.setattr("metakm.outer_loop.meta_loss", limited(metakm.meta_loss))
+    monkeypatch.setattr("metakm.evaluation.evaluate_episodes", limited(evaluate_episodes))
+    return room, tried
+
+
+def test_out_of_memory_halves_the_chunk_and_repeats_the_iteration(scarce, caplog):
+    _, tried = scarce
+    tight, wide = loop(meta_batch=6, task_chunk=5), loop(meta_batch=6, task_chunk=1)
+    results = [tight.step(), tight.step()]
+    assert tried == [5, 2, 2, 2, 2, 2, 2]
+    assert caplog.messages == ["out of memory with 5 tasks at a time; going on with 2"]
+    assert tight.iteration == 2
+    for result in results:
+        assert result == pytest.approx(wide.step(), rel=1e-12)
+    for a, b in zip(tight.strategy.parameters(), wide.strategy.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
+
+
+def test_out_of_memory_with_one_task_is_an_error_with_advice(scarce):
+    scarce[0][0] = 0
+    tight = loop(task_chunk=4)
+    with pytest.raises(TooLittleMemoryError, match=r"graph of one task, got too little; lower --queries"):
+        tight.step()
+    assert scarce[1] == [4, 2, 1]
+    assert tight.iteration == 0
+
+
+def test_evaluation_out_of_memory_goes_on_from_the_same_task(scarce):
+    run = {"inner_lr": 0.4, "inner_steps": 2, "device": CPU, "dtype": torch.float64}
+    strategy, seen = small_strategy("km"), []
+    halved = accuracies(strategy, Sampler(), tasks=7, chunk=5, progress=seen.append, **run)
+    assert seen == [2, 2, 2, 1]
+    scarce[0][0] = 9
+    assert (halved == accuracies(strategy, Sampler(), tasks=7, chunk=7, **run)).all()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes do not match"), ValueError("no")])
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("metakm.outer_loop.meta_loss", fail)
+    with pytest.raises(type(error), match=str(error)):
+        loop(task_chunk=4).step()
 
 
 def test_running_statistics_move_with_training_and_not_with_evaluation():

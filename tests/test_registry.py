@@ -66,13 +66,18 @@ def test_a_backbone_must_say_how_many_features_it_has():
         metakm.make_strategy("maml", metakm.Conv4(1, 4), 1)
 
 
-def test_entry_points_are_found(monkeypatch):
-    point = EntryPoint("from-elsewhere", "metakm.strategies.anil:ANIL", registry.GROUP)
+def install(monkeypatch, *points):
+    """Make these the installed entry points; a point is (name, value)."""
+    installed = [EntryPoint(name, value, registry.GROUP) for name, value in points]
 
     def entry_points(group, name=None):
-        return [point] if group == registry.GROUP and name in (None, point.name) else []
+        return [p for p in installed if p.group == group and name in (None, p.name)]
 
     monkeypatch.setattr(registry, "entry_points", entry_points)
+
+
+def test_entry_points_are_found(monkeypatch):
+    install(monkeypatch, ("from-elsewhere", "metakm.strategies.anil:ANIL"))
     assert "from-elsewhere" in metakm.available_strategies()
     assert type(metakm.make_strategy("from-elsewhere", metakm.Conv4(1, 4), 5)).__name__ == "ANIL"
 
@@ -112,3 +117,50 @@ def test_a_plugin_that_is_missing_or_not_python(tmp_path):
     (tmp_path / "notes.txt").write_text("x = 1")
     with pytest.raises(metakm.UserError, match=r"\.py"):
         metakm.load_plugin(tmp_path / "notes.txt")
+
+
+def test_a_plugin_that_registers_nothing_or_exits_is_refused(tmp_path):
+    plugin = tmp_path / "quiet.py"
+    plugin.write_text("import metakm")
+    with pytest.raises(metakm.UserError, match=r"register a strategy, got none; decorate"):
+        metakm.load_plugin(plugin)
+    plugin.write_text("import sys\nsys.exit(0)")
+    with pytest.raises(metakm.UserError, match=r"SystemExit: 0 \(.*quiet\.py:2\)"):
+        metakm.load_plugin(plugin)
+
+
+def test_a_constructor_that_fails_names_its_class_and_line():
+    @metakm.register_strategy("broken")
+    class Broken(metakm.Strategy):
+        def __init__(self, backbone, ways):  # noqa: ARG002
+            raise ValueError("no\nway")
+
+    with pytest.raises(metakm.UserError, match=r"Broken\(backbone, ways\) .* ValueError: no way \(.*test_registry\.py"):
+        metakm.make_strategy("broken", metakm.Conv4(1, 4), 5)
+
+
+@pytest.mark.parametrize("name", ["km", "maml"])
+def test_an_entry_point_that_takes_a_built_in_name_is_an_error_that_names_both(monkeypatch, name):
+    install(monkeypatch, (name, "metakm.strategies.anil:ANIL"))
+    said = rf"for metakm\.strategies\.anil\.ANIL, got '{name}', which metakm\.strategies\.{name}\.{name.upper()} has"
+    with pytest.raises(metakm.UserError, match=said):
+        registry.strategy_class(name)
+    assert registry.strategy_class("anil").__name__ == "ANIL", "the other names are not held up"
+
+
+def test_two_entry_points_of_one_name_are_an_error_that_names_both(monkeypatch):
+    install(monkeypatch, ("twice", "metakm.strategies.anil:ANIL"), ("twice", "metakm.strategies.maml:MAML"))
+    for _ in range(2):
+        with pytest.raises(metakm.UserError, match=r"maml\.MAML, got 'twice', which metakm\.strategies\.anil\.ANIL"):
+            registry.strategy_class("twice")
+
+
+def test_an_entry_point_of_a_class_that_registered_itself_is_harmless(monkeypatch):
+    install(monkeypatch, ("anil", "metakm.strategies.anil:ANIL"))
+    assert registry.strategy_class("anil").__name__ == "ANIL"
+
+
+def test_an_entry_point_that_does_not_load_is_named(monkeypatch):
+    install(monkeypatch, ("gone", "metakm.no_such_module:Gone"))
+    with pytest.raises(metakm.UserError, match=r"'metakm\.no_such_module:Gone' to load, got ModuleNotFoundError"):
+        registry.strategy_class("gone")

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -182,7 +183,9 @@ def test_a_finished_result_without_its_checkpoint_is_not_resumed_over(tmp_path, 
 @pytest.mark.parametrize("bn_mode", ["transductive", "support", "running", "frozen"])
 def test_bfloat16_runs_in_every_batch_norm_mode(tmp_path, bn_mode):
     assert run(tmp_path, "--precision", "bf16", "--bn-mode", bn_mode, iterations=2) == 0
-    assert "bf16" in pd.read_csv(folder(tmp_path) / "result.csv").run_id[0]
+    row = pd.read_csv(folder(tmp_path) / "result.csv").iloc[0]
+    assert "bf16" in row.run_id
+    assert row.bn_mode == bn_mode
 
 
 def test_a_strategy_that_changed_since_the_checkpoint_is_named(tmp_path, monkeypatch, capsys):
@@ -269,10 +272,36 @@ def test_a_full_disk_stops_the_run_with_a_message_and_leaves_it_to_resume(tmp_pa
     assert numbers(folder(tmp_path / "full")) == numbers(folder(tmp_path / "whole"))
 
 
-def test_divergence_is_a_failed_run(tmp_path, capsys):
-    assert run(tmp_path, "--meta-lr", "1e30", "--schedule", "constant") == 1
-    assert "not finite at iteration 1, episodes 2 to 3" in capsys.readouterr().err
+def test_divergence_is_a_failed_run_that_the_command_printed_reproduces(tmp_path, capsys):
+    diverging = ["--meta-lr", "1e30", "--schedule", "constant"]
+    assert run(tmp_path, *diverging, every=100) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "not finite at iteration 1, because of meta-training episode 2, 3; try a smaller --inner-lr" in said
+    row = pd.read_csv(folder(tmp_path) / "result.csv").iloc[0]
+    assert (row.status, np.isnan(row.accuracy)) == ("failed", True)
+    words = shlex.split(said.partition("To reproduce it: ")[2])
+    assert words[:3] == ["python", "-m", "metakm.run"]
+    steps, step = [], OuterLoop.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OuterLoop, "step", lambda self: steps.append(self.iteration) or step(self))
+        assert main(words[3:]) == 1
+    assert steps == [1], "the failing iteration at once, from the checkpoint"
+    assert capsys.readouterr().err.splitlines()[-1] == said
+    assert run(tmp_path, *diverging, "--overwrite", every=100) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == said
+
+
+def test_too_little_memory_for_one_task_is_a_failed_run_with_advice(tmp_path, monkeypatch, capsys, caplog):
+    def fail(*_, **__):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("metakm.outer_loop.meta_loss", fail)
+        assert run(tmp_path) == 1
+    assert caplog.messages == ["out of memory with 2 tasks at a time; going on with 1"]
+    assert "lower --queries" in capsys.readouterr().err.splitlines()[-1]
     assert pd.read_csv(folder(tmp_path) / "result.csv").status[0] == "failed"
+    assert run(tmp_path, "--resume") == 0
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import operator
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def cached(entry: Entry, plan: Callable[[], Plan]) -> FewShotDataset:
         return _load(entry)
     except FileNotFoundError:
         _log.debug("%s is not there yet; decoding", entry.path)
-    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError, UserError) as error:
         _log.info("%s is damaged (%s); decoding again", entry.path, error)
     todo = plan()
     try:
@@ -94,7 +95,8 @@ def _load(entry: Entry) -> FewShotDataset:
     if _sha256(entry.path) != side["sha256"]:
         raise _DamagedError("Expected the checksum of the sidecar, got another")
     images = np.load(entry.path, mmap_mode="r", allow_pickle=False)
-    return _dataset(entry, images, side["classes"], side["split_hash"])
+    classes = [(str(name), operator.index(count)) for name, count in side["classes"]]
+    return _dataset(entry, images, classes, str(side["split_hash"]))
 
 
 def _store(entry: Entry, plan: Plan) -> None:

@@ -13,7 +13,7 @@ from metakm.data.mini_imagenet import load_mini_imagenet
 from metakm.data.omniglot import load_omniglot
 from metakm.data.splits import SPLITS
 from metakm.data.tiny_imagenet import load_tiny_imagenet
-from metakm.errors import unknown_name
+from metakm.errors import UserError, unknown_name
 
 LOADERS: dict[str, Callable[[str, Sequence[Path]], FewShotDataset]] = {
     "glyphs": load_glyphs,
@@ -34,18 +34,31 @@ def load_dataset(name: str, split: str = "train", root: str | Path | None = None
     Files are looked for under `root` if it is given, else under the METAKM_DATA folder, then under `data/` of the
     cache folder (METAKM_CACHE, or the user's cache folder of the platform). The first call decodes, later ones
     read the cache.
-    Raises UserError for an unknown name or split, and for data that are missing or damaged.
+    Raises UserError for an unknown name or split, and for data that are missing, damaged or not to be read.
     """
     if name not in LOADERS:
         raise unknown_name("dataset", name, LOADERS)
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
-    return LOADERS[name](split, data_roots(root))
+    roots = data_roots(root)
+    try:
+        return LOADERS[name](split, roots)
+    except OSError as error:
+        raise UserError(
+            f"Expected data that can be read under {', '.join(map(str, roots))}, got {error}; mend that, or choose "
+            "another --data-root"
+        ) from error
 
 
 def data_roots(root: str | Path | None = None) -> list[Path]:
-    """List the folders in which data are looked for, the first one first."""
+    """List the folders in which data are looked for, the first one first.
+
+    Raises UserError if `root` is a file.
+    """
     if root is not None:
-        return [Path(root).expanduser()]
+        folder = Path(root).expanduser()
+        if os.path.exists(folder) and not folder.is_dir():  # noqa: PTH110 (which does not raise)
+            raise UserError(f"Expected --data-root to be a folder, got {folder}, which is not one; name its folder")
+        return [folder]
     chosen = os.environ.get("METAKM_DATA")
     return [*([Path(chosen).expanduser()] if chosen else []), cache_folder() / "data"]

@@ -80,6 +80,8 @@ def _table(path: Path, images: FolderSource) -> dict[str, list[Member]]:
         if not name or not label or "/" in name or "\\" in name:
             raise UserError(f"Expected a file name and a label, got {name!r}, {label!r} in {path}; mend the table")
         found.setdefault(label, []).append(Member(images, f"images/{name}"))
+    if not found:
+        raise UserError(f"Expected rows of filename and label, got none in {path}; fetch it again")
     return found
 
 
@@ -101,13 +103,15 @@ def _pickle(path: Path) -> tuple[npt.NDArray[np.uint8], dict[str, list[int]]]:
     data: Any = read_pickle(path)
     try:
         images = np.asarray(data["image_data"])
-        rows = {str(name): [int(row) for row in found] for name, found in data["class_dict"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        rows = {
+            str(name): [int(row) for row in np.asarray(found).tolist()] for name, found in data["class_dict"].items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise _unlike(path, repr(error)) from error
     if images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE, 3):
         raise _unlike(path, f"image_data {images.dtype} {list(images.shape)}")
-    if not all(found and min(found) >= 0 and max(found) < len(images) for found in rows.values()):
-        raise _unlike(path, f"class_dict with rows outside 0..{len(images) - 1}")
+    if not rows or not all(found and min(found) >= 0 and max(found) < len(images) for found in rows.values()):
+        raise _unlike(path, f"a class_dict without classes, or with rows outside 0..{len(images) - 1}")
     return images, rows
 
 

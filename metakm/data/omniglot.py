@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.client
 import re
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,8 +22,9 @@ import numpy.typing as npt
 
 from metakm.data.cache import Entry, Plan, cached
 from metakm.data.dataset import FewShotDataset
+from metakm.data.download import download
 from metakm.data.pictures import decode_classes
-from metakm.data.sources import Member, Source, find_source, fingerprint, missing
+from metakm.data.sources import Member, Source, ZipSource, find_source, fingerprint, missing
 from metakm.errors import UserError
 
 VERSION = "omniglot 1"  # raise it when decoding changes
@@ -33,6 +32,7 @@ SPLIT_TAG = "metakm omniglot split 1"  # never changes
 SIDE = 28
 DRAWERS = 20
 SIZES = {"train": 1100, "val": 100, "test": 423}
+LARGEST_ZIP = 100_000_000  # bytes; the official ones have less than 10 MB
 PARTS = ("images_background", "images_evaluation")
 _MEMBER = re.compile(r"(?:images_background|images_evaluation)/([^/]+/character\d+)/[^/.][^/]*\.png")
 
@@ -94,20 +94,20 @@ def _inverted(classes: Sequence[Sequence[Member]]) -> Iterator[npt.NDArray[np.ui
 
 
 def _download(part: str, folders: Sequence[Path], root: Path) -> Source:
-    import torchvision  # deferred: slow to import and seldom needed
+    """Fetch one official zip into torchvision's folder under `root`. It is read as it is, never extracted."""
+    from torchvision.datasets import Omniglot  # deferred: slow to import and seldom needed
 
-    new = [path for path in (root / "omniglot-py", root) if not path.exists()]
+    path = root / Omniglot.folder / f"{part}.zip"
+    new = [folder for folder in (path.parent, root) if not folder.exists()]
     try:
-        torchvision.datasets.Omniglot(root=str(root), background=part == PARTS[0], download=True)
-    except (OSError, RuntimeError, http.client.HTTPException, zipfile.BadZipFile) as error:
-        for path in new:  # a failed download leaves no empty folders
+        download(f"{Omniglot.download_url_prefix}/{part}.zip", path, Omniglot.zips_md5[part], LARGEST_ZIP)
+    except OSError as error:
+        for folder in new:  # a failed download leaves no empty folders
             with contextlib.suppress(OSError):
-                path.rmdir()
+                folder.rmdir()
         raise missing(
             f"{part}.zip or {part}/",
             folders,
             f"its download failed ({error}); fetch {part}.zip from https://github.com/brendenlake/omniglot",
         ) from error
-    if (source := _find(part, folders)) is None:
-        raise missing(f"{part}.zip or {part}/", folders, f"torchvision left no {part} under {root}")
-    return source
+    return ZipSource(path)

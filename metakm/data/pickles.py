@@ -7,10 +7,12 @@ array, under the module names of numpy 1 and 2, for pickles written by Python 2 
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from metakm.errors import UserError
 
@@ -18,6 +20,7 @@ from metakm.errors import UserError
 def read_pickle(path: Path) -> Any:
     """Unpickle plain data.
 
+    Arrays come as objects that `numpy.asarray` takes, without a copy.
     Raises UserError, which names the file, if the pickle asks for anything else or is damaged.
     """
     try:
@@ -34,20 +37,53 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode({"latin1": "latin1"}[encoding])
 
 
-def _rebuild(kind: type, shape: tuple[int, ...], typecode: bytes | str) -> Any:  # noqa: ARG001
+class _Kind:
+    """Stands in for `numpy.dtype`: an element type by its code, never a dtype whose state the pickle has written.
+
+    A forged state may declare pointers to be plain bytes, and so have numpy follow addresses of the pickle's choice.
+    """
+
+    def __init__(self, code: str, *_: bool) -> None:
+        if not re.fullmatch(r"[<>|=]?[biuf][1248]", code):
+            raise UserError(f"Expected arrays of numbers, got element type {code!r:.50}; fetch the file from elsewhere")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        order = {"<": "<", ">": ">", "|": "|", "=": "="}[state[1]]
+        self.dtype = np.dtype(order + self.dtype.str[1:])
+
+
+class _Array:
+    """Stands in for `numpy.ndarray`: what the pickle fills in is checked by `numpy.frombuffer`."""
+
+    def __init__(self, array: npt.NDArray[Any] | None = None, *_: Any) -> None:
+        self.array = array if isinstance(array, np.ndarray) else np.empty(0)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, fortran, data = state
+        self.array = _from_buffer(data, kind, shape, "F" if fortran else "C").array
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.array(self.array, dtype, copy=bool(copy) or dtype is not None)
+
+
+def _rebuild(*_: Any) -> _Array:
     """Stand in for numpy's `_reconstruct`: an empty array, which the pickle then fills."""
-    return np.ndarray.__new__(np.ndarray, (0,), np.int8)
+    return _Array()
 
 
-def _from_buffer(buffer: bytes, dtype: Any, shape: tuple[int, ...], order: str) -> Any:
+def _from_buffer(buffer: Any, kind: Any, shape: tuple[int, ...], order: str) -> _Array:
     """Stand in for numpy's `_frombuffer`, by which protocol 5 writes arrays."""
-    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order="F" if order == "F" else "C")
+    if not (isinstance(buffer, bytes | bytearray | str) and isinstance(kind, _Kind)):
+        raise UserError("Expected the bytes of an array of numbers, got something else; fetch the file from elsewhere")
+    plain = buffer.encode("latin1") if isinstance(buffer, str) else buffer  # Python 2's str
+    return _Array(np.frombuffer(plain, kind.dtype).reshape(shape, order="F" if order == "F" else "C"))
 
 
 _ALLOWED = {
     ("_codecs", "encode"): _latin1,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): _Kind,
+    ("numpy", "ndarray"): _Array,
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _rebuild for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,19 +15,40 @@ from PIL import Image
 from metakm.data.sources import Member, Read
 from metakm.errors import UserError
 
+_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
+
 
 def decode(data: bytes, where: str, mode: str, side: int) -> npt.NDArray[np.uint8]:
     """Decode an image file, convert it to mode "L" or "RGB", resize it with LANCZOS: `[C, side, side]`.
 
-    Raises UserError that names `where` if the bytes are not a whole image.
+    Raises UserError that names `where` if the bytes are not one whole opaque image of 8 bits a channel, of at most
+    Pillow's `Image.MAX_IMAGE_PIXELS` pixels.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            small = image.convert(mode).resize((side, side), Image.Resampling.LANCZOS)
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                _check(image, where)
+                small = image.convert(mode).resize((side, side), Image.Resampling.LANCZOS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"Expected an image of usual size, got {error} from {where}; make it smaller") from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise UserError(f"Expected an image, got {error} from {where}; fetch it again") from error
     array = np.asarray(small)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def _check(image: Image.Image, where: str) -> None:
+    if image.mode not in _MODES:
+        raise UserError(
+            f"Expected an image of 8 bits a channel, grey or colour, got mode {image.mode} from {where}; convert it"
+        )
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a photograph with its preview
+        raise UserError(f"Expected a still image, got {frames} frames from {where}; keep one of them")
+    alpha = "A" in image.getbands() or "transparency" in image.info
+    if alpha and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+        raise UserError(f"Expected an opaque image, got transparent pixels from {where}; give it a background")
 
 
 def decode_classes(classes: Sequence[Sequence[Member]], mode: str, side: int) -> Iterator[npt.NDArray[np.uint8]]:

@@ -6,16 +6,19 @@ import abc
 import contextlib
 import hashlib
 import json
+import lzma
 import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from metakm.errors import UserError
 
 Read = Callable[[str], bytes]
+LARGEST_FILE = 64 * 2**20
+"""Bytes of one unpacked file, far above any image of these datasets: more is damage, or meant to fill the memory."""
 
 
 class Source(abc.ABC):
@@ -63,10 +66,14 @@ class ZipSource(Source):
         with self._archive() as archive:
 
             def read(name: str) -> bytes:
+                where = f"{self.path}: {name}"
                 try:
-                    return archive.read(name)
-                except (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, RuntimeError) as error:
-                    raise _unreadable(f"{self.path}: {name}", error) from error
+                    with archive.open(name) as file:
+                        return _bounded(file, where)
+                except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, LookupError) as error:
+                    raise _unreadable(where, error) from error
+                except (RuntimeError, ValueError) as error:  # encrypted, or a method that is not known here
+                    raise _unreadable(where, error) from error
 
             yield read
 
@@ -77,7 +84,7 @@ class ZipSource(Source):
     def _archive(self) -> zipfile.ZipFile:
         try:
             return zipfile.ZipFile(self.path)
-        except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
             raise _unreadable(str(self.path), error) from error
 
 
@@ -93,10 +100,14 @@ class FolderSource(Source):
         """Nothing is kept open."""
 
         def read(name: str) -> bytes:
+            path = self.path.parent / name
             try:
-                return (self.path.parent / name).read_bytes()
-            except OSError as error:
-                raise _unreadable(str(self.path.parent / name), error) from error
+                if path.exists() and not path.is_file():
+                    raise OSError("something that is not a file")  # a named pipe would wait forever
+                with path.open("rb") as file:
+                    return _bounded(file, str(path))
+            except (OSError, ValueError) as error:
+                raise _unreadable(str(path), error) from error
 
         yield read
 
@@ -138,6 +149,14 @@ def missing(wanted: str, folders: Iterable[Path], remedy: str) -> UserError:
         f"Expected {wanted} in one of {places}, got none; {remedy}, "
         "or take the built-in dataset, which needs no files: --dataset glyphs"
     )
+
+
+def _bounded(file: IO[bytes], where: str) -> bytes:
+    """The whole file. What its header says of its length is not believed."""
+    data = file.read(LARGEST_FILE + 1)
+    if len(data) > LARGEST_FILE:
+        raise UserError(f"Expected a file of at most {LARGEST_FILE} bytes, got more from {where}; fetch it again")
+    return data
 
 
 def _stamp(path: Path, name: str) -> tuple[str, int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -20,6 +20,13 @@ class CurvePoint(NamedTuple):
     train_accuracy: float | None
     val_accuracy: float
     seconds: float  # of meta-training so far
+
+    @classmethod
+    def checked(cls, values: Any) -> CurvePoint:
+        """A point from a file. Raises TypeError or ValueError for values that are none."""
+        iteration, loss, trained, accuracy, seconds = values
+        loss, trained = (None if value is None else float(value) for value in (loss, trained))
+        return cls(int(iteration), loss, trained, float(accuracy), float(seconds))
 
 
 def curve_csv(points: Sequence[CurvePoint]) -> str:

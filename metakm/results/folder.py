@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from metakm.errors import UserError
 from metakm.files import replacing, write_text
 from metakm.lock import Lock
 from metakm.results.curve import CurvePoint, curve_csv, curve_png
-from metakm.results.row import ResultRow
+from metakm.results.row import COLUMNS, ResultRow
 
 
 class RunFolder:
@@ -41,10 +42,12 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass  # permissions alone do not tell: read-only mounts, quotas, and root, whom they do not bind
         except OSError as error:
-            raise UserError(f"Expected to create {self.path}, got {error.strerror}; choose another --out") from error
-        if not os.access(self.path, os.W_OK):
-            raise UserError(f"Expected a writable folder, got {self.path}; choose another --out")
+            raise UserError(
+                f"Expected to write to {self.path}, got {error.strerror or error}; choose another --out"
+            ) from error
         self.lock.acquire()
 
     def release(self) -> None:
@@ -89,7 +92,11 @@ class RunFolder:
             table = pd.read_csv(self.result)
         except (OSError, ValueError):
             return None
-        if len(table) != 1:
+        if len(table) != 1 or tuple(table.columns) != COLUMNS:
             return None
         values = table.astype(object).iloc[0]  # one by one, so that a number keeps its own type
-        return {str(name): None if pd.isna(value) else value for name, value in values.items()}
+        row = {str(name): None if pd.isna(value) else value for name, value in values.items()}
+        measured = (row["accuracy"], row["ci95"])
+        if row["status"] == "done" and not all(isinstance(v, float) and math.isfinite(v) for v in measured):
+            return None
+        return row

@@ -73,9 +73,9 @@ def inspect(config: RunConfig) -> Planned:
     if not folder.checkpoint.exists():
         return Planned(config, "to do")
     try:
-        iteration = load_checkpoint(folder.checkpoint, config)["loop"]["iteration"]
-    except UserError as error:
-        return Planned(config, "blocked", str(error))
+        iteration = int(load_checkpoint(folder.checkpoint, config)["loop"]["iteration"])
+    except (UserError, LookupError, TypeError, ValueError) as error:
+        return Planned(config, "blocked", f"its checkpoint cannot be read: {error}")
     return Planned(config, "to resume", f"at iteration {iteration} of {config.iterations}", iteration)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,7 +36,7 @@ def register_strategy(name: str) -> Callable[[_S], _S]:
         taken = _registry.get(name)
         if taken is not None and taken is not cls:
             raise UserError(
-                f"Expected a new strategy name, got {name!r}, which {taken.__module__}.{taken.__qualname__} has "
+                f"Expected a new strategy name for {_full_name(cls)}, got {name!r}, which {_full_name(taken)} has "
                 "already; choose another name"
             )
         _registry[name] = cls
@@ -53,17 +54,11 @@ def strategy_class(name: str) -> type[Strategy]:
     """Return the class registered as `name`.
 
     Raises:
-        UserError: no such strategy; the message lists the known names and the nearest.
+        UserError: no such strategy; the message lists the known names and the nearest. Or an installed package claims
+            the name of another strategy, built-in ones included.
     """
-    if name not in _registry:
-        for point in entry_points(group=GROUP, name=name):
-            try:
-                loaded = point.load()
-            except Exception as error:
-                raise UserError(
-                    f"Expected entry point {point.value!r} to load, got {type(error).__name__}: {error}"
-                ) from error
-            register_strategy(name)(loaded)
+    for point in entry_points(group=GROUP, name=name):
+        register_strategy(name)(_load(point))
     if name not in _registry:
         raise unknown_name("algo", name, available_strategies())
     return _registry[name]
@@ -73,7 +68,7 @@ def make_strategy(name: str, backbone: nn.Module, ways: int, **options: Any) -> 
     """Build the strategy `name` on `backbone` for `ways` classes.
 
     Raises:
-        UserError: an unknown name, or an option that the strategy does not have.
+        UserError: an unknown name, an option that the strategy does not have, or a constructor that fails.
     """
     cls = strategy_class(name)
     known = [p for p in inspect.signature(cls).parameters if p not in ("backbone", "ways")]
@@ -82,7 +77,14 @@ def make_strategy(name: str, backbone: nn.Module, ways: int, **options: Any) -> 
             raise UserError(
                 f"Expected options of {name!r} out of {', '.join(known) or '(none)'}, got {option!r}; leave it out"
             )
-    strategy = cls(backbone, ways, **options)
+    try:
+        strategy = cls(backbone, ways, **options)
+    except UserError:
+        raise
+    except Exception as error:  # a plugin's code may raise anything
+        raise UserError(
+            f"Expected {_full_name(cls)}(backbone, ways) to build a strategy, got {_told(error)}"
+        ) from error
     if not isinstance(getattr(strategy, "adapted", None), nn.Module):
         raise UserError(f"Expected {cls.__qualname__}.__init__ to set self.adapted to a module; set it")
     return strategy
@@ -92,22 +94,53 @@ def load_plugin(path: Path) -> None:
     """Run a Python file that registers strategies, once. It runs with the rights of this process.
 
     Raises:
-        UserError: no such file, or the file raises.
+        UserError: no such file, or the file raises, or registers nothing.
     """
+    if not _is_file(path):
+        raise UserError(f"Expected --plugin to name a Python file, got {str(path)!r}, which is not a file")
     if path.resolve() in _plugins:
         return
-    if not path.is_file():
-        raise UserError(f"Expected --plugin to name a Python file, got {str(path)!r}, which is not a file")
     name = f"metakm_plugin_{path.resolve().stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"Expected --plugin to name a .py file, got {str(path)!r}; rename it")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    before = set(_registry)
     try:
         spec.loader.exec_module(module)
     except UserError:
         raise
-    except Exception as error:
-        raise UserError(f"Expected the plugin {path} to run, got {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"Expected the plugin {path} to run, got {_told(error)}") from error
+    if before == set(_registry):
+        raise UserError(
+            f"Expected the plugin {path} to register a strategy, got none; decorate a class of it with "
+            '@metakm.register_strategy("name")'
+        )
     _plugins.add(path.resolve())
+
+
+def _load(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except Exception as error:
+        raise UserError(f"Expected entry point {point.value!r} to load, got {_told(error)}") from error
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long
+        return False
+
+
+def _full_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _told(error: BaseException) -> str:
+    """The error on one line, with the line of code that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" + (f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else "")

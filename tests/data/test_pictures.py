@@ -1,4 +1,7 @@
 import io
+import tracemalloc
+import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,11 +12,20 @@ from metakm.errors import UserError
 
 
 def png(mode: str = "RGB") -> bytes:
+    """`picture` as a PNG file."""
+    return encoded(picture().convert(mode))
+
+
+def picture() -> Image.Image:
     """A picture, 60 wide and 40 high: dark, but for red 200 in the upper half."""
     image = Image.new("RGB", (60, 40))
     image.paste((200, 0, 0), (0, 0, 60, 20))
+    return image
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     out = io.BytesIO()
-    image.convert(mode).save(out, "PNG")
+    image.save(out, kind, **options)
     return out.getvalue()
 
 
@@ -44,3 +56,65 @@ def test_one_bit_images_are_resized_as_grey() -> None:
 def test_what_is_no_whole_image_is_refused_by_name(data: bytes) -> None:
     with pytest.raises(UserError, match=r"Expected an image, got .* from the\.zip: a\.png; fetch it again"):
         decode(data, "the.zip: a.png", "RGB", 20)
+
+
+def flat(mode: str, colour: Any = 0) -> Image.Image:
+    return Image.new(mode, (8, 8), colour)
+
+
+SEE_THROUGH = flat("P")
+SEE_THROUGH.putpalette([9, 9, 9] * 256)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (encoded(flat("L"), "GIF", save_all=True, append_images=[flat("L", 255)]), "still image, got 2 frames"),
+        (encoded(flat("L"), "PNG", save_all=True, append_images=[flat("L", 255)]), "still image, got 2 frames"),
+        (encoded(flat("L"), "TIFF", save_all=True, append_images=[flat("L", 255)] * 2), "still image, got 3 frames"),
+        (encoded(flat("I;16", 40_000)), "8 bits a channel, grey or colour, got mode I;16"),
+        (encoded(flat("F", 0.5), "TIFF"), "8 bits a channel, grey or colour, got mode F"),
+        (encoded(flat("I", 70_000), "TIFF"), "8 bits a channel, grey or colour, got mode I"),
+        (encoded(flat("LAB"), "TIFF"), "8 bits a channel, grey or colour, got mode LAB"),
+        (encoded(flat("RGBA", (200, 0, 0, 254))), "opaque image, got transparent pixels"),
+        (encoded(flat("LA", (200, 0))), "opaque image, got transparent pixels"),
+        (encoded(SEE_THROUGH, transparency=0), "opaque image, got transparent pixels"),
+        (encoded(flat("RGB"), transparency=(0, 0, 0)), "opaque image, got transparent pixels"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_image_that_would_be_read_wrongly_is_refused_by_name(data: bytes, said: str) -> None:
+    with pytest.raises(UserError, match=rf"{said}.* from the\.zip: a; "):
+        decode(data, "the.zip: a", "RGB", 4)
+
+
+@pytest.mark.parametrize("size", [(10_000, 10_000), (20_000, 20_000)])
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(size: tuple[int, int]) -> None:
+    """Pillow warns of the first and raises for the second; neither is 100 million pixels long on disk."""
+    header = size[0].to_bytes(4, "big") + size[1].to_bytes(4, "big")
+    data = bytearray(png("L"))
+    data[16:24] = header
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r"image of usual size, got .* from here; make it smaller"):
+            decode(bytes(data), "here", "L", 4)
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_every_opaque_mode_of_8_bits_is_read(mode: str) -> None:
+    image = picture().convert(mode)
+    data = encoded(image, "JPEG" if mode in ("CMYK", "YCbCr") else "PNG")
+    found = decode(data, "here", "RGB", 10).astype(int)
+    level = 0 if mode == "1" else found[0, :3].mean()
+    assert found.shape == (3, 10, 10)
+    assert level == 0 or level > 50
+    assert found[:, 8:].max() <= 8
+
+
+def test_a_photograph_with_its_preview_is_one_photograph() -> None:
+    data = encoded(flat("RGB", (200, 0, 0)), "MPO", save_all=True, append_images=[flat("RGB")])
+    assert abs(decode(data, "here", "RGB", 4)[0].astype(int) - 200).max() <= 4
