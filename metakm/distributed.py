@@ -115,7 +115,7 @@ ALONE = Processes()
 
 @contextlib.contextmanager
 def joined() -> Iterator[Processes]:
-    """The processes that torchrun has started; `ALONE` without it. Where there are GPUs, each takes its own."""
+    """The processes that torchrun has started; `ALONE` without it. To be entered once in the life of a process."""
     size = _number("WORLD_SIZE", 1)
     if size == 1:
         yield ALONE

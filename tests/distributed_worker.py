@@ -40,7 +40,7 @@ def disagree(processes):
 
 
 def work(folder):
-    found = {"mistake": main(["--algo", "mmal"])}
+    found = {"mistake": main(["--ways", "1"])}
     with joined() as processes, only_first_prints():
         found["size"] = processes.size
         found["disagreement"] = disagree(processes)
