@@ -14,14 +14,14 @@ from metakm.presets import default_ways, preset_config
 _SETTING = ("preset", "algo", "dataset", "ways", "shots")  # on which the other defaults depend
 
 
-def parse(arguments: Sequence[str] | None = None) -> RunConfig:
+def parse(arguments: Sequence[str] | None = None, prog: str = "python -m metakm.run") -> RunConfig:
     """Read the command line; see `read_options`.
 
     Raises:
         UserError: a value out of range.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    return read_options(RunConfig, "python -m metakm.run", arguments, _defaults(arguments))
+    return read_options(RunConfig, prog, arguments, _defaults(arguments))
 
 
 def command(config: RunConfig) -> str:

@@ -133,6 +133,11 @@ class RunConfig:
         return f"{self.dataset}-{self.ways}w{self.shots}s"
 
     @property
+    def folder(self) -> Path:
+        """Where the run keeps its files."""
+        return self.out / self.setting / self.algo / f"seed{self.seed}"
+
+    @property
     def run_id(self) -> str:
         """Readable name of what this run computes, with a digest of every field that matters for it."""
         variants = [name for name in ("implicit", "first_order", "learn_inner_lr") if getattr(self, name)]

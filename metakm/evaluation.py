@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from metakm.data import EpisodeSource
 from metakm.inner_loop import InnerLR, evaluate_episodes
@@ -24,6 +23,7 @@ def accuracies(
     sampler: EpisodeSource,
     *,
     tasks: int,
+    first: int = 0,
     inner_lr: InnerLR,
     inner_steps: int,
     chunk: int,
@@ -31,7 +31,7 @@ def accuracies(
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int], None] = lambda _: None,
 ) -> npt.NDArray[np.float64]:
-    """Query accuracy of episodes 0..tasks-1, float64 `[tasks]`, in evaluation mode; the mode is restored.
+    """Query accuracy of episodes first..first+tasks-1, float64 `[tasks]`, in evaluation mode; the mode is restored.
 
     Args:
         chunk: tasks at a time; half as many from the moment on that memory runs out.
@@ -43,12 +43,12 @@ def accuracies(
     """
     training = strategy.training
     strategy.eval()
-    done: list[Tensor] = []
+    done = [torch.empty(0, dtype=torch.float64)]
     start = 0
     while start < tasks:
         count = min(chunk, tasks - start)
         try:
-            episodes = sampler.batch(index=start, tasks=count).to(device, dtype)
+            episodes = sampler.batch(index=first + start, tasks=count).to(device, dtype)
             result = evaluate_episodes(strategy, episodes, inner_lr=inner_lr, inner_steps=inner_steps)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -28,11 +28,21 @@ def read_options(options: type[_T], prog: str, arguments: Sequence[str] | None =
         UserError: a value that is none of its flag's choices, or that the dataclass itself refuses.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    _check_choices(options, arguments)
     start: dict[str, Any] = {} if default is None else {"default": default}
-    config = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
-    read: _T = tyro.cli(options, prog=prog, args=arguments, config=config, **start)
+    read: _T = _read(options, prog, arguments, **start)
     return read
+
+
+def read_some_options(options: type[_T], prog: str, arguments: Sequence[str]) -> tuple[_T, list[str]]:
+    """Like `read_options`, but return the arguments that are not flags of `options` instead of refusing them."""
+    read, rest = _read(options, prog, arguments, return_unknown_args=True)
+    return read, rest
+
+
+def _read(options: type[Any], prog: str, arguments: Sequence[str], **more: Any) -> Any:
+    _check_choices(options, arguments)
+    config = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+    return tyro.cli(options, prog=prog, args=arguments, config=config, **more)
 
 
 def texts_given(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str | None]:

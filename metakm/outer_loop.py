@@ -12,8 +12,9 @@ from torch import nn
 
 from metakm.config import RunConfig
 from metakm.data import Episodes, EpisodeSampler
+from metakm.distributed import ALONE, Processes, processes_here
 from metakm.inner_loop import InnerLR, meta_loss
-from metakm.memory import automatic_chunk, halved, is_out_of_memory, task_bytes
+from metakm.memory import TooLittleMemoryError, automatic_chunk, halved, is_out_of_memory, task_bytes
 from metakm.strategies import Strategy
 
 
@@ -42,16 +43,26 @@ class OuterLoop:
     """Adam on the meta-gradient (Finn et al. 2017, Algorithm 2, line 10).
 
     Iteration i learns from training episodes i*meta_batch, ..., (i+1)*meta_batch - 1; nothing else is random, so the
-    state is the parameters, Adam's moments and the iteration.
+    state is the parameters, Adam's moments and the iteration. Of several processes each differentiates its part of the
+    meta-batch; the state is the same on all.
     """
 
-    def __init__(self, strategy: Strategy, sampler: EpisodeSampler, config: RunConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        strategy: Strategy,
+        sampler: EpisodeSampler,
+        config: RunConfig,
+        device: torch.device,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.processes = processes
         self.strategy, self.sampler, self.config, self.device = strategy.to(device), sampler, config, device
         self.rates = InnerRates(strategy, config.inner_lr).to(device) if config.learn_inner_lr else None
         self._learned = [*strategy.parameters(), *(self.rates.parameters() if self.rates else ())]
         self.optimiser = torch.optim.Adam(self._learned, lr=config.meta_lr)
         self.task_bytes = task_bytes(strategy, sampler.dataset.image_shape, config, device)
-        self.chunk = config.task_chunk or automatic_chunk(self.task_bytes, config.meta_batch, device)
+        sharing = processes_here() if device.type == "cpu" else 1  # the machine's memory
+        self.chunk = config.task_chunk or automatic_chunk(self.task_bytes * sharing, config.meta_batch, device)
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.get_default_dtype()
         self.iteration = 0
 
@@ -88,16 +99,24 @@ class OuterLoop:
         return time.monotonic() - began
 
     def _meta_gradient(self, episodes: Episodes) -> StepResult:
-        """Leave the meta-gradient in the parameters' `grad`. Out of memory, begin it again with half the chunk."""
+        """Leave the meta-gradient in the parameters' `grad`."""
+        mine = self.processes.part(len(episodes))
+        with self.processes.agreed(TooLittleMemoryError):
+            part = self._partial_gradient(episodes[mine.start : mine.stop], len(episodes))
+        self.processes.sum_gradients(self._learned)
+        return StepResult(*self.processes.sum(*part))
+
+    def _partial_gradient(self, episodes: Episodes, tasks: int) -> StepResult:
+        """Leave what these episodes give to the gradient of `tasks`. Out of memory, begin again with half the chunk."""
         while True:
             try:
-                return self._sum_over_chunks(episodes)
+                return self._sum_over_chunks(episodes, tasks)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
             self.chunk = halved(min(self.chunk, len(episodes)))
 
-    def _sum_over_chunks(self, episodes: Episodes) -> StepResult:
+    def _sum_over_chunks(self, episodes: Episodes, tasks: int) -> StepResult:
         config = self.config
         self.strategy.train()
         self.optimiser.zero_grad()
@@ -110,10 +129,10 @@ class OuterLoop:
                 inner_steps=config.inner_steps,
                 first_order=config.first_order,
             )
-            share = len(chunk) / len(episodes)
+            share = len(chunk) / tasks
             (result.loss * share).backward()  # type: ignore[no-untyped-call]
             loss += float(result.loss.detach()) * share
-            accuracy += float(result.accuracy.sum()) / len(episodes)
+            accuracy += float(result.accuracy.sum()) / tasks
         return StepResult(loss, accuracy)
 
     def _apply(self) -> None:

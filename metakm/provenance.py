@@ -42,6 +42,7 @@ def peak_memory_mb(device: torch.device) -> float:
     return round(kilobytes * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
 
 
-def device_name(device: torch.device) -> str:
-    """`cpu`, or `cuda` with the card's name."""
-    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+def device_name(device: torch.device, processes: int = 1) -> str:
+    """`cpu`, or `cuda` with the card's name; with the number of processes, if several share the run."""
+    name = f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+    return name if processes == 1 else f"{processes} x {name}"

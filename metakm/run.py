@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from metakm.allocator import keep_freed_memory
 from metakm.command_line import parse
+from metakm.distributed import joined, only_first_prints
+from metakm.errors import UserError
 from metakm.exit_code import exit_code
 from metakm.interrupt import StopRequest
 from metakm.runner import Run
@@ -15,13 +17,16 @@ from metakm.runner import Run
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 diverged or a file that cannot be written, 2 the user's mistake, 130 interrupted."""
     keep_freed_memory()
-    return exit_code(lambda: _run(arguments))
+    with only_first_prints():
+        return exit_code(lambda: _run(arguments))
 
 
 def _run(arguments: Sequence[str] | None) -> int:
     config = parse(arguments)
-    with StopRequest() as stop:
-        return Run(config, stop).execute()
+    with StopRequest() as stop, joined() as processes:
+        with processes.agreed(UserError):
+            run = Run(config, stop, processes)
+        return run.execute()
 
 
 if __name__ == "__main__":

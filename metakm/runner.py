@@ -17,6 +17,7 @@ from metakm import provenance
 from metakm.checkpoint import load_checkpoint, save_checkpoint
 from metakm.command_line import command
 from metakm.config import RunConfig
+from metakm.distributed import ALONE, Processes, local_device
 from metakm.errors import UserError
 from metakm.evaluation import accuracies
 from metakm.event_log import EventLog
@@ -40,22 +41,23 @@ class Run:
             episodes that cannot be drawn, a folder that is in use or cannot be written.
     """
 
-    def __init__(self, config: RunConfig, stop: StopRequest) -> None:
-        self.config, self.stop = config, stop
+    def __init__(self, config: RunConfig, stop: StopRequest, processes: Processes = ALONE) -> None:
+        self.config, self.stop, self.processes = config, stop, processes
         for plugin in config.plugin:
             load_plugin(plugin)
         strategy_class(config.algo)
-        self.device = resolve_device(config.device)
+        self.device = resolve_device(local_device(config.device))
         self.samplers = {split: make_sampler(config, split) for split in ("train", "val", "test")}
-        self.loop = OuterLoop(build_strategy(config, self.image_shape), self.samplers["train"], config, self.device)
-        self.folder = RunFolder(config.out / config.setting / config.algo / f"seed{config.seed}")
+        strategy = build_strategy(config, self.image_shape)
+        self.loop = OuterLoop(strategy, self.samplers["train"], config, self.device, processes)
+        self.folder = RunFolder(config.folder)
         self.curve: list[CurvePoint] = []
         self.since: list[tuple[float, float]] = []  # loss and accuracy of the iterations since the last validation
         self.best: dict[str, Any] = {"val_accuracy": -1.0}
         self.train_seconds = self.step_seconds = 0.0
         self.started_at, self.git_commit = provenance.now(), provenance.git_commit()
-        self.log = EventLog(config)
-        self.finished = None if config.dry_run else self._open_folder()
+        self.log = EventLog(config if processes.first else dataclasses.replace(config, log_dir=None))
+        self.finished = self._open_folder() if processes.first and not config.dry_run else None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -63,12 +65,22 @@ class Run:
         return self.samplers["train"].dataset.image_shape
 
     def execute(self) -> int:
-        """Train, validate, evaluate, write; return the exit code of `main`."""
+        """Train, validate, evaluate, write, let others into the folder; return the exit code of `main`."""
+        try:
+            return self._execute()
+        finally:
+            self.folder.release()
+
+    def _execute(self) -> int:
+        found = (self.finished, self._state() if self.curve else None)
+        self.finished, state = self.processes.from_first(found)  # process 0 alone has looked into the folder
+        if state is not None and not self.processes.first:
+            self._restore(state)
         if self.finished is not None:
             self.log.ended(self.finished)
             self._report(self.finished["accuracy"], self.finished["ci95"], "already done")
             return 0
-        if self.stop.requested:
+        if self._stopping():
             raise KeyboardInterrupt
         try:
             self._announce()
@@ -86,14 +98,15 @@ class Run:
     def _run(self) -> int:
         self._write_row("running")
         self._train()
-        tested = None if self.stop.requested else self._test()
+        tested = None if self._stopping() else self._test()
         if tested is None:
             self._write_row("interrupted")
             change = "replace --overwrite by --resume in" if self.config.overwrite else "add --resume to"
             say(f"Interrupted after {self.loop.iteration} iterations. To go on, {change} the same command.")
             return 130
-        self.folder.write_tasks(tested)
-        self.folder.write_picture(self.curve, f"{self.config.algo}, {self.config.setting}")
+        if self.processes.first:
+            self.folder.write_tasks(tested)
+            self.folder.write_picture(self.curve, f"{self.config.algo}, {self.config.setting}")
         self._write_row("done", tested)
         self._report(tested.mean(), interval_over_tasks(tested), "done")
         return 0
@@ -110,38 +123,37 @@ class Run:
         print(said, file=sys.stderr)  # noqa: T201
         return 1
 
+    def _stopping(self) -> bool:
+        """Whether a stop was asked for, of any process: all stop after the same iteration."""
+        return self.processes.any(self.stop.requested)
+
     def _open_folder(self) -> dict[str, Any] | None:
         """Claim the run folder; take up its checkpoint, or return its row, when resuming."""
-        self.folder.prepare()
-        row = self.folder.read_row()
-        if self.config.overwrite:
-            self.folder.clear()
-        elif self.config.resume and self.folder.checkpoint.exists():
+        self.folder.claim()
+        try:
+            return self._take_up()
+        except BaseException:
+            self.folder.release()
+            raise
+
+    def _take_up(self) -> dict[str, Any] | None:
+        finished = self.folder.earlier(resume=self.config.resume, overwrite=self.config.overwrite)
+        if self.folder.checkpoint.exists():
             self._load()
-            if row is not None and row["status"] == "done":
-                return row
-        elif row is not None and row["status"] == "done" and self.config.resume:
-            raise UserError(
-                f"Expected a checkpoint to resume, got {self.folder.path} with a finished result and none; add "
-                "--overwrite to replace it, or choose another --out"
-            )
-        elif self.folder.used and not self.config.resume:
-            raise UserError(
-                f"Expected an unused run folder, got {self.folder.path}, which has an earlier run; add --resume to "
-                "continue it, --overwrite to replace it, or choose another --out"
-            )
-        self.folder.write_config(self.config.to_json())
-        return None
+        if finished is None:
+            self.folder.write_config(self.config.to_json())
+        return finished
 
     def _announce(self) -> None:
         if self.config.quiet:
             return
         adapted, total = self.loop.strategy.parameter_counts()
+        where = provenance.device_name(self.device, self.processes.size)
         say(
             f"{self.config.run_id}\n"
             f"  {self.config.algo} on {self.config.backbone}: adapts {adapted:,} of {total:,} parameters"
             f"{'' if adapted else '; the inner learning rate and steps have no effect'}\n"
-            f"  {self.device}, {torch.get_num_threads()} threads, {self.loop.chunk} tasks at a time\n"
+            f"  {where}, {torch.get_num_threads()} threads, {self.loop.chunk} tasks at a time\n"
             f"  {self._estimate()}\n"
             f"  {self.folder.path}" + (f"\n  resumes at iteration {self.loop.iteration}" if self.loop.iteration else "")
         )
@@ -160,7 +172,7 @@ class Run:
         if not self.curve:
             self._validate()
         with self._progress("meta-train", config.iterations, self.loop.iteration) as progress:
-            while self.loop.iteration < config.iterations and not self.stop.requested:
+            while self.loop.iteration < config.iterations and not self._stopping():
                 began = time.monotonic()
                 result = self.loop.step()
                 self.since.append((result.loss, result.accuracy))
@@ -178,7 +190,7 @@ class Run:
 
     def _validate(self, progress: Progress | None = None) -> None:
         began = time.monotonic()
-        accuracy = float(self._accuracies("val", self.config.val_tasks).mean())
+        accuracy = float(self.accuracies("val", self.config.val_tasks).mean())
         self.train_seconds += time.monotonic() - began
         loss, trained = np.mean(self.since, axis=0).tolist() if self.since else (None, None)
         self.since = []
@@ -194,7 +206,7 @@ class Run:
     def _test(self) -> npt.NDArray[np.float64] | None:
         """Meta-test accuracies `[eval_tasks]` of the best checkpoint; None when asked to stop."""
         self.loop.load_model_state(self.best["model"])
-        with self._progress("meta-test", self.config.eval_tasks, unit="task") as progress:
+        with self._progress("meta-test", len(self.processes.part(self.config.eval_tasks)), unit="task") as progress:
 
             def advance(tasks: int) -> None:
                 progress.advance(tasks)
@@ -202,44 +214,59 @@ class Run:
                     raise StopIteration
 
             try:
-                return self._accuracies("test", self.config.eval_tasks, advance)
+                return self.accuracies("test", self.config.eval_tasks, advance)
             except StopIteration:
                 return None
 
     def _progress(self, description: str, total: int, start: int = 0, unit: str = "it") -> Progress:
         return Progress(description, total, start, unit, quiet=self.config.quiet, report=self.log.progressed)
 
-    def _accuracies(self, split: str, tasks: int, progress: Any = lambda _: None) -> npt.NDArray[np.float64]:
-        return accuracies(
-            self.loop.strategy,
-            self.samplers[split],
-            tasks=tasks,
-            inner_lr=self.loop.inner_lr,
-            inner_steps=self.config.test_inner_steps,
-            chunk=self.loop.chunk,
-            device=self.device,
-            dtype=self.loop.dtype,
-            progress=progress,
-        )
+    def accuracies(self, split: str, tasks: int, progress: Any = lambda _: None) -> npt.NDArray[np.float64]:
+        """Accuracies `[tasks]` of the model as it is on the first tasks of a split.
+
+        Raises StopIteration on all processes if `progress` does on any.
+        """
+        mine = self.processes.part(tasks)
+        with self.processes.agreed(StopIteration, TooLittleMemoryError):
+            own = accuracies(
+                self.loop.strategy,
+                self.samplers[split],
+                first=mine.start,
+                tasks=len(mine),
+                inner_lr=self.loop.inner_lr,
+                inner_steps=self.config.test_inner_steps,
+                chunk=self.loop.chunk,
+                device=self.device,
+                dtype=self.loop.dtype,
+                progress=progress,
+            )
+        return np.concatenate(self.processes.gather(own))
 
     def _save(self) -> None:
-        progress = {name: getattr(self, name) for name in ("since", "best", "train_seconds", "step_seconds")}
-        state = {**progress, "loop": self.loop.state(), "curve": [list(p) for p in self.curve]}
+        if self.processes.first:
+            save_checkpoint(self.folder.checkpoint, self.config, self._state())
+            self.folder.write_curve(self.curve)
+
+    def _state(self) -> dict[str, Any]:
+        names = ("since", "best", "train_seconds", "step_seconds", "started_at")
+        progress = {name: getattr(self, name) for name in names}
         data = {"image_shape": list(self.image_shape), "split_hash": self.samplers["train"].dataset.split_hash}
-        save_checkpoint(self.folder.checkpoint, self.config, {**state, **data, "started_at": self.started_at})
-        self.folder.write_curve(self.curve)
+        return {**progress, **data, "loop": self.loop.state(), "curve": [list(p) for p in self.curve]}
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.curve = [CurvePoint.checked(point) for point in state["curve"]]
+        self.since = [(float(loss), float(accuracy)) for loss, accuracy in state["since"]]
+        self.train_seconds, self.step_seconds = float(state["train_seconds"]), float(state["step_seconds"])
+        self.started_at = str(state["started_at"])
+        self.best = {"val_accuracy": float(state["best"]["val_accuracy"]), "model": state["best"]["model"]}
+        self.loop.load_model_state(self.best["model"])  # to fail now, not after the training
+        self.loop.load_state(state["loop"])
 
     def _load(self) -> None:
         state = load_checkpoint(self.folder.checkpoint, self.config)
         self._check_data(state.get("split_hash"))
         try:
-            self.curve = [CurvePoint.checked(point) for point in state["curve"]]
-            self.since = [(float(loss), float(accuracy)) for loss, accuracy in state["since"]]
-            self.train_seconds, self.step_seconds = float(state["train_seconds"]), float(state["step_seconds"])
-            self.started_at = str(state["started_at"])
-            self.best = {"val_accuracy": float(state["best"]["val_accuracy"]), "model": state["best"]["model"]}
-            self.loop.load_model_state(self.best["model"])  # to fail now, not after the training
-            self.loop.load_state(state["loop"])
+            self._restore(state)
         except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
             raise UserError(
                 f"Expected the parameters of {self.config.algo} in {self.folder.checkpoint}, got others: "
@@ -256,11 +283,13 @@ class Run:
             )
 
     def _write_row(self, status: Status, tested: npt.NDArray[np.float64] | None = None) -> None:
+        if not self.processes.first:
+            return
         config, test = self.config, self.samplers["test"]
         adapted, total = self.loop.strategy.parameter_counts()
         own = {f.name: getattr(config, f.name) for f in dataclasses.fields(ResultRow) if hasattr(config, f.name)}
         row = ResultRow(
-            **{**own, "device": provenance.device_name(self.device)},
+            **{**own, "device": provenance.device_name(self.device, self.processes.size)},
             status=status,
             adapted_parameters=adapted,
             total_parameters=total,

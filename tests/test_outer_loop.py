@@ -8,6 +8,7 @@ from small import random_episodes, small_strategy
 
 import metakm
 from metakm.data import Episodes
+from metakm.distributed import ALONE
 from metakm.evaluation import accuracies
 from metakm.inner_loop import evaluate_episodes
 from metakm.memory import TooLittleMemoryError, automatic_chunk, device_memory, task_bytes
@@ -43,8 +44,8 @@ def config(**changes):
     return dataclasses.replace(base, **changes)
 
 
-def loop(algo="km", sampler=None, bn_mode="transductive", **changes):
-    return OuterLoop(small_strategy(algo, bn_mode=bn_mode), sampler or Sampler(), config(**changes), CPU)
+def loop(algo="km", sampler=None, bn_mode="transductive", processes=ALONE, **changes):
+    return OuterLoop(small_strategy(algo, bn_mode=bn_mode), sampler or Sampler(), config(**changes), CPU, processes)
 
 
 @pytest.mark.parametrize("algo", metakm.available_strategies())

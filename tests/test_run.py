@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import metakm
+from metakm.lock import Lock
 from metakm.outer_loop import OuterLoop
 from metakm.progress import Progress
 from metakm.results import COLUMNS
@@ -239,6 +240,19 @@ def test_resuming_with_another_config_names_what_differs(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "inner_lr=" in error
     assert "0.123" in error
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path, capsys):
+    run(tmp_path)
+    before = {p.name: p.read_bytes() for p in folder(tmp_path).iterdir()}
+    lock = Lock(folder(tmp_path) / "run.lock")
+    lock.acquire()
+    for flag in ("--resume", "--overwrite"):
+        assert run(tmp_path, flag) == 2
+        assert f"used by process {os.getpid()} on" in capsys.readouterr().err
+    assert run(tmp_path, "--dry-run") == 0, "a dry run takes no lock"
+    lock.release()
+    assert before == {p.name: p.read_bytes() for p in folder(tmp_path).iterdir()}
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path, capsys):

@@ -70,7 +70,13 @@ class ExperimentRun:
         self.finished = None if run.config.dry_run else self._open_folder()
 
     def execute(self) -> int:
-        """Train, validate, test, write; return the exit code of `main`."""
+        """Train, validate, test, write, let others into the folder; return the exit code of `main`."""
+        try:
+            return self._execute()
+        finally:
+            self.folder.release()
+
+    def _execute(self) -> int:
         if self.finished is not None:
             say(f"{self.run.run_id}: already done, {self.folder.result}")
             return 0
@@ -99,8 +105,15 @@ class ExperimentRun:
 
     def _open_folder(self) -> dict[str, Any] | None:
         """Claim the run folder; take up its checkpoint, or return its row, when resuming."""
+        self.folder.claim()
+        try:
+            return self._take_up()
+        except BaseException:
+            self.folder.release()
+            raise
+
+    def _take_up(self) -> dict[str, Any] | None:
         config = self.run.config
-        self.folder.prepare()
         finished = self.folder.earlier(resume=config.resume, overwrite=config.overwrite)
         if self.folder.checkpoint.exists():
             self._load()

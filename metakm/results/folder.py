@@ -15,6 +15,7 @@ import pandas as pd
 
 from metakm.errors import UserError
 from metakm.files import replacing, write_text
+from metakm.lock import Lock
 from metakm.results.curve import CurvePoint, curve_csv, curve_png
 from metakm.results.row import CsvRow, ResultRow
 
@@ -22,7 +23,8 @@ from metakm.results.row import CsvRow, ResultRow
 class RunFolder:
     """`<out>/<dataset>-<ways>w<shots>s/<algo>/seed<k>/`, or `<out>/<experiment>/<method>/seed<k>/`.
 
-    It holds config.json, curve.csv, curve.png, checkpoint.pt, the row in `result`, and the files of its kind of run.
+    It holds config.json, curve.csv, curve.png, checkpoint.pt, the row in `result`, the files of its kind of run, and
+    while a run has claimed it run.lock.
 
     Args:
         row: the kind of row that the run writes.
@@ -32,12 +34,14 @@ class RunFolder:
         self.path, self.row = path, row
         self.checkpoint = path / "checkpoint.pt"
         self.result = path / row.FILE
+        self.lock = Lock(path / "run.lock")
 
-    def prepare(self) -> None:
-        """Make the folder and check that it can be written.
+    def claim(self) -> None:
+        """Make the folder, check that it can be written, and keep other processes out until `release`.
 
         Raises:
-            UserError: it cannot.
+            UserError: it cannot be written.
+            InUseError: another process has claimed it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -47,6 +51,11 @@ class RunFolder:
             raise UserError(
                 f"Expected to write to {self.path}, got {error.strerror or error}; choose another --out"
             ) from error
+        self.lock.acquire()
+
+    def release(self) -> None:
+        """Let other processes in."""
+        self.lock.release()
 
     @property
     def used(self) -> bool:

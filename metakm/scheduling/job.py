@@ -1,0 +1,72 @@
+"""One run as a job that can be sent to another process or machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from submitit.helpers import DelayedSubmission
+
+from metakm.allocator import keep_freed_memory
+from metakm.config import RunConfig
+from metakm.errors import UserError
+from metakm.interrupt import StopRequest
+from metakm.lock import InUseError
+from metakm.runner import Run
+
+
+class Outcome(NamedTuple):
+    """How a job ended, and why."""
+
+    kind: Literal["done", "in use", "interrupted", "failed"]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class RunJob:
+    """Compute a run; called in the process that does so.
+
+    A stop is asked for by the file `stop`, then by SIGTERM: the file is for a process that is only just starting.
+    """
+
+    config: RunConfig
+    stop: Path
+    visible_devices: str | None = None  # CUDA_VISIBLE_DEVICES of the sweep, which submitit's local executor replaces
+
+    def __call__(self) -> Outcome:
+        """Never raises: a debugger would open in submitit's debug executor."""
+        keep_freed_memory()
+        if self.visible_devices is None:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_devices
+        try:
+            with StopRequest() as stop:
+                if self.stop.exists():
+                    return Outcome("interrupted", "before it began")
+                return _outcome(Run(self.config, stop).execute())
+        except InUseError as error:
+            return Outcome("in use", str(error))
+        except (UserError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)  # noqa: T201
+            return Outcome("failed", str(error))
+        except KeyboardInterrupt:
+            return Outcome("interrupted", "at once")
+        except Exception as error:
+            traceback.print_exc()
+            return Outcome("failed", f"{type(error).__name__}: {error}")
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit queues again when the cluster takes the machine back: the same run, which resumes."""
+        return DelayedSubmission(self)
+
+
+def _outcome(code: int) -> Outcome:
+    """Of the exit code of `Run.execute`."""
+    if code == 0:
+        return Outcome("done")
+    return Outcome("interrupted") if code == 130 else Outcome("failed", f"exit code {code}")

@@ -1,0 +1,154 @@
+"""Where the jobs of a sweep run: submitit's executors, with cores, GPUs and signals divided among the jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import submitit
+import torch
+from submitit.core.utils import FailedJobError, UncompletedJobError
+
+from metakm.config import RunConfig
+from metakm.errors import UserError
+from metakm.scheduling.job import Outcome, RunJob
+from metakm.scheduling.options import SweepOptions
+
+Job = submitit.Job[Outcome]
+_MINUTES = 240  # of a slurm job, unless told
+_NO_LIMIT_MINUTES = 10 * 365 * 24 * 60  # submitit ends local jobs after 2 minutes, unless told
+_REQUEUES = 100  # of a slurm job that came to its time limit; it resumes each time
+
+
+class Pool:
+    """Takes runs, up to `size` at a time.
+
+    Raises:
+        UserError: more threads than cores.
+    """
+
+    def __init__(self, options: SweepOptions, folder: Path) -> None:
+        self.options, self.folder, self.stop_file = options, folder, folder / "stop"
+        self.gpus = torch.cuda.device_count() if options.executor == "local" else 0
+        self.size = options.jobs or _default_jobs(options, self.gpus)
+        self.threads = _threads(options, self.size)
+
+    @functools.cached_property
+    def executor(self) -> submitit.AutoExecutor:
+        """submitit's, which makes its folder for logs.
+
+        Raises:
+            UserError: no cluster here.
+        """
+        return _executor(self.options, self.folder)
+
+    @property
+    def in_process(self) -> bool:
+        """Whether jobs run inside this process, when asked for their result."""
+        return self.options.executor == "debug"
+
+    def submit(self, config: RunConfig, slot: int) -> Job:
+        """Start a run, or queue it.
+
+        Args:
+            slot: which of the `size` places it takes; on several GPUs each place has its own.
+        """
+        if self.gpus > 1 and config.device == "auto":
+            config = dataclasses.replace(config, device=f"cuda:{slot % self.gpus}")
+        with self._environment():
+            return self.executor.submit(RunJob(config, self.stop_file, os.environ.get("CUDA_VISIBLE_DEVICES")))
+
+    def outcome(self, job: Job) -> Outcome:
+        """How a job ended; to be asked for when it is done, except with `debug`, where it then runs."""
+        if self.options.executor == "local" and not job.paths.result_pickle.exists():  # else submitit waits for it
+            stopped = self.stop_file.exists()
+            return Outcome("interrupted", "before it began") if stopped else Outcome("failed", "its process was killed")
+        try:
+            return job.result()
+        except (UncompletedJobError, FailedJobError) as error:
+            return Outcome("failed", str(error).partition("\n")[0])
+
+    def stop(self, jobs: Iterable[Job]) -> None:
+        """Ask jobs to save their state and end; a second time, to end at once."""
+        self.stop_file.touch()
+        for job in jobs:
+            if self.options.executor == "slurm":
+                job.cancel(check=False)
+            elif self.options.executor == "local":
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller, which hands it on
+
+    @contextlib.contextmanager
+    def _environment(self) -> Iterator[None]:
+        """What a local job inherits: its number of threads, and a deaf ear for Ctrl-C, which is for the sweep alone.
+
+        A terminal sends Ctrl-C to all processes; submitit's controllers would kill their runs within a second of it.
+        """
+        if self.options.executor != "local":
+            yield
+            return
+        before = os.environ.get("OMP_NUM_THREADS")
+        os.environ["OMP_NUM_THREADS"] = str(self.threads)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            os.environ.pop("OMP_NUM_THREADS")
+            if before is not None:
+                os.environ["OMP_NUM_THREADS"] = before
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _default_jobs(options: SweepOptions, gpus: int) -> int:
+    return sys.maxsize if options.executor == "slurm" else max(1, gpus)
+
+
+def _threads(options: SweepOptions, jobs: int) -> int:
+    """Threads of each job; 0 where that is the cluster's to say."""
+    if options.executor == "slurm":
+        return options.cpus_per_task
+    inherited = os.environ.get("OMP_NUM_THREADS", "")
+    threads = options.cpus_per_task or (int(inherited) if inherited.isdecimal() else 0) or max(1, cores() // jobs)
+    if jobs * threads > cores():
+        raise UserError(
+            f"Expected jobs x threads to be at most {cores()}, the cores of this machine (more would slow each other "
+            f"down), got {jobs} x {threads}; lower --jobs or --cpus-per-task"
+        )
+    return threads
+
+
+def _executor(options: SweepOptions, folder: Path) -> submitit.AutoExecutor:
+    requeues = {"slurm_max_num_timeout": _REQUEUES} if options.executor == "slurm" else {}
+    try:
+        executor = submitit.AutoExecutor(folder, cluster=options.executor, **requeues)
+    except RuntimeError as error:
+        raise UserError(f"Expected a cluster for --executor {options.executor}, got: {error}") from error
+    executor.update_parameters(name="metakm", timeout_min=options.time or _MINUTES)
+    if options.executor == "local":
+        executor.update_parameters(timeout_min=_NO_LIMIT_MINUTES)
+    if options.executor == "slurm":
+        executor.update_parameters(**_slurm_parameters(options))
+    return executor
+
+
+def _slurm_parameters(options: SweepOptions) -> dict[str, object]:
+    """What was asked for, under submitit's names."""
+    more = dict(option.split("=", 1) for option in options.slurm)
+    parameters = {
+        "slurm_partition": options.partition,
+        "cpus_per_task": options.cpus_per_task,
+        "gpus_per_node": options.gpus_per_node,
+        "slurm_additional_parameters": more,
+    }
+    return {name: value for name, value in parameters.items() if value}

@@ -1,0 +1,78 @@
+"""`python -m metakm.sweep`: strategies x settings x seeds; what is missing is run, what was cut off is resumed."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from metakm.errors import UserError
+from metakm.interrupt import StopRequest
+from metakm.progress import duration
+from metakm.runner import say
+from metakm.scheduling.estimate import estimate
+from metakm.scheduling.options import parse_sweep
+from metakm.scheduling.plan import Planned, expand, make_plan
+from metakm.scheduling.pool import Pool
+from metakm.scheduling.report import counts_text, outcome_text, plan_text
+from metakm.scheduling.sweeper import Sweeper
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 all done or in other hands, 1 a run failed, 2 the user's mistake, 130 interrupted."""
+    try:
+        options, rest = parse_sweep(sys.argv[1:] if arguments is None else list(arguments))
+        configs = expand(options, rest)
+        pool = Pool(options, _log_folder(configs[0].out))
+        plan = make_plan(configs)
+        with StopRequest() as stop:
+            return _show(plan, pool) if options.dry_run else _work(plan, pool, stop)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except OSError as error:
+        print(f"error: {error}; mend that, then repeat the same command", file=sys.stderr)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from the runs' checkpoints.", file=sys.stderr)  # noqa: T201
+        return 130
+
+
+def _show(plan: list[Planned], pool: Pool) -> int:
+    if pool.threads:
+        torch.set_num_threads(pool.threads)
+    plan, seconds = estimate(plan)
+    jobs = max(1, min(pool.size, sum(p.missing for p in plan)))
+    print(plan_text(plan))  # noqa: T201
+    print(  # noqa: T201
+        f"{counts_text(p.state for p in plan)}; about {duration(seconds)} of computing on this machine, "
+        f"{duration(seconds / jobs)} with {jobs} at a time"
+    )
+    return 0
+
+
+def _work(plan: list[Planned], pool: Pool, stop: StopRequest) -> int:
+    say(plan_text(plan))
+    sweeper = Sweeper(plan, pool, stop)
+    sweeper.run()
+    print(outcome_text(plan, sweeper.outcomes))  # noqa: T201
+    if sweeper.stopping:
+        say("Interrupted. The same command goes on.")
+        return 130
+    good = all(outcome.kind in ("done", "in use") for outcome in sweeper.outcomes.values())
+    return 0 if good and not any(p.state == "blocked" for p in plan) else 1
+
+
+def _log_folder(out: Path) -> Path:
+    """A folder of its own for the logs of a sweep."""
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%f")
+    return out.resolve() / ".sweep" / f"{stamp}-{socket.gethostname()}-{os.getpid()}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,401 @@
+"""Sweeps: what they expand to, what they find done, what they start, and how they end."""
+
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from submitit.helpers import DelayedSubmission
+from test_run import numbers
+
+import metakm
+from metakm import run as one_run
+from metakm.interrupt import StopRequest
+from metakm.lock import Lock
+from metakm.outer_loop import OuterLoop
+from metakm.presets import preset_config
+from metakm.results import RunFolder
+from metakm.scheduling.estimate import Cost, seconds_left
+from metakm.scheduling.job import Outcome, RunJob
+from metakm.scheduling.options import SweepOptions, parse_sweep
+from metakm.scheduling.plan import Planned, expand, inspect
+from metakm.scheduling.pool import Pool, cores
+from metakm.scheduling.report import outcome_text
+from metakm.scheduling.sweeper import Sweeper
+from metakm.sweep import main
+
+pytestmark = [
+    pytest.mark.float32,
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning:submitit.local.debug"),  # its log handlers
+]
+
+TINY_FLAGS = "--ways 3 --queries 2 --backbone conv4-8-stride --meta-batch 2 --val-tasks 4 --eval-tasks 6 --device cpu"
+TINY = TINY_FLAGS.split()
+GLYPHS = ["glyphs", "--shots", "1", *TINY, "--iterations", "4", "--val-every", "2"]
+DEBUG = ["--executor", "debug"]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def environment(cache, monkeypatch):
+    monkeypatch.setenv("METAKM_CACHE", str(cache))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def configs(*arguments):
+    return expand(*parse_sweep(arguments))
+
+
+def folder(out, algo, seed):
+    return Path(out) / "glyphs-3w1s" / algo / f"seed{seed}"
+
+
+def snapshot(path):
+    return {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def states(text):
+    """The state of each run in a plan, by strategy and seed."""
+    found = re.findall(r"^(.+?) +glyphs-3w1s-(\w+)-quick-seed(\d)-", text, flags=re.MULTILINE)
+    return {(algo, int(seed)): state for state, algo, seed in found}
+
+
+def interrupt_at(patch, iteration):
+    """Ctrl-C in the midst of a run."""
+    step = OuterLoop.step
+
+    def interrupted(self):
+        if self.iteration == iteration:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self)
+
+    patch.setattr(OuterLoop, "step", interrupted)
+
+
+def test_table3_is_all_strategies_and_settings_seed_by_seed():
+    expected = [
+        preset_config("quick", algo, dataset, ways, shots, seed=seed, resume=True)
+        for seed in range(3)
+        for dataset, ways in (("omniglot", 20), ("mini-imagenet", 5))
+        for shots in (1, 5)
+        for algo in ("maml", "anil", "km")
+    ]
+    assert configs("table3") == expected
+
+
+def test_other_flags_go_to_every_run():
+    flags = "--algo km anil km --dataset omniglot tiny-imagenet --shots 5 --seeds 2 --preset paper --inner_lr=0.3"
+    made = configs(*flags.split(), "--iterations", "7", "--out", "there")
+    assert [(c.algo, c.dataset, c.ways, c.seed) for c in made] == [
+        (algo, dataset, ways, seed)
+        for seed in (0, 1)
+        for dataset, ways in (("omniglot", 20), ("tiny-imagenet", 5))
+        for algo in ("km", "anil")
+    ]
+    assert {(c.preset, c.inner_lr, c.iterations, c.shots, str(c.out)) for c in made} == {("paper", 0.3, 7, 5, "there")}
+    assert {c.ways for c in configs("omniglot", "--ways", "7")} == {7}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Expected table3, a dataset's name or --dataset, got none"),
+        (["table4"], "did you mean 'table3'"),
+        (["omniglott"], "did you mean 'omniglot'"),
+        (["table3", "--dataset", "glyphs"], "got both"),
+        (["--dataset", "glyfs"], "did you mean 'glyphs'"),
+        (["glyphs", "--algo", "mmal"], "did you mean 'maml'"),
+        (["glyphs", "--algo"], "Expected --algo to name at least one"),
+        (["glyphs", "--seds", "3"], "did you mean '--seeds'"),
+        (["glyphs", "--seed", "3"], "did you mean '--seeds'"),
+        (["glyphs", "--overwrite"], "Expected flag to be one of"),
+        (["glyphs", "--seeds", "0"], "Expected --seeds to be at least 1, got 0"),
+        (["glyphs", "--executor", "slrum"], "did you mean 'slurm'"),
+        (["glyphs", "--jobs", "-1"], "Expected --jobs to be at least 0"),
+        (["glyphs", "--jobs", "100000"], "Expected jobs x threads to be at most"),
+        (["glyphs", "--executor", "debug", "--jobs", "2"], "Expected --jobs 1"),
+        (["glyphs", "--iterations", "-1"], "Expected --iterations to be at least 0"),
+        (["glyphs", "--partition", "gpu"], "Expected --partition with --executor slurm"),
+        (["glyphs", "--executor", "slurm", "--slurm", "account"], "Expected --slurm NAME=VALUE"),
+        (["glyphs", "--executor", "slurm"], "Expected a cluster for --executor slurm"),
+        (["glyphs", "--plugin", "missing.py"], "missing.py"),
+    ],
+)
+def test_a_users_mistake_ends_with_one_message_and_code_2_and_writes_nothing(tmp_path, capsys, arguments, message):
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error.splitlines()[-1]
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--seeds", "many"], ["--jobs"], ["--iterations", "many"]])
+def test_flags_that_do_not_parse_exit_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["glyphs", *arguments])
+    assert caught.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def half_done(tmp_path, monkeypatch, capsys):
+    """A sweep's flags and folder: km done and cut off, anil in use and of another config."""
+    alone = [*TINY, "--val-every", "2", "--out", str(tmp_path), "--iterations"]
+    assert one_run.main([*alone, "4", "--algo", "km"]) == 0
+    assert one_run.main([*alone, "5", "--algo", "anil", "--seed", "1"]) == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2)
+        assert one_run.main([*alone, "4", "--algo", "km", "--seed", "1"]) == 130
+    lock = Lock(folder(tmp_path, "anil", 0) / "run.lock")
+    lock.path.parent.mkdir()
+    lock.acquire()
+    capsys.readouterr()
+    yield [*GLYPHS, "--algo", "km", "anil", "--seeds", "2", "--out", str(tmp_path)]
+    lock.release()
+
+
+def test_a_dry_run_shows_the_state_of_each_run_and_writes_nothing(half_done, tmp_path, capsys):
+    before = snapshot(tmp_path)
+    assert main([*half_done, "--seeds", "3", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert states(shown) == {
+        ("km", 0): "done",
+        ("km", 1): "to resume",
+        ("km", 2): "to do",
+        ("anil", 0): "in use",
+        ("anil", 1): "blocked",
+        ("anil", 2): "to do",
+    }
+    assert "1 blocked, 1 done, 1 in use, 2 to do, 1 to resume; about 00:0" in shown
+    assert f"process {os.getpid()} on" in shown
+    assert "at iteration 3 of 4 about 00:0" in shown
+    assert "choose another --out" in shown
+    assert snapshot(tmp_path) == before
+
+
+def test_a_sweep_resumes_skips_and_reports(half_done, tmp_path, capsys):
+    done = snapshot(folder(tmp_path, "km", 0))
+    assert main([*half_done, *DEBUG]) == 1, "one is blocked"
+    output = capsys.readouterr()
+    assert snapshot(folder(tmp_path, "km", 0)) == done
+    assert states(output.out) == {("anil", 0): "in use", ("anil", 1): "blocked"}
+    assert "1 blocked, 1 done, 1 done before, 1 in use" in output.out
+    assert "resumes at iteration 3" in output.err
+    assert inspect(configs(*half_done)[2]).state == "done"
+
+
+BROKEN = """
+import metakm
+from metakm.strategies.anil import ANIL
+
+@metakm.register_strategy("broken")
+class Broken(ANIL):
+    def predict(self, adapted, encoded):
+        if adapted is not self.adapted:
+            raise ZeroDivisionError("out of sorts")
+        return super().predict(adapted, encoded)
+"""
+
+
+def test_a_sweep_goes_on_past_a_failed_run_and_names_it(tmp_path, capsys):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    sweep = [*GLYPHS, "--seeds", "1", "--plugin", str(tmp_path / "broken.py"), "--out", str(tmp_path / "out"), *DEBUG]
+    assert main([*sweep, "--algo", "broken", "anil"]) == 1
+    output = capsys.readouterr()
+    assert states(output.out) == {("broken", 0): "failed"}
+    assert "ZeroDivisionError: out of sorts" in output.out
+    assert "1 done, 1 failed" in output.out
+    assert not list((tmp_path / "out").rglob("run.lock"))
+
+
+def test_data_that_are_missing_block_their_runs_alone(tmp_path, capsys):
+    datasets = ["--dataset", "mini-imagenet", "glyphs", "--data-root", str(tmp_path), "--seeds", "1", "--algo", "anil"]
+    assert main([*datasets, *GLYPHS[1:], "--out", str(tmp_path / "out"), *DEBUG]) == 1
+    output = capsys.readouterr().out
+    assert re.search(r"^blocked +mini-imagenet-3w1s-anil.*Expected", output, flags=re.MULTILINE)
+    assert "1 blocked, 1 done" in output
+
+
+def test_ctrl_c_stops_after_the_iteration_and_the_same_sweep_goes_on(tmp_path, monkeypatch, capsys):
+    sweep = [*GLYPHS, "--algo", "anil", "--seeds", "2", *DEBUG, "--out"]
+    assert main([*sweep, str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1)
+        assert main([*sweep, str(tmp_path / "cut")]) == 130
+    assert states(capsys.readouterr().out) == {("anil", 0): "interrupted", ("anil", 1): "not started"}
+    assert pd.read_csv(folder(tmp_path / "cut", "anil", 0) / "result.csv").status[0] == "interrupted"
+    assert main([*sweep, str(tmp_path / "cut")]) == 0
+    for seed in (0, 1):
+        assert numbers(folder(tmp_path / "cut", "anil", seed)) == numbers(folder(tmp_path / "whole", "anil", seed))
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """One run to do, in the plan of a sweep and in the pool of its debug executor."""
+    arguments = [*GLYPHS, "--algo", "anil", "--seeds", "1", *DEBUG, "--out", str(tmp_path)]
+    (config,) = configs(*arguments)
+    return inspect(config), Pool(parse_sweep(arguments)[0], tmp_path / ".sweep")
+
+
+def test_a_run_claimed_after_planning_is_no_failure(planned, tmp_path):
+    plan, pool = planned
+    RunFolder(plan.config.folder).claim()
+    late = Sweeper([plan], pool, StopRequest())
+    late.run()
+    assert [outcome.kind for outcome in late.outcomes.values()] == ["in use"]
+    outcome = RunJob(plan.config, tmp_path / "stop")()
+    assert outcome.kind == "in use", "also where it was claimed after the job was sent"
+    assert f"process {os.getpid()}" in outcome.note
+
+
+def test_a_run_done_by_another_sweep_after_planning_is_not_done_twice(planned):
+    plan, pool = planned
+    assert RunJob(plan.config, pool.stop_file)().kind == "done"
+    before = snapshot(plan.config.folder)
+    late = Sweeper([plan], pool, StopRequest())
+    late.run()
+    assert [outcome.kind for outcome in late.outcomes.values()] == ["done"]
+    assert RunJob(plan.config, pool.stop_file)().kind == "done"
+    assert snapshot(plan.config.folder) == before
+
+
+def test_a_run_that_others_had_in_hand_is_looked_at_again_at_the_end(planned):
+    plan, pool = planned
+    used = plan._replace(state="in use")
+    assert re.match(r"to do +glyphs-3w1s-anil.*\n1 to do$", outcome_text([used], {}))
+    assert RunJob(plan.config, pool.stop_file)().kind == "done"
+    assert outcome_text([used], {plan.config.run_id: Outcome("in use")}) == "1 done elsewhere"
+
+
+def test_a_job_that_starts_after_the_stop_does_nothing(planned):
+    plan, pool = planned
+    pool.folder.mkdir()
+    pool.stop([])
+    assert RunJob(plan.config, pool.stop_file)() == Outcome("interrupted", "before it began")
+    assert not plan.config.folder.exists()
+
+
+def test_a_second_stop_ends_the_sweep_at_once_and_tells_the_jobs_again(planned, monkeypatch):
+    plan, pool = planned
+    told = []
+
+    class Endless:
+        paths = SimpleNamespace(stderr="log")
+
+        def done(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return False
+
+    monkeypatch.setattr(pool, "submit", lambda *_: Endless())
+    monkeypatch.setattr(pool, "stop", lambda jobs: told.append(len(list(jobs))))
+    with StopRequest() as stop, pytest.raises(KeyboardInterrupt):
+        Sweeper([plan], pool, stop).run()
+    assert told[-1] == 1
+
+
+def test_seconds_left_count_training_validation_and_meta_test():
+    config = preset_config(iterations=10, val_every=4, val_tasks=3, eval_tasks=5)
+    cost = Cost(iteration=100.0, task=1.0)
+    assert seconds_left(Planned(config, "to do"), cost) == 1000 + (1 + 3) * 3 + 5
+    assert seconds_left(Planned(config, "to resume", iteration=4), cost) == 600 + 2 * 3 + 5
+    assert seconds_left(Planned(config, "to resume", iteration=10), cost) == 3 + 5
+
+
+@pytest.mark.parametrize(
+    ("jobs", "cpus", "inherited", "threads"), [(2, 0, "", 4), (3, 0, "", 2), (4, 2, "1", 2), (8, 0, "1", 1)]
+)
+def test_the_cores_are_divided_among_the_jobs(monkeypatch, tmp_path, jobs, cpus, inherited, threads):
+    monkeypatch.setattr("metakm.scheduling.pool.cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", inherited)
+    assert Pool(SweepOptions(jobs=jobs, cpus_per_task=cpus), tmp_path).threads == threads
+    with pytest.raises(metakm.UserError, match="at most 8, the cores"):
+        Pool(SweepOptions(jobs=5, cpus_per_task=2), tmp_path)
+
+
+def test_each_place_has_its_own_gpu(monkeypatch, tmp_path, planned):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("metakm.scheduling.pool.cores", lambda: 8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    pool, sent = Pool(SweepOptions(), tmp_path), []
+    assert pool.size == 2
+    pool.executor = SimpleNamespace(submit=sent.append)
+    config = dataclasses.replace(planned[0].config, device="auto")
+    for slot in (0, 1):
+        pool.submit(config, slot)
+    pool.submit(dataclasses.replace(config, device="cpu"), 1)
+    assert [job.config.device for job in sent] == ["cuda:0", "cuda:1", "cpu"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as submitit's local executor does
+    pool.stop_file.touch()
+    sent[0]()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,6"
+
+
+def test_what_slurm_is_asked_for(monkeypatch, tmp_path, planned):
+    """A stand-in for the cluster's sbatch keeps the script that submitit hands to it."""
+    for name, script in (("srun", ""), ("sbatch", f"cp $1 {tmp_path}/script; echo Submitted batch job 17")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    flags = "--executor slurm --partition gpu --time 90 --cpus-per-task 4 --gpus-per-node 1 --slurm account=lab"
+    options, _ = parse_sweep(["glyphs", *flags.split()])
+    pool = Pool(options, tmp_path / "logs")
+    assert pool.size > 1000
+    job = pool.submit(planned[0].config, 0)
+    assert job.job_id == "17"
+    script = (tmp_path / "script").read_text()
+    for line in ("partition=gpu", "time=90", "cpus-per-task=4", "gpus-per-node=1", "account=lab", "job-name=metakm"):
+        assert f"#SBATCH --{line}\n" in script
+    sent = DelayedSubmission.load(job.paths.submitted_pickle).function
+    assert sent.config == planned[0].config
+    assert sent.checkpoint().function == sent, "a job that came to its limit is queued again"
+
+
+def test_two_processes_killed_half_way_and_started_again_end_as_an_unbroken_sweep(tmp_path):
+    """Ctrl-C to the whole group, as a terminal sends it, then kill -9 of the group, then to the end."""
+    flags = ["glyphs", "--shots", "1", *TINY, "--iterations", "60", "--val-every", "10", "--algo", "km", "anil"]
+    flags += ["--seeds", "2", "--out"]
+    cut, runs = tmp_path / "cut", [(algo, seed) for seed in (0, 1) for algo in ("km", "anil")]
+    jobs = str(min(2, cores()))
+    command = [sys.executable, "-m", "metakm.sweep", *flags, str(cut), "--jobs", jobs]
+
+    def start():
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    with start() as process:
+        while not (folder(cut, "km", 0) / "checkpoint.pt").exists():
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        output, error = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    assert states(output)["km", 0] == "interrupted"
+    assert states(output)["km", 1] == "not started"
+    assert pd.read_csv(folder(cut, "km", 0) / "result.csv").status[0] == "interrupted"
+
+    with start() as process:
+        for line in process.stderr:
+            if line.startswith("[1/"):
+                assert ": done; " in line
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+    assert 1 <= sum(inspect(config).state == "done" for config in configs(*flags, str(cut))) < 4
+
+    assert main([*flags, str(cut), *DEBUG]) == 0
+    assert main([*flags, str(tmp_path / "whole"), *DEBUG]) == 0
+    for algo, seed in runs:
+        assert numbers(folder(cut, algo, seed)) == numbers(folder(tmp_path / "whole", algo, seed))
+    assert not list(cut.rglob("run.lock"))
