@@ -3,15 +3,18 @@
 from importlib.metadata import version
 
 from metakm.allocator import keep_freed_memory
-from metakm.data import Episodes, EpisodeSampler, FewShotDataset, available_datasets, load_dataset
+from metakm.classifier import AdaptedClassifier, adapt
+from metakm.data import Episodes, EpisodeSampler, FewShotDataset, available_datasets, load_dataset, read_images
 from metakm.errors import UserError
 from metakm.inner_loop import MetaLoss, evaluate_episodes, meta_loss
 from metakm.models import CifarResNet, Conv4
 from metakm.strategies import Strategy, available_strategies, load_plugin, make_strategy, register_strategy
+from metakm.trained import TrainedRun, load_run
 
 __version__ = version("metakm")
 
 __all__ = [
+    "AdaptedClassifier",
     "CifarResNet",
     "Conv4",
     "EpisodeSampler",
@@ -19,14 +22,18 @@ __all__ = [
     "FewShotDataset",
     "MetaLoss",
     "Strategy",
+    "TrainedRun",
     "UserError",
+    "adapt",
     "available_datasets",
     "available_strategies",
     "evaluate_episodes",
     "keep_freed_memory",
     "load_dataset",
     "load_plugin",
+    "load_run",
     "make_strategy",
     "meta_loss",
+    "read_images",
     "register_strategy",
 ]

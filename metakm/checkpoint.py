@@ -5,24 +5,30 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from metakm.config import RunConfig
 from metakm.errors import UserError
 from metakm.files import replacing
 
 FORMAT = 1
 
 
-def save_checkpoint(path: Path, config: RunConfig, state: dict[str, Any]) -> None:
+class Identified(Protocol):
+    """The config of a run."""
+
+    def identity(self) -> dict[str, Any]:
+        """The JSON values that determine the numbers of the run."""
+
+
+def save_checkpoint(path: Path, config: Identified, state: dict[str, Any]) -> None:
     """Write `state` (tensors, numbers, strings, lists, dicts) together with the config that it belongs to."""
     with replacing(path) as file:
         torch.save({"format": FORMAT, "config": json.dumps(config.identity()), **state}, file)
 
 
-def load_checkpoint(path: Path, config: RunConfig) -> dict[str, Any]:
+def load_checkpoint(path: Path, config: Identified) -> dict[str, Any]:
     """Read the state of a run of the same config.
 
     Raises:

@@ -34,9 +34,9 @@ class RunConfig:
     """
 
     algo: str = "km"
-    """Strategy: maml, anil, km, or one from a plugin. km is the paper's own."""
+    """Strategy: maml, anil, km, bn, boil, meta-sgd, reptile, protonet, or one from a plugin. km is the paper's own."""
     dataset: str = "glyphs"
-    """Dataset: glyphs (drawn by metakm, needs no file), omniglot, mini-imagenet, tiny-imagenet. glyphs by default, so that every machine can run it."""
+    """Dataset: glyphs (drawn by metakm, needs no file), omniglot, mini-imagenet, tiny-imagenet, or folder: your own images, one folder a class in train/, val/ and test/ of --data-root. glyphs by default, so that every machine can run it."""
     ways: int = 20
     """Classes in an episode. Default from --dataset: 20 for characters, 5 for photographs (Finn et al. 2017)."""
     shots: int = 1
@@ -79,6 +79,8 @@ class RunConfig:
     """auto, cpu, cuda or cuda:<n>. auto is the first GPU if there is one, else the CPU."""
     data_root: Path | None = None
     """Folder with the data. Without it: the environment variable METAKM_DATA, else the user's cache folder."""
+    image_size: int = 0
+    """Side in pixels of the square to which the images of --dataset folder are resized; 0 is 84. The other datasets have a size of their own."""
     out: Path = Path("results")
     """Folder for results; the run writes <out>/<dataset>-<ways>w<shots>s/<algo>/seed<seed>/."""
     resume: bool = False
@@ -191,6 +193,7 @@ _at_least = {
     "val_tasks": 1,
     "val_every": 1,
     "task_chunk": 0,
+    "image_size": 0,
 }
 # Beyond these a slip of the keyboard asks for more memory or time than there is, before the first iteration.
 _at_most = {

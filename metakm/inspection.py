@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from metakm.checkpoint import load_checkpoint
-from metakm.config import RunConfig
 from metakm.data import Episodes, EpisodeSampler
 from metakm.errors import UserError
 from metakm.inner_loop import evaluate_episodes
@@ -24,6 +22,7 @@ from metakm.results import Cell, RecordedRun, RunFolder
 from metakm.results.gallery import EpisodePictures, Inspection
 from metakm.results.kernels import LayerKernels, Weights
 from metakm.strategies import Strategy
+from metakm.trained import read_config
 
 
 def inspect_cells(
@@ -63,7 +62,7 @@ def inspect_run(run: RecordedRun, episodes: int, data_root: Path | None = None) 
         UserError: the checkpoint, config or data are missing, damaged, or not those of the row.
     """
     folder = RunFolder(run.path.parent)
-    config = _read_config(folder.path)
+    config = read_config(folder.path)
     if data_root is not None:
         config = dataclasses.replace(config, data_root=data_root)
     if not folder.checkpoint.is_file():
@@ -90,13 +89,6 @@ def inspect_run(run: RecordedRun, episodes: int, data_root: Path | None = None) 
         for name in learned
     ]
     return Inspection(_pictures(sampler, batch), predictions, tuple(layers))
-
-
-def _read_config(path: Path) -> RunConfig:
-    try:
-        return RunConfig.from_json(json.loads((path / "config.json").read_text()))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"Expected the run's settings in {path / 'config.json'}, got {error}") from error
 
 
 def _kernels(loop: OuterLoop, episode: Episodes, inner_steps: int) -> dict[str, tuple[Weights, Weights]]:

@@ -99,6 +99,8 @@ def _activation_bytes(strategy: Strategy, image_shape: tuple[int, int, int], way
     finally:
         for hook in hooks:
             hook.remove()
+    if type(strategy).forward is not Strategy.forward:  # no logits before a support set
+        return max(1, total // 2)
     if not isinstance(logits, Tensor) or logits.shape != (1, 2, ways):
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(f"Expected {type(strategy).__qualname__} to predict logits [1, 2, {ways}], got {got}")

@@ -10,6 +10,7 @@ from metakm.errors import UserError
 from metakm.evaluation import EVALUATION_SEED
 from metakm.models.catalogue import make_backbone
 from metakm.strategies import Strategy, make_strategy
+from metakm.strategies.registry import strategy_class
 
 
 def make_sampler(config: RunConfig, split: str) -> EpisodeSampler:
@@ -18,13 +19,22 @@ def make_sampler(config: RunConfig, split: str) -> EpisodeSampler:
     Raises:
         UserError: data that are missing, or episodes that cannot be drawn from them.
     """
-    dataset = load_dataset(config.dataset, split=split, root=config.data_root)
+    dataset = load_dataset(config.dataset, split=split, root=config.data_root, image_size=config.image_size)
     seed = config.seed if split == "train" else EVALUATION_SEED
     return EpisodeSampler(dataset, ways=config.ways, shots=config.shots, queries=config.queries, seed=seed)
 
 
 def build_strategy(config: RunConfig, image_shape: tuple[int, int, int]) -> Strategy:
-    """The untrained strategy of a config: a function of its seed, whatever the global generator's state."""
+    """The untrained strategy of a config: a function of its seed, whatever the global generator's state.
+
+    Raises:
+        UserError: a name, backbone or option that does not exist or does not fit the strategy.
+    """
+    variants = strategy_class(config.algo).variants
+    for name in ("first_order", "learn_inner_lr"):
+        if getattr(config, name) and name not in variants:
+            flag = name.replace("_", "-")
+            raise UserError(f"Expected a strategy that --{flag} changes, got {config.algo!r}; leave --{flag} out")
     options = {"implicit": True} if config.implicit else {}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)

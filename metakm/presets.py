@@ -6,7 +6,7 @@ from typing import Any
 
 from metakm.config import RunConfig
 
-_photographs = frozenset({"mini-imagenet", "tiny-imagenet"})
+_photographs = frozenset({"folder", "mini-imagenet", "tiny-imagenet"})
 
 
 def default_ways(dataset: str) -> int:

@@ -12,6 +12,7 @@ import tyro
 
 from metakm.errors import UserError
 from metakm.files import write_text
+from metakm.flags import read_options
 from metakm.inspection import inspect_cells
 from metakm.results import build_table, read_runs
 from metakm.results.page import render_page
@@ -22,7 +23,7 @@ from metakm.strategies import load_plugin
 class ReportOptions:
     """Write one self-contained HTML page of all runs below a folder.
 
-    It holds the table, a forest plot, learning curves, test episodes, and kernels before and after modulation.
+    It holds the table, a forest plot, learning curves, test episodes and kernels.
     """
 
     results: Annotated[Path, tyro.conf.Positional] = Path("results")
@@ -35,17 +36,14 @@ class ReportOptions:
     """Test episodes to show of each setting, and to adapt to for the kernels. 0 shows neither and needs neither checkpoints nor data."""  # noqa: E501
     data_root: Path | None = None
     """Folder with the data, in place of the one of each run."""
-    plugin: tuple[Path, ...] = ()
+    plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
     """Python files that register strategies of the runs; they run with your rights. Those that the runs name are not loaded by themselves."""  # noqa: E501
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 the user's mistake."""
-    options = tyro.cli(
-        ReportOptions, prog="python -m metakm.report", args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
-    )
     try:
-        _write(options)
+        _write(read_options(ReportOptions, "python -m metakm.report", arguments))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2

@@ -9,6 +9,7 @@ from metakm.allocator import keep_freed_memory
 from metakm.command_line import parse
 from metakm.distributed import joined, only_first_prints
 from metakm.errors import UserError
+from metakm.exit_code import exit_code
 from metakm.interrupt import StopRequest
 from metakm.runner import Run
 
@@ -17,26 +18,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 diverged or a file that cannot be written, 2 the user's mistake, 130 interrupted."""
     keep_freed_memory()
     with only_first_prints():
-        return _run(arguments)
+        return exit_code(lambda: _run(arguments))
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    """Errors that are not bugs, in words."""
-    try:
-        config = parse(arguments)
-        with StopRequest() as stop, joined() as processes:
-            with processes.agreed(UserError):
-                run = Run(config, stop, processes)
-            return run.execute()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    except OSError as error:
-        print(f"error: {error}; mend that, then add --resume to the same command", file=sys.stderr)  # noqa: T201
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped. If the run folder has a checkpoint, --resume goes on from it.", file=sys.stderr)  # noqa: T201
-        return 130
+    config = parse(arguments)
+    with StopRequest() as stop, joined() as processes:
+        with processes.agreed(UserError):
+            run = Run(config, stop, processes)
+        return run.execute()
 
 
 if __name__ == "__main__":

@@ -129,33 +129,14 @@ class Run:
 
     def _open_folder(self) -> dict[str, Any] | None:
         """Claim the run folder; take up its checkpoint, or return its row, when resuming."""
-        self.folder.claim()
-        try:
-            return self._take_up()
-        except BaseException:
-            self.folder.release()
-            raise
-
-    def _take_up(self) -> dict[str, Any] | None:
-        row = self.folder.read_row()
-        if self.config.overwrite:
-            self.folder.clear()
-        elif self.config.resume and self.folder.checkpoint.exists():
-            self._load()
-            if row is not None and row["status"] == "done":
-                return row
-        elif row is not None and row["status"] == "done" and self.config.resume:
-            raise UserError(
-                f"Expected a checkpoint to resume, got {self.folder.path} with a finished result and none; add "
-                "--overwrite to replace it, or choose another --out"
-            )
-        elif self.folder.used and not self.config.resume:
-            raise UserError(
-                f"Expected an unused run folder, got {self.folder.path}, which has an earlier run; add --resume to "
-                "continue it, --overwrite to replace it, or choose another --out"
-            )
-        self.folder.write_config(self.config.to_json())
-        return None
+        config = self.config
+        with self.folder.opening():
+            finished = self.folder.earlier(resume=config.resume, overwrite=config.overwrite)
+            if self.folder.checkpoint.exists():
+                self._load()
+            if finished is None:
+                self.folder.write_config(config.to_json())
+        return finished
 
     def _announce(self) -> None:
         if self.config.quiet:
@@ -164,7 +145,8 @@ class Run:
         where = provenance.device_name(self.device, self.processes.size)
         say(
             f"{self.config.run_id}\n"
-            f"  {self.config.algo} on {self.config.backbone}: adapts {adapted:,} of {total:,} parameters\n"
+            f"  {self.config.algo} on {self.config.backbone}: adapts {adapted:,} of {total:,} parameters"
+            f"{'' if adapted else '; the inner learning rate and steps have no effect'}\n"
             f"  {where}, {torch.get_num_threads()} threads, {self.loop.chunk} tasks at a time\n"
             f"  {self._estimate()}\n"
             f"  {self.folder.path}" + (f"\n  resumes at iteration {self.loop.iteration}" if self.loop.iteration else "")
@@ -262,7 +244,8 @@ class Run:
     def _state(self) -> dict[str, Any]:
         names = ("since", "best", "train_seconds", "step_seconds", "started_at")
         progress = {name: getattr(self, name) for name in names}
-        return {**progress, "loop": self.loop.state(), "curve": [list(p) for p in self.curve]}
+        data = {"image_shape": list(self.image_shape), "split_hash": self.samplers["train"].dataset.split_hash}
+        return {**progress, **data, "loop": self.loop.state(), "curve": [list(p) for p in self.curve]}
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.curve = [CurvePoint.checked(point) for point in state["curve"]]
@@ -275,6 +258,7 @@ class Run:
 
     def _load(self) -> None:
         state = load_checkpoint(self.folder.checkpoint, self.config)
+        self._check_data(state.get("split_hash"))
         try:
             self._restore(state)
         except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
@@ -282,6 +266,15 @@ class Run:
                 f"Expected the parameters of {self.config.algo} in {self.folder.checkpoint}, got others: "
                 f"{' '.join(str(error).split())}; was the strategy changed? Start again with --overwrite"
             ) from error
+
+    def _check_data(self, split_hash: object) -> None:
+        """A data root may move, but must hold the same classes, with the same number of images."""
+        now = self.samplers["train"].dataset.split_hash
+        if split_hash != now:
+            raise UserError(
+                f"Expected the data of the run to resume (split hash {split_hash}), got others ({now}); name its "
+                "folder by --data-root, or choose another --out"
+            )
 
     def _write_row(self, status: Status, tested: npt.NDArray[np.float64] | None = None) -> None:
         if not self.processes.first:

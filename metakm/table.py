@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,8 +14,11 @@ from metakm.errors import UserError
 from metakm.files import replacing, write_text
 from metakm.flags import read_options
 from metakm.results import build_table, comparisons_between, read_runs
+from metakm.results.experiment import read_experiments
+from metakm.results.fig5 import fig5_picture
 from metakm.results.forest import forest_picture, picture_format
-from metakm.results.rendering import Format, render_comparisons, render_table
+from metakm.results.paper import PaperTable, layout_paper
+from metakm.results.rendering import Format, render_comparisons, render_layout, render_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,9 @@ class TableOptions:
     "km (quick)", stands for that row alone."""
     plot: Path | None = None
     """Write a forest plot of the cells too: a .png, .svg or .pdf file."""
+    paper: PaperTable | None = None
+    """Another of the paper's: table1, table2 or fig5 from the experiment.csv files of metakm.experiments. Then --plot
+    draws fig5."""
     strict: bool = False
     """Exit with code 1 if a result.csv could not be used."""
 
@@ -52,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: TableOptions) -> int:
+    if options.paper is not None:
+        return _run_paper(options, options.paper)
     form = None if options.plot is None else picture_format(options.plot)
     collection = read_runs(options.results)
     table = build_table(collection, options.baseline)
@@ -59,19 +67,38 @@ def _run(options: TableOptions) -> int:
         text = render_table(table, options.format)
     else:
         text = render_comparisons(*comparisons_between(table.cells, *options.compare), table, options.format)
+    _write(options, text, None if form is None else lambda: forest_picture(table, form))
+    for problem in collection.problems:
+        print(f"not read: {problem.path}: {problem.reason}", file=sys.stderr)  # noqa: T201
+    return 1 if options.strict and collection.problems else 0
+
+
+def _run_paper(options: TableOptions, table: PaperTable) -> int:
+    if options.plot is not None and table != "fig5":
+        raise UserError(f"Expected --plot with --paper fig5, got it with {table}; leave one of them out")
+    if options.compare is not None:
+        raise UserError("Expected --compare without --paper, got both; leave one of them out")
+    form = None if options.plot is None else picture_format(options.plot)
+    rows, problems = read_experiments(options.results)
+    text = render_layout(layout_paper(table, rows, problems), options.format)
+    _write(options, text, None if form is None else lambda: fig5_picture(rows, form))
+    for problem in problems:
+        print(f"not read: {problem}", file=sys.stderr)  # noqa: T201
+    return 1 if options.strict and problems else 0
+
+
+def _write(options: TableOptions, text: str, picture: Callable[[], bytes] | None) -> None:
+    """Print the text or write it to --out; draw the picture to --plot."""
     try:
-        if options.plot is not None and form is not None:
+        if options.plot is not None and picture is not None:
             with replacing(options.plot) as file:
-                file.write(forest_picture(table, form))
+                file.write(picture())
         if options.out is not None:
             write_text(options.out, text)
     except OSError as error:
         raise UserError(f"Expected files that can be written, got {error}; choose another --out or --plot") from error
     if options.out is None:
         print(text, end="")  # noqa: T201
-    for problem in collection.problems:
-        print(f"not read: {problem.path}: {problem.reason}", file=sys.stderr)  # noqa: T201
-    return 1 if options.strict and collection.problems else 0
 
 
 if __name__ == "__main__":

@@ -43,16 +43,18 @@ def modulate(kernel, u1, u2):
 def unrolled_loss(predict, adapted, episodes, lr, steps, first_order=False):
     """Mean query loss over tasks, by `torch.autograd.grad` alone.
 
+    `lr` is a number, or a dict with a tensor for each adapted parameter.
     `predict(adapted, images)` gives logits [n, N]; the query call also gets `reference=support images`.
     """
     losses = []
+    rates = lr if isinstance(lr, dict) else dict.fromkeys(adapted, lr)
     for t in range(len(episodes.support_images)):
         fast = dict(adapted)
         for _ in range(steps):
             loss = F.cross_entropy(predict(fast, episodes.support_images[t]), episodes.support_labels[t])
             grads = torch.autograd.grad(loss, list(fast.values()), create_graph=True)
             grads = [g.detach() for g in grads] if first_order else grads
-            fast = {k: v - lr * g for (k, v), g in zip(fast.items(), grads, strict=True)}
+            fast = {k: v - rates[k] * g for (k, v), g in zip(fast.items(), grads, strict=True)}
         logits = predict(fast, episodes.query_images[t], reference=episodes.support_images[t])
         losses.append(F.cross_entropy(logits, episodes.query_labels[t]))
     return torch.stack(losses).mean()

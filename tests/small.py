@@ -5,6 +5,12 @@ from types import SimpleNamespace
 import torch
 
 import metakm
+from metakm.strategies.registry import strategy_class
+
+
+def strategies_with(variant):
+    """Names of the strategies that the option `first_order` or `learn_inner_lr` changes."""
+    return [name for name in metakm.available_strategies() if variant in strategy_class(name).variants]
 
 
 def random_episodes(tasks=3, ways=4, shots=2, queries=3, channels=1, size=14, seed=0):
@@ -37,3 +43,19 @@ def small_strategy(algo, ways=4, seed=0, downsample="stride", bn_mode="transduct
             if "norm" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     return strategy
+
+
+def gradients(strategy, loss):
+    """By parameter name; zero where the loss does not depend on a parameter."""
+    parameters = dict(strategy.named_parameters())
+    grads = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+    return dict(zip(parameters, grads, strict=True))
+
+
+def assert_close(actual, expected, tolerance=1e-10):
+    """Each gradient, relative to the norm of the whole."""
+    assert actual.keys() == expected.keys()
+    scale = torch.cat([g.flatten() for g in expected.values()]).norm()
+    assert scale > 1e-4
+    for name, value in expected.items():
+        assert (actual[name] - value).norm() <= tolerance * scale, name

@@ -8,6 +8,7 @@ from torch import nn
 import metakm
 from metakm.models.catalogue import make_backbone
 from metakm.models.layers import BatchNorm2d, Conv2d, Linear, join_tasks, split_tasks
+from metakm.models.resnet import PLAIN, CifarResNet
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,9 @@ def test_unknown_backbone(name):
 
 
 def test_backbones_refuse_what_they_cannot_do():
+    for name in ("conv4-4-stride", "resnet8"):
+        with pytest.raises(metakm.UserError, match="images of 2 channels, got 3"):
+            make_backbone(name, (2, 16, 16))(torch.rand(1, 4, 3, 16, 16))
     with pytest.raises(metakm.UserError, match="at least 16x16"):
         metakm.Conv4(1, 8, "pool", image_size=8)
     with pytest.raises(metakm.UserError, match="6n"):
@@ -72,8 +76,8 @@ def test_convolution_with_a_weight_a_task_equals_one_convolution_each(bias, grou
     layer = Conv2d(4, 6, 3, stride=2, padding=1, groups=groups, bias=bias)
     weights = {k: torch.randn(3, *p.shape) for k, p in layer.named_parameters()}
     images = torch.rand(3, 5, 4, 8, 8)
-    joined = torch.func.functional_call(layer, weights, (join_tasks(images),))
-    shared = layer(join_tasks(images))
+    joined = torch.func.functional_call(layer, weights, (join_tasks(images, 4),))
+    shared = layer(join_tasks(images, 4))
     for t in range(3):
         own = F.conv2d(images[t], weights["weight"][t], weights["bias"][t] if bias else None, 2, 1, 1, groups)
         torch.testing.assert_close(joined.reshape(5, 3, 6, 4, 4)[:, t], own)
@@ -93,7 +97,7 @@ def test_linear_with_a_weight_a_task(bias):
 
 def test_join_and_split_are_inverse():
     images = torch.rand(2, 3, 4, 1, 1)
-    assert torch.equal(split_tasks(join_tasks(images).flatten(1), 2), images.flatten(2))
+    assert torch.equal(split_tasks(join_tasks(images, 4).flatten(1), 2), images.flatten(2))
 
 
 def test_running_statistics_are_means_over_tasks_and_are_used_in_evaluation_only():
@@ -124,3 +128,25 @@ def test_a_bias_that_the_norm_cancels_is_not_added_and_has_a_zero_gradient():
     torch.testing.assert_close(out, norm(layer(x)))
     out.square().sum().backward()
     assert torch.equal(layer.bias.grad, torch.zeros(3))
+
+
+def test_plain_layers_make_the_same_network():
+    """torch's layers with the same weights give the same features as those with a task axis."""
+    torch.manual_seed(0)
+    plain = CifarResNet(8, width=4, shortcut="projection", layers=PLAIN)
+    tasks = CifarResNet(8, width=4, shortcut="projection")
+    tasks.load_state_dict(plain.state_dict(), strict=False)  # torch's norms count their batches too
+    images = torch.randn(5, 3, 9, 9)
+    torch.testing.assert_close(plain(images), tasks(images))
+    assert plain(images).shape == (5, 16)
+
+
+def test_projections_stand_where_the_shape_changes():
+    network = CifarResNet(14, width=4, shortcut="projection")
+    assert [block.projection is not None for block in network.blocks] == [False, False, True, False, True, False]
+
+
+@pytest.mark.parametrize("wrong", [{"shortcut": "padding-b"}, {"width": 0}])
+def test_networks_that_cannot_be_are_refused(wrong):
+    with pytest.raises(metakm.UserError):
+        CifarResNet(8, **wrong)

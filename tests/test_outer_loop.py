@@ -287,5 +287,7 @@ def test_a_trial_changes_nothing():
 
 
 def test_a_backbone_that_does_not_fit_the_images_is_named():
-    with pytest.raises(metakm.UserError, match="fit images of"):
+    with pytest.raises(metakm.UserError, match="images of 1 channels, got 3"):
         task_bytes(small_strategy("km"), (3, 14, 14), config(), CPU)
+    with pytest.raises(metakm.UserError, match="fit images of"):
+        task_bytes(small_strategy("km", downsample="pool", size=16), (1, 32, 32), config(), CPU)

@@ -16,12 +16,13 @@ def clean_registry(monkeypatch):
 
 
 def test_built_in_strategies_are_known():
-    assert {"anil", "km", "maml"} <= set(metakm.available_strategies())
+    built_in = {"anil", "bn", "boil", "km", "maml", "meta-sgd", "protonet", "reptile"}
+    assert built_in <= set(metakm.available_strategies())
     assert list(metakm.available_strategies()) == sorted(metakm.available_strategies())
 
 
 def test_unknown_name_lists_the_known_and_the_nearest():
-    with pytest.raises(metakm.UserError, match=r"one of anil, km, maml, got 'mmal'; did you mean 'maml'"):
+    with pytest.raises(metakm.UserError, match=r"one of anil, bn, .*reptile, got 'mmal'; did you mean 'maml'"):
         metakm.make_strategy("mmal", metakm.Conv4(1, 4), 5)
 
 

@@ -80,6 +80,16 @@ def test_a_run_writes_its_folder(tmp_path, capsys):
     assert "meta-train 6/6" in output.err
 
 
+@pytest.mark.parametrize("algo", metakm.available_strategies())
+def test_every_strategy_runs_to_its_row(tmp_path, algo, capsys):
+    assert run(tmp_path, "--algo", algo, iterations=2, every=1) == 0
+    row = pd.read_csv(folder(tmp_path, algo) / "result.csv").iloc[0]
+    assert (row.status, row.algo, row.n_tasks) == ("done", algo, 6)
+    assert row.accuracy > 1 / 3
+    no_effect = "the inner learning rate and steps have no effect" in capsys.readouterr().err
+    assert (row.adapted_parameters == 0) == no_effect == (algo == "protonet")
+
+
 def test_the_checkpoint_tested_is_the_best_on_meta_validation(tmp_path):
     run(tmp_path, "--meta-lr", "0.5", iterations=8, every=1)
     path = folder(tmp_path)
@@ -314,6 +324,7 @@ def test_too_little_memory_for_one_task_is_a_failed_run_with_advice(tmp_path, mo
         (["--ways", "2000"], "2000"),
         (["--queries", "30"], "30"),
         (["--algo", "anil", "--implicit"], "options of 'anil'"),
+        (["--algo", "protonet", "--first-order"], "Expected a strategy that --first-order changes, got 'protonet'"),
         (["--device", "cuda:7"], "--device"),
         (["--device", "abacus"], "--device"),
         (["--plugin", "missing.py"], "missing.py"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from metakm.data.cache import cache_folder
 from metakm.data.dataset import FewShotDataset
+from metakm.data.folder import load_folder
 from metakm.data.glyphs import load_glyphs
 from metakm.data.mini_imagenet import load_mini_imagenet
 from metakm.data.omniglot import load_omniglot
@@ -15,12 +16,14 @@ from metakm.data.splits import SPLITS
 from metakm.data.tiny_imagenet import load_tiny_imagenet
 from metakm.errors import UserError, unknown_name
 
-LOADERS: dict[str, Callable[[str, Sequence[Path]], FewShotDataset]] = {
+LOADERS: dict[str, Callable[..., FewShotDataset]] = {
+    "folder": load_folder,
     "glyphs": load_glyphs,
     "mini-imagenet": load_mini_imagenet,
     "omniglot": load_omniglot,
     "tiny-imagenet": load_tiny_imagenet,
 }
+RESIZED = frozenset({"folder"})
 
 
 def available_datasets() -> tuple[str, ...]:
@@ -28,21 +31,29 @@ def available_datasets() -> tuple[str, ...]:
     return tuple(sorted(LOADERS))
 
 
-def load_dataset(name: str, split: str = "train", root: str | Path | None = None) -> FewShotDataset:
+def load_dataset(
+    name: str, split: str = "train", root: str | Path | None = None, image_size: int = 0
+) -> FewShotDataset:
     """Load one split ("train", "val" or "test") of a dataset.
 
     Files are looked for under `root` if it is given, else under the METAKM_DATA folder, then under `data/` of the
     cache folder (METAKM_CACHE, or the user's cache folder of the platform). The first call decodes, later ones
-    read the cache.
+    read the cache. `image_size` is the side in pixels to which the images of "folder" are resized; 0 is its default.
     Raises UserError for an unknown name or split, and for data that are missing, damaged or not to be read.
     """
     if name not in LOADERS:
         raise unknown_name("dataset", name, LOADERS)
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
+    if image_size < 0 or (image_size and name not in RESIZED):
+        raise UserError(
+            f"Expected image_size 0 (the dataset's own) with {name}, got {image_size}; "
+            f"only {', '.join(sorted(RESIZED))} can be resized"
+        )
+    size = {"side": image_size} if image_size else {}
     roots = data_roots(root)
     try:
-        return LOADERS[name](split, roots)
+        return LOADERS[name](split, roots, **size)
     except OSError as error:
         raise UserError(
             f"Expected data that can be read under {', '.join(map(str, roots))}, got {error}; mend that, or choose "

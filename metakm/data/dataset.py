@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from metakm.data.splits import SPLITS, split_hash
 from metakm.errors import UserError, unknown_name
@@ -91,10 +92,75 @@ class FewShotDataset:
             split_hash=split_hash({split: [(n, int(c)) for n, c in zip(names, counts, strict=True)]}),
         )
 
+    @classmethod
+    def from_dataset(
+        cls, dataset: Any, *, name: str = "custom", split: str = "train", rotations: bool = False
+    ) -> FewShotDataset:
+        """Make a dataset of a `torch.utils.data.Dataset` with a length, whose items are pairs of image and label.
+
+        An image is a PIL image in mode "L" or "RGB", or a tensor or array `[C, H, W]` of uint8, or of floats in
+        [0, 1], which are rounded to multiples of 1/255; all have one size. A label is a number or a string. Reads every
+        item once, in order, and keeps all images in memory, a byte a value. For the rest see `from_arrays`.
+
+        Raises UserError for a dataset without a length, and for an item that does not fit, which it numbers.
+        """
+        try:
+            count = len(dataset)
+        except TypeError as error:
+            raise UserError(
+                f"Expected a dataset with a length, got {type(dataset).__name__}; make it a list"
+            ) from error
+        if count < 1:
+            raise UserError("Expected a dataset with at least one image, got an empty one")
+        pairs = [_pair(dataset[index], index) for index in range(count)]
+        first = pairs[0][0].shape
+        for index, (picture, _) in enumerate(pairs):
+            if picture.shape != first:
+                raise UserError(
+                    f"Expected images of one shape, got {list(first)} for item 0 and {list(picture.shape)} for item "
+                    f"{index}; resize them in the dataset's transform"
+                )
+        images, labels = np.stack([picture for picture, _ in pairs]), [label for _, label in pairs]
+        return cls.from_arrays(images, labels, name=name, split=split, rotations=rotations)
+
 
 def offsets_of(counts: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """Turn images per class `[n]` into the row at which each class begins, and the end: `[n + 1]`."""
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+
+
+def _pair(item: Any, index: int) -> tuple[npt.NDArray[np.uint8], Any]:
+    """The image as uint8 `[C, H, W]`, and the label as a plain number or string."""
+    try:
+        image, label = item
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"Expected pairs of image and label, got {type(item).__name__} for item {index}; wrap the dataset"
+        ) from error
+    if isinstance(image, Image.Image):
+        if image.mode not in ("L", "RGB"):
+            raise UserError(f'Expected images in mode "L" or "RGB", got {image.mode} for item {index}; convert them')
+        array = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
+    else:
+        array = np.asarray(image)
+    if array.ndim != 3 or array.shape[0] not in (1, 3) or array.size == 0:
+        raise UserError(
+            f"Expected images as [C, H, W] with 1 or 3 channels, got {list(array.shape)} for item {index}; channels "
+            "come first"
+        )
+    return _to_bytes(array, index), label.item() if hasattr(label, "item") else label
+
+
+def _to_bytes(array: npt.NDArray[Any], index: int) -> npt.NDArray[np.uint8]:
+    if array.dtype == np.uint8:
+        return np.asarray(array, np.uint8)
+    if not np.issubdtype(array.dtype, np.floating) or not (array.min() >= 0 and array.max() <= 1):
+        raise UserError(
+            f"Expected uint8 images, or floats from 0 to 1, got {array.dtype} from {array.min():g} to "
+            f"{array.max():g} for item {index}; leave normalisation out of the transform"
+        )
+    rounded: npt.NDArray[np.uint8] = np.rint(array * 255).astype(np.uint8)
+    return rounded
 
 
 def _check_images(images: npt.NDArray[np.uint8], rotations: bool) -> None:

@@ -183,7 +183,8 @@ class EpisodeSampler:
         least = int(self.dataset.counts.min())
         if self.shots + self.queries > least:
             raise UserError(
-                f"Expected shots + queries <= {least} (the smallest class of {named}), "
+                f"Expected shots + queries <= {least} (the smallest class of {named}: "
+                f"{self.dataset.class_names[int(self.dataset.counts.argmin())]}), "
                 f"got {self.shots} + {self.queries}; lower one of them"
             )
 

@@ -6,11 +6,12 @@ import contextlib
 import io
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from metakm.data.sources import Member, Read
 from metakm.errors import UserError
@@ -18,9 +19,10 @@ from metakm.errors import UserError
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 
 
-def decode(data: bytes, where: str, mode: str, side: int) -> npt.NDArray[np.uint8]:
+def decode(data: bytes, where: str, mode: str, side: int, upright: bool = False) -> npt.NDArray[np.uint8]:
     """Decode an image file, convert it to mode "L" or "RGB", resize it with LANCZOS: `[C, side, side]`.
 
+    With `upright` a camera's EXIF orientation is followed; the published datasets are read without.
     Raises UserError that names `where` if the bytes are not one whole opaque image of 8 bits a channel, of at most
     Pillow's `Image.MAX_IMAGE_PIXELS` pixels.
     """
@@ -29,7 +31,8 @@ def decode(data: bytes, where: str, mode: str, side: int) -> npt.NDArray[np.uint
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
                 _check(image, where)
-                small = image.convert(mode).resize((side, side), Image.Resampling.LANCZOS)
+                turned = ImageOps.exif_transpose(image) if upright else image
+                small = turned.convert(mode).resize((side, side), Image.Resampling.LANCZOS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"Expected an image of usual size, got {error} from {where}; make it smaller") from error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
@@ -51,7 +54,9 @@ def _check(image: Image.Image, where: str) -> None:
         raise UserError(f"Expected an opaque image, got transparent pixels from {where}; give it a background")
 
 
-def decode_classes(classes: Sequence[Sequence[Member]], mode: str, side: int) -> Iterator[npt.NDArray[np.uint8]]:
+def decode_classes(
+    classes: Sequence[Sequence[Member]], mode: str, side: int, upright: bool = False
+) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield `[count, C, side, side]` for each class. A source is opened once, and read member by member."""
     with contextlib.ExitStack() as stack:
         readers: dict[int, Read] = {}
@@ -61,5 +66,29 @@ def decode_classes(classes: Sequence[Sequence[Member]], mode: str, side: int) ->
                 key = id(member.source)
                 if key not in readers:
                     readers[key] = stack.enter_context(member.source.opened())
-                arrays.append(decode(readers[key](member.name), member.where, mode, side))
+                arrays.append(decode(readers[key](member.name), member.where, mode, side, upright))
             yield np.stack(arrays)
+
+
+def read_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    """Read image files as a strategy trained on images of `image_shape` (C, H, W) expects them: uint8 `[n, C, H, W]`.
+
+    Grey for one channel, RGB for three; upright by EXIF orientation, resized to the square by LANCZOS.
+
+    Raises UserError for an image that cannot be read, which it names, and for a shape that is no square.
+    """
+    channels, height, width = image_shape
+    if channels not in (1, 3) or height != width:
+        raise UserError(f"Expected an image shape of 1 or 3 channels and a square, got {image_shape}; resize by hand")
+    files = [Path(path) for path in paths]
+    if not files:
+        raise UserError("Expected at least one image file, got none; pass their paths")
+    mode = "L" if channels == 1 else "RGB"
+    return np.stack([decode(_read(file), str(file), mode, height, upright=True) for file in files])
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"Expected a readable file, got {error}; check the path") from error

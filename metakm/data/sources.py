@@ -1,13 +1,15 @@
-"""Where image files come from: a zip archive, read in memory and never extracted, or a folder."""
+"""Where image files come from: a zip or tar.xz archive, read in memory and never extracted, or a folder."""
 
 from __future__ import annotations
 
 import abc
 import contextlib
 import hashlib
+import io
 import json
 import lzma
 import os
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -88,6 +90,42 @@ class ZipSource(Source):
             raise _unreadable(str(self.path), error) from error
 
 
+class TarSource(Source):
+    """The members of a tar.xz archive. It is unpacked in memory as a whole: xz cannot be read from the middle."""
+
+    def names(self) -> list[str]:
+        """List the members that are files."""
+        with self._archive() as archive:
+            return sorted(member.name for member in archive.getmembers() if member.isfile())
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Read]:
+        """Keep the unpacked archive in memory; xz checks it as a whole."""
+        with self._archive() as archive:
+            members = {member.name: member for member in archive}  # tarfile's own look-up searches from the end
+
+            def read(name: str) -> bytes:
+                try:
+                    file = archive.extractfile(members[name])
+                    if file is None:
+                        raise KeyError("not a file")
+                    return file.read()
+                except (tarfile.TarError, OSError, EOFError, KeyError) as error:
+                    raise _unreadable(f"{self.path}: {name}", error) from error
+
+            yield read
+
+    def stamps(self) -> list[tuple[str, int, int]]:
+        """The archive's own name, size and time."""
+        return [_stamp(self.path, self.path.name)]
+
+    def _archive(self) -> tarfile.TarFile:
+        try:
+            return tarfile.open(fileobj=io.BytesIO(lzma.decompress(self.path.read_bytes())))
+        except (tarfile.TarError, lzma.LZMAError, OSError, EOFError) as error:
+            raise _unreadable(str(self.path), error) from error
+
+
 class FolderSource(Source):
     """The files below a folder; their names begin with the folder's own name, as in an archive of it."""
 
@@ -123,6 +161,9 @@ class FolderSource(Source):
         return sorted(found)
 
 
+_ARCHIVES: dict[str, type[Source]] = {".zip": ZipSource, ".tar.xz": TarSource}
+
+
 def fingerprint(version: str, sources: Iterable[Source], files: Iterable[Path] = ()) -> str:
     """Hash the stamps of sources and single files, and the version of the code that decodes: 16 hex digits."""
     stamps = [source.stamps() for source in sources] + [[_stamp(path, path.name)] for path in files]
@@ -130,14 +171,15 @@ def fingerprint(version: str, sources: Iterable[Source], files: Iterable[Path] =
 
 
 def find_source(folders: Iterable[Path], names: Iterable[str]) -> Source | None:
-    """Find the first folder that holds one of the names: a `.zip` file or a folder. None if there is none."""
+    """Find the first folder that holds one of the names: a `.zip`, a `.tar.xz` or a folder. None if there is none."""
     wanted = list(names)
     for folder in folders:
         for name in wanted:
             path = folder / name
-            if name.endswith(".zip") and path.is_file():
-                return ZipSource(path)
-            if not name.endswith(".zip") and path.is_dir():
+            archive = next((kind for suffix, kind in _ARCHIVES.items() if name.endswith(suffix)), None)
+            if archive is not None and path.is_file():
+                return archive(path)
+            if archive is None and path.is_dir():
                 return FolderSource(path)
     return None
 

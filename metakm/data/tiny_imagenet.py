@@ -35,6 +35,13 @@ def load_tiny_imagenet(split: str, roots: Sequence[Path]) -> FewShotDataset:
     `tiny-imagenet-100.zip` or the extracted folder `tiny-imagenet-200/`.
     Raises UserError if the data are missing, damaged or incomplete.
     """
+    source = find_tiny_imagenet(roots)
+    entry = Entry("tiny-imagenet", split, rotations=False, fingerprint=fingerprint(VERSION, [source]))
+    return cached(entry, lambda: _plan(split, source))
+
+
+def find_tiny_imagenet(roots: Sequence[Path]) -> Source:
+    """The archive or folder of the data; raises UserError if there is none."""
     folders = [root / sub for root in roots for sub in ("tiny-imagenet", ".")]
     source = find_source(folders, NAMES)
     if source is None:
@@ -43,8 +50,7 @@ def load_tiny_imagenet(split: str, roots: Sequence[Path]) -> FewShotDataset:
             folders,
             "fetch http://cs231n.stanford.edu/tiny-imagenet-200.zip and set METAKM_DATA to its folder",
         )
-    entry = Entry("tiny-imagenet", split, rotations=False, fingerprint=fingerprint(VERSION, [source]))
-    return cached(entry, lambda: _plan(split, source))
+    return source
 
 
 def split_classes() -> dict[str, list[str]]:
@@ -55,7 +61,7 @@ def split_classes() -> dict[str, list[str]]:
 
 
 def _plan(split: str, source: Source) -> Plan:
-    divided, members = split_classes(), _members(source)
+    divided, members = split_classes(), members_by_class(source)
     for name in (name for names in divided.values() for name in names):
         if len(members.get(name, ())) != PER_CLASS:
             raise UserError(
@@ -67,7 +73,7 @@ def _plan(split: str, source: Source) -> Plan:
     return Plan(classes, (3, SIDE, SIDE), lambda: decode_classes(wanted, "RGB", SIDE))
 
 
-def _members(source: Source) -> dict[str, list[Member]]:
+def members_by_class(source: Source) -> dict[str, list[Member]]:
     """Collect the images of every class: training images by name, then validation images by name."""
     names = source.names()
     found: dict[str, list[Member]] = {}

@@ -64,6 +64,7 @@ class Conv4(nn.Module):
                 f"Expected images of at least 16x16 to pool four times, got {image_size}x{image_size}; "
                 'use downsample="stride"'
             )
+        self.in_channels = in_channels
         channels = [in_channels, filters, filters, filters]
         self.blocks = nn.ModuleList(ConvBlock(c, filters, downsample, bn_mode) for c in channels)
         self.spatial_mean = downsample == "stride"
@@ -71,7 +72,7 @@ class Conv4(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        x = join_tasks(images) if images.dim() == 5 else images  # [n, T*C, H, W]
+        x = join_tasks(images, self.in_channels) if images.dim() == 5 else images  # [n, T*C, H, W]
         for block in self.blocks:
             x = block(x)
         tasks = images.shape[0] if images.dim() == 5 else 1

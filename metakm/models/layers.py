@@ -26,9 +26,15 @@ from metakm.models.normalisation import batch_norm_relu
 BatchNormMode = Literal["transductive", "support", "running", "frozen"]
 
 
-def join_tasks(images: Tensor) -> Tensor:
-    """`[T, n, C, H, W]` to the layers' layout `[n, T*C, H, W]`."""
-    tasks, n, channels, height, width = images.shape
+def join_tasks(images: Tensor, channels: int) -> Tensor:
+    """`[T, n, C, H, W]` to the layers' layout `[n, T*C, H, W]`.
+
+    Raises:
+        UserError: C is not `channels`; the layers would take the excess for further tasks.
+    """
+    tasks, n, found, height, width = images.shape
+    if found != channels:
+        raise UserError(f"Expected images of {channels} channels, got {found}; convert them, or build another backbone")
     joined = images.transpose(0, 1).reshape(n, tasks * channels, height, width)
     return joined.contiguous(memory_format=torch.channels_last)
 

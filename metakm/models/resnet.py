@@ -2,32 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metakm.errors import UserError
+from metakm.errors import UserError, unknown_name
 from metakm.models.layers import BatchNorm2d, BatchNormMode, Conv2d, join_tasks, split_tasks
+
+Shortcut = Literal["padding", "projection"]
+
+
+class Layers(NamedTuple):
+    """The layers that a network is built of."""
+
+    conv: type[nn.Conv2d]
+    norm: Callable[[int], nn.Module]
+
+
+def task_layers(bn_mode: BatchNormMode) -> Layers:
+    """Layers whose weights may carry a task axis, for meta-learning."""
+    return Layers(Conv2d, lambda channels: BatchNorm2d(channels, bn_mode))
+
+
+PLAIN = Layers(nn.Conv2d, nn.BatchNorm2d)
+"""torch's own layers, for ordinary supervised training: no task axis, running statistics, faster."""
 
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut; `[n, T*C, H, W]` to `[n, T*F, H/stride, W/stride]`."""
 
-    def __init__(self, in_channels: int, filters: int, stride: int, bn_mode: BatchNormMode) -> None:
+    def __init__(self, in_channels: int, filters: int, stride: int, layers: Layers, shortcut: Shortcut) -> None:
         super().__init__()
-        self.conv1 = Conv2d(in_channels, filters, 3, stride=stride, padding=1, bias=False)
-        self.norm1 = BatchNorm2d(filters, bn_mode)
-        self.conv2 = Conv2d(filters, filters, 3, padding=1, bias=False)
-        self.norm2 = BatchNorm2d(filters, bn_mode)
+        self.conv1 = layers.conv(in_channels, filters, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = layers.norm(filters)
+        self.conv2 = layers.conv(filters, filters, 3, padding=1, bias=False)
+        self.norm2 = layers.norm(filters)
         self.in_channels, self.filters, self.stride = in_channels, filters, stride
+        self.projection: nn.Module | None = None
+        if shortcut == "projection" and (stride > 1 or in_channels != filters):
+            conv = layers.conv(in_channels, filters, 1, stride=stride, bias=False)
+            self.projection = nn.Sequential(conv, layers.norm(filters))
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        residual = self.norm2(self.conv2(self.norm1(self.conv1(x), relu=True)))
+        residual = self.norm2(self.conv2(_rectified(self.norm1, self.conv1(x))))
         return torch.relu(residual + self._shortcut(x))
 
     def _shortcut(self, x: Tensor) -> Tensor:
-        """Option A: every `stride`-th pixel, missing channels filled with zeros, half on either side."""
+        """Option A: every `stride`-th pixel, missing channels filled with zeros, half on either side.
+
+        With a projection (option B): a strided 1x1 convolution and a norm.
+        """
+        if self.projection is not None:
+            projected: Tensor = self.projection(x)
+            return projected
         if self.stride == 1 and self.in_channels == self.filters:
             return x
         x = x[:, :, :: self.stride, :: self.stride]
@@ -37,25 +68,51 @@ class BasicBlock(nn.Module):
         return F.pad(by_task, (0, 0, 0, 0, before, after)).flatten(1, 2)  # [n, T*F, h, w]
 
 
+def _rectified(norm: nn.Module, x: Tensor) -> Tensor:
+    """ReLU of the norm of x, as one function where the layer has one."""
+    rectified: Tensor = norm(x, relu=True) if isinstance(norm, BatchNorm2d) else torch.relu(norm(x))
+    return rectified
+
+
 class CifarResNet(nn.Module):
-    """ResNet-20, -32, -44, ... for small images; `[T, n, C, H, W]` to `[T, n, 64]`, `[n, C, H, W]` to `[n, 64]`.
+    """ResNet-20, -32, -44, ... for small images; `[T, n, C, H, W]` to `[T, n, 4*width]`, `[n, C, H, W]` to `[n, ...]`.
+
+    Args:
+        bn_mode: where batch statistics come from; not used with `layers`.
+        width: channels of the first stage; the second and third have two and four times as many.
+        shortcut: where the shape changes: `padding` is option A, without parameters; `projection` is option B.
+        layers: what to build of, for example `PLAIN`; None: layers whose weights may carry a task axis.
 
     Raises:
-        UserError: `depth` is not 6n + 2.
+        UserError: `depth` is not 6n + 2, `width` below 1, or an unknown shortcut.
     """
 
-    def __init__(self, depth: int = 32, in_channels: int = 3, bn_mode: BatchNormMode = "transductive") -> None:
+    def __init__(
+        self,
+        depth: int = 32,
+        in_channels: int = 3,
+        bn_mode: BatchNormMode = "transductive",
+        *,
+        width: int = 16,
+        shortcut: Shortcut = "padding",
+        layers: Layers | None = None,
+    ) -> None:
         super().__init__()
+        if shortcut not in get_args(Shortcut):
+            raise unknown_name("shortcut", shortcut, get_args(Shortcut))
+        if width < 1:
+            raise UserError(f"Expected a width of at least 1, got {width}; the published networks have 16")
         if depth < 8 or (depth - 2) % 6:
             raise UserError(f"Expected a depth of 6n + 2 (8, 14, 20, 32, ...), got {depth}; choose one of these")
-        widths = [16, 32, 64]
-        self.conv = Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
-        self.norm = BatchNorm2d(widths[0], bn_mode)
+        self.in_channels = in_channels
+        widths, layers = [width, 2 * width, 4 * width], layers or task_layers(bn_mode)
+        self.conv = layers.conv(in_channels, width, 3, padding=1, bias=False)
+        self.norm = layers.norm(width)
         blocks, channels = [], widths[0]
         for stage, filters in enumerate(widths):
             for position in range((depth - 2) // 6):
                 stride = 2 if stage > 0 and position == 0 else 1
-                blocks.append(BasicBlock(channels, filters, stride, bn_mode))
+                blocks.append(BasicBlock(channels, filters, stride, layers, shortcut))
                 channels = filters
         self.blocks = nn.ModuleList(blocks)
         self.out_features = channels
@@ -65,8 +122,8 @@ class CifarResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        x = join_tasks(images) if images.dim() == 5 else images  # [n, T*C, H, W]
-        x = self.norm(self.conv(x), relu=True)
+        x = join_tasks(images, self.in_channels) if images.dim() == 5 else images  # [n, T*C, H, W]
+        x = _rectified(self.norm, self.conv(x))
         for block in self.blocks:
             x = block(x)
         tasks = images.shape[0] if images.dim() == 5 else 1

@@ -82,13 +82,13 @@ def _read_run(path: Path, name: str) -> RecordedRun:
 
 
 def _read_row(path: Path) -> ResultRow:
-    lines = _read_csv(path)
+    lines = read_csv(path)
     if len(lines) != 1:
         raise UserError(f"Expected one row, got {len(lines)}; give each run its own folder")
     return ResultRow.from_cells(lines[0])
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
+def read_csv(path: Path) -> list[dict[str, str]]:
     """The lines of a CSV file below its header, as the text of each column."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -165,7 +165,7 @@ def _read_tasks(path: Path, row: ResultRow) -> npt.NDArray[np.float64] | None:
     """Accuracies `[n_tasks]` in the order of the episodes, checked against the row."""
     if row.status != "done" or not path.exists():
         return None
-    lines = _read_csv(path)
+    lines = read_csv(path)
     try:
         episodes = [int(line["episode"]) for line in lines]
         accuracies = np.array([float(line["accuracy"]) for line in lines])

@@ -19,7 +19,7 @@ class CurvePoint(NamedTuple):
     train_loss: float | None
     train_accuracy: float | None
     val_accuracy: float
-    seconds: float  # of meta-training so far
+    seconds: float  # of training so far
 
     @classmethod
     def checked(cls, values: Any) -> CurvePoint:
@@ -51,8 +51,8 @@ def read_curve(path: Path) -> list[CurvePoint]:
     return [CurvePoint(*point) for point in filled.itertuples(index=False)]
 
 
-def curve_png(points: Sequence[CurvePoint], title: str) -> bytes:
-    """Accuracy in meta-training and meta-validation by iteration, as a PNG file's bytes."""
+def curve_png(points: Sequence[CurvePoint], title: str, stage: str = "meta-") -> bytes:
+    """Accuracy in training and validation by iteration, as a PNG file's bytes; `stage` stands before these words."""
     from matplotlib.figure import Figure  # slow to import, needed once a run
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -60,8 +60,8 @@ def curve_png(points: Sequence[CurvePoint], title: str) -> bytes:
     iterations = [p.iteration for p in points]
     trained = [(p.iteration, p.train_accuracy) for p in points if p.train_accuracy is not None]
     if trained:
-        axes.plot(*zip(*trained, strict=True), label="meta-train", color="#999999")
-    axes.plot(iterations, [p.val_accuracy for p in points], label="meta-validation", marker="o", markersize=3)
+        axes.plot(*zip(*trained, strict=True), label=f"{stage}train", color="#999999")
+    axes.plot(iterations, [p.val_accuracy for p in points], label=f"{stage}validation", marker="o", markersize=3)
     axes.set(xlabel="iteration", ylabel="accuracy", title=title, ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,30 @@ from metakm.errors import UserError
 from metakm.files import replacing, write_text
 from metakm.lock import Lock
 from metakm.results.curve import CurvePoint, curve_csv, curve_png
-from metakm.results.row import COLUMNS, ResultRow
+from metakm.results.row import CsvRow, ResultRow
 
 
 class RunFolder:
-    """`<out>/<dataset>-<ways>w<shots>s/<algo>/seed<k>/`.
+    """`<out>/<dataset>-<ways>w<shots>s/<algo>/seed<k>/`, or `<out>/<experiment>/<method>/seed<k>/`.
 
-    It holds config.json, curve.csv, curve.png, tasks.csv, checkpoint.pt and result.csv, and while a run has claimed it
-    run.lock.
+    It holds config.json, curve.csv, curve.png, checkpoint.pt, the row in `result`, and the files of its kind of run;
+    and run.lock while a process works in it.
+
+    Args:
+        row: the kind of row that the run writes.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, row: type[CsvRow] = ResultRow) -> None:
+        self.path, self.row = path, row
         self.checkpoint = path / "checkpoint.pt"
-        self.result = path / "result.csv"
+        self.result = path / row.FILE
         self.lock = Lock(path / "run.lock")
 
-    def claim(self) -> None:
-        """Make the folder, check that it can be written, and keep other processes out until `release`.
+    @contextlib.contextmanager
+    def opening(self) -> Iterator[None]:
+        """Make the folder, check that it can be written, and keep other processes out.
+
+        They are let in again when the block raises, else by `release`.
 
         Raises:
             UserError: it cannot be written.
@@ -49,6 +56,11 @@ class RunFolder:
                 f"Expected to write to {self.path}, got {error.strerror or error}; choose another --out"
             ) from error
         self.lock.acquire()
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Let other processes in."""
@@ -59,9 +71,37 @@ class RunFolder:
         """Whether an earlier run has left its checkpoint or result here."""
         return self.checkpoint.exists() or self.result.exists()
 
+    def earlier(self, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+        """Make sure that an earlier run in here is to be gone on with or replaced; with `overwrite`, remove it.
+
+        Returns the row of a finished run that is resumed, else None; a checkpoint that is there is to be loaded.
+
+        Raises:
+            UserError: there is an earlier run and neither is wanted, or it has a finished result without the
+                checkpoint that could be resumed.
+        """
+        row = self.read_row()
+        if overwrite:
+            self.clear()
+            return None
+        if self.used and not resume:
+            raise UserError(
+                f"Expected an unused run folder, got {self.path}, which has an earlier run; add --resume to "
+                "continue it, --overwrite to replace it, or choose another --out"
+            )
+        if row is None or row["status"] != "done":
+            return None
+        if not self.checkpoint.exists():
+            raise UserError(
+                f"Expected a checkpoint to resume, got {self.path} with a finished result and none; add "
+                "--overwrite to replace it, or choose another --out"
+            )
+        return row
+
     def clear(self) -> None:
         """Remove the files of an earlier run, and nothing else."""
-        for name in ("result.csv", "tasks.csv", "curve.csv", "curve.png", "checkpoint.pt", "config.json"):
+        others = ("tasks.csv", "pack.safetensors", "curve.csv", "curve.png", "checkpoint.pt", "config.json")
+        for name in (self.result.name, *others):
             (self.path / name).unlink(missing_ok=True)
 
     def write_config(self, values: dict[str, Any]) -> None:
@@ -72,31 +112,31 @@ class RunFolder:
         """curve.csv."""
         write_text(self.path / "curve.csv", curve_csv(points))
 
-    def write_picture(self, points: Sequence[CurvePoint], title: str) -> None:
+    def write_picture(self, points: Sequence[CurvePoint], title: str, stage: str = "meta-") -> None:
         """curve.png."""
         with replacing(self.path / "curve.png") as file:
-            file.write(curve_png(points, title))
+            file.write(curve_png(points, title, stage))
 
     def write_tasks(self, accuracies: npt.NDArray[np.float64]) -> None:
         """tasks.csv: the accuracy `[n]` of each meta-test task with its episode index."""
         table = pd.DataFrame({"episode": np.arange(len(accuracies)), "accuracy": accuracies})
         write_text(self.path / "tasks.csv", table.to_csv(index=False))
 
-    def write_row(self, row: ResultRow) -> None:
-        """result.csv."""
+    def write_row(self, row: CsvRow) -> None:
+        """The row's file."""
         write_text(self.result, row.to_csv())
 
     def read_row(self) -> dict[str, Any] | None:
-        """The row of an earlier run in result.csv as JSON values; None where there is none that can be read."""
+        """The row of an earlier run as JSON values; None where there is none that can be read."""
         try:
             table = pd.read_csv(self.result)
         except (OSError, ValueError):
             return None
-        if len(table) != 1 or tuple(table.columns) != COLUMNS:
+        if len(table) != 1 or tuple(table.columns) != self.row.columns():
             return None
         values = table.astype(object).iloc[0]  # one by one, so that a number keeps its own type
         row = {str(name): None if pd.isna(value) else value for name, value in values.items()}
-        measured = (row["accuracy"], row["ci95"])
+        measured = [row[name] for name in self.row.FINISHED]
         if row["status"] == "done" and not all(isinstance(v, float) and math.isfinite(v) for v in measured):
             return None
         return row

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from metakm.results.blocks import Table
@@ -32,13 +32,24 @@ def render_comparisons(
     return _layouts[form](layout_comparisons(comparisons, refused, table))
 
 
+def render_layout(layout: Layout, form: Format = "table") -> str:
+    """A layout of another table than III; as CSV or JSON, the texts of its grids."""
+    if form in _records:
+        found = [{"table": g.title, **dict(zip(g.header, line, strict=True))} for g in layout.grids for line in g.lines]
+        if form == "json":
+            return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+        columns = dict.fromkeys(name for record in found for name in record)
+        return _csv_of(found, tuple(columns))
+    return _layouts[form](layout)
+
+
 def _text(layout: Layout) -> str:
     parts = [*map(_text_grid, layout.grids), *map(_list, layout.listings)]
     return "\n".join(parts).replace("±", "+-")
 
 
 def _text_grid(grid: Grid) -> str:
-    lines = [grid.header, *grid.lines]
+    lines = [[text.replace("±", "+-") for text in line] for line in (grid.header, *grid.lines)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(grid.header))]
     padded = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
@@ -104,11 +115,14 @@ def _latex_grid(grid: Grid) -> str:
 
 
 def _csv(records: Records) -> str:
+    return _csv_of([{"kind": kind, **record} for kind, found in records.items() for record in found], COLUMNS)
+
+
+def _csv_of(records: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()
-    for kind, found in records.items():
-        writer.writerows({"kind": kind, **record} for record in found)
+    writer.writerows(records)
     return buffer.getvalue()
 
 

@@ -5,19 +5,64 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args, get_type_hints
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
 
 import pandas as pd
 
 from metakm.errors import UserError, unknown_name
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 Status = Literal["running", "interrupted", "failed", "done"]
 
 
+class CsvRow:
+    """A frozen dataclass whose fields are the columns of a table: int, str, bool, or float, with None for a gap.
+
+    FILE: name of a run's file of one row; FINISHED: the numbers that a finished run must have.
+    """
+
+    FILE: ClassVar[str]
+    FINISHED: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def columns(cls) -> tuple[str, ...]:
+        """The columns, in order."""
+        return tuple(field.name for field in fields(cls))  # type: ignore[arg-type]
+
+    def to_csv(self) -> str:
+        """Header and row."""
+        buffer = io.StringIO()
+        values = {name: getattr(self, name) for name in self.columns()}
+        pd.DataFrame([values], columns=list(values)).to_csv(buffer, index=False)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_cells(cls, cells: Mapping[str, str]) -> Self:
+        """Inverse of `to_csv` for one line, given as the text of each column.
+
+        Raises:
+            UserError: a missing or unknown column, or a text that is no value of the column's type.
+        """
+        columns = cls.columns()
+        for name in cells:
+            if name not in columns:
+                raise UserError(f"Expected the columns of a run's row, got {name!r}; is the file another program's?")
+        for name in columns:
+            if name not in cells:
+                raise UserError(f"Expected a column {name!r}, got none; is this the row of a run?")
+        hints = get_type_hints(cls)
+        return cls(**{name: _value(name, cells[name], hints[name]) for name in columns})
+
+
 @dataclass(frozen=True, kw_only=True)
-class ResultRow:
+class ResultRow(CsvRow):
     """One run. Accuracies are fractions; None is a number that was not measured, an empty cell in the file."""
+
+    FILE: ClassVar[str] = "result.csv"
+    FINISHED: ClassVar[tuple[str, ...]] = ("accuracy", "ci95")
 
     run_id: str
     status: Status
@@ -55,30 +100,8 @@ class ResultRow:
     episodes_hash: str  # of the meta-test episodes
     started_at: str  # UTC, ISO 8601
 
-    def to_csv(self) -> str:
-        """Header and row."""
-        buffer = io.StringIO()
-        pd.DataFrame([asdict(self)], columns=list(COLUMNS)).to_csv(buffer, index=False)
-        return buffer.getvalue()
 
-    @classmethod
-    def from_cells(cls, cells: Mapping[str, str]) -> ResultRow:
-        """Inverse of `to_csv` for one line, given as the text of each column.
-
-        Raises:
-            UserError: a missing or unknown column, or a text that is no value of the column's type.
-        """
-        for name in cells:
-            if name not in COLUMNS:
-                raise UserError(f"Expected the columns of a run's row, got {name!r}; is the file another program's?")
-        for name in COLUMNS:
-            if name not in cells:
-                raise UserError(f"Expected a column {name!r}, got none; is this the row of a run?")
-        hints = get_type_hints(cls)
-        return cls(**{name: _value(name, cells[name], hints[name]) for name in COLUMNS})
-
-
-COLUMNS = tuple(field.name for field in fields(ResultRow))
+COLUMNS = ResultRow.columns()
 
 
 def _value(name: str, text: str, hint: Any) -> Any:
@@ -86,7 +109,7 @@ def _value(name: str, text: str, hint: Any) -> Any:
     try:
         if text == "" and type(None) in get_args(hint):
             return None
-        if hint is int:
+        if int in (hint, *get_args(hint)):
             return int(text)
         if hint is bool:
             return {"True": True, "False": False}[text]

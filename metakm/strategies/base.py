@@ -2,15 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from metakm.errors import UserError
-from metakm.models.layers import BatchNorm2d, BatchNormMode, Linear, tracking_statistics
+from metakm.models.layers import BatchNorm2d, BatchNormMode, Linear, statistics_from, tracking_statistics
 from metakm.modulation.norms import is_norm
+
+InnerLR = float | Sequence[Tensor]
+
+
+class EpisodeBatch(Protocol):
+    """T episodes; see `metakm.data.Episodes`."""
+
+    @property
+    def support_images(self) -> Tensor:
+        """`[T, N*K, C, H, W]`."""
+
+    @property
+    def support_labels(self) -> Tensor:
+        """`[T, N*K]`, in 0..N-1."""
+
+    @property
+    def query_images(self) -> Tensor:
+        """`[T, N*Q, C, H, W]`."""
+
+    @property
+    def query_labels(self) -> Tensor:
+        """`[T, N*Q]`, in 0..N-1."""
+
+
+class InnerLoop(Protocol):
+    """What a strategy may ask of the inner loop; `metakm.inner_loop.GradientDescent` is it."""
+
+    @property
+    def rates(self) -> Sequence[float | Tensor]:
+        """The inner learning rate of each adapted parameter."""
+
+    def descend(
+        self, *batches: tuple[Tensor, Tensor], factors: Iterable[Tensor] | None = None, graph: bool = True
+    ) -> nn.Module:
+        """`adapted` after all inner steps, each parameter `[T, ...]`.
+
+        Args:
+            batches: pairs of what `encode` returned and labels `[T, n]`; the steps take them in turn.
+            factors: one for each adapted parameter, of its shape or broadcast against it: multiplies its inner rate.
+            graph: False forgets how the result came about; memory then does not grow with the number of steps.
+        """
 
 
 class Strategy(nn.Module):
@@ -19,11 +62,13 @@ class Strategy(nn.Module):
     The inner loop updates a copy of `adapted` for each task, with a leading task axis on every parameter; all other
     parameters are learned by the outer loop alone and get their meta-gradient through the graph.
 
-    A strategy sets `adapted` in its constructor (`__init__(self, backbone, ways, **options)`) and may override
-    `encode`. It knows nothing of data or files.
+    A strategy sets `adapted` in its constructor (`__init__(self, backbone, ways, **options)`), defines `predict` and
+    may override `encode`, `adapt` and `outer_loss`. It knows nothing of data or files.
     """
 
     adapted: nn.Module
+    variants: ClassVar[frozenset[str]] = frozenset({"first_order", "learn_inner_lr"})
+    """The options of a run that change this strategy; the others are refused rather than ignored."""
 
     def encode(self, images: Tensor) -> Tensor:
         """All that does not depend on `adapted`, once per batch of episodes.
@@ -33,18 +78,51 @@ class Strategy(nn.Module):
         """
         return images
 
-    def predict(self, adapted: nn.Module, encoded: Tensor) -> Tensor:
+    def predict(self, adapted: Any, encoded: Tensor) -> Tensor:
         """Logits `[T, n, N]`.
 
         Args:
-            adapted: `self.adapted`, or a copy of it whose parameters carry a leading task axis.
+            adapted: `self.adapted`, or what `adapt` returned: by default a copy of it whose parameters carry a leading
+                task axis.
             encoded: what `encode` returned.
         """
         del adapted, encoded
         raise UserError(f"Expected {type(self).__qualname__} to define predict(self, adapted, encoded); add it")
 
+    def adapt(self, inner: InnerLoop, encoded: Tensor, labels: Tensor) -> Any:
+        """What `predict` needs to know of each task: by default `adapted` after gradient descent on the support loss.
+
+        Args:
+            encoded: what `encode` returned for the support images.
+            labels: `[T, N*K]`.
+        """
+        return inner.descend((encoded, labels))
+
+    def outer_loss(self, inner: InnerLoop, episodes: EpisodeBatch) -> tuple[Tensor, Tensor]:
+        """What the outer loop descends on, a scalar, and the query logits `[T, N*Q, N]`.
+
+        By default the mean query cross-entropy after adaptation (Finn et al. 2017, Eq. 1).
+        """
+        adapted = self.adapt(inner, self.encode(episodes.support_images), episodes.support_labels)
+        logits = self.query_logits(adapted, episodes.support_images, episodes.query_images)
+        return cross_entropy(logits, episodes.query_labels).mean(), logits
+
+    def query_logits(self, adapted: Any, support_images: Tensor, query_images: Tensor) -> Tensor:
+        """Logits `[T, n, N]` of the query images; layers of `bn_mode="support"` take their statistics from the support.
+
+        Args:
+            support_images: `[T, N*K, C, H, W]`.
+            query_images: `[T, n, C, H, W]`.
+        """
+        if "support" not in self.bn_modes:
+            return self.predict(adapted, self.encode(query_images))
+        reference = support_images.shape[1]
+        images = torch.cat([support_images, query_images], dim=1)  # [T, N*K + n, C, H, W]
+        with statistics_from(reference):
+            return self.predict(adapted, self.encode(images))[:, reference:]
+
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[T, n, N]` of the strategy before any adaptation."""
+        """Logits `[T, n, N]` before any adaptation; overridden where there are none without a support set."""
         return self.predict(self.adapted, self.encode(images))
 
     @torch.no_grad()
@@ -64,6 +142,11 @@ class Strategy(nn.Module):
             sum(p.numel() for p in self.adapted.parameters()),
             sum(p.numel() for p in self.parameters()),
         )
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of each task, `[T]`, from logits `[T, n, N]` and labels `[T, n]`."""
+    return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(dim=1)
 
 
 class Classifier(nn.Module):

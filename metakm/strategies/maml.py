@@ -8,24 +8,16 @@ adapts them too.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from metakm.strategies.base import Classifier, SharedParameters, Strategy, call_with, is_norm_affine
+from metakm.strategies.base import is_norm_affine
+from metakm.strategies.direct import DirectStrategy
 from metakm.strategies.registry import register_strategy
 
 
 @register_strategy("maml")
-class MAML(Strategy):
+class MAML(DirectStrategy):
     """`adapted` = the network, its norm affine only with `implicit`."""
 
     def __init__(self, backbone: nn.Module, ways: int, implicit: bool = False) -> None:
-        super().__init__()
-        self.network = Classifier(backbone, ways)
-        names = [name for name, _ in self.network.named_parameters()]
-        self.adapted = SharedParameters(
-            self.network, [name for name in names if implicit or not is_norm_affine(self.network, name)]
-        )
-
-    def predict(self, adapted: nn.Module, encoded: Tensor) -> Tensor:
-        """See `Strategy`."""
-        return call_with(self.network, adapted(), encoded)
+        super().__init__(backbone, ways, lambda network, name: implicit or not is_norm_affine(network, name))

@@ -1,7 +1,11 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torchvision
+from PIL import Image
 
 from metakm.data import FewShotDataset
 from metakm.errors import UserError
@@ -80,3 +84,68 @@ def test_classes_must_cover_the_images(change: dict[str, object], said: str) -> 
     good = FewShotDataset.from_arrays(IMAGES, [0, 0, 0, 1, 1])
     with pytest.raises(UserError, match=said):
         dataclasses.replace(good, **change)
+
+
+class Items:
+    """A map-style dataset of the pairs it is given."""
+
+    def __init__(self, *pairs: object) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> object:
+        return self.pairs[index]
+
+
+def test_from_dataset_takes_tensors_arrays_and_pictures_alike() -> None:
+    byte = np.array([[[0, 51], [102, 255]]] * 3, np.uint8)  # [3, 2, 2]
+    same = Items(
+        (torch.from_numpy(byte), torch.tensor(1)),
+        (byte, np.int64(0)),
+        (byte / 255, 1),
+        (torch.from_numpy(byte).float() / 255, 0),
+        (Image.fromarray(byte.transpose(1, 2, 0)), 1),
+    )
+    made = FewShotDataset.from_dataset(same, name="mine", split="val")
+    assert (made.name, made.split, made.class_names, made.counts.tolist()) == ("mine", "val", ("0", "1"), [2, 3])
+    assert (made.images == byte).all()
+    grey = FewShotDataset.from_dataset(Items((Image.fromarray(byte[0]), "b"), (Image.fromarray(byte[0]), "a")))
+    assert grey.image_shape == (1, 2, 2)
+    assert grey.class_names == ("a", "b")
+
+
+def test_from_dataset_takes_a_torchvision_dataset(tmp_path: Path) -> None:
+    for name, level in (("crow", 10), ("jay", 200)):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (6, 6), (level, 0, 0)).save(tmp_path / name / "a.png")
+    found = torchvision.datasets.ImageFolder(str(tmp_path), transform=torchvision.transforms.ToTensor())
+    made = FewShotDataset.from_dataset(found)
+    assert made.image_shape == (3, 6, 6)
+    assert made.images[:, 0, 0, 0].tolist() == [10, 200]
+
+
+GOOD = (np.zeros((1, 2, 2), np.uint8), 0)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "said"),
+    [
+        (iter([GOOD]), "a dataset with a length, got list_iterator"),
+        (Items(), "at least one image"),
+        (Items(GOOD, 3), "pairs of image and label, got int for item 1"),
+        (Items(GOOD, (GOOD[0],)), "pairs of image and label, got tuple for item 1"),
+        (Items(GOOD, (np.zeros((1, 2, 3), np.uint8), 0)), r"one shape, got \[1, 2, 2\] for item 0 and \[1, 2, 3\]"),
+        (Items((np.zeros((2, 2, 3), np.uint8), 0)), r"with 1 or 3 channels, got \[2, 2, 3\] for item 0; channels come"),
+        (Items((np.zeros((2, 2), np.uint8), 0)), r"got \[2, 2\] for item 0"),
+        (Items((np.zeros((3, 0, 2), np.uint8), 0)), r"got \[3, 0, 2\] for item 0"),
+        (Items((np.full((1, 2, 2), 1.5), 0)), "floats from 0 to 1, got float64 from 1.5 to 1.5 for item 0"),
+        (Items((np.full((1, 2, 2), np.nan), 0)), "floats from 0 to 1"),
+        (Items((np.zeros((1, 2, 2), np.int32), 0)), "uint8 images, or floats from 0 to 1, got int32"),
+        (Items((Image.new("RGBA", (2, 2)), 0)), 'mode "L" or "RGB", got RGBA for item 0'),
+    ],
+)
+def test_from_dataset_refuses_what_does_not_fit_and_numbers_it(dataset: object, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        FewShotDataset.from_dataset(dataset)

@@ -1,13 +1,14 @@
 import io
 import tracemalloc
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from metakm.data.pictures import decode
+from metakm.data.pictures import decode, read_images
 from metakm.errors import UserError
 
 
@@ -118,3 +119,25 @@ def test_every_opaque_mode_of_8_bits_is_read(mode: str) -> None:
 def test_a_photograph_with_its_preview_is_one_photograph() -> None:
     data = encoded(flat("RGB", (200, 0, 0)), "MPO", save_all=True, append_images=[flat("RGB")])
     assert abs(decode(data, "here", "RGB", 4)[0].astype(int) - 200).max() <= 4
+
+
+def test_files_are_read_as_a_strategy_expects_them(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "b.png").write_bytes(png("L"))
+    colour = read_images([tmp_path / "a.png", str(tmp_path / "b.png")], (3, 20, 20))
+    assert (colour.shape, colour.dtype) == ((2, 3, 20, 20), np.uint8)
+    assert np.array_equal(colour[0], decode(png(), "here", "RGB", 20))
+    assert np.array_equal(read_images([tmp_path / "b.png"], (1, 8, 8))[0], decode(png("L"), "here", "L", 8))
+
+
+def test_files_or_shapes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"Expected an image, got .*a\.png"):
+        read_images([tmp_path / "a.png"], (3, 20, 20))
+    with pytest.raises(UserError, match=r"readable file, got .*absent\.png"):
+        read_images([tmp_path / "absent.png"], (3, 20, 20))
+    with pytest.raises(UserError, match="at least one image file"):
+        read_images([], (3, 20, 20))
+    for shape in ((3, 20, 21), (2, 20, 20)):
+        with pytest.raises(UserError, match="1 or 3 channels and a square"):
+            read_images([tmp_path / "a.png"], shape)

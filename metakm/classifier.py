@@ -1,0 +1,131 @@
+"""From a few labelled images to a classifier: a strategy adapted once, outside of meta-training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from metakm.errors import UserError
+from metakm.inner_loop import GradientDescent
+from metakm.strategies.base import InnerLR, Strategy
+
+Images = Tensor | npt.NDArray[Any]
+"""`[n, C, H, W]`, uint8, or floats in [0, 1] as in metakm's episodes."""
+
+
+def adapt(
+    strategy: Strategy,
+    support_images: Images,
+    support_labels: Sequence[Any] | Tensor | npt.NDArray[Any],
+    *,
+    inner_lr: InnerLR,
+    inner_steps: int,
+) -> AdaptedClassifier:
+    """Adapt a copy of `strategy`, in evaluation mode, to one support set; the strategy itself stays as it is.
+
+    Args:
+        support_images: `[n, C, H, W]`, any number of each class.
+        support_labels: `[n]`, one string or number an image; as many different ones as the strategy has ways.
+        inner_lr, inner_steps: see `meta_loss`; a trained run has both (`load_run`).
+
+    Raises:
+        UserError: labels that do not fit the images or the strategy's ways, or images that do not fit its network.
+    """
+    return AdaptedClassifier(strategy, support_images, support_labels, inner_lr, inner_steps)
+
+
+class AdaptedClassifier:
+    """Images `[n, C, H, W]` to logits `[n, N]`, to probabilities or to labels. Made by `adapt`.
+
+    No result has a graph. What a prediction depends on is the batch-norm mode's choice (`bn_mode`): with
+    `transductive`, as published, the images of one call are normalised together and influence each other, so one image
+    alone may be classified differently than among others. With the other modes each image stands for itself.
+
+    labels: the N labels, sorted; column i of logits and probabilities belongs to `labels[i]`.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        support_images: Images,
+        support_labels: Sequence[Any] | Tensor | npt.NDArray[Any],
+        inner_lr: InnerLR,
+        inner_steps: int,
+    ) -> None:
+        self._strategy = copy.deepcopy(strategy).eval()
+        self._support = self._batch(support_images)
+        marks = _plain(support_labels)
+        if len(marks) != self._support.shape[1]:
+            raise UserError(f"Expected one label an image, got {len(marks)} for {self._support.shape[1]} images")
+        self.labels = _sorted(marks)
+        classes = torch.tensor([[self.labels.index(mark) for mark in marks]], device=self._support.device)  # [1, n]
+        with torch.no_grad():
+            encoded = self._encode(classes)
+            self._adapted = self._strategy.adapt(
+                GradientDescent(self._strategy, inner_lr, inner_steps), encoded, classes
+            )
+
+    @torch.no_grad()
+    def __call__(self, images: Images) -> Tensor:
+        """Logits `[n, N]`."""
+        batch = self._batch(images)
+        if batch.shape[2:] != self._support.shape[2:]:
+            raise UserError(
+                f"Expected images of {list(self._support.shape[2:])} as in the support set, got {list(batch.shape[2:])}"
+            )
+        return self._strategy.query_logits(self._adapted, self._support, batch)[0]
+
+    def probabilities(self, images: Images) -> Tensor:
+        """Softmax of the logits, `[n, N]`."""
+        return self(images).softmax(dim=-1)
+
+    def predict(self, images: Images) -> list[Any]:
+        """The most likely label of each image."""
+        return [self.labels[i] for i in self(images).argmax(dim=-1).tolist()]
+
+    def _batch(self, images: Images) -> Tensor:
+        """One task of images in [0, 1], `[1, n, C, H, W]`, where and in which precision the strategy is."""
+        batch = torch.as_tensor(images)
+        if batch.dim() != 4 or batch.numel() == 0:
+            raise UserError(f"Expected images as [n, C, H, W], got {list(batch.shape)}; add the missing axis")
+        if batch.dtype != torch.uint8 and not (batch.is_floating_point() and batch.min() >= 0 and batch.max() <= 1):
+            raise UserError(
+                f"Expected uint8 images, or floats from 0 to 1, got {batch.dtype} from {batch.min():g} to "
+                f"{batch.max():g}; scale them"
+            )
+        like = next(self._strategy.parameters())
+        scaled = batch.to(like) / 255 if batch.dtype == torch.uint8 else batch.to(like)
+        return scaled.unsqueeze(0)
+
+    def _encode(self, classes: Tensor) -> Tensor:
+        """The encoded support set, once the strategy is known to fit it."""
+        strategy = self._strategy
+        try:
+            encoded = strategy.encode(self._support)
+            outputs = strategy.predict(strategy.adapt(GradientDescent(strategy, 0.0, 0), encoded, classes), encoded)
+        except RuntimeError as error:
+            shape = list(self._support.shape[2:])
+            raise UserError(f"Expected images that fit the strategy, got {shape}: {error}; resize them") from error
+        if outputs.shape[-1] != len(self.labels):
+            raise UserError(
+                f"Expected {outputs.shape[-1]} different labels, the ways of the strategy, got {len(self.labels)}; "
+                f"add classes or leave some out, or train with --ways {len(self.labels)}"
+            )
+        return encoded
+
+
+def _plain(labels: Sequence[Any] | Tensor | npt.NDArray[Any]) -> list[Any]:
+    return labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
+
+
+def _sorted(marks: Sequence[Any]) -> list[Any]:
+    try:
+        return sorted(set(marks))
+    except TypeError as error:
+        raise UserError(f"Expected labels that are all strings or all numbers, got a mixture: {error}") from error

@@ -1,0 +1,78 @@
+"""Your own photographs: `train/`, `val/` and `test/`, each with one folder of images a class.
+
+The layout is that of `torchvision.datasets.ImageFolder` within each of the three, but a class belongs to one of them
+only: meta-test classes are unseen classes. Images may lie at any depth below their class's folder; other files are left
+alone. Every image becomes RGB, is turned upright by its EXIF orientation, and is resized to a square by LANCZOS, which
+does not keep its proportions (as in mini-ImageNet).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+from metakm.data.cache import Entry, Plan, cached
+from metakm.data.dataset import FewShotDataset
+from metakm.data.pictures import decode_classes
+from metakm.data.sources import FolderSource, Member, fingerprint, missing
+from metakm.data.splits import SPLITS
+from metakm.errors import UserError
+
+VERSION = "folder 1"  # raise it when decoding changes
+SIDE = 84
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+def load_folder(split: str, roots: Sequence[Path], side: int = SIDE) -> FewShotDataset:
+    """Load a split; only its own images are decoded, to `[3, side, side]`.
+
+    Takes the first root that has the folders `train`, `val` and `test`. The class is called as its folder.
+    Raises UserError if there is none, if a class is in two splits or has no image, and for an image that cannot be
+    read, which it names.
+    """
+    root = next((root for root in roots if all((root / key).is_dir() for key in SPLITS)), None)
+    if root is None:
+        raise missing(
+            "folders train, val and test",
+            roots,
+            "put a folder of images for each class into each of them and give their parent as --data-root",
+        )
+    sources = {key: FolderSource(root / key) for key in SPLITS}
+    stamp = fingerprint(f"{VERSION} {side}", sources.values())
+    return cached(Entry("folder", split, rotations=False, fingerprint=stamp), partial(_plan, split, sources, side))
+
+
+def _plan(split: str, sources: Mapping[str, FolderSource], side: int) -> Plan:
+    members = {key: _members(source) for key, source in sources.items()}
+    home: dict[str, str] = {}
+    for key, found in members.items():
+        for name in found:
+            if home.setdefault(name, key) != key:
+                raise UserError(
+                    f"Expected every class in one split, got {name!r} in {home[name]} and {key} of "
+                    f"{sources[key].path.parent}; move its folder to one of them, for test classes must be unseen"
+                )
+    classes = {key: [(name, len(found[name])) for name in sorted(found)] for key, found in members.items()}
+    wanted = [members[split][name] for name, _ in classes[split]]
+    return Plan(classes, (3, side, side), lambda: decode_classes(wanted, "RGB", side, upright=True))
+
+
+def _members(source: FolderSource) -> dict[str, list[Member]]:
+    """The images of each class, by name."""
+    found: dict[str, list[Member]] = {
+        path.name: [] for path in source.path.iterdir() if path.is_dir() and not path.name.startswith(".")
+    }
+    for name in source.names():
+        _, kind, *inner = PurePosixPath(name).parts
+        image = PurePosixPath(name).suffix.lower() in SUFFIXES and not PurePosixPath(name).name.startswith(".")
+        if inner and image and kind in found:
+            found[kind].append(Member(source, name))
+    empty = sorted(name for name, images in found.items() if not images)
+    if empty or not found:
+        got = f"none in {', '.join(empty)}" if empty else "no folder"
+        raise UserError(
+            f"Expected one folder of images for each class in {source.path}, got {got}; images end in "
+            f"{', '.join(sorted(SUFFIXES))}"
+        )
+    return found

@@ -1,0 +1,20 @@
+"""What the commands of the experiments share: one run after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from metakm.allocator import keep_freed_memory
+from metakm.experiments.run import ExperimentRun
+from metakm.interrupt import StopRequest
+
+
+def run_all(make: Callable[[str, StopRequest], ExperimentRun], methods: Iterable[str]) -> int:
+    """Make and execute the run of each method until one fails or is interrupted; return the exit code of `main`."""
+    keep_freed_memory()
+    with StopRequest() as stop:
+        for method in methods:
+            code = make(method, stop).execute()
+            if code:
+                return code
+    return 0

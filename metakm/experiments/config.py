@@ -1,0 +1,137 @@
+"""What the three experiments have in common: flags, their validation, and the identity of one run."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+from metakm.data.batches import Augmentation
+from metakm.errors import UserError, unknown_name
+from metakm.flags import flag, read_options, texts_given
+
+PresetName = Literal["quick", "paper"]
+Optimiser = Literal["sgd", "adam"]
+Schedule = Literal["steps", "cosine"]
+
+
+# Fields that say where and how runs are executed, and which: not what one of them computes.
+EXECUTION_FIELDS = frozenset({"data_root", "out", "resume", "overwrite", "device", "dry_run", "methods"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """Flags of every experiment; their defaults follow --preset."""
+
+    preset: PresetName = "quick"
+    """Where the defaults come from. quick: scaled down for one CPU thread; paper: the paper's schedule."""
+    image_size: int
+    """Side of the images in pixels."""
+    train_images: int
+    """Training images of all classes together, the first of each class; 0: all."""
+    epochs: int
+    """Passes over the training images."""
+    batch: int
+    """Images in a batch; an epoch leaves out the images that do not fill one."""
+    optimiser: Optimiser
+    """sgd with momentum 0.9, or adam."""
+    learning_rate: float = 0.0
+    """Learning rate. 0: the rate chosen for each method on the validation part, or published for it."""
+    schedule: Schedule
+    """Course of the learning rate. steps: a tenth after half of the epochs, a hundredth after 3/4; cosine: to 0."""
+    weight_decay: float
+    """Weight decay of the parameters that are trained."""
+    augmentation: Augmentation
+    """pad-crop: shift by up to an eighth of the side, flip; resized-crop: crop 22 to 100 % of the area, flip; none."""
+    tune: bool = False
+    """Leave the test part alone; the row then has the accuracy on the validation part only."""
+    seed: int = 0
+    """Seed of the initial weights, the order of the images and their augmentation."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<n>. auto is the first GPU if there is one, else the CPU."""
+    data_root: Path | None = None
+    """Folder with the data. Without it: the environment variable METAKM_DATA, else the user's cache folder."""
+    out: Path = Path("results")
+    """Folder for results; a run writes <out>/<experiment>/<method>/seed<seed>/."""
+    resume: bool = False
+    """Continue each run from its folder's checkpoint, to the numbers of an uninterrupted run; skip finished ones."""
+    overwrite: bool = False
+    """Replace earlier runs in the run folders. Without it an earlier run is never touched."""
+    dry_run: bool = False
+    """Print config and parameter counts of each run, write nothing, and stop."""
+
+    def __post_init__(self) -> None:
+        for field, low in {"image_size": 8, "train_images": 0, "epochs": 1, "batch": 2, "seed": 0}.items():
+            _require(getattr(self, field) >= low, field, f"at least {low}", getattr(self, field))
+        for field in ("learning_rate", "weight_decay"):
+            value = getattr(self, field)
+            _require(math.isfinite(value) and value >= 0, field, "0 or more", value)
+        _require(self.seed < 2**63, "seed", "below 2**63", self.seed)
+        choices = {"preset": PresetName, "optimiser": Optimiser, "schedule": Schedule, "augmentation": Augmentation}
+        for field, names in choices.items():
+            if getattr(self, field) not in get_args(names):
+                raise unknown_name(flag(field), getattr(self, field), get_args(names))
+        if self.resume and self.overwrite:
+            raise UserError("Expected --resume or --overwrite, got both; drop one of them")
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run: the experiment's config with the method's name and what the method settles."""
+
+    config: ExperimentConfig
+    experiment: str
+    method: str
+    learning_rate: float
+    momentum: float  # of SGD
+    weight_decay: float
+
+    @property
+    def folder(self) -> Path:
+        """`<out>/<experiment>/<method>/seed<k>`."""
+        return self.config.out / self.experiment / self.method / f"seed{self.config.seed}"
+
+    @property
+    def run_id(self) -> str:
+        """Readable name of what this run computes, with a digest of every field that matters for it."""
+        digest = hashlib.sha256(json.dumps(self.identity()).encode()).hexdigest()[:8]
+        return f"{self.experiment}-{self.method}-{self.config.preset}-seed{self.config.seed}-{digest}"
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that determine the numbers of the run."""
+        return {k: v for k, v in self.to_json().items() if k not in EXECUTION_FIELDS}
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values; the method's own replace the experiment's."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "config"}
+        return {**self.config.to_json(), **own}
+
+
+C = TypeVar("C", bound=ExperimentConfig)
+
+
+def parse(presets: Mapping[PresetName, C], prog: str, arguments: Sequence[str] | None = None) -> C:
+    """Read the command line; the flags' defaults are those of the preset asked for.
+
+    Raises:
+        UserError: see `read_options`.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    default = presets["paper" if texts_given(arguments, ("preset",))["preset"] == "paper" else "quick"]
+    return read_options(type(default), f"python -m {prog}", arguments, default)
+
+
+def _require(condition: bool, field: str, expected: str, value: object) -> None:
+    if not condition:
+        raise UserError(f"Expected {flag(field)} to be {expected}, got {value}")

@@ -1,0 +1,255 @@
+"""One supervised run: from its data to its row."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from metakm import provenance
+from metakm.checkpoint import load_checkpoint, save_checkpoint
+from metakm.data.classification import Classification
+from metakm.errors import UserError
+from metakm.experiments.config import RunConfig
+from metakm.experiments.training import GradientMap, Training
+from metakm.interrupt import StopRequest
+from metakm.outer_loop import DivergedError
+from metakm.preparation import resolve_device
+from metakm.progress import Progress
+from metakm.results.curve import CurvePoint
+from metakm.results.experiment import ExperimentRow
+from metakm.results.folder import RunFolder
+from metakm.results.row import Status
+from metakm.runner import SAVE_SECONDS, say
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a run trains.
+
+    network: its name for the row; model: what requires a gradient is trained; save_pack: writes the task's file
+    and is None where the task has the whole network for itself.
+    """
+
+    network: str
+    model: nn.Module
+    map_gradient: GradientMap | None = None
+    save_pack: Callable[[Any], object] | None = None
+
+
+class ExperimentRun:
+    """One method of an experiment with one seed.
+
+    Raises:
+        UserError: on construction, for a folder that is in use or cannot be written, or a checkpoint of another run.
+    """
+
+    def __init__(self, run: RunConfig, subject: Subject, data: Classification, stop: StopRequest) -> None:
+        self.run, self.subject, self.data, self.stop = run, subject, data, stop
+        self.device = resolve_device(run.config.device)
+        self.training = Training(subject.model, data, run, self.device, subject.map_gradient)
+        if self.training.train.per_epoch < 1:
+            raise UserError(
+                f"Expected at least one batch of {run.config.batch} training images, got "
+                f"{len(self.training.train.labels)} images; choose a smaller --batch"
+            )
+        self.folder = RunFolder(run.folder, ExperimentRow)
+        self.curve: list[CurvePoint] = []
+        self.since: list[tuple[float, float]] = []  # loss and accuracy of the iterations since the last validation
+        self.train_seconds = self.step_seconds = 0.0
+        self.pack_bytes: int | None = None
+        self.started_at, self.git_commit = provenance.now(), provenance.git_commit()
+        self.finished = None if run.config.dry_run else self._open_folder()
+
+    def execute(self) -> int:
+        """Train, validate, test, write, let others into the folder; return the exit code of `main`."""
+        try:
+            return self._execute()
+        finally:
+            self.folder.release()
+
+    def _execute(self) -> int:
+        if self.finished is not None:
+            say(f"{self.run.run_id}: already done, {self.folder.result}")
+            return 0
+        if self.stop.requested:
+            raise KeyboardInterrupt
+        self._announce()
+        if self.run.config.dry_run:
+            print(json.dumps(self.run.to_json(), indent=2))  # noqa: T201
+            return 0
+        self._write_row("running")
+        try:
+            stopped = self._train()
+        except DivergedError as error:
+            self._write_row("failed")
+            say(f"error: {error}")
+            return 1
+        tune = self.run.config.tune
+        tested = None if stopped or tune else self._test()
+        if stopped or (tested is None and not tune):
+            self._write_row("interrupted")
+            change = "replace --overwrite by --resume in" if self.run.config.overwrite else "add --resume to"
+            say(f"Interrupted after {self.training.iteration} iterations. To go on, {change} the same command.")
+            return 130
+        self._finish(tested)
+        return 0
+
+    def _open_folder(self) -> dict[str, Any] | None:
+        """Claim the run folder; take up its checkpoint, or return its row, when resuming."""
+        config = self.run.config
+        with self.folder.opening():
+            finished = self.folder.earlier(resume=config.resume, overwrite=config.overwrite)
+            if self.folder.checkpoint.exists():
+                self._load()
+            if finished is None:
+                self.folder.write_config(self.run.to_json())
+        return finished
+
+    def _announce(self) -> None:
+        trainable, total = self._counts()
+        say(
+            f"{self.run.run_id}\n  {self.subject.network}: trains {trainable:,} of {total:,} parameters\n"
+            f"  {self.device}, {torch.get_num_threads()} threads, {self.training.iterations} iterations, "
+            f"learning rate {self.run.learning_rate:g}\n  {self.folder.path}"
+            + (f"\n  resumes at iteration {self.training.iteration}" if self.training.iteration else "")
+        )
+
+    def _train(self) -> bool:
+        """Train and validate; return whether asked to stop."""
+        training, saved = self.training, time.monotonic()
+        with Progress(f"{self.run.method}: train", training.iterations, training.iteration) as progress:
+            while training.iteration < training.iterations and not self.stop.requested:
+                began = time.monotonic()
+                result = training.step()
+                self.since.append((result.loss, result.accuracy))
+                elapsed = time.monotonic() - began
+                self.step_seconds += elapsed
+                self.train_seconds += elapsed
+                progress.advance(1, result.loss, result.accuracy)
+                if training.iteration % training.train.per_epoch == 0:
+                    self._validate(progress)
+                elif time.monotonic() - saved > SAVE_SECONDS:
+                    self._save()
+                    saved = time.monotonic()
+        self._save()
+        return self.stop.requested
+
+    def _validate(self, progress: Progress) -> None:
+        began = time.monotonic()
+        accuracy = self.training.accuracy("val")
+        self.train_seconds += time.monotonic() - began
+        loss, trained = np.mean(self.since, axis=0).tolist()
+        self.since = []
+        self.curve.append(CurvePoint(self.training.iteration, loss, trained, accuracy, round(self.train_seconds, 3)))
+        self._save()
+        progress.note(f"iteration {self.training.iteration}: validation accuracy {accuracy:.4f}")
+
+    def _test(self) -> float | None:
+        """Accuracy on the test part; None when asked to stop."""
+        with Progress(f"{self.run.method}: test", len(self.training.parts["test"].labels), unit="image") as progress:
+
+            def advance(images: int) -> None:
+                progress.advance(images)
+                if self.stop.requested:
+                    raise StopIteration
+
+            try:
+                return self.training.accuracy("test", advance)
+            except StopIteration:
+                return None
+
+    def _finish(self, tested: float | None) -> None:
+        if self.subject.save_pack is not None:
+            path = self.folder.path / "pack.safetensors"
+            self.subject.save_pack(path)
+            self.pack_bytes = path.stat().st_size
+        self.folder.write_picture(self.curve, f"{self.run.experiment}, {self.run.method}", stage="")
+        self._write_row("done", tested)
+        word = "not tested (--tune)" if tested is None else f"test accuracy {100 * tested:.2f} %"
+        print(  # noqa: T201
+            f"{self.run.experiment} {self.run.method} ({self.run.config.preset}, seed {self.run.config.seed}): "
+            f"validation accuracy {100 * self.curve[-1].val_accuracy:.2f} %, {word}, done: {self.folder.result}",
+            flush=True,
+        )
+
+    def _save(self) -> None:
+        progress = {name: getattr(self, name) for name in ("since", "train_seconds", "step_seconds", "started_at")}
+        state = {**progress, "training": self.training.state(), "curve": [list(p) for p in self.curve]}
+        save_checkpoint(self.folder.checkpoint, self.run, {**state, "split_hash": self.data.train.split_hash})
+        self.folder.write_curve(self.curve)
+
+    def _load(self) -> None:
+        state = load_checkpoint(self.folder.checkpoint, self.run)
+        if state.get("split_hash") != self.data.train.split_hash:
+            raise UserError(
+                f"Expected the data of the run to resume (split hash {state.get('split_hash')}), got others "
+                f"({self.data.train.split_hash}); name its folder by --data-root, or choose another --out"
+            )
+        try:
+            self.curve = [CurvePoint.checked(point) for point in state["curve"]]
+            self.since = [(float(loss), float(accuracy)) for loss, accuracy in state["since"]]
+            self.train_seconds, self.step_seconds = float(state["train_seconds"]), float(state["step_seconds"])
+            self.started_at = str(state["started_at"])
+            self.training.load_state(state["training"])
+        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+            raise UserError(
+                f"Expected the parameters of {self.run.method} in {self.folder.checkpoint}, got others: "
+                f"{' '.join(str(error).split())}; start again with --overwrite"
+            ) from error
+
+    def _counts(self) -> tuple[int, int]:
+        """Trainable and all parameters; random bases train as many numbers as they have directions."""
+        total = sum(p.numel() for p in self.training.model.parameters())
+        directions = getattr(self.subject.map_gradient, "directions", None)
+        trained = sum(p.numel() for p in self.training.parameters)
+        return (trained if directions is None else int(directions)), total
+
+    def _write_row(self, status: Status, tested: float | None = None) -> None:
+        config, training = self.run.config, self.training
+        trainable, total = self._counts()
+        n_test = 0 if tested is None else len(training.parts["test"].labels)
+        row = ExperimentRow(
+            run_id=self.run.run_id,
+            status=status,
+            experiment=self.run.experiment,
+            method=self.run.method,
+            dataset=self.data.train.name,
+            network=self.subject.network,
+            seed=config.seed,
+            preset=config.preset,
+            image_size=config.image_size,
+            n_train=len(training.train.labels),
+            epochs=config.epochs,
+            batch=config.batch,
+            optimiser=config.optimiser,
+            learning_rate=self.run.learning_rate,
+            iterations=training.iteration,
+            trainable_parameters=trainable,
+            total_parameters=total,
+            pack_bytes=self.pack_bytes,
+            train_accuracy=self.curve[-1].train_accuracy if self.curve else None,
+            val_accuracy=self.curve[-1].val_accuracy if self.curve else None,
+            accuracy=tested,
+            ci95=None if tested is None else 1.96 * math.sqrt(tested * (1 - tested) / n_test),
+            n_test=n_test,
+            train_seconds=round(self.train_seconds, 3),
+            ms_per_iteration=round(1000 * self.step_seconds / training.iteration, 3) if training.iteration else None,
+            peak_memory_mb=provenance.peak_memory_mb(self.device),
+            device=provenance.device_name(self.device),
+            threads=torch.get_num_threads(),
+            torch_version=torch.__version__,
+            metakm_version=version("metakm"),
+            git_commit=self.git_commit,
+            split_hash=self.data.train.split_hash,
+            started_at=self.started_at,
+        )
+        self.folder.write_row(row)

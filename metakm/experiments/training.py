@@ -1,0 +1,126 @@
+"""Supervised training: one optimiser step after another, and the state to resume it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrize
+
+from metakm.data.batches import Batches
+from metakm.data.classification import Classification, take
+from metakm.experiments.config import RunConfig
+from metakm.outer_loop import DivergedError, StepResult
+
+EVALUATION_BATCH = 250
+
+
+class GradientMap(Protocol):
+    """Replaces the gradients of the trained parameters before each step."""
+
+    def __call__(self, parameters: list[nn.Parameter], iteration: int) -> None:
+        """Change every parameter's `grad` in place; a function of the gradients and the iteration alone."""
+
+
+class Training:
+    """Cross-entropy, SGD or Adam, on the batches of the training part.
+
+    Iteration i learns from batch i of `Batches`, which is a function of the seed and i; nothing else is random, so the
+    state is the model, the optimiser's moments and the iteration.
+
+    Args:
+        model: images `[n, 3, H, W]` to logits `[n, classes]`; trained are the parameters that require a gradient.
+        map_gradient: see `GradientMap`; None leaves the gradients as they are.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Classification,
+        run: RunConfig,
+        device: torch.device,
+        map_gradient: GradientMap | None = None,
+    ) -> None:
+        config = run.config
+        self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.run, self.device, self.map_gradient = run, device, map_gradient
+        per_class = math.ceil(config.train_images / data.train.n_classes)
+        train = take(data.train, per_class) if per_class else data.train
+        self.train = Batches(train, config.batch, config.seed, config.augmentation, config.image_size)
+        self.parts = {
+            split: Batches(part, EVALUATION_BATCH, config.seed, "none", config.image_size)
+            for split, part in (("val", data.val), ("test", data.test))
+        }
+        self.iterations = config.epochs * self.train.per_epoch
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimiser = self._optimiser()
+        self.iteration = 0
+
+    def _optimiser(self) -> torch.optim.Optimizer:
+        run = self.run
+        if run.config.optimiser == "adam":
+            return torch.optim.Adam(self.parameters, lr=run.learning_rate, weight_decay=run.weight_decay)
+        return torch.optim.SGD(
+            self.parameters, lr=run.learning_rate, momentum=run.momentum, weight_decay=run.weight_decay
+        )
+
+    def step(self) -> StepResult:
+        """Learn from the next batch.
+
+        Raises:
+            DivergedError: the loss is not finite; the parameters are unchanged.
+        """
+        images, labels = (tensor.to(self.device) for tensor in self.train.training(self.iteration))
+        self.model.train()
+        self.optimiser.zero_grad()
+        logits = self.model(images)
+        loss = F.cross_entropy(logits, labels)
+        if not math.isfinite(loss.item()):
+            raise DivergedError(
+                f"The loss ({loss.item():g}) is not finite at iteration {self.iteration}; try a smaller --learning-rate"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.map_gradient is not None:
+            self.map_gradient(self.parameters, self.iteration)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.run.learning_rate * self._decay()
+        self.optimiser.step()
+        self.iteration += 1
+        return StepResult(loss.item(), float((logits.argmax(1) == labels).float().mean()))
+
+    def _decay(self) -> float:
+        done = self.iteration / self.iterations
+        if self.run.config.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        return 0.01 if done >= 0.75 else 0.1 if done >= 0.5 else 1.0
+
+    @torch.no_grad()
+    def accuracy(self, split: str, progress: Callable[[int], None] = lambda _: None) -> float:
+        """Share of a part's images that are classified rightly, in evaluation mode.
+
+        Args:
+            progress: called with the number of images just done; may raise to stop.
+        """
+        part, right = self.parts[split], 0
+        self.model.eval()
+        with parametrize.cached():  # the modulated kernels are the same for every batch
+            for start in range(0, len(part.labels), EVALUATION_BATCH):
+                images, labels = (tensor.to(self.device) for tensor in part.in_order(start))
+                right += int((self.model(images).argmax(1) == labels).sum())
+                progress(len(labels))
+        return right / len(part.labels)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next steps depend on, loadable with `weights_only=True`."""
+        model = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
+        return {"model": model, "optimiser": self.optimiser.state_dict(), "iteration": self.iteration}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`."""
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.iteration = int(state["iteration"])

@@ -1,0 +1,26 @@
+"""BN: implicit modulation alone (Hu & Liu, "Kernel Modulation", Sec. III-B).
+
+    y = gamma/sigma W * x + W * (beta - gamma/sigma mu)    (Eq. 8: gamma and beta modulate the kernels W)
+    phi' = phi - alpha * grad_phi L_support(phi),    phi = {gamma, beta, classifier}
+
+Sec. III-B is about the norm layers only; the classifier is adapted with them as in the paper's baseline "BL" (Sec.
+IV-A, Table I), which trains the norm layers and the linear classifier. The paper has no few-shot experiment with it.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from metakm.strategies.base import is_norm_affine
+from metakm.strategies.direct import DirectStrategy
+from metakm.strategies.registry import register_strategy
+
+
+@register_strategy("bn")
+class BN(DirectStrategy):
+    """`adapted` = the norm affine and the head."""
+
+    def __init__(self, backbone: nn.Module, ways: int) -> None:
+        super().__init__(
+            backbone, ways, lambda network, name: name.startswith("head.") or is_norm_affine(network, name)
+        )

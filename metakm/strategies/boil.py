@@ -1,0 +1,26 @@
+"""BOIL: adapt the body, keep the head (Oh et al. 2021, "BOIL: Towards Representation Change for Few-shot Learning").
+
+    theta_body' = theta_body - alpha * grad_theta_body L_support(theta_body, theta_head),    theta_head' = theta_head
+
+The opposite of ANIL: the head's inner learning rate is zero, the outer loop learns it with everything else. As for MAML
+here, the affine parameters of the norm layers are part of the adapted body with `implicit=True` only.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from metakm.strategies.base import is_norm_affine
+from metakm.strategies.direct import DirectStrategy
+from metakm.strategies.registry import register_strategy
+
+
+@register_strategy("boil")
+class BOIL(DirectStrategy):
+    """`adapted` = the backbone, its norm affine only with `implicit`."""
+
+    def __init__(self, backbone: nn.Module, ways: int, implicit: bool = False) -> None:
+        def chosen(network: nn.Module, name: str) -> bool:
+            return name.startswith("backbone.") and (implicit or not is_norm_affine(network, name))
+
+        super().__init__(backbone, ways, chosen)

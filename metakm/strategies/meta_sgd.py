@@ -1,0 +1,35 @@
+"""Meta-SGD: MAML with a learned inner rate for every single weight (Li et al. 2017, "Meta-SGD", Eq. 1 and 2).
+
+    theta' = theta - a o grad_theta L_support(theta),    a = alpha r,    theta and r learned by the outer loop
+
+o is the element-wise product; alpha is the run's inner learning rate and r starts at 1, so that alpha is where every
+rate starts, and an optimiser that scales its steps, as Adam does, moves the rates relative to alpha whatever its size.
+The paper takes one inner step; here it is as many as the run has, with the same rates in each.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from metakm.strategies.base import InnerLoop
+from metakm.strategies.maml import MAML
+from metakm.strategies.registry import register_strategy
+
+
+@register_strategy("meta-sgd")
+class MetaSGD(MAML):
+    """`adapted` as in MAML; `rates` has a factor of the inner rate for each of its weights."""
+
+    variants: ClassVar[frozenset[str]] = frozenset({"first_order"})
+
+    def __init__(self, backbone: nn.Module, ways: int, implicit: bool = False) -> None:
+        super().__init__(backbone, ways, implicit)
+        self.rates = nn.ParameterDict({name: torch.ones_like(p) for name, p in self.adapted.named_parameters()})
+
+    def adapt(self, inner: InnerLoop, encoded: Tensor, labels: Tensor) -> nn.Module:
+        """See `Strategy`."""
+        factors = [self.rates[name] for name, _ in self.adapted.named_parameters()]
+        return inner.descend((encoded, labels), factors=factors)

@@ -1,0 +1,59 @@
+"""Reptile: move towards the adapted parameters (Nichol, Achiam & Schulman 2018, "On First-Order Meta-Learning ...").
+
+    phi~_t = k steps of SGD on task t, from phi
+    phi <- phi + epsilon mean_t(phi~_t - phi)
+
+As the paper suggests, (phi - mean_t phi~_t) / alpha is treated as a gradient, so that the outer loop's optimiser can
+use it; with SGD of rate epsilon alpha it is the update above. No derivative of the inner loop is taken.
+
+The gain over joint training comes from steps on different minibatches of a task (their Sec. 5.1). In meta-training the
+support and the query images are therefore one pool, as in the paper, which splits no task: the first step takes
+the support images, the next ones as many of the query images at a time, then again from the start. In evaluation every
+step takes the support images. Deviations: SGD in the inner loop where the paper's experiments use Adam, and the loss
+and accuracy that meta-training shows are of query images that the inner loop may have seen.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from metakm.strategies.base import EpisodeBatch, InnerLoop, cross_entropy
+from metakm.strategies.direct import DirectStrategy
+from metakm.strategies.registry import register_strategy
+
+
+@register_strategy("reptile")
+class Reptile(DirectStrategy):
+    """`adapted` = the network with its norm affine: nothing else would ever be learned."""
+
+    variants: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, backbone: nn.Module, ways: int) -> None:
+        super().__init__(backbone, ways, lambda _network, _name: True)
+
+    def outer_loss(self, inner: InnerLoop, episodes: EpisodeBatch) -> tuple[Tensor, Tensor]:
+        """The query loss after adaptation as a value, (phi - mean_t phi~_t) / alpha as its gradient."""
+        adapted = inner.descend(*minibatches(episodes), graph=False)  # phi~: [T, ...]
+        with torch.no_grad():
+            logits = self.query_logits(adapted, episodes.support_images, episodes.query_images)
+            loss = cross_entropy(logits, episodes.query_labels).mean()
+            directions = [
+                (phi - fast.mean(dim=0)) / rate
+                for phi, fast, rate in zip(self.adapted.parameters(), adapted.parameters(), inner.rates, strict=True)
+            ]
+        products = [(phi * d).sum() for phi, d in zip(self.adapted.parameters(), directions, strict=True)]
+        surrogate = torch.stack(products).sum()  # only its gradient counts
+        return loss + (surrogate - surrogate.detach()), logits
+
+
+def minibatches(episodes: EpisodeBatch) -> list[tuple[Tensor, Tensor]]:
+    """The support set, then the query images in as many parts as the support set fits in, each with its labels.
+
+    Part i of m takes every m-th query image, so that in class-major order with m dividing Q all classes are in each.
+    """
+    parts = max(1, episodes.query_labels.shape[1] // episodes.support_labels.shape[1])
+    queries = [(episodes.query_images[:, i::parts], episodes.query_labels[:, i::parts]) for i in range(parts)]
+    return [(episodes.support_images, episodes.support_labels), *queries]

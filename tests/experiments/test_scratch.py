@@ -1,0 +1,202 @@
+import json
+import shutil
+import signal
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from metakm.experiments import scratch
+from metakm.experiments.training import Training
+from metakm.results.experiment import ExperimentRow
+
+pytestmark = pytest.mark.float32
+
+
+def test_trainable_parameters_are_the_papers():
+    counts = {}
+    for method in scratch.TABLE1:
+        subject = scratch.subject(method, seed=0)
+        trained = sum(p.numel() for p in subject.model.parameters() if p.requires_grad)
+        counts[method] = (trained, sum(p.numel() for p in subject.model.parameters()))
+    assert counts["full"] == (464_154, 464_154)
+    assert counts["bl"] == (2_922, 464_154)  # 2.9 K of 470 K
+    assert counts["km"] == (7_944, 469_176)  # 7.9 K of 470 K
+    assert counts["sn"] == (8_005, 8_005)  # 8.0 K
+    assert counts["tbn"] == (8_288, 1_730_714)  # 8.3 K of 1.7 M
+    assert counts["ld"] == (78_042, 78_042)  # moved along 8.0 K directions
+    assert scratch.subject("ld", seed=0).map_gradient.directions == 8000
+
+
+def test_the_convolutions_of_bl_and_km_are_the_same_random_ones():
+    bl, km = (scratch.subject(method, seed=3).model.state_dict() for method in ("bl", "km"))
+    originals = {k.replace("parametrizations.", "").replace(".original", ""): v for k, v in km.items()}
+    for name, weight in bl.items():
+        torch.testing.assert_close(originals[name], weight, rtol=0, atol=0)
+
+
+def test_norm_scales_of_tbn_start_uniform():
+    scales = torch.cat([p for n, p in scratch.subject("tbn", 0).model.named_parameters() if _is_scale(n)])
+    assert scales.min() >= 0
+    assert 0.45 < scales.mean() < 0.55
+
+
+def _is_scale(name):
+    return name.endswith("weight") and ("norm" in name or "projection.1" in name)
+
+
+def test_one_row_for_each_method(small, tmp_path, capsys):
+    assert scratch.main([*small, "--methods", "sn", "ld"]) == 0
+    for method, trained in (("sn", 8_005), ("ld", 8_000)):
+        folder = tmp_path / "out" / "scratch" / method / "seed0"
+        row = ExperimentRow.from_cells(pd.read_csv(folder / "experiment.csv", dtype=str).fillna("").iloc[0].to_dict())
+        assert (row.status, row.method, row.trainable_parameters) == ("done", method, trained)
+        assert row.n_train == 110  # 12 of a class, of which 1 is set aside
+        assert row.n_test == 30
+        assert row.iterations == 2 * (110 // 16)
+        assert 0 <= row.accuracy <= 1
+        assert len(pd.read_csv(folder / "curve.csv")) == 2
+        assert (folder / "curve.png").stat().st_size > 1000
+        assert json.loads((folder / "config.json").read_text())["method"] == method
+    assert "test accuracy" in capsys.readouterr().out
+
+
+def test_a_stopped_run_resumes_to_the_same_numbers(small, tmp_path, monkeypatch, capsys):
+    flags = [*small, "--methods", "sn"]
+    assert scratch.main(flags) == 0
+    folder = tmp_path / "out" / "scratch" / "sn" / "seed0"
+    whole = _numbers(folder)
+
+    step = Training.step
+
+    def step_and_signal(self):
+        result = step(self)
+        if self.iteration == 4:  # within the first epoch
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(Training, "step", step_and_signal)
+    assert scratch.main([*flags, "--overwrite"]) == 130
+    assert pd.read_csv(folder / "experiment.csv").status[0] == "interrupted"
+    monkeypatch.setattr(Training, "step", step)
+    assert scratch.main([*flags, "--resume"]) == 0
+    np.testing.assert_array_equal(_numbers(folder), whole)
+    before = (folder / "experiment.csv").read_bytes()
+    assert scratch.main([*flags, "--resume"]) == 0  # nothing left to do
+    assert (folder / "experiment.csv").read_bytes() == before
+    assert "already done" in capsys.readouterr().err
+
+
+def test_a_stop_during_the_test_resumes_too(small, tmp_path, monkeypatch):
+    flags = [*small, "--methods", "sn", "--epochs", "1"]
+    accuracy = Training.accuracy
+
+    def accuracy_and_signal(self, split, progress=lambda _: None):
+        if split == "test":
+            signal.raise_signal(signal.SIGINT)
+        return accuracy(self, split, progress)
+
+    monkeypatch.setattr(Training, "accuracy", accuracy_and_signal)
+    assert scratch.main(flags) == 130
+    monkeypatch.setattr(Training, "accuracy", accuracy)
+    assert scratch.main([*flags, "--resume"]) == 0
+    row = pd.read_csv(tmp_path / "out" / "scratch" / "sn" / "seed0" / "experiment.csv").iloc[0]
+    assert (row.status, row.n_test) == ("done", 30)
+
+
+def _numbers(folder):
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)["training"]["model"]
+    row = pd.read_csv(folder / "experiment.csv").iloc[0]
+    curve = pd.read_csv(folder / "curve.csv").drop(columns="seconds").to_numpy().ravel()
+    return np.concatenate([curve, [row.accuracy], *(v.double().numpy().ravel() for v in state.values())])
+
+
+def test_frozen_convolutions_stay_bit_equal(small, tmp_path):
+    assert scratch.main([*small, "--methods", "km", "--epochs", "1"]) == 0
+    folder = tmp_path / "out" / "scratch" / "km" / "seed0"
+    after = torch.load(folder / "checkpoint.pt", weights_only=True)["training"]["model"]
+    before = scratch.subject("km", seed=0).model.state_dict()
+    frozen = [name for name in before if name.endswith("original")]
+    assert len(frozen) == 31
+    for name in frozen:
+        assert torch.equal(after[name], before[name])
+    assert not torch.equal(after["fc.weight"], before["fc.weight"])
+
+
+def test_an_earlier_run_is_not_touched_unasked(small, capsys):
+    flags = [*small, "--methods", "sn", "--epochs", "1"]
+    assert scratch.main(flags) == 0
+    assert scratch.main(flags) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert scratch.main([*flags, "--resume", "--weight-decay", "0.5"]) == 2
+    assert "weight_decay" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_network_is_refused(small, tmp_path, capsys):
+    flags = [*small, "--methods", "sn", "--epochs", "1"]
+    assert scratch.main(flags) == 0
+    path = tmp_path / "out" / "scratch" / "sn" / "seed0" / "checkpoint.pt"
+    state = torch.load(path, weights_only=True)
+    del state["training"]["model"]["fc.bias"]
+    torch.save(state, path)
+    assert scratch.main([*flags, "--resume"]) == 2
+    assert "fc.bias" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_other_data(small, tmp_path, data_root, capsys):
+    flags = [*small, "--methods", "sn", "--epochs", "1"]
+    assert scratch.main(flags) == 0
+    fewer = tmp_path / "fewer"
+    shutil.copytree(data_root, fewer)
+    for path in (fewer / "cifar10" / "train").rglob("0000.png"):
+        path.unlink()
+    assert scratch.main([*flags, "--resume", "--data-root", str(fewer)]) == 2
+    assert "split hash" in capsys.readouterr().err
+
+
+def test_a_tuning_run_leaves_the_test_part_alone(small, tmp_path, monkeypatch):
+    asked = []
+    accuracy = Training.accuracy
+    monkeypatch.setattr(Training, "accuracy", lambda self, split, *a: asked.append(split) or accuracy(self, split, *a))
+    assert scratch.main([*small, "--methods", "sn", "--tune", "--epochs", "1"]) == 0
+    assert asked == ["val"]
+    row = pd.read_csv(tmp_path / "out" / "scratch" / "sn" / "seed0" / "experiment.csv").iloc[0]
+    assert np.isnan(row.accuracy)
+    assert row.n_test == 0
+
+
+def test_a_run_that_diverges_says_so(small, tmp_path, capsys):
+    assert scratch.main([*small, "--methods", "sn", "--learning-rate", "1e30"]) == 1
+    assert "not finite" in capsys.readouterr().err
+    assert pd.read_csv(tmp_path / "out" / "scratch" / "sn" / "seed0" / "experiment.csv").status[0] == "failed"
+
+
+def test_a_dry_run_writes_nothing(small, tmp_path, capsys):
+    assert scratch.main([*small, "--methods", "sn", "--dry-run"]) == 0
+    assert not (tmp_path / "out").exists()
+    assert json.loads(capsys.readouterr().out)["learning_rate"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--batch", "500"], "--batch"),
+        (["--epochs", "0"], "--epochs"),
+        (["--learning-rate", "-1"], "--learning-rate"),
+        (["--resume", "--overwrite"], "drop one"),
+        (["--data-root", "nowhere"], "cifar10-jpeg.tar.xz"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(small, flags, said, capsys):
+    assert scratch.main([*small, "--methods", "sn", *flags]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+
+
+def test_the_paper_preset_is_the_published_schedule():
+    config = scratch.PRESETS["paper"]
+    assert (config.epochs, config.batch, config.weight_decay, config.image_size) == (200, 128, 1e-4, 32)
+    run = scratch.run_config(config, "scratch", "full")
+    assert (run.learning_rate, run.momentum) == (0.1, 0.9)

@@ -1,0 +1,178 @@
+from urllib.error import URLError
+
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+import torchvision
+
+from metakm.errors import UserError
+from metakm.experiments import transfer
+from metakm.experiments.networks import cifar_classifier, pretrained
+from metakm.models.lite_residual import LiteResidual, insert_lite_residuals
+from metakm.modulation import read_pack
+
+pytestmark = pytest.mark.float32
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(5)
+    path = tmp_path / "backbone.pt"
+    torch.save(cifar_classifier(32, 4).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def quick(data_root, tmp_path, weights):
+    return [
+        *("--data", str(data_root / "cifar10"), "--out", str(tmp_path / "out"), "--weights", str(weights)),
+        *("--image-size", "8", "--epochs", "1", "--batch", "32", "--device", "cpu"),
+    ]
+
+
+def config(**changes):
+    from dataclasses import replace
+
+    return replace(transfer.PRESETS["quick"], **{"weights": "random", **changes})
+
+
+def trained_parts(method):
+    subject = transfer.subject(config(), method, ["a", "b"], "task")
+    names = [name for name, p in subject.model.named_parameters() if p.requires_grad]
+    return {
+        "classifier": any(n.startswith("fc.") for n in names),
+        "implicit": any("norm" in n for n in names),
+        "explicit": any("parametrizations" in n and "original" not in n for n in names),
+        "convolutions": any(n.endswith("original") or (".conv" in n and n.endswith("conv1.weight")) for n in names),
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "parts"),
+    [
+        ("tbl-1", {"classifier"}),
+        ("implicit", {"implicit"}),
+        ("explicit", {"explicit"}),
+        ("nc", {"implicit", "classifier"}),
+        ("tkm-1", {"explicit", "classifier"}),
+        ("implicit-explicit", {"implicit", "explicit"}),
+        ("tkm-2", {"implicit", "explicit", "classifier"}),
+        ("tbl-2", {"implicit", "classifier", "convolutions"}),
+    ],
+)
+def test_each_method_trains_its_parts(method, parts):
+    assert {name for name, there in trained_parts(method).items() if there} == parts
+
+
+def test_tkm2_of_resnet50_trains_the_papers_share():
+    """Mean full model over mean trained parameters, over the four datasets: the paper's 75X."""
+    classes = {"aircraft": 100, "cars": 196, "flowers": 102, "food": 101}
+    full, trained = [], []
+    for count in classes.values():
+        with torch.device("meta"):
+            model = torchvision.models.resnet50(num_classes=count)
+        full.append(sum(p.numel() for p in model.parameters()))
+    subject = transfer.subject(config(backbone="resnet50", norm="group"), "tkm-2", ["c"] * 2, "task")
+    without = sum(p.numel() for n, p in subject.model.named_parameters() if p.requires_grad and "fc" not in n)
+    trained = [without + 2049 * count for count in classes.values()]
+    assert sum(full) / sum(trained) == pytest.approx(75.15, abs=0.005)
+
+
+def test_rows_and_packs(quick, tmp_path, weights):
+    assert transfer.main([*quick, "--methods", "tkm-2", "tbl-2"]) == 0
+    out = tmp_path / "out" / "transfer-cifar10"
+    rows = {m: pd.read_csv(out / m / "seed0" / "experiment.csv").iloc[0] for m in ("tkm-2", "tbl-2")}
+    pack = out / "tkm-2" / "seed0" / "pack.safetensors"
+    assert rows["tkm-2"].pack_bytes == pack.stat().st_size
+    assert rows["tkm-2"].trainable_parameters == 7_944
+    assert read_pack(pack).classes == tuple(f"class{i}" for i in range(10))
+    assert pd.isna(rows["tbl-2"].pack_bytes)
+    state = torch.load(out / "tkm-2" / "seed0" / "checkpoint.pt", weights_only=True)["training"]["model"]
+    base = torch.load(weights, weights_only=True)
+    kept = "backbone.conv.parametrizations.weight.original"
+    assert torch.equal(state[kept], base["backbone.conv.weight"])  # frozen, and from the file
+
+
+def test_a_scratch_checkpoint_and_safetensors_are_weights_too(tmp_path):
+    state = cifar_classifier(32, 4).state_dict()
+    torch.save({"training": {"model": state}}, tmp_path / "checkpoint.pt")
+    safetensors.torch.save_file(state, tmp_path / "w.safetensors")
+    for name in ("checkpoint.pt", "w.safetensors"):
+        model = pretrained("resnet32", str(tmp_path / name), classes=7)
+        assert torch.equal(model.backbone.conv.weight, state["backbone.conv.weight"])
+        assert model.fc.out_features == 7
+
+
+def test_wrong_weights_are_refused(tmp_path):
+    torch.save(cifar_classifier(20, 4).state_dict(), tmp_path / "other.pt")
+    (tmp_path / "noise.pt").write_bytes(b"no weights")
+    torch.save([1, 2], tmp_path / "list.pt")
+    for name, said in (
+        ("other.pt", "of this network"),
+        ("noise.pt", "damaged"),
+        ("list.pt", "names and tensors"),
+        ("gone.pt", "not exist"),
+    ):
+        with pytest.raises(UserError, match=said):
+            pretrained("resnet32", str(tmp_path / name), classes=2)
+    with pytest.raises(UserError, match="only resnet50"):
+        pretrained("resnet32", "imagenet", classes=2)
+
+
+def test_without_a_network_the_weights_are_asked_for(monkeypatch):
+    def unreachable(*_args, **_kwargs):
+        raise URLError("no network")
+
+    monkeypatch.setattr(torchvision.models.ResNet50_Weights, "get_state_dict", unreachable)
+    with pytest.raises(UserError, match="give the file as --weights"):
+        pretrained("resnet50", "imagenet", classes=2)
+
+
+def test_a_lite_residual_starts_without_effect():
+    model = cifar_classifier(8, 3).eval()
+    images = torch.rand(2, 3, 9, 9)
+    before = model(images)
+    insert_lite_residuals(model)
+    torch.testing.assert_close(model(images), before, rtol=0, atol=0)
+    with pytest.raises(UserError, match="conv2"):
+        insert_lite_residuals(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)))
+
+
+def test_tiny_tl_trains_branches_biases_and_classifier():
+    subject = transfer.subject(config(), "ttl", ["a", "b"], "task")
+    for name, parameter in subject.model.named_parameters():
+        branch = any(part in name for part in ("grouped", "pointwise", "conv2.norm"))
+        bias = name.endswith("bias") and "norm" in name
+        assert parameter.requires_grad == (branch or bias or name.startswith("fc.")), name
+    assert sum(isinstance(m, LiteResidual) for m in subject.model.modules()) == 15
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--data", "nowhere"], "nowhere"),
+        (["--weights", "gone.pt"], "gone.pt"),
+        (["--backbone", "resnet32", "--weights", "imagenet"], "only resnet50"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(quick, flags, said, capsys):
+    assert transfer.main([*quick, "--methods", "tbl-1", *flags]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+
+
+def test_missing_data_are_named(tmp_path, capsys):
+    flags = ["--preset", "paper", "--data-root", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert transfer.main(flags) == 2
+    assert "fgvc-aircraft-2013b" in capsys.readouterr().err
+    assert transfer.main(["--data-root", str(tmp_path), "--classes", "30"]) == 2
+    assert "--classes" in capsys.readouterr().err
+
+
+def test_the_paper_preset_is_table_2s():
+    paper = transfer.PRESETS["paper"]
+    assert (paper.epochs, paper.batch, paper.norm, paper.weights) == (50, 8, "group", "imagenet")
+    rates = [transfer.run_config(config(preset="paper", dataset=d), "tkm-2").learning_rate for d in transfer.RATES]
+    assert rates == [16e-4, 8e-4, 2e-4, 2e-4]

@@ -1,0 +1,177 @@
+"""The strategies with an adaptation or an outer loss of their own, each against a loop written from its paper."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import conv4, unrolled_loss
+from small import assert_close, gradients, random_episodes, small_strategy
+from torch import nn
+
+import metakm
+from metakm.config import RunConfig
+from metakm.inner_loop import evaluate_episodes, meta_loss
+from metakm.preparation import build_strategy
+from metakm.presets import preset_config
+
+LR, STEPS = 0.4, 3
+BN_MODES = ("transductive", "support", "running", "frozen")
+
+
+@pytest.mark.parametrize(
+    ("algo", "adapted", "total"),
+    [
+        ("maml", 112_724, 113_236),
+        ("anil", 1_300, 113_236),
+        ("km", 2_204, 113_236 + 4 * 162),
+        ("boil", 112_724 - 1_300, 113_236),
+        ("bn", 4 * 2 * 64 + 1_300, 113_236),
+        ("meta-sgd", 112_724, 113_236 + 112_724),
+        ("reptile", 113_236, 113_236),
+        ("protonet", 0, 113_236 - 1_300),
+    ],
+)
+def test_parameter_counts_of_omniglots_20_way_network(algo, adapted, total):
+    strategy = metakm.make_strategy(algo, metakm.Conv4(1, 64, "stride"), 20)
+    assert strategy.parameter_counts() == (adapted, total)
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+def test_meta_sgd_and_its_rates_get_the_gradient_of_a_hand_unrolled_loop(first_order):
+    strategy, episodes = small_strategy("meta-sgd"), random_episodes()
+    with torch.no_grad():
+        for rate in strategy.rates.values():
+            rate.add_(0.5 * torch.randn_like(rate))
+    network = dict(strategy.network.named_parameters())
+    adapted = {k: p for k, p in network.items() if ".norm." not in k}
+    rates = {k: LR * strategy.rates[k.replace(".", "__")] for k in adapted}
+
+    def predict(fast, images, **_):
+        return conv4({**network, **fast}, images, "stride")
+
+    expected = gradients(strategy, unrolled_loss(predict, adapted, episodes, rates, STEPS, first_order))
+    assert sum(g.norm() for k, g in expected.items() if k.startswith("rates")) > 1e-3
+    result = meta_loss(strategy, episodes, inner_lr=LR, inner_steps=STEPS, first_order=first_order)
+    assert_close(gradients(strategy, result.loss), expected)
+
+
+def test_meta_sgd_starts_as_maml():
+    episodes = random_episodes()
+    losses = [
+        meta_loss(small_strategy(algo), episodes, inner_lr=LR, inner_steps=STEPS).loss for algo in ("maml", "meta-sgd")
+    ]
+    torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
+
+
+def explicit_reptile(strategy, episodes, batches, epsilon):
+    """Algorithm 2: k SGD steps on each task, then a step of epsilon towards the mean of where they ended."""
+    phi = {k: p.detach() for k, p in strategy.network.named_parameters()}
+    ends = []
+    for t in range(len(episodes.support_images)):
+        theta = phi
+        for step in range(STEPS):
+            images, labels = batches[step % len(batches)](t)
+            theta = {k: v.clone().requires_grad_() for k, v in theta.items()}
+            loss = F.cross_entropy(conv4(theta, images, "stride"), labels)
+            grads = torch.autograd.grad(loss, list(theta.values()))
+            theta = {k: (v - LR * g).detach() for (k, v), g in zip(theta.items(), grads, strict=True)}
+        ends.append(theta)
+    return {k: v + epsilon * torch.stack([end[k] - v for end in ends]).mean(0) for k, v in phi.items()}
+
+
+@pytest.mark.parametrize(("shots", "queries", "parts"), [(1, 2, 2), (1, 5, 5), (2, 4, 2), (3, 2, 1)])
+def test_reptiles_update_is_a_step_towards_the_end_of_explicit_sgd(shots, queries, parts):
+    """Part i of m takes query images i, i + m, ... of each class; with SGD of rate epsilon alpha as the outer loop."""
+    ways, epsilon = 4, 0.3
+    strategy, episodes = small_strategy("reptile"), random_episodes(ways=ways, shots=shots, queries=queries)
+
+    def part(i):
+        images = [q.unflatten(0, (ways, queries))[:, i::parts].flatten(0, 1) for q in episodes.query_images]
+        labels = torch.arange(ways).repeat_interleave(queries // parts)
+        return lambda t: (images[t], labels)
+
+    support = [lambda t: (episodes.support_images[t], episodes.support_labels[t])]
+    expected = explicit_reptile(strategy, episodes, support + [part(i) for i in range(parts)], epsilon)
+    outer = torch.optim.SGD(strategy.parameters(), lr=epsilon * LR)
+    meta_loss(strategy, episodes, inner_lr=LR, inner_steps=STEPS).loss.backward()
+    moved = max(p.grad.abs().max().item() for p in strategy.parameters())
+    outer.step()
+    assert moved > 1e-3
+    for name, parameter in strategy.network.named_parameters():
+        torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-10, atol=1e-12)
+
+
+def test_reptiles_loss_has_the_value_of_the_query_loss_it_reports():
+    strategy, episodes = small_strategy("reptile"), random_episodes()
+    result = meta_loss(strategy, episodes, inner_lr=LR, inner_steps=STEPS)
+    expected = F.cross_entropy(result.logits.flatten(0, 1), episodes.query_labels.flatten())
+    torch.testing.assert_close(result.loss.detach(), expected)
+
+
+def test_reptile_adapts_to_the_support_set_alone_in_evaluation():
+    strategy, episodes = small_strategy("reptile"), random_episodes()
+    network = dict(strategy.network.named_parameters())
+
+    def predict(fast, images, **_):
+        return conv4(fast, images, "stride")
+
+    expected = unrolled_loss(predict, network, episodes, LR, STEPS)
+    actual = evaluate_episodes(strategy, episodes, inner_lr=LR, inner_steps=STEPS).loss
+    torch.testing.assert_close(actual, expected.detach(), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("bn_mode", BN_MODES)
+def test_protonet_equals_a_hand_written_one(bn_mode):
+    strategy, episodes = small_strategy("protonet", bn_mode=bn_mode), random_episodes(ways=3, shots=4)
+    episodes.support_labels = torch.tensor([[2, 0, 1, 1, 0, 2, 2, 0, 0, 0, 2, 2]] * 3)  # uneven, in any order
+    identity = {"head.weight": torch.eye(3), "head.bias": torch.zeros(3)}
+    parameters = {**{f"backbone.{k}": p for k, p in strategy.backbone.named_parameters()}, **identity}
+    frozen, losses, right = bn_mode == "frozen", [], []
+    for t in range(3):
+        support, labels = episodes.support_images[t], episodes.support_labels[t]
+        z = conv4(parameters, support, "stride", frozen=frozen)
+        prototypes = [z[labels == k].mean(0) for k in range(3)]
+        reference = support if bn_mode == "support" else None
+        x = conv4(parameters, episodes.query_images[t], "stride", reference, frozen)
+        logits = torch.stack([-((x - c) ** 2).sum(1) for c in prototypes], 1)
+        losses.append(F.cross_entropy(logits, episodes.query_labels[t]))
+        right.append((logits.argmax(1) == episodes.query_labels[t]).double().mean())
+    expected = torch.stack(losses).mean()
+    result = meta_loss(strategy, episodes, inner_lr=LR, inner_steps=STEPS)
+    torch.testing.assert_close(result.loss, expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(result.accuracy, torch.stack(right))
+    assert_close(gradients(strategy, result.loss), gradients(strategy, expected))
+
+
+def test_protonet_takes_any_number_of_ways_and_ignores_the_inner_settings():
+    strategy = small_strategy("protonet", ways=4)
+    episodes = random_episodes(ways=6)
+    first = evaluate_episodes(strategy, episodes, inner_lr=LR, inner_steps=0)
+    second = evaluate_episodes(strategy, episodes, inner_lr=9.0, inner_steps=5)
+    assert first.logits.shape == (3, 18, 6)
+    assert torch.equal(first.logits, second.logits)
+
+
+@pytest.mark.parametrize(
+    ("algo", "option"),
+    [
+        ("protonet", "first_order"),
+        ("protonet", "learn_inner_lr"),
+        ("reptile", "first_order"),
+        ("reptile", "learn_inner_lr"),
+        ("meta-sgd", "learn_inner_lr"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(algo, option):
+    config: RunConfig = preset_config(algo=algo, ways=3, **{option: True})
+    with pytest.raises(metakm.UserError, match=f"--{option.replace('_', '-')} changes, got '{algo}'"):
+        build_strategy(config, (1, 28, 28))
+
+
+def test_a_strategy_that_adapts_nothing_must_say_how_it_adapts():
+    class Idle(metakm.Strategy):
+        def __init__(self):
+            super().__init__()
+            self.adapted = nn.Module()
+
+    with pytest.raises(metakm.UserError, match="override `adapt`"):
+        meta_loss(Idle(), random_episodes(), inner_lr=LR, inner_steps=1)
