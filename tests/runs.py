@@ -49,7 +49,7 @@ def write_run(
         "started_at": f"2026-11-20T12:00:0{seed % 10}+00:00",
     }
     run = RunFolder(folder)
-    run.prepare()
+    folder.mkdir(parents=True, exist_ok=True)
     run.write_config(config.to_json())
     if (row or {}).get("status", "done") == "done":
         run.write_tasks(accuracies)
