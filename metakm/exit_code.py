@@ -8,8 +8,8 @@ from collections.abc import Callable
 from metakm.errors import UserError
 
 
-def exit_code(command: Callable[[], int]) -> int:
-    """Call a command that makes runs; print what ended it early.
+def exit_code(command: Callable[[], int], again: str = "add --resume to the same command") -> int:
+    """Call a command that makes runs; print what ended it early, and how to go on.
 
     The command's own code, or 1 for a file that cannot be written, 2 for the user's mistake, 130 for an interrupt.
     """
@@ -19,8 +19,8 @@ def exit_code(command: Callable[[], int]) -> int:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 2
     except OSError as error:
-        print(f"error: {error}; mend that, then add --resume to the same command", file=sys.stderr)  # noqa: T201
+        print(f"error: {error}; mend that, then {again}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:
-        print("Stopped. If the run folder has a checkpoint, --resume goes on from it.", file=sys.stderr)  # noqa: T201
+        print(f"Stopped. To go on from the last checkpoint, if there is one, {again}.", file=sys.stderr)  # noqa: T201
         return 130

@@ -129,19 +129,13 @@ class Run:
 
     def _open_folder(self) -> dict[str, Any] | None:
         """Claim the run folder; take up its checkpoint, or return its row, when resuming."""
-        self.folder.claim()
-        try:
-            return self._take_up()
-        except BaseException:
-            self.folder.release()
-            raise
-
-    def _take_up(self) -> dict[str, Any] | None:
-        finished = self.folder.earlier(resume=self.config.resume, overwrite=self.config.overwrite)
-        if self.folder.checkpoint.exists():
-            self._load()
-        if finished is None:
-            self.folder.write_config(self.config.to_json())
+        config = self.config
+        with self.folder.opening():
+            finished = self.folder.earlier(resume=config.resume, overwrite=config.overwrite)
+            if self.folder.checkpoint.exists():
+                self._load()
+            if finished is None:
+                self.folder.write_config(config.to_json())
         return finished
 
     def _announce(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from metakm.errors import UserError
+from metakm.exit_code import exit_code
 from metakm.interrupt import StopRequest
 from metakm.progress import duration
 from metakm.runner import say
@@ -25,22 +25,16 @@ from metakm.scheduling.sweeper import Sweeper
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 all done or in other hands, 1 a run failed, 2 the user's mistake, 130 interrupted."""
-    try:
-        options, rest = parse_sweep(sys.argv[1:] if arguments is None else list(arguments))
-        configs = expand(options, rest)
-        pool = Pool(options, _log_folder(configs[0].out))
-        plan = make_plan(configs)
-        with StopRequest() as stop:
-            return _show(plan, pool) if options.dry_run else _work(plan, pool, stop)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    except OSError as error:
-        print(f"error: {error}; mend that, then repeat the same command", file=sys.stderr)  # noqa: T201
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from the runs' checkpoints.", file=sys.stderr)  # noqa: T201
-        return 130
+    return exit_code(lambda: _run(arguments), again="repeat the same command")
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    options, rest = parse_sweep(sys.argv[1:] if arguments is None else list(arguments))
+    configs = expand(options, rest)
+    pool = Pool(options, _log_folder(configs[0].out))
+    plan = make_plan(configs)
+    with StopRequest() as stop:
+        return _show(plan, pool) if options.dry_run else _work(plan, pool, stop)
 
 
 def _show(plan: list[Planned], pool: Pool) -> int:

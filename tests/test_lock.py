@@ -33,6 +33,7 @@ def test_the_second_is_refused_and_told_of_the_first(tmp_path):
     second.acquire()
     first.release()
     assert holder(tmp_path / "run.lock") is not None, "only the holder gives the lock back"
+    second.release()
 
 
 def test_a_process_holds_the_lock_until_it_is_killed(tmp_path):
@@ -92,6 +93,7 @@ def test_a_file_removed_between_opening_and_locking_is_not_taken_for_the_lock(tm
     lock = Lock(path)
     lock.acquire()
     assert json.loads(path.read_text())["pid"] == os.getpid()
+    lock.release()
 
 
 def write(path, pid, host):
@@ -138,6 +140,7 @@ def test_text_that_cannot_be_read_names_no_one_and_blocks_no_one(tmp_path, conte
     path.write_bytes(content)
     with pytest.raises(InUseError, match="another process"):
         Lock(path).acquire()
+    lock.release()
 
 
 def test_any_other_error_is_passed_on(tmp_path, monkeypatch):

@@ -250,13 +250,19 @@ def planned(tmp_path):
 
 def test_a_run_claimed_after_planning_is_no_failure(planned, tmp_path):
     plan, pool = planned
-    RunFolder(plan.config.folder).claim()
+    folder = RunFolder(plan.config.folder)
+    with folder.opening():
+        pass  # the claim outlasts the block
     late = Sweeper([plan], pool, StopRequest())
     late.run()
     assert [outcome.kind for outcome in late.outcomes.values()] == ["in use"]
     outcome = RunJob(plan.config, tmp_path / "stop")()
     assert outcome.kind == "in use", "also where it was claimed after the job was sent"
     assert f"process {os.getpid()}" in outcome.note
+    folder.release()
+    with pytest.raises(ZeroDivisionError), folder.opening():
+        1 / 0  # noqa: B018
+    assert inspect(plan.config).state == "to do", "a claim that came to nothing is given back"
 
 
 def test_a_run_done_by_another_sweep_after_planning_is_not_done_twice(planned):

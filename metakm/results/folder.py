@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from metakm.results.row import CsvRow, ResultRow
 class RunFolder:
     """`<out>/<dataset>-<ways>w<shots>s/<algo>/seed<k>/`, or `<out>/<experiment>/<method>/seed<k>/`.
 
-    It holds config.json, curve.csv, curve.png, checkpoint.pt, the row in `result`, the files of its kind of run, and
-    while a run has claimed it run.lock.
+    It holds config.json, curve.csv, curve.png, checkpoint.pt, the row in `result`, and the files of its kind of run;
+    and run.lock while a process works in it.
 
     Args:
         row: the kind of row that the run writes.
@@ -36,8 +37,11 @@ class RunFolder:
         self.result = path / row.FILE
         self.lock = Lock(path / "run.lock")
 
-    def claim(self) -> None:
-        """Make the folder, check that it can be written, and keep other processes out until `release`.
+    @contextlib.contextmanager
+    def opening(self) -> Iterator[None]:
+        """Make the folder, check that it can be written, and keep other processes out.
+
+        They are let in again when the block raises, else by `release`.
 
         Raises:
             UserError: it cannot be written.
@@ -52,6 +56,11 @@ class RunFolder:
                 f"Expected to write to {self.path}, got {error.strerror or error}; choose another --out"
             ) from error
         self.lock.acquire()
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Let other processes in."""
