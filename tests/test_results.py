@@ -39,7 +39,8 @@ def test_curve_keeps_missing_figures_missing():
 
 def test_folder_clears_its_own_files_only(tmp_path):
     folder = RunFolder(tmp_path / "a" / "b")
-    folder.claim()
+    with folder.opening():
+        assert not folder.used
     folder.release()
     assert not folder.used
     folder.write_config({"a": 1})
