@@ -1,7 +1,6 @@
 """Every Python block of the README runs as it stands, and every command of it is one."""
 
 import importlib
-import os
 import re
 import shlex
 from pathlib import Path
@@ -113,7 +112,7 @@ def test_command(name, arguments, tmp_path, monkeypatch):
     elif name == "sweep":
         assert expand(*parse_sweep(arguments))
     elif name in ("table", "report"):
-        os.symlink(ROOT / "results", tmp_path / "results")
+        (tmp_path / "results").symlink_to(ROOT / "results")
         monkeypatch.chdir(tmp_path)
         assert importlib.import_module(f"metakm.{name}").main(arguments) == 0
     else:
