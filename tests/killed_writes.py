@@ -32,7 +32,7 @@ def writers(folder):
     """Each file of a run with a function that writes its version 0 or 1. (result.csv is written as config.json is.)"""
     run = RunFolder(folder)
     pictures = [metakm.results.curve_png(curve(version), "title") for version in (0, 1)]  # slow to draw
-    metakm.results.folder.curve_png = lambda points, _: pictures[points == curve(1)]
+    metakm.results.folder.curve_png = lambda points, *_: pictures[points == curve(1)]
 
     def checkpoint(version):
         save_checkpoint(run.checkpoint, CONFIG, {"weights": torch.full((50_000,), float(version))})
