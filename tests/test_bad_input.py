@@ -63,7 +63,8 @@ def refused(capsys, out, *flags, small=True):
 
 
 def files(folder):
-    return {p: p.lstat().st_mtime_ns for p in folder.rglob("*")}
+    """Everything below a folder, files with when they were written; a lock that comes and goes touches its folder."""
+    return {p: p.lstat().st_mtime_ns if p.is_file() else None for p in folder.rglob("*")}
 
 
 OUT_OF_RANGE = """

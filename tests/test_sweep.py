@@ -21,6 +21,7 @@ from metakm.interrupt import StopRequest
 from metakm.lock import Lock
 from metakm.outer_loop import OuterLoop
 from metakm.presets import preset_config
+from metakm.report import main as make_report
 from metakm.results import RunFolder
 from metakm.scheduling.estimate import Cost, seconds_left
 from metakm.scheduling.job import Outcome, RunJob
@@ -30,6 +31,7 @@ from metakm.scheduling.pool import Pool, cores
 from metakm.scheduling.report import outcome_text
 from metakm.scheduling.sweeper import Sweeper
 from metakm.sweep import main
+from metakm.table import main as make_table
 
 pytestmark = [
     pytest.mark.float32,
@@ -369,9 +371,9 @@ def test_what_slurm_is_asked_for(monkeypatch, tmp_path, planned):
 
 def test_two_processes_killed_half_way_and_started_again_end_as_an_unbroken_sweep(tmp_path):
     """Ctrl-C to the whole group, as a terminal sends it, then kill -9 of the group, then to the end."""
-    flags = ["glyphs", "--shots", "1", *TINY, "--iterations", "60", "--val-every", "10", "--algo", "km", "anil"]
-    flags += ["--seeds", "2", "--out"]
-    cut, runs = tmp_path / "cut", [(algo, seed) for seed in (0, 1) for algo in ("km", "anil")]
+    flags = ["glyphs", "--shots", "1", *TINY, "--iterations", "60", "--val-every", "10"]
+    flags += ["--algo", "km", "anil", "maml", "--seeds", "2", "--out"]
+    cut, runs = tmp_path / "cut", [(algo, seed) for seed in (0, 1) for algo in ("km", "anil", "maml")]
     jobs = str(min(2, cores()))
     command = [sys.executable, "-m", "metakm.sweep", *flags, str(cut), "--jobs", jobs]
 
@@ -398,10 +400,16 @@ def test_two_processes_killed_half_way_and_started_again_end_as_an_unbroken_swee
                 assert ": done; " in line
                 os.killpg(process.pid, signal.SIGKILL)
                 break
-    assert 1 <= sum(inspect(config).state == "done" for config in configs(*flags, str(cut))) < 4
+    assert 1 <= sum(inspect(config).state == "done" for config in configs(*flags, str(cut))) < 6
 
     assert main([*flags, str(cut), *DEBUG]) == 0
     assert main([*flags, str(tmp_path / "whole"), *DEBUG]) == 0
     for algo, seed in runs:
         assert numbers(folder(cut, algo, seed)) == numbers(folder(tmp_path / "whole", algo, seed))
     assert not list(cut.rglob("run.lock"))
+
+    table, report = tmp_path / "table.csv", tmp_path / "report.html"
+    assert make_table([str(cut), "--format", "csv", "--out", str(table), "--strict"]) == 0
+    assert all(f"{algo} (quick" in table.read_text() for algo, _ in runs)
+    assert make_report([str(cut), "--out", str(report), "--episodes", "1"]) == 0
+    assert "left out" not in report.read_text().lower()
