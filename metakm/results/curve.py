@@ -47,8 +47,7 @@ def read_curve(path: Path) -> list[CurvePoint]:
             raise ValueError("an empty val_accuracy or seconds")
     except (OSError, ValueError, KeyError, OverflowError) as error:
         raise UserError(f"Expected a learning curve in {path}, got {error}") from error
-    filled = table.astype(object).where(table.notna(), None)
-    return [CurvePoint(*point) for point in filled.itertuples(index=False)]
+    return [CurvePoint.checked([None if pd.isna(v) else v for v in p]) for p in table.itertuples(index=False)]
 
 
 def curve_png(points: Sequence[CurvePoint], title: str, stage: str = "meta-") -> bytes:
