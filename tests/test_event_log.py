@@ -57,14 +57,14 @@ def test_json_lines_are_the_curve_the_progress_and_the_row(tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.err == ""
     told = [json.loads(line) for line in captured.out.splitlines()]
-    curve = pd.read_csv(tmp_path / FOLDER / "curve.csv", float_precision="round_trip")
+    curve = pd.read_csv(tmp_path / FOLDER / "curve.csv")
     points = [each for each in told if each["event"] == "validation"]
     assert [p["iteration"] for p in points] == curve.iteration.tolist() == [0, 3, 6]
     assert [p["val_accuracy"] for p in points] == curve.val_accuracy.tolist()
     assert points[0]["train_loss"] is None
     ends = [(p["phase"], p["done"], p["total"]) for p in told if p["event"] == "progress"]
     assert ends == [("meta-train", 6, 6), ("meta-test", 6, 6)]
-    row = pd.read_csv(tmp_path / FOLDER / "result.csv", float_precision="round_trip").iloc[0]
+    row = pd.read_csv(tmp_path / FOLDER / "result.csv").iloc[0]
     assert told[-1]["event"] == "result"
     assert (told[-1]["status"], told[-1]["accuracy"], told[-1]["run_id"]) == ("done", row.accuracy, row.run_id)
     assert list(told[-1])[1:] == list(row.index)
@@ -116,9 +116,9 @@ def test_tensorboard_has_each_iteration_once_after_a_run_that_died_and_went_on(t
     assert [v for _, v in told["meta-train/loss"]] == [np.float32(losses[i]) for i in range(1, 7)]
     assert [i for i, _ in told["meta-train/accuracy"]] == [1, 2, 3, 4, 5, 6]
     assert all(value > 0 for _, value in told["meta-train/ms_per_iteration"])
-    curve = pd.read_csv(tmp_path / FOLDER / "curve.csv", float_precision="round_trip")
+    curve = pd.read_csv(tmp_path / FOLDER / "curve.csv")
     assert told["meta-val/accuracy"] == [(p.iteration, np.float32(p.val_accuracy)) for p in curve.itertuples()]
-    accuracy = pd.read_csv(tmp_path / FOLDER / "result.csv", float_precision="round_trip").accuracy[0]
+    accuracy = pd.read_csv(tmp_path / FOLDER / "result.csv").accuracy[0]
     assert told["meta-test/accuracy"] == [(6, np.float32(accuracy))]
 
 

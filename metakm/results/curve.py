@@ -41,7 +41,7 @@ def read_curve(path: Path) -> list[CurvePoint]:
         UserError: no such file, or one that is no learning curve.
     """
     try:
-        table = pd.read_csv(path, float_precision="round_trip")[list(CurvePoint._fields)]
+        table = pd.read_csv(path)[list(CurvePoint._fields)]
         table = table.astype({"iteration": int, **dict.fromkeys(CurvePoint._fields[1:], float)})
         if table[["val_accuracy", "seconds"]].isna().any(axis=None):
             raise ValueError("an empty val_accuracy or seconds")

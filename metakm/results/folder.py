@@ -129,7 +129,7 @@ class RunFolder:
     def read_row(self) -> dict[str, Any] | None:
         """The row of an earlier run as JSON values; None where there is none that can be read."""
         try:
-            table = pd.read_csv(self.result, float_precision="round_trip")
+            table = pd.read_csv(self.result)
         except (OSError, ValueError):
             return None
         if len(table) != 1 or tuple(table.columns) != self.row.columns():
