@@ -60,17 +60,18 @@ def test_json_lines_are_the_curve_the_progress_and_the_row(tmp_path, capsys):
     curve = pd.read_csv(tmp_path / FOLDER / "curve.csv")
     points = [each for each in told if each["event"] == "validation"]
     assert [p["iteration"] for p in points] == curve.iteration.tolist() == [0, 3, 6]
-    assert [p["val_accuracy"] for p in points] == curve.val_accuracy.tolist()
+    assert [p["val_accuracy"] for p in points] == pytest.approx(curve.val_accuracy.tolist(), rel=1e-14)
     assert points[0]["train_loss"] is None
     ends = [(p["phase"], p["done"], p["total"]) for p in told if p["event"] == "progress"]
     assert ends == [("meta-train", 6, 6), ("meta-test", 6, 6)]
     row = pd.read_csv(tmp_path / FOLDER / "result.csv").iloc[0]
     assert told[-1]["event"] == "result"
-    assert (told[-1]["status"], told[-1]["accuracy"], told[-1]["run_id"]) == ("done", row.accuracy, row.run_id)
+    assert (told[-1]["status"], told[-1]["run_id"]) == ("done", row.run_id)
+    assert told[-1]["accuracy"] == pytest.approx(row.accuracy, rel=1e-14)  # pandas 2 reads the last digit otherwise
     assert list(told[-1])[1:] == list(row.index)
     assert run(tmp_path, "--json", "--resume") == 0
     (again,) = lines(capsys)
-    assert {**again, "git_commit": ""} == {**told[-1], "git_commit": ""}, "the file has no empty text"
+    assert again == told[-1]
 
 
 def test_quiet_leaves_the_result(tmp_path, capsys):

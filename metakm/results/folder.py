@@ -129,13 +129,13 @@ class RunFolder:
     def read_row(self) -> dict[str, Any] | None:
         """The row of an earlier run as JSON values; None where there is none that can be read."""
         try:
-            table = pd.read_csv(self.result)
-        except (OSError, ValueError):
+            table = pd.read_csv(self.result, dtype=str, keep_default_na=False)
+            if len(table) != 1 or tuple(table.columns) != self.row.columns():
+                return None
+            cells = {str(name): str(text) for name, text in table.iloc[0].items()}
+            row: dict[str, Any] = vars(self.row.from_cells(cells))  # pandas 2 would read the last digit otherwise
+        except (OSError, ValueError, UserError):
             return None
-        if len(table) != 1 or tuple(table.columns) != self.row.columns():
-            return None
-        values = table.astype(object).iloc[0]  # one by one, so that a number keeps its own type
-        row = {str(name): None if pd.isna(value) else value for name, value in values.items()}
         measured = [row[name] for name in self.row.FINISHED]
         if row["status"] == "done" and not all(isinstance(v, float) and math.isfinite(v) for v in measured):
             return None
