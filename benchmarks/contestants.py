@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metakm.data import Episodes
-from metakm.modulation import KernelModulator
 
 LR = 0.5
 
@@ -40,13 +39,27 @@ def plain_features(in_channels: int, filters: int, pool: bool) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+class PlainModulator(nn.Module):
+    """U2 tanh(U1 w) for each kernel w (the paper's Eq. 3), of torch's own operations and derivatives."""
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.eye(pixels) + 0.001 * torch.randn(pixels, pixels))
+        self.second = nn.Parameter(torch.eye(pixels) + 0.001 * torch.randn(pixels, pixels))
+
+    def forward(self, kernel: Tensor) -> Tensor:
+        """Modulate `[O, C, kh, kw]`."""
+        hidden = torch.tanh(kernel.flatten(2) @ self.first.mT)  # [O, C, kh*kw]
+        return (hidden @ self.second.mT).view_as(kernel)
+
+
 class ModulatedConv2d(nn.Module):
     """A convolution with its kernel modulator inside, as a user of `higher` would write it."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.conv = conv
-        self.modulator = KernelModulator((conv.kernel_size[0], conv.kernel_size[1]))
+        self.modulator = PlainModulator(conv.kernel_size[0] * conv.kernel_size[1])
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve with the modulated kernel."""
