@@ -34,7 +34,7 @@ class RunConfig:
     """
 
     algo: str = "km"
-    """Strategy: maml, anil, km, bn, boil, meta-sgd, reptile, protonet, or one from a plugin. km is the paper's own."""
+    """Strategy: maml, anil, km, bn, boil, meta-sgd, reptile, protonet, maml-proto, anil-proto, km-proto, or one from a plugin. km is the paper's own."""
     dataset: str = "glyphs"
     """Dataset: glyphs (drawn by metakm, needs no file), omniglot, mini-imagenet, tiny-imagenet, or folder: your own images, one folder a class in train/, val/ and test/ of --data-root. glyphs by default, so that every machine can run it."""
     ways: int = 20

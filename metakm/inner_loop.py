@@ -11,14 +11,14 @@ Memory of a second-order loss grows with tasks x steps: the graph of every step 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import higher
 import torch
 from torch import Tensor, nn
 
-from metakm.errors import UserError
+from metakm.errors import UserError, unknown_name
 from metakm.strategies.base import EpisodeBatch, InnerLR, Strategy, cross_entropy
 
 __all__ = ["EpisodeBatch", "GradientDescent", "InnerLR", "MetaLoss", "evaluate_episodes", "meta_loss"]
@@ -93,7 +93,11 @@ class GradientDescent:
 
     @torch.enable_grad()
     def descend(
-        self, *batches: tuple[Tensor, Tensor], factors: Iterable[Tensor] | None = None, graph: bool = True
+        self,
+        *batches: tuple[Tensor, Tensor],
+        factors: Iterable[Tensor] | None = None,
+        start: Mapping[str, Tensor] | None = None,
+        graph: bool = True,
     ) -> nn.Module:
         """See `metakm.strategies.base.InnerLoop`."""
         if not self.rates:
@@ -103,7 +107,7 @@ class GradientDescent:
         adapted = higher.monkeypatch(self.strategy.adapted, copy_initial_weights=False, track_higher_grads=graph)
         self._patched.append(adapted)
         tasks = batches[0][1].shape[0]
-        adapted.update_params([_per_task(p, tasks, graph) for p in adapted.parameters()])
+        adapted.update_params(_starts(self.strategy.adapted, tasks, start or {}, graph))
         optimiser = _optimiser(self.strategy.adapted, adapted, rates, graph)
         # `higher`'s own track_higher_grads=False would cut the initial parameters off; constant gradients do not.
         constant = _detach_all if self.first_order and graph else None
@@ -134,9 +138,13 @@ def _one_each(inner_lr: InnerLR, count: int) -> list[float | Tensor]:
     return list(inner_lr)
 
 
-def _per_task(parameter: Tensor, tasks: int, graph: bool) -> Tensor:
-    expanded = parameter.expand(tasks, *parameter.shape)
-    return expanded if graph else expanded.detach().requires_grad_(parameter.requires_grad)
+def _starts(module: nn.Module, tasks: int, given: Mapping[str, Tensor], graph: bool) -> list[Tensor]:
+    """Where each parameter of `module` starts in each task, `[T, ...]`."""
+    own = dict(module.named_parameters())
+    if unknown := [name for name in given if name not in own]:
+        raise unknown_name("start of an adapted parameter", unknown[0], own)
+    starts = {name: given.get(name, p.expand(tasks, *p.shape)) for name, p in own.items()}
+    return [s if graph else s.detach().requires_grad_(own[name].requires_grad) for name, s in starts.items()]
 
 
 def _optimiser(

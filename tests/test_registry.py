@@ -16,13 +16,14 @@ def clean_registry(monkeypatch):
 
 
 def test_built_in_strategies_are_known():
-    built_in = {"anil", "bn", "boil", "km", "maml", "meta-sgd", "protonet", "reptile"}
+    proto = {"anil-proto", "km-proto", "maml-proto"}
+    built_in = {"anil", "bn", "boil", "km", "maml", "meta-sgd", "protonet", "reptile", *proto}
     assert built_in <= set(metakm.available_strategies())
     assert list(metakm.available_strategies()) == sorted(metakm.available_strategies())
 
 
 def test_unknown_name_lists_the_known_and_the_nearest():
-    with pytest.raises(metakm.UserError, match=r"one of anil, bn, .*reptile, got 'mmal'; did you mean 'maml'"):
+    with pytest.raises(metakm.UserError, match=r"one of anil, .*reptile, got 'mmal'; did you mean 'maml'"):
         metakm.make_strategy("mmal", metakm.Conv4(1, 4), 5)
 
 

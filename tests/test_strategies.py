@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import conv4, unrolled_loss
+from oracle import conv4, modulate, unrolled_loss
 from small import assert_close, gradients, random_episodes, small_strategy
 from torch import nn
 
@@ -12,6 +12,7 @@ from metakm.config import RunConfig
 from metakm.inner_loop import evaluate_episodes, meta_loss
 from metakm.preparation import build_strategy
 from metakm.presets import preset_config
+from metakm.strategies.anil import ANIL
 
 LR, STEPS = 0.4, 3
 BN_MODES = ("transductive", "support", "running", "frozen")
@@ -28,6 +29,9 @@ BN_MODES = ("transductive", "support", "running", "frozen")
         ("meta-sgd", 112_724, 113_236 + 112_724),
         ("reptile", 113_236, 113_236),
         ("protonet", 0, 113_236 - 1_300),
+        ("maml-proto", 112_724, 113_236),
+        ("anil-proto", 1_300, 113_236),
+        ("km-proto", 2_204, 113_236 + 4 * 162),
     ],
 )
 def test_parameter_counts_of_omniglots_20_way_network(algo, adapted, total):
@@ -149,6 +153,74 @@ def test_protonet_takes_any_number_of_ways_and_ignores_the_inner_settings():
     second = evaluate_episodes(strategy, episodes, inner_lr=9.0, inner_steps=5)
     assert first.logits.shape == (3, 18, 6)
     assert torch.equal(first.logits, second.logits)
+
+
+PROTOTYPE_HEADS = ("maml-proto", "anil-proto", "km-proto")
+
+
+def backbone_of(strategy):
+    return strategy.backbone if isinstance(strategy, ANIL) else strategy.network.backbone
+
+
+@pytest.mark.parametrize("bn_mode", ["transductive", "support"])
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("algo", PROTOTYPE_HEADS)
+def test_prototype_heads_get_the_gradient_of_a_hand_unrolled_loop(algo, first_order, bn_mode):
+    strategy, episodes = small_strategy(algo, bn_mode=bn_mode), random_episodes(ways=3, shots=4)
+    episodes.support_labels = torch.tensor([[2, 0, 1, 1, 0, 2, 2, 0, 0, 0, 2, 2]] * 3)  # uneven, in any order
+    body = {f"backbone.{k}": p for k, p in backbone_of(strategy).named_parameters()}
+    modulators = dict(strategy.adapted.modulators.named_parameters()) if algo == "km-proto" else {}
+    chosen = {"maml-proto": ("conv.weight", "conv.bias"), "anil-proto": (), "km-proto": ("conv.bias",)}[algo]
+    adapted = modulators | {k: p for k, p in body.items() if k.endswith(chosen)}
+
+    def predict(fast, images, reference=None):
+        parameters = {**body, **fast}
+        for i in range(4 if modulators else 0):
+            u = [fast[f"modulators.{i}.layers.{layer}"] for layer in (0, 1)]
+            parameters[f"backbone.blocks.{i}.conv.weight"] = modulate(body[f"backbone.blocks.{i}.conv.weight"], *u)
+        return conv4(parameters, images, "stride", reference if bn_mode == "support" else None)
+
+    losses = []
+    for t in range(3):
+        labels = episodes.support_labels[t]
+        features = predict(
+            {**adapted, "head.weight": torch.eye(3), "head.bias": torch.zeros(3)}, episodes.support_images[t]
+        )
+        means = torch.stack([features[labels == k].mean(0) for k in range(3)])
+        own = {k: p.clone() for k, p in adapted.items()}  # so that no inner gradient takes the way through the means
+        start = {**own, "head.weight": 2 * means, "head.bias": -(means**2).sum(1)}
+        task = type(episodes)(**{k: v[t : t + 1] for k, v in vars(episodes).items()})
+        losses.append(unrolled_loss(predict, start, task, LR, STEPS, first_order))
+    expected = torch.stack(losses).mean()
+    result = meta_loss(strategy, episodes, inner_lr=LR, inner_steps=STEPS, first_order=first_order)
+    torch.testing.assert_close(result.loss, expected, rtol=1e-10, atol=0)
+    assert_close(gradients(strategy, result.loss), gradients(strategy, expected))
+
+
+@pytest.mark.parametrize("algo", PROTOTYPE_HEADS)
+def test_prototype_heads_start_as_a_prototypical_network_of_any_number_of_ways(algo):
+    strategy, episodes = small_strategy(algo), random_episodes(ways=6)
+    baseline = small_strategy("protonet")
+    weights = dict(backbone_of(strategy).state_dict())
+    if algo == "km-proto":  # under the modulators' own start
+        modulated = strategy.adapted.modulators(strategy.kernels())
+        weights |= {k.removeprefix("backbone."): w for k, w in modulated.items()}
+    baseline.backbone.load_state_dict(weights)
+    expected = evaluate_episodes(baseline, episodes, inner_lr=LR, inner_steps=0)
+    actual = evaluate_episodes(strategy, episodes, inner_lr=LR, inner_steps=0)
+    torch.testing.assert_close(actual.logits.softmax(-1), expected.logits.softmax(-1))
+    moved = evaluate_episodes(strategy, episodes, inner_lr=LR, inner_steps=STEPS)
+    assert (moved.logits - actual.logits).abs().max() > 1e-3
+
+
+def test_a_start_of_an_unknown_parameter_is_refused():
+    class Misled(ANIL):
+        def adapt(self, inner, encoded, labels):
+            return inner.descend((encoded, labels), start={"wieght": torch.zeros(3, 4, 3)})
+
+    strategy = Misled(metakm.Conv4(1, 3, "stride", image_size=14), 4)
+    with pytest.raises(metakm.UserError, match="'weight'"):
+        meta_loss(strategy, random_episodes(), inner_lr=LR, inner_steps=1)
 
 
 @pytest.mark.parametrize(

@@ -45,13 +45,19 @@ class InnerLoop(Protocol):
         """The inner learning rate of each adapted parameter."""
 
     def descend(
-        self, *batches: tuple[Tensor, Tensor], factors: Iterable[Tensor] | None = None, graph: bool = True
+        self,
+        *batches: tuple[Tensor, Tensor],
+        factors: Iterable[Tensor] | None = None,
+        start: Mapping[str, Tensor] | None = None,
+        graph: bool = True,
     ) -> nn.Module:
         """`adapted` after all inner steps, each parameter `[T, ...]`.
 
         Args:
             batches: pairs of what `encode` returned and labels `[T, n]`; the steps take them in turn.
             factors: one for each adapted parameter, of its shape or broadcast against it: multiplies its inner rate.
+            start: where the named parameters of `adapted` start instead of at their own value, `[T, ...]` each, a start
+                of its own for each task.
             graph: False forgets how the result came about; memory then does not grow with the number of steps.
         """
 
@@ -151,6 +157,9 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 class Classifier(nn.Module):
     """A backbone and a linear head; `[T, n, C, H, W]` to logits `[T, n, N]`."""
+
+    BACKBONE = "backbone."
+    """How the names of the backbone's parameters begin."""
 
     def __init__(self, backbone: nn.Module, ways: int) -> None:
         super().__init__()

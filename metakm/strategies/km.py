@@ -73,5 +73,8 @@ class KM(Strategy):
 
     def predict(self, adapted: nn.Module, encoded: Tensor) -> Tensor:
         """See `Strategy`."""
-        kernels = {name: self.network.get_parameter(name) for name in self.kernel_names}  # W: [O, C, kh, kw]
-        return call_with(self.network, adapted(kernels), encoded)  # W~: [T, O, C, kh, kw]
+        return call_with(self.network, adapted(self.kernels()), encoded)  # W~: [T, O, C, kh, kw]
+
+    def kernels(self) -> dict[str, Tensor]:
+        """W, `[O, C, kh, kw]` each, by the network's names."""
+        return {name: self.network.get_parameter(name) for name in self.kernel_names}

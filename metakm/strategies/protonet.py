@@ -39,8 +39,7 @@ class ProtoNet(Strategy):
     def adapt(self, inner: InnerLoop, encoded: Tensor, labels: Tensor) -> Tensor:
         """Prototypes `[T, N, F]`."""
         del inner
-        members = F.one_hot(labels).to(encoded.dtype)  # [T, N*K, N]
-        return members.transpose(1, 2) @ encoded / members.sum(dim=1).unsqueeze(-1)
+        return prototypes(encoded, labels)
 
     def predict(self, adapted: Tensor, encoded: Tensor) -> Tensor:
         """Minus the squared distances of the features to the prototypes."""
@@ -50,3 +49,9 @@ class ProtoNet(Strategy):
     def forward(self, images: Tensor) -> Tensor:
         """Features `[T, n, F]`: without a support set there are no logits."""
         return self.encode(images)
+
+
+def prototypes(features: Tensor, labels: Tensor) -> Tensor:
+    """Mean features of each class `[T, N, F]`, from features `[T, n, F]` and labels `[T, n]` in 0..N-1."""
+    members = F.one_hot(labels).to(features.dtype)  # [T, n, N]
+    return members.transpose(1, 2) @ features / members.sum(dim=1).unsqueeze(-1)

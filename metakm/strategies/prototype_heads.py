@@ -1,0 +1,82 @@
+"""Heads that start from the support prototypes (Triantafillou et al. 2020, "Meta-Dataset", Sec. 3, Proto-MAML).
+
+    c_k = mean of f(x) over the support images x of class k,    f = the features before adaptation
+    head of class k at the start of the inner loop: weight 2 c_k, bias -|c_k|^2
+
+Before the first inner step the predictions are so those of a prototypical network (its logits less |f(x)|^2, which is
+the same for every class); the inner loop then adapts what it adapts in `maml`, `anil` and `km`, the head included. The
+meta-gradient reaches the features through the prototypes too, also to first order. The values of the head's own
+parameters are never read: they only say which tensors the inner loop adapts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from metakm.strategies.anil import ANIL
+from metakm.strategies.base import Classifier, InnerLoop, Strategy, call_with
+from metakm.strategies.km import KM
+from metakm.strategies.maml import MAML
+from metakm.strategies.protonet import prototypes
+from metakm.strategies.registry import register_strategy
+
+
+class PrototypeHead(Strategy):
+    """Mixed into a strategy whose `adapted` has a linear head. `head`: its parameters there, less weight and bias."""
+
+    head: ClassVar[str]
+
+    def features(self, encoded: Tensor) -> Tensor:
+        """Features `[T, n, F]` before adaptation, of what `encode` returned."""
+        raise NotImplementedError
+
+    def adapt(self, inner: InnerLoop, encoded: Tensor, labels: Tensor) -> Any:
+        """See `Strategy`. The support labels may have any number of classes."""
+        features = self.features(encoded).to(next(self.adapted.parameters()).dtype)
+        means = prototypes(features, labels)  # [T, N, F]
+        start = {f"{self.head}weight": 2 * means, f"{self.head}bias": -means.square().sum(-1)}
+        return inner.descend((encoded, labels), start=start)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features `[T, n, F]`: without a support set there are no logits."""
+        return self.features(self.encode(images))
+
+
+@register_strategy("maml-proto")
+class ProtoMAML(PrototypeHead, MAML):
+    """Proto-MAML itself: `adapted` as in MAML."""
+
+    head = "head__"
+
+    def features(self, encoded: Tensor) -> Tensor:
+        """See `PrototypeHead`."""
+        features: Tensor = self.network.backbone(encoded)
+        return features
+
+
+@register_strategy("anil-proto")
+class ProtoANIL(PrototypeHead, ANIL):
+    """`adapted` as in ANIL."""
+
+    head = ""
+
+    def features(self, encoded: Tensor) -> Tensor:
+        """See `PrototypeHead`."""
+        return encoded
+
+
+@register_strategy("km-proto")
+class ProtoKM(PrototypeHead, KM):
+    """`adapted` as in KM; the prototypes are of the features under the modulators that a task starts from."""
+
+    head = "direct.head__"
+
+    def features(self, encoded: Tensor) -> Tensor:
+        """See `PrototypeHead`."""
+        names = Classifier.BACKBONE
+        start = self.adapted(self.kernels())
+        return call_with(
+            self.network.backbone, {k.removeprefix(names): v for k, v in start.items() if k.startswith(names)}, encoded
+        )
