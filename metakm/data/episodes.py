@@ -179,7 +179,7 @@ class EpisodeSampler:
         return pictures
 
     def _labels(self, tasks: int, each: int) -> Tensor:
-        return torch.from_numpy(np.tile(np.repeat(np.arange(self.ways), each), (tasks, 1)))  # [T, N*each]
+        return torch.from_numpy(np.arange(self.ways).repeat(each)[None].repeat(tasks, axis=0))  # [T, N*each]
 
     def _check(self) -> None:
         for name in ("ways", "shots", "queries"):
