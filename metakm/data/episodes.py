@@ -116,7 +116,8 @@ class EpisodeSampler:
     def batch(self, index: int, tasks: int) -> Episodes:
         """Build episodes number `index`, ..., `index + tasks - 1`, on the CPU.
 
-        Memory: 5 bytes a pixel, four of them kept.
+        Memory: 5 bytes a pixel, four of them kept. A dataset that rotates keeps its images turned (see
+        `TURNED_BYTES`) from the first batch on.
         Raises UserError if `tasks` is below 1 or `index` negative.
         """
         drawn = self.draw(index, tasks)
@@ -167,7 +168,7 @@ class EpisodeSampler:
         return Draw(classes, self.dataset.offsets[classes][..., None] + picked, turns)
 
     def _pictures(self, rows: npt.NDArray[np.int64], turns: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """Images `[T, N, n]`, classes turned by `[T, N]` -> uint8 `[T, N, n, C, H, W]`."""
+        """Rows `[T, N, n]` and quarter turns `[T, N]` -> images as uint8 `[T, N, n, C, H, W]`."""
         if not self.dataset.rotations:
             return self._images.take(rows, axis=0)
         if self._images.nbytes <= TURNED_BYTES:
