@@ -18,6 +18,9 @@ from metakm.data.dataset import FewShotDataset
 from metakm.data.streams import STREAMS, raw_words, smallest, stream_key
 from metakm.errors import UserError
 
+TURNED_BYTES = 2**26
+"""A dataset that rotates keeps its images in all four directions, if one direction takes at most this many bytes."""
+
 
 @dataclass(frozen=True, eq=False)
 class Episodes:
@@ -113,18 +116,15 @@ class EpisodeSampler:
     def batch(self, index: int, tasks: int) -> Episodes:
         """Build episodes number `index`, ..., `index + tasks - 1`, on the CPU.
 
-        Memory: 5 bytes a pixel, four of them kept.
+        Memory: 5 bytes a pixel, four of them kept. A dataset that rotates keeps its images turned (see
+        `TURNED_BYTES`) from the first batch on.
         Raises UserError if `tasks` is below 1 or `index` negative.
         """
         drawn = self.draw(index, tasks)
-        pictures: npt.NDArray[np.uint8] = self._images[drawn.rows]  # [T, N, K+Q, C, H, W]
-        for turn in (1, 2, 3):
-            turned = drawn.turns == turn
-            pictures[turned] = np.rot90(pictures[turned], turn, axes=(-2, -1))
         return Episodes(
-            _to_unit(pictures[:, :, : self.shots]),
+            _to_unit(self._pictures(drawn.rows[:, :, : self.shots], drawn.turns)),
             self._labels(tasks, self.shots),
-            _to_unit(pictures[:, :, self.shots :]),
+            _to_unit(self._pictures(drawn.rows[:, :, self.shots :], drawn.turns)),
             self._labels(tasks, self.queries),
             range(index, index + tasks),
         )
@@ -167,8 +167,20 @@ class EpisodeSampler:
             turns = np.zeros_like(turns)
         return Draw(classes, self.dataset.offsets[classes][..., None] + picked, turns)
 
+    def _pictures(self, rows: npt.NDArray[np.int64], turns: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Rows `[T, N, n]` and quarter turns `[T, N]` -> images as uint8 `[T, N, n, C, H, W]`."""
+        if not self.dataset.rotations:
+            return self._images.take(rows, axis=0)
+        if self._images.nbytes <= TURNED_BYTES:
+            return self.dataset.turned.take(turns[..., None] * len(self._images) + rows, axis=0)
+        pictures = self._images.take(rows, axis=0)
+        for turn in (1, 2, 3):
+            turned = turns == turn
+            pictures[turned] = np.rot90(pictures[turned], turn, axes=(-2, -1))
+        return pictures
+
     def _labels(self, tasks: int, each: int) -> Tensor:
-        return torch.from_numpy(np.tile(np.repeat(np.arange(self.ways), each), (tasks, 1)))  # [T, N*each]
+        return torch.from_numpy(np.arange(self.ways).repeat(each)[None].repeat(tasks, axis=0))  # [T, N*each]
 
     def _check(self) -> None:
         for name in ("ways", "shots", "queries"):
@@ -192,5 +204,6 @@ class EpisodeSampler:
 def _to_unit(pictures: npt.NDArray[np.uint8]) -> Tensor:
     """Uint8 `[T, N, n, C, H, W]` -> float32 in [0, 1], `[T, N*n, C, H, W]`; by numpy, so no torch thread wakes."""
     tasks, ways, each, *shape = pictures.shape
-    unit = np.divide(pictures, np.float32(255), dtype=np.float32)
+    unit = pictures.astype(np.float32)
+    unit /= np.float32(255)
     return torch.from_numpy(unit.reshape(tasks, ways * each, *shape))

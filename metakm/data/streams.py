@@ -42,8 +42,13 @@ def smallest(keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.int64]:
     """Return the positions of the `count` smallest keys of the last axis, in ascending order of their keys.
 
     `[..., n] -> [..., count]`. With random keys it is a uniform draw without replacement, in random order; the
-    first positions do not depend on `count`.
+    first positions do not depend on `count`. Keys must differ, save those beyond the `count` smallest.
     """
-    nearest = np.argpartition(keys, count - 1, axis=-1)[..., :count]  # [..., count], any order
-    order = np.argsort(np.take_along_axis(keys, nearest, axis=-1), axis=-1)
-    return np.take_along_axis(nearest, order, axis=-1).astype(np.int64)
+    *shape, n = keys.shape
+    flat = keys.reshape(-1, n)  # [R, n]
+    rows = np.arange(len(flat))[:, None]
+    last = np.partition(flat, count - 1, axis=-1)[:, count - 1 : count]  # [R, 1]; faster than np.argpartition
+    nearest = np.flatnonzero(flat <= last).reshape(-1, count) - n * rows  # [R, count], by position
+    order = flat[rows, nearest].argsort(axis=-1)
+    positions: npt.NDArray[np.int64] = nearest[rows, order].astype(np.int64, copy=False)
+    return positions.reshape(*shape, count)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from metakm.data import Episodes, EpisodeSampler, FewShotDataset
+from metakm.data import Episodes, EpisodeSampler, FewShotDataset, episodes
 from metakm.errors import UserError
 
 Make = Callable[..., FewShotDataset]
@@ -141,6 +141,31 @@ def test_without_rotations_nothing_is_turned_and_the_draw_is_the_same(make: Make
     assert not plain.turns.any()
     assert turned.turns.any()
     assert np.array_equal(plain.rows, turned.rows)
+
+
+def test_every_pixel_value_becomes_the_nearest_float_of_its_255th() -> None:
+    images = np.arange(256, dtype=np.uint8).reshape(4, 1, 8, 8)
+    batch = EpisodeSampler(FewShotDataset.from_arrays(images, [0, 0, 1, 1]), 2, 1, 1).batch(0, 1)
+    found = torch.cat([batch.support_images, batch.query_images]).flatten().sort().values
+    assert found.tolist() == [float(np.float32(value / 255)) for value in range(256)]
+
+
+def test_images_are_kept_turned_only_if_asked_for_turning_and_not_too_large(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keeps(rotations: bool, ask: str) -> bool:
+        dataset = make(UNEVEN, rotations=rotations)
+        getattr(EpisodeSampler(dataset, 3, 1, 1), ask)(0, 4)
+        return "turned" in vars(dataset)
+
+    assert keeps(True, "batch")
+    assert not keeps(False, "batch")
+    assert not keeps(True, "draw")
+    assert not keeps(True, "hash")
+    monkeypatch.setattr(episodes, "TURNED_BYTES", sum(UNEVEN) * 16)
+    assert keeps(True, "batch")
+    monkeypatch.setattr(episodes, "TURNED_BYTES", sum(UNEVEN) * 16 - 1)
+    assert not keeps(True, "batch")
 
 
 def test_classes_images_and_turns_are_drawn_evenly(make: Make) -> None:

@@ -1,4 +1,7 @@
+import math
+
 import numpy as np
+import pytest
 
 from metakm.data.streams import raw_words, smallest, stream_key
 
@@ -37,3 +40,23 @@ def test_smallest_gives_positions_in_order_of_their_keys() -> None:
     keys = np.array([[5, 3, 9, 1], [2, 8, 4, 6]], np.uint64)
     assert smallest(keys, 3).tolist() == [[3, 1, 0], [0, 2, 3]]
     assert smallest(keys, 4)[:, :2].tolist() == smallest(keys, 2).tolist()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (16, 64), (3, 4, 20), (2, 1100)])
+@pytest.mark.parametrize("share", [0, 0.3, 1])
+def test_smallest_is_the_head_of_a_full_sort(shape: tuple[int, ...], share: float) -> None:
+    words = raw_words(3, [0], math.prod(shape) * 2)[0].reshape(*shape[:-1], -1)
+    keys = words[..., : shape[-1]]  # not contiguous, as the sampler's
+    count = max(1, int(share * shape[-1]))
+    expected = [sorted(range(shape[-1]), key=row.__getitem__)[:count] for row in keys.reshape(-1, shape[-1])]
+    found = smallest(keys, count)
+    assert found.dtype == np.int64
+    assert np.array_equal(found, np.reshape(expected, (*shape[:-1], count)))
+
+
+def test_smallest_compares_all_bits_and_leaves_the_keys_alone() -> None:
+    top = np.uint64(2**64 - 1)
+    keys = np.array([[top, 2**63 + 1, 2**63, 1, top], [0, top, 2**64 - 2, top, 5]], np.uint64)
+    before = keys.copy()
+    assert smallest(keys, 3).tolist() == [[3, 2, 1], [0, 4, 2]]  # the excluded come twice
+    assert np.array_equal(keys, before)
