@@ -31,6 +31,9 @@ class RunConfig:
 
     Defaults follow --algo, --dataset, --ways, --shots and --preset:
     --help beside these flags shows the defaults for them.
+
+    --evaluate FOLDER tests a finished run again instead, and writes nothing:
+    --evaluate --help shows what goes with it.
     """
 
     algo: str = "km"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
 
 from metakm.checkpoint import load_checkpoint
 from metakm.config import RunConfig
@@ -12,6 +14,7 @@ from metakm.errors import UserError
 from metakm.preparation import build_strategy
 from metakm.strategies import Strategy
 from metakm.strategies.base import InnerLR
+from metakm.weights import ImageShape, read_weights
 
 
 class TrainedRun(NamedTuple):
@@ -32,6 +35,9 @@ class TrainedRun(NamedTuple):
 def load_run(folder: str | Path) -> TrainedRun:
     """Load a run's best model from its folder, `<out>/<setting>/<algo>/seed<k>/`; its data are not needed.
 
+    It is in weights.safetensors once the run is done, and in checkpoint.pt: a folder with either will do. Of both, which
+    then hold the same model, the former is read: it travels with the row and is no pickle.
+
     Nothing from the folder is executed: a plugin that the run was started with must be loaded by `load_plugin` before.
 
     Raises:
@@ -41,19 +47,42 @@ def load_run(folder: str | Path) -> TrainedRun:
 
     run = RunFolder(Path(folder))
     config = read_config(run.path)
-    if not run.checkpoint.is_file():
-        raise UserError(f"Expected a trained run, got {run.path} without {run.checkpoint.name}; train it again")
-    state = load_checkpoint(run.checkpoint, config)
     try:
-        channels, height, width = map(int, state["image_shape"])
+        path = next(path for path in (run.weights, run.checkpoint) if path.is_file())
+    except StopIteration:
+        raise UserError(
+            f"Expected a trained run, got {run.path} without {run.weights.name} or {run.checkpoint.name}; train it again"
+        ) from None
+    try:
+        (channels, height, width), model = (_from_checkpoint if path == run.checkpoint else read_weights)(path, config)
         strategy = build_strategy(config, (channels, height, width))
-        model = state["best"]["model"]
         strategy.load_state_dict(model["strategy"])
+        _check_values(strategy, model, config)
         rates = list(model["rates"])
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"Expected the parameters of {config.algo} in {run.checkpoint}, got: {error}") from error
+        said = " ".join(str(error).split())
+        raise UserError(f"Expected the parameters of {config.algo} in {path}, got: {said}") from error
     inner_lr: InnerLR = rates or config.inner_lr
     return TrainedRun(strategy.eval(), config, inner_lr, config.test_inner_steps, (channels, height, width))
+
+
+def _from_checkpoint(path: Path, config: RunConfig) -> tuple[ImageShape, dict[str, Any]]:
+    state = load_checkpoint(path, config)
+    channels, height, width = map(int, state["image_shape"])
+    return (channels, height, width), state["best"]["model"]
+
+
+def _check_values(strategy: Strategy, model: dict[str, Any], config: RunConfig) -> None:
+    """What `load_state_dict` accepts although it is not what a run writes."""
+    rates = list(strategy.adapted.parameters()) if config.learn_inner_lr else []
+    pairs = [(name, model["strategy"][name], own) for name, own in strategy.state_dict().items()]
+    pairs += [(f"rate {i}", *pair) for i, pair in enumerate(zip(model["rates"], rates, strict=True))]
+    for name, new, own in pairs:
+        same_kind = new.is_floating_point() == own.is_floating_point()
+        if not (same_kind and torch.promote_types(new.dtype, own.dtype) == own.dtype):
+            raise TypeError(f"{name} of {new.dtype}, where the strategy has {own.dtype}")
+    if any(rate.dim() for rate in model["rates"]):
+        raise ValueError("a learned inner rate that is not one number")
 
 
 def read_config(folder: Path) -> RunConfig:
