@@ -29,11 +29,10 @@ EXECUTION_FIELDS = frozenset(
 class RunConfig:
     """Meta-train one strategy, evaluate it on meta-test tasks, and write its row.
 
+    With --evaluate FOLDER, test a finished run again: see --evaluate --help.
+
     Defaults follow --algo, --dataset, --ways, --shots and --preset:
     --help beside these flags shows the defaults for them.
-
-    --evaluate FOLDER tests a finished run again instead, and writes nothing:
-    --evaluate --help shows what goes with it.
     """
 
     algo: str = "km"

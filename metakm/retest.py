@@ -64,10 +64,12 @@ def parse_retest(arguments: Sequence[str]) -> RetestOptions:
     Raises:
         UserError: a flag that does not go with --evaluate.
     """
+    if {"-h", "--help"} & {*arguments}:
+        arguments = ["--help"]  # without asking for the folder first
     options, rest = read_some_options(RetestOptions, "python -m metakm.run", arguments)
     if rest:
-        known = [flag(field.name) for field in dataclasses.fields(RetestOptions)]
-        raise unknown_name("what goes with --evaluate", rest[0].partition("=")[0], known)
+        known = [flag(field.name) for field in dataclasses.fields(RetestOptions) if field.name != "evaluate"]
+        raise unknown_name("a flag beside --evaluate", rest[0].partition("=")[0], known)
     return options
 
 
@@ -128,7 +130,8 @@ def _report(loop: OuterLoop, log: EventLog, tested: npt.NDArray[Any], folder: Ru
     found = measured_columns(loop, loop.sampler, tested)
     row = folder.read_row()
     row = row if row is not None and row["status"] == "done" else None
-    log.line("result", {**found, "row_accuracy": row and row["accuracy"], "row_n_tasks": row and row["n_tasks"]})
+    said = {f"row_{name}": row[name] if row else None for name in ("accuracy", "ci95", "n_tasks")}
+    log.line("result", {**found, "run_id": row["run_id"] if row else found["run_id"], **said})
     if not log.json:
         ending = _beside(found, row) + f": {folder.result if row else folder.path}"
         print(summary(loop.config, float(tested.mean()), interval_over_tasks(tested), ending))  # noqa: T201

@@ -35,8 +35,8 @@ class TrainedRun(NamedTuple):
 def load_run(folder: str | Path) -> TrainedRun:
     """Load a run's best model from its folder, `<out>/<setting>/<algo>/seed<k>/`; its data are not needed.
 
-    It is in weights.safetensors once the run is done, and in checkpoint.pt: a folder with either will do. Of both, which
-    then hold the same model, the former is read: it travels with the row and is no pickle.
+    It is in checkpoint.pt and, once the run is done, in weights.safetensors: a folder with either will do. Of both,
+    which then hold the same model, the latter is read: it travels with the row and is no pickle.
 
     Nothing from the folder is executed: a plugin that the run was started with must be loaded by `load_plugin` before.
 
@@ -47,23 +47,20 @@ def load_run(folder: str | Path) -> TrainedRun:
 
     run = RunFolder(Path(folder))
     config = read_config(run.path)
+    path = run.weights if run.weights.is_file() else run.checkpoint
+    if not path.is_file():
+        raise UserError(f"Expected a trained run, got {run.path} without {run.weights.name} or {path.name}; train it")
     try:
-        path = next(path for path in (run.weights, run.checkpoint) if path.is_file())
-    except StopIteration:
-        raise UserError(
-            f"Expected a trained run, got {run.path} without {run.weights.name} or {run.checkpoint.name}; train it again"
-        ) from None
-    try:
-        (channels, height, width), model = (_from_checkpoint if path == run.checkpoint else read_weights)(path, config)
-        strategy = build_strategy(config, (channels, height, width))
-        strategy.load_state_dict(model["strategy"])
+        image_shape, model = read_weights(path, config) if path == run.weights else _from_checkpoint(path, config)
+        strategy = build_strategy(config, image_shape)
         _check_values(strategy, model, config)
+        strategy.load_state_dict(model["strategy"])
         rates = list(model["rates"])
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         said = " ".join(str(error).split())
         raise UserError(f"Expected the parameters of {config.algo} in {path}, got: {said}") from error
     inner_lr: InnerLR = rates or config.inner_lr
-    return TrainedRun(strategy.eval(), config, inner_lr, config.test_inner_steps, (channels, height, width))
+    return TrainedRun(strategy.eval(), config, inner_lr, config.test_inner_steps, image_shape)
 
 
 def _from_checkpoint(path: Path, config: RunConfig) -> tuple[ImageShape, dict[str, Any]]:
@@ -73,16 +70,19 @@ def _from_checkpoint(path: Path, config: RunConfig) -> tuple[ImageShape, dict[st
 
 
 def _check_values(strategy: Strategy, model: dict[str, Any], config: RunConfig) -> None:
-    """What `load_state_dict` accepts although it is not what a run writes."""
-    rates = list(strategy.adapted.parameters()) if config.learn_inner_lr else []
-    pairs = [(name, model["strategy"][name], own) for name, own in strategy.state_dict().items()]
+    """What `load_state_dict` accepts although no run writes it: values that would be rounded, and the rates."""
+    own, rates = strategy.state_dict(), list(strategy.adapted.parameters()) if config.learn_inner_lr else []
+    if len(model["rates"]) != len(rates):
+        raise ValueError(f"{len(model['rates'])} learned inner rates, where {len(rates)} belong")
+    pairs = [(name, model["strategy"][name], tensor) for name, tensor in own.items() if name in model["strategy"]]
     pairs += [(f"rate {i}", *pair) for i, pair in enumerate(zip(model["rates"], rates, strict=True))]
-    for name, new, own in pairs:
-        same_kind = new.is_floating_point() == own.is_floating_point()
-        if not (same_kind and torch.promote_types(new.dtype, own.dtype) == own.dtype):
-            raise TypeError(f"{name} of {new.dtype}, where the strategy has {own.dtype}")
-    if any(rate.dim() for rate in model["rates"]):
-        raise ValueError("a learned inner rate that is not one number")
+    for name, new, like in pairs:
+        same_kind = new.is_floating_point() == like.is_floating_point()
+        if not (same_kind and torch.promote_types(new.dtype, like.dtype) == like.dtype):
+            raise TypeError(f"{name} of {new.dtype}, where the strategy has {like.dtype}")
+    for i, rate in enumerate(model["rates"]):
+        if rate.dim():
+            raise ValueError(f"rate {i} of {list(rate.shape)}, where one number belongs")
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -95,4 +95,4 @@ def read_config(folder: Path) -> RunConfig:
     try:
         return RunConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"Expected the run's settings in {path}, got {error}") from error
+        raise UserError(f"Expected the run's settings in {path}, got {error}; name a run's own folder") from error
