@@ -56,7 +56,7 @@ def load_run(folder: str | Path) -> TrainedRun:
         _check_values(strategy, model, config)
         strategy.load_state_dict(model["strategy"])
         rates = list(model["rates"])
-    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
         said = " ".join(str(error).split())
         raise UserError(f"Expected the parameters of {config.algo} in {path}, got: {said}") from error
     inner_lr: InnerLR = rates or config.inner_lr
