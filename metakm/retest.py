@@ -138,12 +138,13 @@ def _report(loop: OuterLoop, log: EventLog, tested: npt.NDArray[Any], folder: Ru
 
 
 def _beside(found: dict[str, Any], row: dict[str, Any] | None) -> str:
-    """How the accuracy compares to the one in the run's row."""
+    """How the accuracy compares to the one in the run's row, and what else may have made it another."""
     if row is None:
         return "without a finished row to compare with"
     if (row["accuracy"], row["n_tasks"]) == (found["accuracy"], found["n_tasks"]):
         return "equal to its row"
     apart = 100 * (found["accuracy"] - row["accuracy"])
-    other = "" if row["split_hash"] == found["split_hash"] else ", on other data,"
     says = f"{100 * row['accuracy']:.2f} +- {100 * row['ci95']:.2f} % over {row['n_tasks']} tasks"
-    return f"{apart:+.2f} points from the {says}{other} in its row"
+    names = ("split_hash", "test_inner_steps", "device", "threads", "torch_version")  # the last three: rounding alone
+    changes = ", ".join(f"{name}={row[name]} (now {found[name]})" for name in names if row[name] != found[name])
+    return f"{apart:+.2f} points from the {says} in its row" + (f", which has {changes}" if changes else "")

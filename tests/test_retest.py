@@ -166,11 +166,13 @@ def test_without_a_row_there_is_nothing_to_compare_with(run, capsys):
     assert result(capsys)["row_accuracy"] is None
 
 
-def test_a_row_of_other_data_is_told(run, capsys):
+def test_what_may_have_made_the_accuracy_another_is_told(run, capsys):
     row = pd.read_csv(run / "result.csv", dtype=str)
-    row.assign(split_hash="0" * 16, accuracy="0.25").to_csv(run / "result.csv", index=False)
+    threads = int(row.threads[0])
+    row.assign(split_hash="0" * 16, accuracy="0.25", threads=str(threads + 7)).to_csv(run / "result.csv", index=False)
     assert evaluate(run) == 0
-    assert re.search(r"points from the 25.00 \+- .* over 6 tasks, on other data, in its row", capsys.readouterr().out)
+    changes = rf"split_hash=0{{16}} \(now \w{{16}}\), threads={threads + 7} \(now {threads}\): "
+    assert re.search(rf"from the 25.00 \+- .* over 6 tasks in its row, which has {changes}", capsys.readouterr().out)
 
 
 def test_a_plugin_is_run_when_it_is_named_and_not_otherwise(tmp_path, capsys, monkeypatch):
@@ -371,3 +373,10 @@ def test_episodes_are_drawn_once_each(run, monkeypatch):
     monkeypatch.setattr(Episodes, "to", lambda self, *a: sizes.append(self.index) or to(self, *a))
     assert evaluate(run, "--task-chunk", "2") == 0
     assert sizes == [range(2), range(2, 4), range(4, 6)]
+
+
+def test_images_of_another_shape_than_trained_on_are_refused(run, monkeypatch, capsys):
+    load_run = metakm.load_run
+    monkeypatch.setattr("metakm.retest.load_run", lambda path: load_run(path)._replace(image_shape=(3, 84, 84)))
+    assert evaluate(run) == 2
+    assert "Expected images of [3, 84, 84], which the run was trained on, got [1, 28, 28]" in capsys.readouterr().err
