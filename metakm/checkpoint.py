@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,12 +50,16 @@ def load_checkpoint(path: Path, config: Identified) -> dict[str, Any]:
         ) from error
     if not (isinstance(form, int) and form == FORMAT):
         raise UserError(f"Expected checkpoint format {FORMAT}, got {form!r:.9} in {path}; start again with --overwrite")
-    wanted = json.loads(json.dumps(config.identity()))
-    different = sorted(k for k in {*wanted, *identity} if wanted.get(k) != identity.get(k))
-    if different:
-        changes = ", ".join(f"{k}={identity.get(k)!r} (now {wanted.get(k)!r})" for k in different)
+    if changes := config_changes(identity, config):
         raise UserError(
             f"Expected the config of the run to resume, got another: {changes}; use the earlier values, or another "
             "--out"
         )
     return state
+
+
+def config_changes(identity: Mapping[str, Any], config: Identified) -> str:
+    """The fields of a saved identity that are others in `config`, with both values; empty where there are none."""
+    wanted = json.loads(json.dumps(config.identity()))
+    different = sorted(k for k in {*wanted, *identity} if wanted.get(k) != identity.get(k))
+    return ", ".join(f"{k}={identity.get(k)!r} (now {wanted.get(k)!r})" for k in different)

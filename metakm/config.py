@@ -29,6 +29,8 @@ EXECUTION_FIELDS = frozenset(
 class RunConfig:
     """Meta-train one strategy, evaluate it on meta-test tasks, and write its row.
 
+    With --evaluate FOLDER, test a finished run again: see --evaluate --help.
+
     Defaults follow --algo, --dataset, --ways, --shots and --preset:
     --help beside these flags shows the defaults for them.
     """

@@ -1,18 +1,22 @@
-"""Meta-training: one optimiser step on the meta-gradient of one batch of episodes, and the state to resume it."""
+"""Meta-training: one optimiser step on the meta-gradient of one batch of episodes, accuracies, the state to resume."""
 
 from __future__ import annotations
 
 import math
 import operator
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from metakm.config import RunConfig
-from metakm.data import Episodes, EpisodeSampler
+from metakm.data import Episodes, EpisodeSampler, EpisodeSource
 from metakm.distributed import ALONE, Processes, processes_here
+from metakm.evaluation import accuracies
 from metakm.inner_loop import InnerLR, meta_loss
 from metakm.memory import TooLittleMemoryError, automatic_chunk, halved, is_out_of_memory, task_bytes
 from metakm.strategies import Strategy
@@ -88,6 +92,34 @@ class OuterLoop:
             self.strategy.track_statistics(episodes.query_images.to(self.device, self.dtype))
         self.iteration += 1
         return result
+
+    def accuracies(
+        self, sampler: EpisodeSource, tasks: int, progress: Callable[[int], None] = lambda _: None
+    ) -> npt.NDArray[np.float64]:
+        """Query accuracies `[tasks]` of the model as it is on the sampler's first episodes.
+
+        Args:
+            progress: called with the number of tasks that this process has just done.
+
+        Raises:
+            StopIteration: on all processes if `progress` raises it on any.
+            TooLittleMemoryError: a single task does not fit into memory.
+        """
+        mine = self.processes.part(tasks)
+        with self.processes.agreed(StopIteration, TooLittleMemoryError):
+            own = accuracies(
+                self.strategy,
+                sampler,
+                first=mine.start,
+                tasks=len(mine),
+                inner_lr=self.inner_lr,
+                inner_steps=self.config.test_inner_steps,
+                chunk=self.chunk,
+                device=self.device,
+                dtype=self.dtype,
+                progress=progress,
+            )
+        return np.concatenate(self.processes.gather(own))
 
     def trial_seconds(self) -> float:
         """Wall time of one iteration's meta-gradient, after one to warm up; changes nothing."""

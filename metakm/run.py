@@ -1,4 +1,7 @@
-"""`python -m metakm.run`: meta-train one strategy, evaluate it on meta-test tasks, write its row."""
+"""`python -m metakm.run`: meta-train one strategy, evaluate it on meta-test tasks, write its row.
+
+With `--evaluate` it repeats the last step alone and writes nothing: see `metakm.retest`.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,21 @@ from metakm.distributed import joined, only_first_prints
 from metakm.errors import UserError
 from metakm.exit_code import exit_code
 from metakm.interrupt import StopRequest
+from metakm.retest import asks_for_retest, parse_retest, retest
 from metakm.runner import Run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 diverged or a file that cannot be written, 2 the user's mistake, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     keep_freed_memory()
     with only_first_prints():
+        if asks_for_retest(arguments):
+            return exit_code(lambda: retest(parse_retest(arguments)), "repeat the same command")
         return exit_code(lambda: _run(arguments))
 
 
-def _run(arguments: Sequence[str] | None) -> int:
+def _run(arguments: Sequence[str]) -> int:
     config = parse(arguments)
     with StopRequest() as stop, joined() as processes:
         with processes.agreed(UserError):

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import sys
 import time
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,9 @@ from metakm.command_line import command
 from metakm.config import RunConfig
 from metakm.distributed import ALONE, Processes, local_device
 from metakm.errors import UserError
-from metakm.evaluation import accuracies
 from metakm.event_log import EventLog
 from metakm.interrupt import StopRequest
+from metakm.measured import measured_columns, summary
 from metakm.memory import TooLittleMemoryError
 from metakm.outer_loop import DivergedError, OuterLoop
 from metakm.preparation import build_strategy, make_sampler, resolve_device
@@ -29,6 +28,7 @@ from metakm.progress import Progress, duration
 from metakm.results import CurvePoint, ResultRow, RunFolder, Status, interval_over_tasks
 from metakm.strategies import load_plugin
 from metakm.strategies.registry import strategy_class
+from metakm.weights import weights_file
 
 SAVE_SECONDS = 60.0  # a killed run loses at most this much, and one iteration
 
@@ -50,6 +50,7 @@ class Run:
         self.samplers = {split: make_sampler(config, split) for split in ("train", "val", "test")}
         strategy = build_strategy(config, self.image_shape)
         self.loop = OuterLoop(strategy, self.samplers["train"], config, self.device, processes)
+        self._weights()  # to fail now, not after the training
         self.folder = RunFolder(config.folder)
         self.curve: list[CurvePoint] = []
         self.since: list[tuple[float, float]] = []  # loss and accuracy of the iterations since the last validation
@@ -107,6 +108,7 @@ class Run:
         if self.processes.first:
             self.folder.write_tasks(tested)
             self.folder.write_picture(self.curve, f"{self.config.algo}, {self.config.setting}")
+            self.folder.write_weights(self._weights())
         self._write_row("done", tested)
         self._report(tested.mean(), interval_over_tasks(tested), "done")
         return 0
@@ -122,6 +124,10 @@ class Run:
             said += f". To reproduce it: {command(again)}"
         print(said, file=sys.stderr)  # noqa: T201
         return 1
+
+    def _weights(self) -> bytes:
+        """The file of the model as it is."""
+        return weights_file(self.config, self.image_shape, self.loop.model_state())
 
     def _stopping(self) -> bool:
         """Whether a stop was asked for, of any process: all stop after the same iteration."""
@@ -216,25 +222,8 @@ class Run:
         return Progress(description, total, start, unit, quiet=self.config.quiet, report=self.log.progressed)
 
     def accuracies(self, split: str, tasks: int, progress: Any = lambda _: None) -> npt.NDArray[np.float64]:
-        """Accuracies `[tasks]` of the model as it is on the first tasks of a split.
-
-        Raises StopIteration on all processes if `progress` does on any.
-        """
-        mine = self.processes.part(tasks)
-        with self.processes.agreed(StopIteration, TooLittleMemoryError):
-            own = accuracies(
-                self.loop.strategy,
-                self.samplers[split],
-                first=mine.start,
-                tasks=len(mine),
-                inner_lr=self.loop.inner_lr,
-                inner_steps=self.config.test_inner_steps,
-                chunk=self.loop.chunk,
-                device=self.device,
-                dtype=self.loop.dtype,
-                progress=progress,
-            )
-        return np.concatenate(self.processes.gather(own))
+        """Accuracies `[tasks]` on the first tasks of a split; see `OuterLoop.accuracies`."""
+        return self.loop.accuracies(self.samplers[split], tasks, progress)
 
     def _save(self) -> None:
         if self.processes.first:
@@ -279,27 +268,13 @@ class Run:
     def _write_row(self, status: Status, tested: npt.NDArray[np.float64] | None = None) -> None:
         if not self.processes.first:
             return
-        config, test = self.config, self.samplers["test"]
-        adapted, total = self.loop.strategy.parameter_counts()
-        own = {f.name: getattr(config, f.name) for f in dataclasses.fields(ResultRow) if hasattr(config, f.name)}
         row = ResultRow(
-            **{**own, "device": provenance.device_name(self.device, self.processes.size)},
+            **measured_columns(self.loop, self.samplers["test"], tested),
             status=status,
-            adapted_parameters=adapted,
-            total_parameters=total,
             val_accuracy=self.best["val_accuracy"] if self.curve else None,
-            accuracy=None if tested is None else float(tested.mean()),
-            ci95=None if tested is None else interval_over_tasks(tested),
-            n_tasks=0 if tested is None else len(tested),
             train_seconds=round(self.train_seconds, 3),
             ms_per_iteration=round(1000 * self.step_seconds / self.loop.iteration, 3) if self.loop.iteration else None,
-            peak_memory_mb=provenance.peak_memory_mb(self.device),
-            threads=torch.get_num_threads(),
-            torch_version=torch.__version__,
-            metakm_version=version("metakm"),
             git_commit=self.git_commit,
-            split_hash=test.dataset.split_hash,
-            episodes_hash=test.hash(index=0, tasks=config.eval_tasks),
             started_at=self.started_at,
         )
         self.folder.write_row(row)
@@ -307,14 +282,8 @@ class Run:
             self.log.ended(dataclasses.asdict(row))
 
     def _report(self, accuracy: float, ci95: float, word: str) -> None:
-        c = self.config
-        if c.json:
-            return
-        print(  # noqa: T201
-            f"{c.algo} {c.dataset} {c.ways}-way {c.shots}-shot ({c.preset}, seed {c.seed}, batch norm {c.bn_mode}): "
-            f"meta-test accuracy {100 * accuracy:.2f} +- {100 * ci95:.2f} % (95 % interval over {c.eval_tasks} tasks), "
-            f"{word}: {self.folder.result}"
-        )
+        if not self.config.json:
+            print(summary(self.config, accuracy, ci95, f"{word}: {self.folder.result}"))  # noqa: T201
 
 
 def say(line: str) -> None:

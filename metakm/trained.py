@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
 
 from metakm.checkpoint import load_checkpoint
 from metakm.config import RunConfig
@@ -12,6 +14,7 @@ from metakm.errors import UserError
 from metakm.preparation import build_strategy
 from metakm.strategies import Strategy
 from metakm.strategies.base import InnerLR
+from metakm.weights import ImageShape, read_weights
 
 
 class TrainedRun(NamedTuple):
@@ -32,6 +35,9 @@ class TrainedRun(NamedTuple):
 def load_run(folder: str | Path) -> TrainedRun:
     """Load a run's best model from its folder, `<out>/<setting>/<algo>/seed<k>/`; its data are not needed.
 
+    It is in checkpoint.pt and, once the run is done, in weights.safetensors: a folder with either will do. Of both,
+    which then hold the same model, the latter is read: it travels with the row and is no pickle.
+
     Nothing from the folder is executed: a plugin that the run was started with must be loaded by `load_plugin` before.
 
     Raises:
@@ -41,19 +47,42 @@ def load_run(folder: str | Path) -> TrainedRun:
 
     run = RunFolder(Path(folder))
     config = read_config(run.path)
-    if not run.checkpoint.is_file():
-        raise UserError(f"Expected a trained run, got {run.path} without {run.checkpoint.name}; train it again")
-    state = load_checkpoint(run.checkpoint, config)
+    path = run.weights if run.weights.is_file() else run.checkpoint
+    if not path.is_file():
+        raise UserError(f"Expected a trained run, got {run.path} without {run.weights.name} or {path.name}; train it")
     try:
-        channels, height, width = map(int, state["image_shape"])
-        strategy = build_strategy(config, (channels, height, width))
-        model = state["best"]["model"]
+        image_shape, model = read_weights(path, config) if path == run.weights else _from_checkpoint(path, config)
+        strategy = build_strategy(config, image_shape)
+        _check_values(strategy, model, config)
         strategy.load_state_dict(model["strategy"])
         rates = list(model["rates"])
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"Expected the parameters of {config.algo} in {run.checkpoint}, got: {error}") from error
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"Expected the parameters of {config.algo} in {path}, got: {said}") from error
     inner_lr: InnerLR = rates or config.inner_lr
-    return TrainedRun(strategy.eval(), config, inner_lr, config.test_inner_steps, (channels, height, width))
+    return TrainedRun(strategy.eval(), config, inner_lr, config.test_inner_steps, image_shape)
+
+
+def _from_checkpoint(path: Path, config: RunConfig) -> tuple[ImageShape, dict[str, Any]]:
+    state = load_checkpoint(path, config)
+    channels, height, width = map(int, state["image_shape"])
+    return (channels, height, width), state["best"]["model"]
+
+
+def _check_values(strategy: Strategy, model: dict[str, Any], config: RunConfig) -> None:
+    """What `load_state_dict` accepts although no run writes it: values that would be rounded, and the rates."""
+    own, rates = strategy.state_dict(), list(strategy.adapted.parameters()) if config.learn_inner_lr else []
+    if len(model["rates"]) != len(rates):
+        raise ValueError(f"{len(model['rates'])} learned inner rates, where {len(rates)} belong")
+    pairs = [(name, model["strategy"][name], tensor) for name, tensor in own.items() if name in model["strategy"]]
+    pairs += [(f"rate {i}", *pair) for i, pair in enumerate(zip(model["rates"], rates, strict=True))]
+    for name, new, like in pairs:
+        same_kind = new.is_floating_point() == like.is_floating_point()
+        if not (same_kind and torch.promote_types(new.dtype, like.dtype) == like.dtype):
+            raise TypeError(f"{name} of {new.dtype}, where the strategy has {like.dtype}")
+    for i, rate in enumerate(model["rates"]):
+        if rate.dim():
+            raise ValueError(f"rate {i} of {list(rate.shape)}, where one number belongs")
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -66,4 +95,4 @@ def read_config(folder: Path) -> RunConfig:
     try:
         return RunConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"Expected the run's settings in {path}, got {error}") from error
+        raise UserError(f"Expected the run's settings in {path}, got {error}; name a run's own folder") from error

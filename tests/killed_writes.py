@@ -42,6 +42,7 @@ def writers(folder):
         "curve.csv": lambda version: run.write_curve(curve(version)),
         "curve.png": lambda version: run.write_picture(curve(version), "title"),
         "tasks.csv": lambda version: run.write_tasks(np.full(100, float(version))),
+        "weights.safetensors": lambda version: run.write_weights(bytes([version]) * 200_000),
         "checkpoint.pt": checkpoint,
     }
 

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import pickle
 import re
@@ -13,6 +14,7 @@ import zipfile
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -42,11 +44,15 @@ def offline(monkeypatch):
 
 
 def refused(capsys, out, *flags, small=True):
-    """Run with `flags`; return the message after checking that it is one, and that nothing was written."""
+    """Run with `flags`; return the message after checking that it is one, and that nothing was written.
+
+    With --evaluate among them they are all there is.
+    """
     parent = out if os.path.exists(out) else out.parent  # noqa: PTH110 (which does not raise)
     before = files(parent)
+    settings = () if "--evaluate" in flags else (*(SMALL.split() if small else ()), "--out", str(out))
     try:
-        code = main([*(SMALL.split() if small else ()), "--out", str(out), *flags])
+        code = main([*settings, *flags])
     except SystemExit as error:  # the parser's own exit
         code = error.code
     output = capsys.readouterr()
@@ -315,6 +321,98 @@ def test_a_checkpoint_that_is_none_is_refused_and_nothing_of_it_is_run(tmp_path,
     assert "--overwrite" in said
 
 
+BESIDE_EVALUATE = """
+--ways 5 | --ways=5 | --seed 1 | --algo anil | --dataset glyphs | --iterations 3 | --inner-lr 1 | --inner_lr 1
+--val-tasks 2 | --bn-mode running | --precision bf16 | --preset paper | --preset slow | --queries x
+--resume | --overwrite | --dry-run | --out elsewhere | --log-dir elsewhere
+--no-such-flag 1 | --evl-tasks 4 | extra | -x
+--eval-tasks 1 | --eval-tasks 0 | --eval-tasks -6 | --eval-tasks 1000000000 | --eval-tasks six | --eval-tasks 6.0
+--test-inner-steps -1 | --test-inner-steps x | --test-inner-steps 1000000000 | --task-chunk -1 | --task-chunk half
+--device gpu | --device cuda:99 | --device meta | --plugin missing.py | --plugin . | --data-root config.json
+"""
+
+
+@pytest.mark.parametrize("flags", corpus(BESIDE_EVALUATE), ids=" ".join)
+def test_flags_beside_evaluate_that_are_wrong_name_the_flag_or_the_value(
+    tmp_path, capsys, monkeypatch, finished, flags
+):
+    out = tmp_path / "out"
+    shutil.copytree(finished / "glyphs-3w1s" / "km" / "seed0", out)
+    monkeypatch.chdir(out)
+    for order in (["--evaluate", str(out), *flags], [*flags, "--evaluate", str(out)]):
+        said = refused(capsys, out, *order).replace("_", "-")
+        assert any(part.lstrip("-").partition("=")[0].replace("_", "-") in said for part in flags)
+
+
+@pytest.mark.parametrize(
+    "name", ["missing", "a file", "a file/below", "empty", "a" * 300, "\u4e2d \U0001f600", "", "up"]
+)
+def test_a_folder_to_evaluate_that_holds_no_run_is_named(tmp_path, capsys, finished, name):
+    (tmp_path / "a file").write_text("")
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(finished, tmp_path / "up")  # the folder of folders
+    assert str(tmp_path / name / "config.json") in refused(capsys, tmp_path, "--evaluate", str(tmp_path / name))
+
+
+def test_evaluate_without_a_folder_is_refused(tmp_path, capsys):
+    assert "--evaluate" in refused(capsys, tmp_path, "--evaluate")
+
+
+def rewritten(data, change):
+    """With changed metadata of the file."""
+    tensors = safetensors.torch.load(data)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    return safetensors.torch.save(tensors, change(header["metakm.run"]))
+
+
+def update(**values):
+    return lambda data: rewritten(data, lambda text: {"metakm.run": json.dumps({**json.loads(text), **values})})
+
+
+def one_tensor_less(data):
+    tensors = safetensors.torch.load(data)
+    tensors.popitem()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    return safetensors.torch.save(tensors, header)
+
+
+WEIGHTS = {
+    "nothing": lambda _: b"",
+    "text": lambda _: b"no weights",
+    "half": truncated,
+    "without the last byte": lambda data: data[:-1],
+    "one byte more": lambda data: data + b"\0",
+    "one bit": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    "one tensor less": one_tensor_less,
+    "a length without end": lambda data: b"\xff" * 8 + data[8:],
+    "a checkpoint": lambda _: torch_file({"format": 1, "config": "{}"}),
+    "a call": lambda _: pickle.dumps(Malicious()),
+    "no header": lambda data: rewritten(data, lambda _: {}),
+    "a pack's header": lambda data: rewritten(data, lambda text: {"metakm": text}),
+    "a header that is no JSON": lambda data: rewritten(data, lambda _: {"metakm.run": "{"}),
+    "a header that is a list": lambda data: rewritten(data, lambda _: {"metakm.run": "[1]"}),
+    "a header that is a number": lambda data: rewritten(data, lambda _: {"metakm.run": "1"}),
+    "a header without end": lambda data: rewritten(data, lambda _: {"metakm.run": "[" * 100_000}),
+    "another format": update(format=99),
+    "a format that is text": update(format="1" * 10_000),
+    "another config": update(config={}),
+    "another image shape": update(image_shape=[3, 84, 84]),
+    "another digest": update(digest="0" * 64),
+}
+
+
+@pytest.mark.parametrize("case", WEIGHTS)
+def test_weights_that_are_none_are_refused_and_nothing_of_them_is_run(tmp_path, capsys, monkeypatch, finished, case):
+    """Also where a whole checkpoint lies beside them: a damaged file is not passed over in silence."""
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out"
+    shutil.copytree(finished / "glyphs-3w1s" / "km" / "seed0", out)
+    path = out / "weights.safetensors"
+    path.write_bytes(WEIGHTS[case](path.read_bytes()))
+    assert str(path) in refused(capsys, out, "--evaluate", str(out))
+    assert not (tmp_path / "malicious").exists()
+
+
 ROWS = {
     "nothing": "",
     "text": "no row",
@@ -372,7 +470,7 @@ def test_spaces_and_unicode_in_every_path_are_no_mistake(tmp_path, capsys):
     paths = ["--out", place / "out", "--data-root", place / "data", "--plugin", place / "plug in.py"]
     assert main([*SMALL.split(), "--algo", "mine", *map(str, paths)]) == 0
     assert "done" in capsys.readouterr().out
-    assert len(list((place / "out" / "glyphs-3w1s" / "mine" / "seed0").iterdir())) == 6
+    assert len(list((place / "out" / "glyphs-3w1s" / "mine" / "seed0").iterdir())) == 7
 
 
 @pytest.mark.parametrize("flags", [["--ways", "1"], ["--no-such-flag"]], ids=" ".join)

@@ -208,7 +208,10 @@ def spoil_config(folder, text):
         (lambda f: (f / "config.json").unlink(), "Expected the run's settings in .*config.json"),
         (lambda f: spoil_config(f, "{"), "Expected the run's settings in .*config.json"),
         (lambda f: spoil_config(f, "[]"), "Expected .*config"),
-        (lambda f: (f / "checkpoint.pt").unlink(), "Expected a trained run, got .* without checkpoint.pt"),
+        (
+            lambda f: (f / "checkpoint.pt").unlink(),
+            "Expected a trained run, got .* without weights.safetensors or",
+        ),
         (lambda f: (f / "checkpoint.pt").write_bytes(b"nonsense"), "damaged or foreign"),
         (lambda f: change(f, algo="anil"), r"algo='km' \(now 'anil'\)"),
         (lambda f: change(f, algo="plugged-in"), "algo"),

@@ -14,6 +14,7 @@ import metakm
 from metakm.__main__ import commands
 from metakm.command_line import parse
 from metakm.packs import main as packs
+from metakm.retest import asks_for_retest, parse_retest
 from metakm.run import main
 from metakm.scheduling.options import parse_sweep
 from metakm.scheduling.plan import expand
@@ -108,7 +109,7 @@ def test_command(name, arguments, tmp_path, monkeypatch):
     assert name in commands()
     arguments = shlex.split(arguments.split("#")[0])
     if name == "run":
-        parse(arguments)
+        (parse_retest if asks_for_retest(arguments) else parse)(arguments)
     elif name == "sweep":
         assert expand(*parse_sweep(arguments))
     elif name in ("table", "report"):

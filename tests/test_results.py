@@ -45,11 +45,13 @@ def test_folder_clears_its_own_files_only(tmp_path):
     assert not folder.used
     folder.write_config({"a": 1})
     folder.write_tasks(np.array([0.5, 1.0]))
+    folder.write_weights(b"weights")
     folder.result.write_text("x")
     (folder.path / "notes.txt").write_text("mine")
     assert json.loads((folder.path / "config.json").read_text()) == {"a": 1}
     assert (folder.path / "tasks.csv").read_text() == "episode,accuracy\n0,0.5\n1,1.0\n"
     assert folder.used
+    assert folder.weights.read_bytes() == b"weights"
     assert folder.read_row() is None
     folder.clear()
     assert [p.name for p in folder.path.iterdir()] == ["notes.txt"]

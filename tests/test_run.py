@@ -56,7 +56,7 @@ def state(path):
 def test_a_run_writes_its_folder(tmp_path, capsys):
     assert run(tmp_path) == 0
     path = folder(tmp_path)
-    names = {"config.json", "curve.csv", "curve.png", "tasks.csv", "checkpoint.pt", "result.csv"}
+    names = {"config.json", "curve.csv", "curve.png", "tasks.csv", "checkpoint.pt", "result.csv", "weights.safetensors"}
     assert {p.name for p in path.iterdir()} == names
     row = pd.read_csv(path / "result.csv")
     assert tuple(row.columns) == COLUMNS

@@ -8,14 +8,13 @@ classifier. The base's: everything else in the state dict. Names are those of th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from metakm.modulation.attach import within
 from metakm.modulation.norms import is_norm
+from metakm.tensor_file import feed
 
 _PARAMETRIZATION = ".parametrizations.weight."
 
@@ -58,16 +57,8 @@ def fingerprint(model: nn.Module, implicit: bool, classifier: str | None) -> str
     for name, module in model.named_modules():
         if not within(name, classifier) and ".parametrizations" not in name:
             digest.update(_behaviour(name, module).encode())
-    update(digest, split(model, implicit, classifier).base)
+    feed(digest, split(model, implicit, classifier).base)
     return digest.hexdigest()
-
-
-def update(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
-    """Feed named tensors to `digest`, in the order of their names, each with its precision and shape."""
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _behaviour(name: str, module: nn.Module) -> str:

@@ -24,8 +24,8 @@ from metakm.results.row import CsvRow, ResultRow
 class RunFolder:
     """`<out>/<dataset>-<ways>w<shots>s/<algo>/seed<k>/`, or `<out>/<experiment>/<method>/seed<k>/`.
 
-    It holds config.json, curve.csv, curve.png, checkpoint.pt, the row in `result`, and the files of its kind of run;
-    and run.lock while a process works in it.
+    It holds config.json, curve.csv, curve.png, checkpoint.pt, the row in `result`, and the files of its kind of run,
+    such as tasks.csv and weights.safetensors; and run.lock while a process works in it.
 
     Args:
         row: the kind of row that the run writes.
@@ -34,6 +34,7 @@ class RunFolder:
     def __init__(self, path: Path, row: type[CsvRow] = ResultRow) -> None:
         self.path, self.row = path, row
         self.checkpoint = path / "checkpoint.pt"
+        self.weights = path / "weights.safetensors"
         self.result = path / row.FILE
         self.lock = Lock(path / "run.lock")
 
@@ -100,8 +101,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove the files of an earlier run, and nothing else."""
-        others = ("tasks.csv", "pack.safetensors", "curve.csv", "curve.png", "checkpoint.pt", "config.json")
-        for name in (self.result.name, *others):
+        others = ("tasks.csv", "pack.safetensors", "curve.csv", "curve.png", "config.json")
+        for name in (self.result.name, self.weights.name, self.checkpoint.name, *others):
             (self.path / name).unlink(missing_ok=True)
 
     def write_config(self, values: dict[str, Any]) -> None:
@@ -121,6 +122,11 @@ class RunFolder:
         """tasks.csv: the accuracy `[n]` of each meta-test task with its episode index."""
         table = pd.DataFrame({"episode": np.arange(len(accuracies)), "accuracy": accuracies})
         write_text(self.path / "tasks.csv", table.to_csv(index=False))
+
+    def write_weights(self, data: bytes) -> None:
+        """weights.safetensors."""
+        with replacing(self.weights) as file:
+            file.write(data)
 
     def write_row(self, row: CsvRow) -> None:
         """The row's file."""

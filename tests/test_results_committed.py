@@ -1,0 +1,40 @@
+"""What is committed under results/ is what its commands make of the rows beside it."""
+
+from pathlib import Path
+
+import pytest
+
+from metakm.table import main
+
+RESULTS = Path(__file__).parent.parent / "results"
+TABLES = sorted(path for path in RESULTS.rglob("*.md") if path.name != "README.md")
+FLAGS = {"table3": [], **{name: ["--paper", name] for name in ("table1", "table2", "fig5")}}  # by the table's name
+
+
+def rebuilt(table, out):
+    """The text that `metakm.table` makes of the rows below the table's folder."""
+    command = [str(table.parent), *FLAGS[table.stem], "--format", "markdown", "--strict", "--out", str(out)]
+    assert main(command) == 0
+    return out.read_text()
+
+
+def test_the_tables_that_the_readmes_speak_of_are_there():
+    found = {str(table.relative_to(RESULTS)) for table in TABLES}
+    assert found >= {"quick/table3.md", *(f"experiments/{name}.md" for name in ("table1", "table2", "fig5"))}
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda path: str(path.relative_to(RESULTS)))
+def test_a_table_is_what_its_rows_give(table, tmp_path):
+    assert table.read_text() == rebuilt(table, tmp_path / "table.md"), "stale: make it again, see results/README.md"
+
+
+def test_a_row_that_changed_makes_its_table_stale(tmp_path):
+    """The check above can fail."""
+    table, rows = RESULTS / "quick" / "table3.md", sorted((RESULTS / "quick").rglob("seed*/*.*"))
+    for path in rows:
+        copy = tmp_path / path.relative_to(RESULTS / "quick")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    assert rebuilt(tmp_path / table.name, tmp_path / "new.md") == table.read_text()
+    next(tmp_path.rglob("km/seed0/result.csv")).unlink()
+    assert rebuilt(tmp_path / table.name, tmp_path / "new.md") != table.read_text()
