@@ -6,8 +6,9 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import get_args
 
-from metakm.config import RunConfig
+from metakm.config import PresetName, RunConfig
 from metakm.flags import read_options, texts_given
 from metakm.presets import default_ways, preset_config
 
@@ -31,7 +32,7 @@ def command(config: RunConfig) -> str:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name in _SETTING or value != getattr(defaults, field.name):
-            words.append("--" + field.name.replace("_", "-"))
+            words.append(("--no-" if value is False else "--") + field.name.replace("_", "-"))
             if not isinstance(value, bool):
                 words += map(str, value) if isinstance(value, tuple) else [str(value)]
     return shlex.join(words)
@@ -41,7 +42,8 @@ def _defaults(arguments: Sequence[str]) -> RunConfig:
     """The preset's config for the setting named in the arguments; values that do not parse are left to tyro."""
     given = texts_given(arguments, _SETTING)
     dataset, algo = given["dataset"] or "glyphs", given["algo"] or "km"
-    preset = given["preset"] if given["preset"] in ("quick", "paper") else "quick"
+    preset = given["preset"] or "quick"
+    preset = preset if preset in get_args(PresetName) else "quick"
     try:
         ways, shots = int(given["ways"] or default_ways(dataset)), int(given["shots"] or 1)
         return preset_config(preset, algo, dataset, ways, shots)

@@ -34,7 +34,7 @@ def build_strategy(config: RunConfig, image_shape: tuple[int, int, int]) -> Stra
     for name in ("first_order", "learn_inner_lr"):
         if getattr(config, name) and name not in variants:
             flag = name.replace("_", "-")
-            raise UserError(f"Expected a strategy that --{flag} changes, got {config.algo!r}; leave --{flag} out")
+            raise UserError(f"Expected a strategy that --{flag} changes, got {config.algo!r}; use --no-{flag}")
     options = {"implicit": True} if config.implicit else {}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)

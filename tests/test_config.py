@@ -83,6 +83,15 @@ def test_run_id_tells_computations_apart_but_not_places(tmp_path):
     assert len({config.run_id, *(c.run_id for c in others)}) == 4
 
 
+def test_the_tuned_preset_is_for_characters_and_learns_inner_rates():
+    tuned = preset_config("tuned", "km", "omniglot")
+    assert (tuned.learn_inner_lr, tuned.preset) == (True, "tuned")
+    assert preset_config("quick", "km", "omniglot").learn_inner_lr is False
+    for dataset in ("tiny-imagenet", "mini-imagenet", "folder"):
+        with pytest.raises(UserError, match=f"--preset quick or paper for {dataset}, got tuned"):
+            preset_config("tuned", dataset=dataset)
+
+
 def test_flags_take_their_defaults_from_the_preset_asked_for():
     assert parse([]) == preset_config()
     assert parse(["--preset", "paper", "--dataset", "mini-imagenet", "--shots=5"]) == preset_config(
@@ -106,6 +115,7 @@ def test_flags_take_their_defaults_from_the_preset_asked_for():
             "grad_clip": 0.0,
         },
         {"out": Path("a folder/\u00fc $HOME 'x'"), "data_root": Path("~/d"), "plugin": (Path("a.py"), Path("b c.py"))},
+        {"preset": "tuned", "dataset": "omniglot", "algo": "protonet", "learn_inner_lr": False},
         {"schedule": "constant", "precision": "bf16", "bn_mode": "support", "test_inner_steps": 0, "iterations": 0},
     ],
 )
