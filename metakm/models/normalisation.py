@@ -46,18 +46,24 @@ def batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, pool
 class _BatchNormReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool) -> Tensor:
-        normalised, mean, inverse = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
-        places = None
         if pool:
-            normalised, places = torch.ops.aten.max_pool2d_with_indices(normalised, (2, 2), (2, 2))
+            mean, inverse = _statistics(x, weight, eps)
+            x_y, places = _maxima(x, weight)
+            normalised = _affine(x_y, mean, weight * inverse, bias)
+        else:
+            normalised, mean, inverse = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
+            x_y, places = x, None
         y = normalised.relu_()
-        ctx.save_for_backward(x, weight, mean, inverse, y, places)
+        ctx.save_for_backward(x, x_y, weight, mean, inverse, y, places)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        x, weight, mean, inverse, y, places = ctx.saved_tensors
-        return (*_Backward.apply(grads[0], x, weight, mean, inverse, y.detach(), places), None, None)
+        x, x_y, weight, mean, inverse, y, places = ctx.saved_tensors
+        grad_x, grad_weight, grad_bias = _Backward.apply(
+            grads[0], x, weight, x_y.detach(), mean, inverse, y.detach(), places
+        )
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 class _Backward(torch.autograd.Function):
@@ -67,13 +73,13 @@ class _Backward(torch.autograd.Function):
         grad_y: Tensor,
         x: Tensor,
         weight: Tensor,
+        x_y: Tensor,
         mean: Tensor,
         inverse: Tensor,
         y: Tensor,
         places: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         g = torch.ops.aten.threshold_backward(grad_y, y, 0)
-        x_y = _gather(x, places)
         if places is None:
             grad_x, sum_gx, sum_g = _batch_norm_backward(g, x, weight, mean, inverse, with_projection=True)
         else:
@@ -108,7 +114,22 @@ class _Backward(torch.autograd.Function):
         if v is not None:
             for_x.addcmul_(v, _column(p, x))
             for_g.addcmul_(v_y, _column(scale, x))
-        return torch.ops.aten.threshold_backward(for_g, y, 0), for_x, inverse * s, None, None, None, None
+        return torch.ops.aten.threshold_backward(for_g, y, 0), for_x, inverse * s, *[None] * 5
+
+
+def _statistics(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and r by channel, in the weight's precision, without the normalised x."""
+    averages = torch.zeros_like(weight), torch.ones_like(weight)  # unread; their type is that of the result
+    mean, variance = torch.batch_norm_update_stats(x, *averages, 0.0)
+    return mean, torch.rsqrt(variance + eps)
+
+
+def _maxima(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """G x and the places in the plane that it comes from, both `[n, C, H/2, W/2]`."""
+    rising = not x.is_cuda and bool((weight > 0).all())  # on a GPU, a look at the weight would wait for it
+    ordered = x if rising else x * _column(weight.sign(), x)  # as gamma x^ + beta is
+    maxima, places = torch.ops.aten.max_pool2d_with_indices(ordered, (2, 2), (2, 2))
+    return maxima if rising else _gather(x, places), places
 
 
 def _gather(u: Tensor, places: Tensor | None) -> Tensor:
