@@ -84,8 +84,9 @@ class _Backward(torch.autograd.Function):
             grad_x, sum_gx, sum_g = _batch_norm_backward(g, x, weight, mean, inverse, with_projection=True)
         else:
             _, sum_gx, sum_g = _batch_norm_backward(g, x_y, weight, mean, inverse)
-            scale, count = weight * inverse, _count(x)
-            grad_x = _affine(x, mean, -scale * inverse * sum_gx / count, -scale * sum_g / count)
+            scale = weight * inverse
+            minus_mean = scale / -_count(x)
+            grad_x = _affine(x, mean, minus_mean * inverse * sum_gx, minus_mean * sum_g)
             _scatter_add(grad_x, g, scale, places)
         ctx.save_for_backward(g, x, x_y, weight, mean, inverse, y, places, sum_gx, sum_g)
         ctx.set_materialize_grads(False)
@@ -96,20 +97,22 @@ class _Backward(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         v, a, b = grads
         g, x, x_y, weight, mean, inverse, y, places, sum_gx, sum_g = ctx.saved_tensors
-        scale, count = weight * inverse, _count(x)
-        sum_v = sum_vx = s = torch.zeros_like(mean)
+        minus = -1 / _count(x)  # -m[u] = sum(u) minus; few operations by channel, for they cost most in small networks
+        scale = weight * inverse
+        unit = scale * inverse * minus
+        p, q = unit * sum_gx, torch.zeros_like(mean)
+        sum_v = sum_vx = s = q
         if v is not None:
             v_y = _gather(v, places)
             _, sum_vx, sum_v = _batch_norm_backward(v, x, weight, mean, inverse)
-            s = _channel_dot(g, v_y, mean) - (sum_v * sum_g + sum_vx * sum_gx) / count
-        p = -scale * inverse * sum_gx / count
-        q = -scale * inverse * sum_vx / count
+            s = _channel_dot(g, v_y, mean).addcmul(sum_v, sum_g, value=minus).addcmul(sum_vx, sum_gx, value=minus)
+            q = unit * sum_vx
         if a is not None:
-            q = q + inverse * a
-        slope = -inverse * (p * sum_vx + q * sum_gx + scale * inverse * s) / count
-        for_x = _affine(x, mean, slope, -(p * sum_v + q * sum_g) / count)
+            q = torch.addcmul(q, inverse, a)
+        slope = (unit * s).addcmul(p, sum_vx, value=minus).addcmul(q, sum_gx, value=minus) * inverse
+        for_x = _affine(x, mean, slope, (p * sum_v).addcmul(q, sum_g) * minus)
         _scatter_add(for_x, g, q, places)
-        shift = -scale * sum_v / count
+        shift = scale * sum_v * minus
         for_g = _affine(x_y, mean, q, shift if b is None else shift + b)
         if v is not None:
             for_x.addcmul_(v, _column(p, x))
