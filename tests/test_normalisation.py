@@ -6,7 +6,7 @@ from metakm.models.layers import BatchNorm2d, statistics_from
 from metakm.models.normalisation import batch_norm_relu
 
 EPS = 1e-5
-GAMMA = {"mixed": [-1.3, 0.4, 0.7, -0.2], "positive": [1.3, 0.4, 0.7, 0.2]}
+GAMMA = {"mixed": [-1.3, 0.4, 0.7, -0.2], "positive": [1.3, 0.4, 0.7, 0.2]}  # these take different ways to the maxima
 # 2x2 windows leave out an odd last row or column; a plane may also be a single window.
 SHAPES = {
     "whole": (False, (2, 3)),

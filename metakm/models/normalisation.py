@@ -16,8 +16,9 @@ The second-order graph needs the derivatives of (gx, ggamma, gbeta) with respect
     for gamma:  r s
     for x:      p P(v) + q P(S g) - (gamma r^2 s / M) x^    with p = -gamma r^2 m[S g x^], q = a r - gamma r^2 m[v x^]
 
-Each is v, S g or G v times a number, and an affine map of x or G x, all by channel. So no tensor of the size of x is
-filled with zeros, or rectified, and of those made, the graph keeps only gx.
+Each is v, S g or G v times a number by channel, plus an affine map of x or G x by channel. With pooling, the maxima are
+those of x itself (or of -x, where gamma < 0), so that no tensor of the size of x is normalised, rectified or filled
+with zeros; of that size the graph keeps x and gx alone.
 """
 
 from __future__ import annotations
@@ -129,10 +130,15 @@ def _statistics(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 def _maxima(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """G x and the places in the plane that it comes from, both `[n, C, H/2, W/2]`."""
-    rising = not x.is_cuda and bool((weight > 0).all())  # on a GPU, a look at the weight would wait for it
-    ordered = x if rising else x * _column(weight.sign(), x)  # as gamma x^ + beta is
+    signs = weight.sign()
+    look = not x.is_cuda  # on a GPU, a look at the signs would wait for them
+    rising = look and bool((signs > 0).all())
+    ordered = x if rising else x * _column(signs, x)  # as gamma x^ + beta is
     maxima, places = torch.ops.aten.max_pool2d_with_indices(ordered, (2, 2), (2, 2))
-    return maxima if rising else _gather(x, places), places
+    if rising:
+        return maxima, places
+    nowhere_zero = look and bool(signs.all())
+    return maxima * _column(signs, x) if nowhere_zero else _gather(x, places), places
 
 
 def _gather(u: Tensor, places: Tensor | None) -> Tensor:
