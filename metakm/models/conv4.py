@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metakm.errors import UserError, unknown_name
@@ -30,8 +29,8 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
-        x = self.norm(self.conv(x, bias_cancels=self.norm.removes_mean), relu=True)
-        return F.max_pool2d(x, 2) if self.pool else x
+        rectified: Tensor = self.norm(self.conv(x, bias_cancels=self.norm.removes_mean), relu=True, pool=self.pool)
+        return rectified
 
 
 class Conv4(nn.Module):

@@ -152,13 +152,22 @@ class BatchNorm2d(nn.Module):
         """Whether a constant added to a channel beforehand always cancels."""
         return self.mode in ("transductive", "support")
 
-    def forward(self, x: Tensor, *, relu: bool = False) -> Tensor:
-        """Normalise, scale, shift and, with `relu`, rectify; the shape stays.
+    def forward(self, x: Tensor, *, relu: bool = False, pool: bool = False) -> Tensor:
+        """Normalise, scale and shift; with `relu`, rectify; with `pool`, keep the maxima of 2x2 windows.
 
-        On batch statistics, norm and ReLU together are one function with its own second derivative (faster).
+        The shape stays, or is `[n, T*C, H/2, W/2]` with `pool`. On batch statistics, norm, pooling and ReLU together
+        are one function with its own second derivative (faster).
         """
-        normalised = self._normalise(x, relu)
-        return torch.relu(normalised) if relu and not self._at_hand() else normalised
+        tasks = x.shape[1] // self.channels
+        if self.mode == "running" and _statistics.get().track:
+            self._track(x, tasks)
+        weight, bias = per_channel(self.weight, tasks), per_channel(self.bias, tasks)  # [T*C]
+        if relu and self._at_hand():
+            return batch_norm_relu(x, weight, bias, self.eps, pool=pool)
+        normalised = self._normalise(x, weight, bias)
+        if pool:
+            normalised = F.max_pool2d(normalised, 2)  # before ReLU, which commutes with it, and has less to do
+        return torch.relu(normalised) if relu else normalised
 
     def _at_hand(self) -> bool:
         """Whether the statistics are those of the whole batch."""
@@ -166,20 +175,14 @@ class BatchNorm2d(nn.Module):
             return self.training
         return self.mode == "transductive" or (self.mode == "support" and _statistics.get().reference is None)
 
-    def _normalise(self, x: Tensor, relu: bool) -> Tensor:
-        statistics = _statistics.get()
-        tasks = x.shape[1] // self.channels
-        weight, bias = per_channel(self.weight, tasks), per_channel(self.bias, tasks)  # [T*C]
-        if self.mode == "running" and statistics.track:
-            self._track(x, tasks)
+    def _normalise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if self._at_hand():
-            if relu:
-                return batch_norm_relu(x, weight, bias, self.eps)
             return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
-        if self.mode != "support":
-            mean, var = self.running_mean.repeat(tasks), self.running_var.repeat(tasks)
-            return F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
-        return _normalise_by(x, x[: statistics.reference], weight, bias, self.eps)
+        if self.mode == "support":
+            return _normalise_by(x, x[: _statistics.get().reference], weight, bias, self.eps)
+        tasks = x.shape[1] // self.channels
+        mean, var = self.running_mean.repeat(tasks), self.running_var.repeat(tasks)
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)
 
     @torch.no_grad()
     def _track(self, x: Tensor, tasks: int) -> None:

@@ -1,20 +1,24 @@
-"""Batch normalisation followed by ReLU, with first and second derivatives in closed form.
+"""Batch normalisation, 2x2 max-pooling if wanted, and ReLU, with first and second derivatives in closed form.
 
-For one channel with M values, mean mu, r = 1 / sqrt(var + eps), x^ = (x - mu) r, and m[.] the mean over the M values::
+For one channel with M values, mean mu, r = 1 / sqrt(var + eps), x^ = (x - mu) r, and m[.] the mean over the M values.
+G gathers the values that are their window's maximum of gamma x^ + beta, and S, its transpose, scatters to their places;
+without pooling, both are the identity. ReLU and maximum commute, so that ReLU has only the maxima to see::
 
-    y  = relu(gamma x^ + beta)
-    g  = gy where y > 0, else 0
+    y  = relu(gamma G x^ + beta)
+    g  = gy where y > 0, else 0                       as small as y; S g is the gradient of gamma x^ + beta
     P(u) = u - m[u] - x^ m[u x^]                      a symmetric projection: sum(u P(v)) = sum(P(u) v)
-    gx = gamma r P(g),   ggamma = sum(g x^),   gbeta = sum(g)
+    gx = gamma r P(S g),   ggamma = sum(S g x^) = sum(g G x^),   gbeta = sum(S g) = sum(g)
 
 The second-order graph needs the derivatives of (gx, ggamma, gbeta) with respect to (gy, x, gamma). With cotangents
-(v, a, b) and s = sum(v P(g)) = sum(v g) - M m[v] m[g] - M m[v x^] m[g x^]::
+(v, a, b) and s = sum(v P(S g)) = sum(g G v) - M m[v] m[S g] - M m[v x^] m[S g x^]::
 
-    for gy:     (gamma r P(v) + a x^ + b) where y > 0
+    for gy:     (gamma r G P(v) + a G x^ + b) where y > 0
     for gamma:  r s
-    for x:      -r (m[g x^] gamma r P(v) + m[v x^] gx) - (gamma r^2 s / M) x^ + a r P(g)
+    for x:      p P(v) + q P(S g) - (gamma r^2 s / M) x^    with p = -gamma r^2 m[S g x^], q = a r - gamma r^2 m[v x^]
 
-P costs one call of the fused `native_batch_norm_backward`, whose other outputs are the two means it contains.
+Each is v, S g or G v times a number by channel, plus an affine map of x or G x by channel. With pooling, the maxima are
+those of x itself (or of -x, where gamma < 0), so that no tensor of the size of x is normalised, rectified or filled
+with zeros; of that size the graph keeps x and gx alone.
 """
 
 from __future__ import annotations
@@ -25,73 +29,152 @@ import torch
 from torch import Tensor
 
 
-def batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, pool: bool = False) -> Tensor:
     """relu(batch_norm(x)) of `[n, C, H, W]` with the batch's own statistics; twice differentiable.
+
+    With `pool`, the maxima of its 2x2 windows, `[n, C, H/2, W/2]`; an odd last row or column counts in the statistics.
 
     Args:
         weight: gamma, `[C]`.
         bias: beta, `[C]`.
     """
-    output: Tensor = _BatchNormReLU.apply(x, weight, bias, eps)
+    if pool:
+        x = x.contiguous(memory_format=torch.channels_last)  # where `_pixels` is a view
+    output: Tensor = _BatchNormReLU.apply(x, weight, bias, eps, pool)
     return output
 
 
 class _BatchNormReLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        normalised, mean, inverse = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool) -> Tensor:
+        if pool:
+            mean, inverse = _statistics(x, weight, eps)
+            x_y, places = _maxima(x, weight)
+            normalised = _affine(x_y, mean, weight * inverse, bias)
+        else:
+            normalised, mean, inverse = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
+            x_y, places = x, None
         y = normalised.relu_()
-        ctx.save_for_backward(x, weight, mean, inverse, y)
+        ctx.save_for_backward(x, x_y, weight, mean, inverse, y, places)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        x, weight, mean, inverse, y = ctx.saved_tensors
-        return (*_Backward.apply(grads[0], x, weight, mean, inverse, y.detach()), None)
+        x, x_y, weight, mean, inverse, y, places = ctx.saved_tensors
+        grad_x, grad_weight, grad_bias = _Backward.apply(
+            grads[0], x, weight, x_y.detach(), mean, inverse, y.detach(), places
+        )
+        return grad_x, grad_weight, grad_bias, None, None
 
 
 class _Backward(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, grad_y: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor, y: Tensor
+        ctx: Any,
+        grad_y: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        x_y: Tensor,
+        mean: Tensor,
+        inverse: Tensor,
+        y: Tensor,
+        places: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         g = torch.ops.aten.threshold_backward(grad_y, y, 0)
-        grad_x, grad_weight, grad_bias = _project(g, x, weight, mean, inverse)
-        ctx.save_for_backward(g, x, weight, mean, inverse, y, grad_x, grad_weight, grad_bias)
+        if places is None:
+            grad_x, sum_gx, sum_g = _batch_norm_backward(g, x, weight, mean, inverse, with_projection=True)
+        else:
+            _, sum_gx, sum_g = _batch_norm_backward(g, x_y, weight, mean, inverse)
+            scale = weight * inverse
+            minus_mean = scale / -_count(x)
+            grad_x = _affine(x, mean, minus_mean * inverse * sum_gx, minus_mean * sum_g)
+            _scatter_add(grad_x, g, scale, places)
+        ctx.save_for_backward(g, x, x_y, weight, mean, inverse, y, places, sum_gx, sum_g)
         ctx.set_materialize_grads(False)
-        return grad_x, grad_weight, grad_bias
+        return grad_x, sum_gx, sum_g
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         v, a, b = grads
-        g, x, weight, mean, inverse, y, grad_x, sum_gx, sum_g = ctx.saved_tensors
-        for_weight = None
-        if v is None:
-            for_g = for_x = torch.zeros_like(x)
-        else:
-            count = x.numel() // x.shape[1]
-            for_g, sum_vx, sum_v = _project(v, x, weight, mean, inverse)  # gamma r P(v)
-            s = _channel_dot(g, v, mean) - (sum_v * sum_g + sum_vx * sum_gx) / count
-            for_weight = inverse * s
-            # The x^ term first: an affine map of x by channel, which batch norm's inference kernel does in one pass.
-            slope = -weight * inverse.pow(3) * s / count
-            for_x = torch.native_batch_norm(x, slope, None, mean, torch.ones_like(mean), False, 0.0, 0.0)[0]
-            for_x.addcmul_(for_g, _column(-inverse * sum_gx / count, x))
-            for_x.addcmul_(grad_x, _column(-inverse * sum_vx / count, x))
+        g, x, x_y, weight, mean, inverse, y, places, sum_gx, sum_g = ctx.saved_tensors
+        minus = -1 / _count(x)  # -m[u] = sum(u) minus; few operations by channel, for they cost most in small networks
+        scale = weight * inverse
+        unit = scale * inverse * minus
+        p, q = unit * sum_gx, torch.zeros_like(mean)
+        sum_v = sum_vx = s = q
+        if v is not None:
+            v_y = _gather(v, places)
+            _, sum_vx, sum_v = _batch_norm_backward(v, x, weight, mean, inverse)
+            s = _channel_dot(g, v_y, mean).addcmul(sum_v, sum_g, value=minus).addcmul(sum_vx, sum_gx, value=minus)
+            q = unit * sum_vx
         if a is not None:
-            for_g = torch.addcmul(for_g, (x - _column(mean, x)) * _column(inverse, x), _column(a, x))
-            projected, _, _ = _project(g, x, torch.ones_like(weight), mean, inverse)  # r P(g)
-            for_x = torch.addcmul(for_x, projected, _column(a, x))
-        if b is not None:
-            for_g = for_g + _column(b, x)
-        return torch.ops.aten.threshold_backward(for_g, y, 0), for_x, for_weight, None, None, None
+            q = torch.addcmul(q, inverse, a)
+        slope = (unit * s).addcmul(p, sum_vx, value=minus).addcmul(q, sum_gx, value=minus) * inverse
+        for_x = _affine(x, mean, slope, (p * sum_v).addcmul(q, sum_g) * minus)
+        _scatter_add(for_x, g, q, places)
+        shift = scale * sum_v * minus
+        for_g = _affine(x_y, mean, q, shift if b is None else shift + b)
+        if v is not None:
+            for_x.addcmul_(v, _column(p, x))
+            for_g.addcmul_(v_y, _column(scale, x))
+        return torch.ops.aten.threshold_backward(for_g, y, 0), for_x, inverse * s, *[None] * 5
 
 
-def _project(u: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return gamma r P(u), and by channel sum(u x^) and sum(u)."""
+def _statistics(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and r by channel, in the weight's precision, without the normalised x."""
+    averages = torch.zeros_like(weight), torch.ones_like(weight)  # unread; their type is that of the result
+    mean, variance = torch.batch_norm_update_stats(x, *averages, 0.0)
+    return mean, torch.rsqrt(variance + eps)
+
+
+def _maxima(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """G x and the places in the plane that it comes from, both `[n, C, H/2, W/2]`."""
+    signs = weight.sign()
+    look = not x.is_cuda  # on a GPU, a look at the signs would wait for them
+    rising = look and bool((signs > 0).all())
+    ordered = x if rising else x * _column(signs, x)  # as gamma x^ + beta is
+    maxima, places = torch.ops.aten.max_pool2d_with_indices(ordered, (2, 2), (2, 2))
+    if rising:
+        return maxima, places
+    nowhere_zero = look and bool(signs.all())
+    return maxima * _column(signs, x) if nowhere_zero else _gather(x, places), places
+
+
+def _gather(u: Tensor, places: Tensor | None) -> Tensor:
+    """G u: the values of `[n, C, H, W]` at the `places` `[n, C, h, w]` in the plane, channels last."""
+    if places is None:
+        return u
+    batch, channels, height, width = places.shape
+    gathered = _pixels(u).gather(1, _pixels(places))  # [n, h*w, C]
+    return gathered.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _scatter_add(out: Tensor, u: Tensor, factor: Tensor, places: Tensor | None) -> None:
+    """Add S(factor u) to `out` `[n, C, H, W]`, channels last where pooled; `factor` is by channel."""
+    if places is None:
+        out.addcmul_(u, _column(factor, u))
+        return
+    batch, channels, height, width = out.shape
+    pixels = out.permute(0, 2, 3, 1).view(batch, height * width, channels)  # a view, or an error: it is written to
+    pixels.scatter_add_(1, _pixels(places), _pixels(u * _column(factor, u)))
+
+
+def _pixels(u: Tensor) -> Tensor:
+    return u.permute(0, 2, 3, 1).flatten(1, 2)  # [n, H*W, C]
+
+
+def _affine(x: Tensor, mean: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
+    """Return slope (x - mean) + shift by channel, in the one pass of batch norm's inference kernel."""
+    return torch.native_batch_norm(x, slope, shift, mean, torch.ones_like(mean), False, 0.0, 0.0)[0]
+
+
+def _batch_norm_backward(
+    u: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor, *, with_projection: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return gamma r P(u) if wanted (x must then be the whole batch), and by channel sum(u x^) and sum(u)."""
     projected, sum_ux, sum_u = torch.ops.aten.native_batch_norm_backward(
-        u, x, weight, None, None, mean, inverse, True, 0.0, (True, True, True)
+        u, x, weight, None, None, mean, inverse, True, 0.0, (with_projection, True, True)
     )
     return projected, sum_ux, sum_u
 
@@ -100,11 +183,11 @@ def _channel_dot(u: Tensor, v: Tensor, like: Tensor) -> Tensor:
     """sum(u v) by channel, `[C]`, without a temporary: it is batch norm's gamma gradient at mean 0 and r = 1."""
     zeros = torch.zeros_like(like)
     ones = torch.ones_like(like)
-    _, dot, _ = torch.ops.aten.native_batch_norm_backward(
-        u, v, ones, None, None, zeros, ones, True, 0.0, (False, True, False)
-    )
-    result: Tensor = dot
-    return result
+    return _batch_norm_backward(u, v, ones, zeros, ones)[1]
+
+
+def _count(x: Tensor) -> int:
+    return x.numel() // x.shape[1]
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:
