@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import torch
 
 import metakm
+from metakm.strategies.prototype_heads import PrototypeHead
 from metakm.strategies.registry import strategy_class
 
 
@@ -43,6 +44,14 @@ def small_strategy(algo, ways=4, seed=0, downsample="stride", bn_mode="transduct
             if "norm" in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
     return strategy
+
+
+def learned_parameters(strategy):
+    """By name: all but the head that `PrototypeHead` replaces."""
+    unread = (
+        ("head.weight", "head.bias", "adapted.weight", "adapted.bias") if isinstance(strategy, PrototypeHead) else ()
+    )
+    return {name: p for name, p in strategy.named_parameters() if not name.endswith(unread)}
 
 
 def gradients(strategy, loss):
