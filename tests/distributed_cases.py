@@ -1,6 +1,7 @@
 """What one process and several processes both compute, to be compared."""
 
 import torch
+from small import learned_parameters
 from test_outer_loop import loop
 
 import metakm
@@ -19,7 +20,8 @@ def train(case, processes=ALONE):
     """Losses and accuracies of four iterations, the last meta-gradient, and the model then."""
     trained = loop(**case, processes=processes)
     steps = [tuple(trained.step()) for _ in range(4)]
-    gradient = torch.cat([p.grad.flatten() for p in [*trained.strategy.parameters(), *trained.inner_rates()]])
+    learned = [*learned_parameters(trained.strategy).values(), *trained.inner_rates()]
+    gradient = torch.cat([p.grad.flatten() for p in learned])
     return steps, gradient, vector(trained.model_state())
 
 
