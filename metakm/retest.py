@@ -16,6 +16,7 @@ from metakm.distributed import Processes, joined, local_device
 from metakm.errors import UserError, unknown_name
 from metakm.event_log import EventLog
 from metakm.flags import flag, read_some_options
+from metakm.interrupt import StopRequest
 from metakm.measured import measured_columns, summary
 from metakm.memory import TooLittleMemoryError
 from metakm.outer_loop import OuterLoop
@@ -77,17 +78,23 @@ def retest(options: RetestOptions) -> int:
     """Evaluate, print; return the exit code of `metakm.run`."""
     folder = RunFolder(options.evaluate)
     try:
-        with joined() as processes:
+        with StopRequest() as stop, joined() as processes:
             with processes.agreed(UserError):
                 loop = _prepare(options, processes)
             log = EventLog(loop.config)
             share = len(processes.part(loop.config.eval_tasks))
             with Progress("meta-test", share, unit="task", quiet=options.quiet, report=log.progressed) as progress:
-                tested = loop.accuracies(loop.sampler, loop.config.eval_tasks, progress.advance)
+
+                def advance(tasks: int) -> None:
+                    progress.advance(tasks)
+                    if stop.requested:
+                        raise StopIteration
+
+                tested = loop.accuracies(loop.sampler, loop.config.eval_tasks, advance)
     except TooLittleMemoryError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1
-    except KeyboardInterrupt:
+    except (StopIteration, KeyboardInterrupt):
         print("Stopped. Nothing was written.", file=sys.stderr)  # noqa: T201
         return 130
     _report(loop, log, tested, folder)
