@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 
 class StopRequest:
@@ -33,3 +34,22 @@ class StopRequest:
             raise KeyboardInterrupt
         self.requested = True
         print("Stopping at the next safe point; once more to stop at once.", file=sys.stderr, flush=True)  # noqa: T201
+
+
+class Stoppable(Protocol):
+    """What says whether a stop was requested."""
+
+    @property
+    def requested(self) -> bool:
+        """Whether the work should end."""
+
+
+def ending(stop: Stoppable, progress: Callable[[int], None]) -> Callable[[int], None]:
+    """A `progress` that raises StopIteration, when it has done its work, once a stop is requested."""
+
+    def advance(done: int) -> None:
+        progress(done)
+        if stop.requested:
+            raise StopIteration
+
+    return advance

@@ -16,7 +16,7 @@ from metakm.distributed import Processes, joined, local_device
 from metakm.errors import UserError, unknown_name
 from metakm.event_log import EventLog
 from metakm.flags import flag, read_some_options
-from metakm.interrupt import StopRequest
+from metakm.interrupt import StopRequest, ending
 from metakm.measured import measured_columns, summary
 from metakm.memory import TooLittleMemoryError
 from metakm.outer_loop import OuterLoop
@@ -84,13 +84,7 @@ def retest(options: RetestOptions) -> int:
             log = EventLog(loop.config)
             share = len(processes.part(loop.config.eval_tasks))
             with Progress("meta-test", share, unit="task", quiet=options.quiet, report=log.progressed) as progress:
-
-                def advance(tasks: int) -> None:
-                    progress.advance(tasks)
-                    if stop.requested:
-                        raise StopIteration
-
-                tested = loop.accuracies(loop.sampler, loop.config.eval_tasks, advance)
+                tested = loop.accuracies(loop.sampler, loop.config.eval_tasks, ending(stop, progress.advance))
     except TooLittleMemoryError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1

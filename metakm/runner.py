@@ -19,7 +19,7 @@ from metakm.config import RunConfig
 from metakm.distributed import ALONE, Processes, local_device
 from metakm.errors import UserError
 from metakm.event_log import EventLog
-from metakm.interrupt import StopRequest
+from metakm.interrupt import StopRequest, ending
 from metakm.measured import measured_columns, summary
 from metakm.memory import TooLittleMemoryError
 from metakm.outer_loop import DivergedError, OuterLoop
@@ -207,14 +207,8 @@ class Run:
         """Meta-test accuracies `[eval_tasks]` of the best checkpoint; None when asked to stop."""
         self.loop.load_model_state(self.best["model"])
         with self._progress("meta-test", len(self.processes.part(self.config.eval_tasks)), unit="task") as progress:
-
-            def advance(tasks: int) -> None:
-                progress.advance(tasks)
-                if self.stop.requested:
-                    raise StopIteration
-
             try:
-                return self.accuracies("test", self.config.eval_tasks, advance)
+                return self.accuracies("test", self.config.eval_tasks, ending(self.stop, progress.advance))
             except StopIteration:
                 return None
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from metakm.strategies.base import is_norm_affine
+from metakm.strategies.base import Classifier, is_norm_affine
 from metakm.strategies.direct import DirectStrategy
 from metakm.strategies.registry import register_strategy
 
@@ -21,6 +21,6 @@ class BOIL(DirectStrategy):
 
     def __init__(self, backbone: nn.Module, ways: int, implicit: bool = False) -> None:
         def chosen(network: nn.Module, name: str) -> bool:
-            return name.startswith("backbone.") and (implicit or not is_norm_affine(network, name))
+            return name.startswith(Classifier.BACKBONE) and (implicit or not is_norm_affine(network, name))
 
         super().__init__(backbone, ways, chosen)
