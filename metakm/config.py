@@ -24,6 +24,9 @@ EXECUTION_FIELDS = frozenset(
     {"data_root", "out", "resume", "overwrite", "device", "plugin", "dry_run", "task_chunk", "log_dir", "quiet", "json"}
 )
 
+# Fields that change the strategies which name them among their `variants`; the others refuse them.
+VARIANTS = ("first_order", "learn_inner_lr", "inner_lr_per_step", "first_head_lr")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -71,6 +74,10 @@ class RunConfig:
     """Adapt the affine parameters of the norm layers too (KM's implicit modulation). Off as published."""
     learn_inner_lr: bool = False
     """Learn one inner learning rate for each adapted tensor, from --inner-lr on. Off as published."""
+    inner_lr_per_step: bool = False
+    """With --learn-inner-lr: one for each inner step too, as in MAML++. Off as published."""
+    first_head_lr: float = 0.0
+    """With --inner-lr-per-step: where the rate of the classifier's weight in the first step starts; 0: at --inner-lr, as everything else."""
     bn_mode: BatchNormMode = "transductive"
     """Where batch statistics come from. transductive, as published: the batch at hand; support: the support images alone; running: averages over meta-training when evaluating; frozen: never."""
     precision: Precision = "fp32"
@@ -116,7 +123,9 @@ class RunConfig:
         for field in ("inner_lr", "meta_lr"):
             value = getattr(self, field)
             _require(math.isfinite(value) and value > 0, field, "a positive number", value)
-        _require(math.isfinite(self.grad_clip) and self.grad_clip >= 0, "grad_clip", "0 or more", self.grad_clip)
+        for field in ("grad_clip", "first_head_lr"):
+            value = getattr(self, field)
+            _require(math.isfinite(value) and value >= 0, field, "0 or more", value)
         _require(self.seed < 2**63, "seed", "below 2**63", self.seed)
         for field, choices in (
             ("preset", PresetName),
@@ -126,6 +135,9 @@ class RunConfig:
         ):
             if getattr(self, field) not in get_args(choices):
                 raise unknown_name(_flag(field), getattr(self, field), get_args(choices))
+        for field, needed in (("inner_lr_per_step", "learn_inner_lr"), ("first_head_lr", "inner_lr_per_step")):
+            if getattr(self, field) and not getattr(self, needed):
+                raise UserError(f"Expected {_flag(needed)} with {_flag(field)}, got none; add it or drop the other")
         if self.resume and self.overwrite:
             raise UserError("Expected --resume or --overwrite, got both; drop one of them")
 
@@ -142,7 +154,7 @@ class RunConfig:
     @property
     def run_id(self) -> str:
         """Readable name of what this run computes, with a digest of every field that matters for it."""
-        variants = [name for name in ("implicit", "first_order", "learn_inner_lr") if getattr(self, name)]
+        variants = [name for name in ("implicit", *VARIANTS) if getattr(self, name)]
         variants += [self.precision] if self.precision != "fp32" else []
         parts = [self.setting, self.algo, *(v.replace("_", "-") for v in variants), self.preset, f"seed{self.seed}"]
         return "-".join([*parts, hashlib.sha256(json.dumps(self.identity()).encode()).hexdigest()[:8]])

@@ -48,7 +48,8 @@ def meta_loss(
 
     Args:
         inner_lr: alpha on the mean support cross-entropy: one number, or one tensor for each parameter of
-            `strategy.adapted` in its order (learnable rates).
+            `strategy.adapted` in its order (learnable rates): `[]`, or `[n]` for a rate of its own in each of the first
+            n steps, the last of which is also that of all further steps.
         inner_steps: 0 predicts with the unadapted parameters.
 
     Raises:
@@ -103,18 +104,20 @@ class GradientDescent:
         if not self.rates:
             raise UserError("Expected a strategy whose `adapted` has parameters, got none; let it override `adapt`")
         graph = graph and self.graph
-        rates = self.rates if factors is None else [r * f for r, f in zip(self.rates, factors, strict=True)]
+        factors = None if factors is None else list(factors)
         adapted = higher.monkeypatch(self.strategy.adapted, copy_initial_weights=False, track_higher_grads=graph)
         self._patched.append(adapted)
         tasks = batches[0][1].shape[0]
         adapted.update_params(_starts(self.strategy.adapted, tasks, start or {}, graph))
-        optimiser = _optimiser(self.strategy.adapted, adapted, rates, graph)
+        optimiser = _optimiser(self.strategy.adapted, adapted, graph)
         # `higher`'s own track_higher_grads=False would cut the initial parameters off; constant gradients do not.
         constant = _detach_all if self.first_order and graph else None
         for step in range(self.steps):
             encoded, labels = batches[step % len(batches)]
             losses = cross_entropy(self.strategy.predict(adapted, encoded), labels)  # [T]
-            optimiser.step(losses.sum(), grad_callback=constant)
+            rates = [_at(rate, step) for rate in self.rates]
+            rates = rates if factors is None else [r * f for r, f in zip(rates, factors, strict=True)]
+            optimiser.step(losses.sum(), override={"lr": rates}, grad_callback=constant)
         return adapted  # type: ignore[no-any-return]
 
     def release(self) -> None:
@@ -135,7 +138,15 @@ def _one_each(inner_lr: InnerLR, count: int) -> list[float | Tensor]:
         raise UserError(
             f"Expected one inner learning rate, or {count}, one for each adapted parameter; got {len(inner_lr)}"
         )
+    for rate in inner_lr:
+        if rate.dim() > 1 or rate.numel() == 0:
+            raise UserError(f"Expected inner learning rates of shape [] or [steps], got {list(rate.shape)}")
     return list(inner_lr)
+
+
+def _at(rate: float | Tensor, step: int) -> float | Tensor:
+    """The rate of one step, from 0 on."""
+    return rate[min(step, len(rate) - 1)] if isinstance(rate, Tensor) and rate.dim() else rate
 
 
 def _starts(module: nn.Module, tasks: int, given: Mapping[str, Tensor], graph: bool) -> list[Tensor]:
@@ -147,15 +158,10 @@ def _starts(module: nn.Module, tasks: int, given: Mapping[str, Tensor], graph: b
     return [s if graph else s.detach().requires_grad_(own[name].requires_grad) for name, s in starts.items()]
 
 
-def _optimiser(
-    module: nn.Module, adapted: nn.Module, rates: Sequence[float | Tensor], graph: bool
-) -> higher.optim.DifferentiableOptimizer:
+def _optimiser(module: nn.Module, adapted: nn.Module, graph: bool) -> higher.optim.DifferentiableOptimizer:
     parameters = list(module.parameters())
     plain = torch.optim.SGD([{"params": [p]} for p in parameters], lr=0.0)
-    override = {"lr": list(rates)}
-    return higher.optim.DifferentiableSGD(
-        plain, parameters, fmodel=adapted, override=override, track_higher_grads=graph
-    )
+    return higher.optim.DifferentiableSGD(plain, parameters, fmodel=adapted, track_higher_grads=graph)
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from metakm.data import Episodes, EpisodeSampler, EpisodeSource
 from metakm.distributed import ALONE, Processes, processes_here
 from metakm.evaluation import accuracies
 from metakm.inner_loop import InnerLR, meta_loss
+from metakm.inner_rates import InnerRates
 from metakm.memory import TooLittleMemoryError, automatic_chunk, halved, is_out_of_memory, task_bytes
 from metakm.strategies import Strategy
 
@@ -31,16 +32,6 @@ class StepResult(NamedTuple):
 
     loss: float
     accuracy: float
-
-
-class InnerRates(nn.Module):
-    """Learnable inner learning rates, one for each adapted tensor (Meta-SGD's idea, one rate a tensor)."""
-
-    def __init__(self, strategy: Strategy, start: float) -> None:
-        super().__init__()
-        self.rates = nn.ParameterList(
-            nn.Parameter(torch.tensor(start, dtype=p.dtype)) for p in strategy.adapted.parameters()
-        )
 
 
 class OuterLoop:
@@ -61,7 +52,7 @@ class OuterLoop:
     ) -> None:
         self.processes = processes
         self.strategy, self.sampler, self.config, self.device = strategy.to(device), sampler, config, device
-        self.rates = InnerRates(strategy, config.inner_lr).to(device) if config.learn_inner_lr else None
+        self.rates = InnerRates(strategy, config).to(device) if config.learn_inner_lr else None
         self._learned = [*strategy.parameters(), *(self.rates.parameters() if self.rates else ())]
         self.optimiser = torch.optim.Adam(self._learned, lr=config.meta_lr)
         self.task_bytes = task_bytes(strategy, sampler.dataset.image_shape, config, device)
@@ -206,6 +197,8 @@ class OuterLoop:
         self.strategy.load_state_dict(state["strategy"])
         with torch.no_grad():
             for rate, value in zip(self.inner_rates(), state["rates"], strict=True):
+                if rate.shape != value.shape:
+                    raise ValueError(f"an inner rate of {list(value.shape)}, where {list(rate.shape)} belongs")
                 rate.copy_(value)
 
     def inner_rates(self) -> list[nn.Parameter]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from metakm.config import RunConfig
+from metakm.config import VARIANTS, RunConfig
 from metakm.data import EpisodeSampler, load_dataset
 from metakm.errors import UserError
 from metakm.evaluation import EVALUATION_SEED
@@ -31,10 +31,11 @@ def build_strategy(config: RunConfig, image_shape: tuple[int, int, int]) -> Stra
         UserError: a name, backbone or option that does not exist or does not fit the strategy.
     """
     variants = strategy_class(config.algo).variants
-    for name in ("first_order", "learn_inner_lr"):
+    for name in VARIANTS:
         if getattr(config, name) and name not in variants:
             flag = name.replace("_", "-")
-            raise UserError(f"Expected a strategy that --{flag} changes, got {config.algo!r}; use --no-{flag}")
+            off = f"--no-{flag}" if isinstance(getattr(config, name), bool) else f"--{flag} 0"
+            raise UserError(f"Expected a strategy that --{flag} changes, got {config.algo!r}; use {off}")
     options = {"implicit": True} if config.implicit else {}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)

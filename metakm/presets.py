@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from metakm.config import RunConfig
+from metakm.config import VARIANTS, RunConfig
 from metakm.errors import UserError
+from metakm.strategies.registry import available_strategies, strategy_class
 
 _photographs = frozenset({"folder", "mini-imagenet", "tiny-imagenet"})
 
@@ -30,8 +31,15 @@ def preset_config(
     """
     ways = default_ways(dataset) if ways is None else ways
     build = {"paper": _paper, "tuned": _tuned}.get(preset, _quick)
-    values = {**build(dataset, ways, shots), **overrides}
+    values = {k: v for k, v in build(dataset, ways, shots).items() if k not in _refused(algo)} | overrides
     return RunConfig(preset=preset, algo=algo, dataset=dataset, ways=ways, shots=shots, **values)  # type: ignore[arg-type]
+
+
+def _refused(algo: str) -> frozenset[str]:
+    """What a preset must not set for a strategy; nothing for one that is not known yet, such as a plugin's."""
+    if algo not in available_strategies():
+        return frozenset()
+    return frozenset(VARIANTS) - strategy_class(algo).variants
 
 
 def _paper(dataset: str, ways: int, shots: int) -> dict[str, Any]:
@@ -94,6 +102,8 @@ def _tuned(dataset: str, ways: int, shots: int) -> dict[str, Any]:
         "iterations": 5000,
         "meta_batch": 4,
         "learn_inner_lr": True,
+        "inner_lr_per_step": True,
+        "first_head_lr": 10.0,
         "val_every": 500,
         "val_tasks": 200,
     }

@@ -11,6 +11,7 @@ import torch
 from metakm.checkpoint import load_checkpoint
 from metakm.config import RunConfig
 from metakm.errors import UserError
+from metakm.inner_rates import InnerRates
 from metakm.preparation import build_strategy
 from metakm.strategies import Strategy
 from metakm.strategies.base import InnerLR
@@ -71,7 +72,7 @@ def _from_checkpoint(path: Path, config: RunConfig) -> tuple[ImageShape, dict[st
 
 def _check_values(strategy: Strategy, model: dict[str, Any], config: RunConfig) -> None:
     """What `load_state_dict` accepts although no run writes it: values that would be rounded, and the rates."""
-    own, rates = strategy.state_dict(), list(strategy.adapted.parameters()) if config.learn_inner_lr else []
+    own, rates = strategy.state_dict(), list(InnerRates(strategy, config).rates) if config.learn_inner_lr else []
     if len(model["rates"]) != len(rates):
         raise ValueError(f"{len(model['rates'])} learned inner rates, where {len(rates)} belong")
     pairs = [(name, model["strategy"][name], tensor) for name, tensor in own.items() if name in model["strategy"]]
@@ -80,9 +81,9 @@ def _check_values(strategy: Strategy, model: dict[str, Any], config: RunConfig) 
         same_kind = new.is_floating_point() == like.is_floating_point()
         if not (same_kind and torch.promote_types(new.dtype, like.dtype) == like.dtype):
             raise TypeError(f"{name} of {new.dtype}, where the strategy has {like.dtype}")
-    for i, rate in enumerate(model["rates"]):
-        if rate.dim():
-            raise ValueError(f"rate {i} of {list(rate.shape)}, where one number belongs")
+    for i, (rate, like) in enumerate(zip(model["rates"], rates, strict=True)):
+        if rate.shape != like.shape:
+            raise ValueError(f"rate {i} of {list(rate.shape)}, where {list(like.shape)} belongs")
 
 
 def read_config(folder: Path) -> RunConfig:

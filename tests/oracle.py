@@ -43,14 +43,16 @@ def modulate(kernel, u1, u2):
 def unrolled_loss(predict, adapted, episodes, lr, steps, first_order=False):
     """Mean query loss over tasks, by `torch.autograd.grad` alone.
 
-    `lr` is a number, or a dict with a tensor for each adapted parameter.
+    `lr` is a number, or a dict with a tensor for each adapted parameter; or a list of either, one for each step.
     `predict(adapted, images)` gives logits [n, N]; the query call also gets `reference=support images`.
     """
     losses = []
-    rates = lr if isinstance(lr, dict) else dict.fromkeys(adapted, lr)
+    of_steps = [
+        r if isinstance(r, dict) else dict.fromkeys(adapted, r) for r in (lr if isinstance(lr, list) else [lr] * steps)
+    ]
     for t in range(len(episodes.support_images)):
         fast = dict(adapted)
-        for _ in range(steps):
+        for rates in of_steps:
             loss = F.cross_entropy(predict(fast, episodes.support_images[t]), episodes.support_labels[t])
             grads = torch.autograd.grad(loss, list(fast.values()), create_graph=True)
             grads = [g.detach() for g in grads] if first_order else grads

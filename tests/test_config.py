@@ -85,11 +85,29 @@ def test_run_id_tells_computations_apart_but_not_places(tmp_path):
 
 def test_the_tuned_preset_is_for_characters_and_learns_inner_rates():
     tuned = preset_config("tuned", "km", "omniglot")
-    assert (tuned.learn_inner_lr, tuned.preset) == (True, "tuned")
+    assert (tuned.learn_inner_lr, tuned.inner_lr_per_step, tuned.first_head_lr > 0) == (True, True, True)
+    assert tuned.preset == "tuned"
     assert preset_config("quick", "km", "omniglot").learn_inner_lr is False
     for dataset in ("tiny-imagenet", "mini-imagenet", "folder"):
         with pytest.raises(UserError, match=f"--preset quick or paper for {dataset}, got tuned"):
             preset_config("tuned", dataset=dataset)
+
+
+def test_a_preset_sets_nothing_that_the_strategy_would_refuse():
+    proto = preset_config("tuned", "km-proto", "omniglot")
+    assert (proto.inner_lr_per_step, proto.first_head_lr) == (True, 0.0)
+    assert preset_config("tuned", "protonet", "omniglot").learn_inner_lr is False
+    assert preset_config("tuned", "from-a-plugin", "omniglot").learn_inner_lr is True
+    assert preset_config("quick", "protonet", learn_inner_lr=True).learn_inner_lr is True, "asked for, so refused later"
+
+
+@pytest.mark.parametrize(
+    ("field", "needed"), [("inner_lr_per_step", "learn_inner_lr"), ("first_head_lr", "inner_lr_per_step")]
+)
+def test_rates_of_steps_need_rates_that_are_learned(field, needed):
+    flag, other = (f"--{name.replace('_', '-')}" for name in (field, needed))
+    with pytest.raises(UserError, match=f"Expected {other} with {flag}"):
+        preset_config(**{field: 1})
 
 
 def test_flags_take_their_defaults_from_the_preset_asked_for():

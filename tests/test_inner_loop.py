@@ -191,12 +191,36 @@ def test_learnable_rates_equal_the_same_number_and_get_the_right_gradient(algo):
     torch.testing.assert_close(analytic, numeric, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("first_order", [False, True], ids=["second-order", "first-order"])
+@pytest.mark.parametrize("case", CASES)
+def test_rates_of_each_step_equal_a_hand_unrolled_loop_and_the_last_is_that_of_further_steps(case, first_order):
+    algo, options = CASES[case]
+    strategy, episodes = small_strategy(algo, **options), random_episodes()
+    predict, adapted = per_task(algo, strategy, options, "stride")
+    own = list(strategy.adapted.parameters())
+    rates = [(0.1 + 0.4 * torch.rand(STEPS - 1)).requires_grad_() for _ in own]
+    by_name = {name: rates[next(i for i, q in enumerate(own) if q is p)] for name, p in adapted.items()}
+    of_steps = [{name: rate[min(k, STEPS - 2)] for name, rate in by_name.items()} for k in range(STEPS)]
+    expected = unrolled_loss(predict, adapted, episodes, of_steps, STEPS, first_order)
+    actual = meta_loss(strategy, episodes, inner_lr=rates, inner_steps=STEPS, first_order=first_order).loss
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=0)
+    of_rates = [
+        dict(enumerate(torch.autograd.grad(loss, rates, retain_graph=True, materialize_grads=True)))
+        for loss in (actual, expected)
+    ]
+    assert_close(*of_rates)
+    assert_close(gradients(strategy, actual), gradients(strategy, expected))
+
+
 def test_wrong_number_of_rates_and_negative_steps_are_refused():
     strategy, episodes = small_strategy("anil"), random_episodes()
     with pytest.raises(metakm.UserError, match="Expected one inner learning rate, or 2"):
         meta_loss(strategy, episodes, inner_lr=[torch.tensor(0.1)], inner_steps=1)
     with pytest.raises(metakm.UserError, match="at least 0, got -1"):
         meta_loss(strategy, episodes, inner_lr=0.1, inner_steps=-1)
+    for shape in ((2, 1), (0,)):
+        with pytest.raises(metakm.UserError, match=rf"shape \[\] or \[steps\], got \[{', '.join(map(str, shape))}\]"):
+            meta_loss(strategy, episodes, inner_lr=[torch.ones(shape), torch.ones(shape)], inner_steps=1)
 
 
 def test_fast_weights_are_released_after_the_loss():

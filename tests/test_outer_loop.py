@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from small import learned_parameters, random_episodes, small_strategy
+from small import learned_parameters, random_episodes, small_strategy, strategies_with
 
 import metakm
 from metakm.data import Episodes
@@ -96,8 +96,29 @@ def test_learned_rates_move_and_are_part_of_the_state():
     assert loop("anil").inner_lr == 0.4
 
 
+@pytest.mark.parametrize("algo", strategies_with("first_head_lr"))
+def test_rates_of_each_step_start_as_told_and_each_moves(algo):
+    learned = loop(algo, learn_inner_lr=True, inner_lr_per_step=True, first_head_lr=7.0)
+    names = [name for name, _ in learned.strategy.adapted.named_parameters()]
+    starts = dict(zip(names, [rate.tolist() for rate in learned.inner_lr], strict=True))
+    assert starts.pop(f"{learned.strategy.head_prefix}weight") == [7.0, 0.4]
+    assert all(start == [0.4, 0.4] for start in starts.values())
+    learned.step()
+    moved = dict(zip(names, learned.inner_lr, strict=True))
+    weight = moved[f"{learned.strategy.head_prefix}weight"]
+    assert weight[0] != 7.0
+    assert weight[1] != 0.4
+    assert weight[0] - 7.0 != weight[1] - 0.4
+
+
+def test_rates_of_another_shape_are_refused():
+    learned, other = loop(learn_inner_lr=True, inner_lr_per_step=True), loop(learn_inner_lr=True)
+    with pytest.raises(ValueError, match=r"an inner rate of \[\], where \[2\] belongs"):
+        learned.load_state(other.state())
+
+
 def test_a_loop_that_takes_up_a_state_goes_on_as_if_never_stopped():
-    unbroken, first, second = loop(learn_inner_lr=True), loop(learn_inner_lr=True), loop(learn_inner_lr=True)
+    unbroken, first, second = (loop(learn_inner_lr=True, inner_lr_per_step=True) for _ in range(3))
     expected = [unbroken.step() for _ in range(4)]
     assert [first.step() for _ in range(2)] == expected[:2]
     second.load_state(first.state())

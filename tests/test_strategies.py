@@ -231,11 +231,16 @@ def test_a_start_of_an_unknown_parameter_is_refused():
         ("reptile", "first_order"),
         ("reptile", "learn_inner_lr"),
         ("meta-sgd", "learn_inner_lr"),
+        ("boil", "first_head_lr"),
+        ("km-proto", "first_head_lr"),
     ],
 )
 def test_options_that_would_change_nothing_are_refused(algo, option):
-    config: RunConfig = preset_config(algo=algo, ways=3, **{option: True})
-    with pytest.raises(metakm.UserError, match=f"--{option.replace('_', '-')} changes, got '{algo}'"):
+    needed = {"learn_inner_lr": True, "inner_lr_per_step": True} if option == "first_head_lr" else {}
+    config: RunConfig = preset_config(algo=algo, ways=3, **needed, **{option: 2.0 if needed else True})
+    flag = "--" + option.replace("_", "-")
+    off = f"{flag} 0" if option == "first_head_lr" else f"--no-{flag[2:]}"
+    with pytest.raises(metakm.UserError, match=f"{flag} changes, got '{algo}'; use {off}$"):
         build_strategy(config, (1, 28, 28))
 
 

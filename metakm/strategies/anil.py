@@ -8,6 +8,8 @@ not once a step. Support and query are encoded apart, so that batch statistics n
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from metakm.strategies.base import Strategy, make_head
@@ -17,6 +19,9 @@ from metakm.strategies.registry import register_strategy
 @register_strategy("anil")
 class ANIL(Strategy):
     """`adapted` = the head."""
+
+    head_prefix: ClassVar[str | None] = ""
+    variants: ClassVar[frozenset[str]] = Strategy.variants | {"first_head_lr"}
 
     def __init__(self, backbone: nn.Module, ways: int) -> None:
         super().__init__()

@@ -42,7 +42,7 @@ class InnerLoop(Protocol):
 
     @property
     def rates(self) -> Sequence[float | Tensor]:
-        """The inner learning rate of each adapted parameter."""
+        """The inner learning rate of each adapted parameter, or `[n]` for one in each of the first n steps."""
 
     def descend(
         self,
@@ -73,7 +73,9 @@ class Strategy(nn.Module):
     """
 
     adapted: nn.Module
-    variants: ClassVar[frozenset[str]] = frozenset({"first_order", "learn_inner_lr"})
+    head_prefix: ClassVar[str | None] = None
+    """How the names of the linear head's `weight` and `bias` in `adapted` begin; None where there is none."""
+    variants: ClassVar[frozenset[str]] = frozenset({"first_order", "learn_inner_lr", "inner_lr_per_step"})
     """The options of a run that change this strategy; the others are refused rather than ignored."""
 
     def encode(self, images: Tensor) -> Tensor:

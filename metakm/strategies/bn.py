@@ -9,9 +9,11 @@ IV-A, Table I), which trains the norm layers and the linear classifier. The pape
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import nn
 
-from metakm.strategies.base import is_norm_affine
+from metakm.strategies.base import Strategy, is_norm_affine
 from metakm.strategies.direct import DirectStrategy
 from metakm.strategies.registry import register_strategy
 
@@ -19,6 +21,9 @@ from metakm.strategies.registry import register_strategy
 @register_strategy("bn")
 class BN(DirectStrategy):
     """`adapted` = the norm affine and the head."""
+
+    head_prefix: ClassVar[str | None] = "head__"
+    variants: ClassVar[frozenset[str]] = Strategy.variants | {"first_head_lr"}
 
     def __init__(self, backbone: nn.Module, ways: int) -> None:
         super().__init__(

@@ -10,6 +10,8 @@ parameters of the norm layers (Sec. III-B), which the meta-learning experiments 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from metakm.modulation import KernelModulators
@@ -56,6 +58,9 @@ class KM(Strategy):
         implicit: adapt the norm affine too.
         depth, activation, init: of each `KernelModulator`.
     """
+
+    head_prefix: ClassVar[str | None] = "direct.head__"
+    variants: ClassVar[frozenset[str]] = Strategy.variants | {"first_head_lr"}
 
     def __init__(
         self,

@@ -8,9 +8,11 @@ adapts them too.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import nn
 
-from metakm.strategies.base import is_norm_affine
+from metakm.strategies.base import Strategy, is_norm_affine
 from metakm.strategies.direct import DirectStrategy
 from metakm.strategies.registry import register_strategy
 
@@ -18,6 +20,9 @@ from metakm.strategies.registry import register_strategy
 @register_strategy("maml")
 class MAML(DirectStrategy):
     """`adapted` = the network, its norm affine only with `implicit`."""
+
+    head_prefix: ClassVar[str | None] = "head__"
+    variants: ClassVar[frozenset[str]] = Strategy.variants | {"first_head_lr"}
 
     def __init__(self, backbone: nn.Module, ways: int, implicit: bool = False) -> None:
         super().__init__(backbone, ways, lambda network, name: implicit or not is_norm_affine(network, name))

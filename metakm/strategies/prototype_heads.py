@@ -24,9 +24,9 @@ from metakm.strategies.registry import register_strategy
 
 
 class PrototypeHead(Strategy):
-    """Mixed into a strategy whose `adapted` has a linear head. `head`: its parameters there, less weight and bias."""
+    """Mixed into a strategy whose `adapted` has a linear head, as `head_prefix` says."""
 
-    head: ClassVar[str]
+    variants: ClassVar[frozenset[str]] = Strategy.variants
 
     def features(self, encoded: Tensor) -> Tensor:
         """Features `[T, n, F]` before adaptation, of what `encode` returned."""
@@ -36,7 +36,7 @@ class PrototypeHead(Strategy):
         """See `Strategy`. The support labels may have any number of classes."""
         features = self.features(encoded).to(next(self.adapted.parameters()).dtype)
         means = prototypes(features, labels)  # [T, N, F]
-        start = {f"{self.head}weight": 2 * means, f"{self.head}bias": -means.square().sum(-1)}
+        start = {f"{self.head_prefix}weight": 2 * means, f"{self.head_prefix}bias": -means.square().sum(-1)}
         return inner.descend((encoded, labels), start=start)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -48,8 +48,6 @@ class PrototypeHead(Strategy):
 class ProtoMAML(PrototypeHead, MAML):
     """Proto-MAML itself: `adapted` as in MAML."""
 
-    head = "head__"
-
     def features(self, encoded: Tensor) -> Tensor:
         """See `PrototypeHead`."""
         features: Tensor = self.network.backbone(encoded)
@@ -60,8 +58,6 @@ class ProtoMAML(PrototypeHead, MAML):
 class ProtoANIL(PrototypeHead, ANIL):
     """`adapted` as in ANIL."""
 
-    head = ""
-
     def features(self, encoded: Tensor) -> Tensor:
         """See `PrototypeHead`."""
         return encoded
@@ -70,8 +66,6 @@ class ProtoANIL(PrototypeHead, ANIL):
 @register_strategy("km-proto")
 class ProtoKM(PrototypeHead, KM):
     """`adapted` as in KM; the prototypes are of the features under the modulators that a task starts from."""
-
-    head = "direct.head__"
 
     def features(self, encoded: Tensor) -> Tensor:
         """See `PrototypeHead`."""
