@@ -91,7 +91,7 @@ def _quick(dataset: str, ways: int, shots: int) -> dict[str, Any]:
 
 
 def _tuned(dataset: str, ways: int, shots: int) -> dict[str, Any]:
-    """Quick's settings with what did best in results/search/: pooling, small meta-batches, learned rates of each step."""
+    """Quick's settings with what did best in results/search/: pooling, small meta-batches, rates for each step."""
     if dataset in _photographs:
         raise UserError(
             f"Expected --preset quick or paper for {dataset}, got tuned, which was searched on characters alone; "
