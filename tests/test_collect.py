@@ -83,6 +83,16 @@ def test_config_of_another_version(tmp_path):
     assert the_run(tmp_path).changes == (("eval_tasks", "4"), ("momentum", "[0.9]"), ("schedule", "unknown"))
 
 
+def test_a_run_older_than_a_field_that_its_preset_sets_now_changed_it(tmp_path):
+    write_run(tmp_path, preset="tuned")
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    del config["inner_lr_per_step"], config["first_head_lr"]
+    path.write_text(json.dumps(config))
+    expected = (("eval_tasks", "4"), ("first_head_lr", "0.0"), ("inner_lr_per_step", "false"))
+    assert the_run(tmp_path).changes == expected
+
+
 def test_a_run_without_tasks_is_read(tmp_path):
     write_run(tmp_path)
     (tmp_path / "tasks.csv").unlink()

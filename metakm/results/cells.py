@@ -161,4 +161,4 @@ def _maml_counts(runs: Iterable[RecordedRun]) -> dict[tuple[Setting, str], set[i
 
 def _spoken(name: str, value: str) -> str:
     words = name.replace("_", "-")
-    return words if value == "true" else f"{words} {value}"
+    return {"true": words, "false": f"no {words}"}.get(value, f"{words} {value}")

@@ -22,7 +22,7 @@ from metakm.results.statistics import interval_over_tasks
 
 # What a cell of the table or a run's own seed says; every other field of the config belongs to the protocol.
 _NAMED_ELSEWHERE = frozenset({"algo", "dataset", "ways", "shots", "preset", "seed"})
-_HAVE_DEFAULTS = {f.name for f in dataclasses.fields(RunConfig) if f.default is not dataclasses.MISSING}
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(RunConfig) if f.default is not dataclasses.MISSING}
 Changes = tuple[tuple[str, str], ...]
 
 
@@ -155,7 +155,7 @@ def _changes(row: ResultRow, config: Mapping[str, Any] | None) -> Changes:
         variants = re.search(rf"-{re.escape(row.algo)}-(.+)-{row.preset}-seed\d+-[0-9a-f]+$", row.run_id)
         own["config.json"] = "missing" + (f" ({variants[1]})" if variants else "")
     else:
-        own |= dict.fromkeys(preset.keys() - own.keys() - _HAVE_DEFAULTS, "unknown") | dict(config)
+        own = dict.fromkeys(preset, "unknown") | _DEFAULTS | own | dict(config)
     own = {name: value for name, value in own.items() if name not in _NAMED_ELSEWHERE | EXECUTION_FIELDS}
     changed = {name: value for name, value in own.items() if preset.get(name) != value}
     return tuple(sorted((name, v if isinstance(v, str) else json.dumps(v)) for name, v in changed.items()))
