@@ -12,17 +12,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from metakm.checkpoint import load_checkpoint
 from metakm.data import Episodes, EpisodeSampler
 from metakm.errors import UserError
 from metakm.inner_loop import evaluate_episodes
 from metakm.outer_loop import OuterLoop
 from metakm.preparation import build_strategy, make_sampler
-from metakm.results import Cell, RecordedRun, RunFolder
+from metakm.results import Cell, RecordedRun
 from metakm.results.gallery import EpisodePictures, Inspection
 from metakm.results.kernels import LayerKernels, Weights
 from metakm.strategies import Strategy
-from metakm.trained import read_config
+from metakm.trained import load_run, read_config
 
 
 def inspect_cells(
@@ -47,7 +46,7 @@ def inspect_cells(
 
 
 def inspect_run(run: RecordedRun, episodes: int, data_root: Path | None = None) -> Inspection:
-    """Adapt the tested checkpoint of a run to its first meta-test episodes, on the CPU.
+    """Adapt the tested model of a run to its first meta-test episodes, on the CPU.
 
     The sampler, the number of inner steps, the rates and the precision are the run's own, so the predictions are
     those behind the first lines of its `tasks.csv`. A plugin named in `config.json` is not loaded: that file may come
@@ -59,28 +58,23 @@ def inspect_run(run: RecordedRun, episodes: int, data_root: Path | None = None) 
         data_root: where to look for data, in place of the run's own `data_root`.
 
     Raises:
-        UserError: the checkpoint, config or data are missing, damaged, or not those of the row.
+        UserError: the model, config or data are missing, damaged, or not those of the row.
     """
-    folder = RunFolder(run.path.parent)
-    config = read_config(folder.path)
+    folder = run.path.parent
+    config = read_config(folder)
     if data_root is not None:
         config = dataclasses.replace(config, data_root=data_root)
-    if not folder.checkpoint.is_file():
-        raise UserError(f"Expected {folder.checkpoint}, got none; checkpoints stay where the run was made")
-    state = load_checkpoint(folder.checkpoint, config)
+    trained = load_run(folder)
     sampler = make_sampler(config, "test")
     if sampler.hash(index=0, tasks=config.eval_tasks) != run.row.episodes_hash:
         raise UserError(
-            f"Expected the test episodes of {folder.path} (hash {run.row.episodes_hash}), got others; use the data of "
+            f"Expected the test episodes of {folder} (hash {run.row.episodes_hash}), got others; use the data of "
             "that run"
         )
     loop = OuterLoop(build_strategy(config, sampler.dataset.image_shape), sampler, config, torch.device("cpu"))
     batch = sampler.batch(index=0, tasks=min(episodes, run.row.n_tasks))
     start = _kernels(loop, batch[0], inner_steps=0)
-    try:
-        loop.load_model_state(state["best"]["model"])
-    except (RuntimeError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"Expected the parameters of {config.algo} in {folder.checkpoint}, got: {error}") from error
+    loop.load_model_state(trained.model_state())
     learned = _kernels(loop, batch[0], inner_steps=0)
     with _observed(loop.strategy) as used:
         predictions = _predict(loop, batch, config.test_inner_steps)  # [E, N, Q]

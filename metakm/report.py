@@ -33,7 +33,7 @@ class ReportOptions:
     baseline: str = "anil"
     """Strategy that the differences of the others are taken to."""
     episodes: int = 2
-    """Test episodes to show of each setting, and to adapt to for the kernels. 0 shows neither and needs neither checkpoints nor data."""  # noqa: E501
+    """Test episodes to show of each setting, and to adapt to for the kernels. 0 shows neither and needs neither weights nor data."""  # noqa: E501
     data_root: Path | None = None
     """Folder with the data, in place of the one of each run."""
     plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()

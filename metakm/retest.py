@@ -110,8 +110,7 @@ def _prepare(options: RetestOptions, processes: Processes) -> OuterLoop:
             f"{list(sampler.dataset.image_shape)}; name the run's data by --data-root"
         )
     loop = OuterLoop(trained.strategy, sampler, config, device, processes)
-    rates = trained.inner_lr if config.learn_inner_lr else []
-    loop.load_model_state({"strategy": trained.strategy.state_dict(), "rates": rates})
+    loop.load_model_state(trained.model_state())
     return loop
 
 

@@ -32,6 +32,11 @@ class TrainedRun(NamedTuple):
     inner_steps: int
     image_shape: tuple[int, int, int]
 
+    def model_state(self) -> dict[str, Any]:
+        """The model as `OuterLoop.load_model_state` takes it."""
+        rates = [] if isinstance(self.inner_lr, float) else list(self.inner_lr)
+        return {"strategy": self.strategy.state_dict(), "rates": rates}
+
 
 def load_run(folder: str | Path) -> TrainedRun:
     """Load a run's best model from its folder, `<out>/<setting>/<algo>/seed<k>/`; its data are not needed.

@@ -112,6 +112,14 @@ def refused(path, message, **options):
         inspect_run(read_runs(path).runs[0], episodes=1, **options)
 
 
+def said_to_be_of(folder, settings):
+    """Let the checkpoint of a run be of other settings; its weights go."""
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)
+    state = {k: v for k, v in state.items() if k not in ("format", "config")}
+    save_checkpoint(folder / "checkpoint.pt", RunConfig.from_json(settings), state)
+    (folder / "weights.safetensors").unlink()
+
+
 @pytest.mark.float32
 def test_a_run_that_cannot_be_looked_into_is_refused_by_name(km):
     checkpoint, config = km / "checkpoint.pt", km / "config.json"
@@ -120,14 +128,27 @@ def test_a_run_that_cannot_be_looked_into_is_refused_by_name(km):
     (km / "result.csv").write_bytes(row.replace(episodes, b"0" * 16))
     refused(km, "Expected the test episodes")
     (km / "result.csv").write_bytes(row)
+    (km / "weights.safetensors").unlink()
     checkpoint.write_bytes(state[:100])
     refused(km, "damaged or foreign")
     save_checkpoint(checkpoint, RunConfig.from_json(json.loads(settings)), {"best": {"model": {"strategy": {}}}})
     refused(km, "Expected the parameters of km")
     checkpoint.unlink()
-    refused(km, r"Expected .*checkpoint\.pt, got none")
+    refused(km, r"Expected a trained run, got .* without weights\.safetensors or checkpoint\.pt")
     config.unlink()
     refused(km, r"settings in .*config\.json")
+
+
+@pytest.mark.float32
+def test_weights_will_do_where_the_checkpoint_stayed_behind(km):
+    (run,) = read_runs(km).runs
+    whole = inspect_run(run, episodes=2)
+    (km / "checkpoint.pt").unlink()
+    alone = inspect_run(run, episodes=2)
+    assert np.array_equal(alone.predictions, whole.predictions)
+    for one, other in zip(alone.kernels, whole.kernels, strict=True):
+        assert np.array_equal(one.adapted, other.adapted)
+        assert np.array_equal(one.start, other.start)
 
 
 @pytest.mark.float32
@@ -137,7 +158,7 @@ def test_missing_data_are_a_reason_not_to_look_into_a_run(km, tmp_path, monkeypa
     (km / "config.json").write_text(json.dumps(settings))
     row = (km / "result.csv").read_text()
     (km / "result.csv").write_text(row.replace(",km,glyphs,", ",km,mini-imagenet,"))
-    save_checkpoint(km / "checkpoint.pt", RunConfig.from_json(settings), {})
+    said_to_be_of(km, settings)
     seen, reasons = inspect_cells(table_of(km).cells, episodes=1)
     assert not seen
     assert len(reasons) == 1
@@ -167,9 +188,8 @@ def test_each_cell_is_shown_by_its_first_run_that_can_be(km):
     (second / "result.csv").write_text(row.to_csv())
     settings = {**json.loads((km / "config.json").read_text()), "seed": 1}
     (second / "config.json").write_text(json.dumps(settings))
-    state = torch.load(second / "checkpoint.pt", weights_only=True)
-    state = {k: v for k, v in state.items() if k not in ("format", "config")}
-    save_checkpoint(second / "checkpoint.pt", RunConfig.from_json(settings), state)
+    said_to_be_of(second, settings)
+    (km / "weights.safetensors").unlink()
     (cell,) = table_of(km.parent).cells
     assert cell.n_seeds == 2
     assert list(inspect_cells([cell], 1)[0]) == [km / "result.csv"]

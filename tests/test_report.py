@@ -250,7 +250,7 @@ def test_runs_without_checkpoint_or_curve_are_named(tmp_path):
     assert main([str(tmp_path), "-o", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     assert "bare: no learning curve" in page
-    assert "checkpoint.pt, got none" in page
+    assert "without weights.safetensors or checkpoint.pt" in page
     assert "No test episodes and kernels of this setting" in page
     assert 'class="episode' not in page
     assert main([str(tmp_path), "-o", str(tmp_path / "page.html"), "--episodes", "0"]) == 0
