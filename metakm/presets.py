@@ -102,6 +102,8 @@ def _tuned(dataset: str, ways: int, shots: int) -> dict[str, Any]:
         "backbone": "conv4-64-pool",
         "iterations": 5000,
         "meta_batch": 2,
+        "grad_clip": 0.01,
+        "inner_lr": 0.1,
         "learn_inner_lr": True,
         "inner_lr_per_step": True,
         "first_head_lr": 10.0,
