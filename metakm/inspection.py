@@ -21,7 +21,7 @@ from metakm.results import Cell, RecordedRun
 from metakm.results.gallery import EpisodePictures, Inspection
 from metakm.results.kernels import LayerKernels, Weights
 from metakm.strategies import Strategy
-from metakm.trained import load_run, read_config
+from metakm.trained import load_run
 
 
 def inspect_cells(
@@ -61,10 +61,10 @@ def inspect_run(run: RecordedRun, episodes: int, data_root: Path | None = None) 
         UserError: the model, config or data are missing, damaged, or not those of the row.
     """
     folder = run.path.parent
-    config = read_config(folder)
+    trained = load_run(folder)
+    config = trained.config
     if data_root is not None:
         config = dataclasses.replace(config, data_root=data_root)
-    trained = load_run(folder)
     sampler = make_sampler(config, "test")
     if sampler.hash(index=0, tasks=config.eval_tasks) != run.row.episodes_hash:
         raise UserError(

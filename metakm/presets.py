@@ -31,7 +31,8 @@ def preset_config(
     """
     ways = default_ways(dataset) if ways is None else ways
     build = {"paper": _paper, "tuned": _tuned}.get(preset, _quick)
-    values = {k: v for k, v in build(dataset, ways, shots).items() if k not in _refused(algo)} | overrides
+    refused = _refused(algo)
+    values = {k: v for k, v in build(dataset, ways, shots).items() if k not in refused} | overrides
     return RunConfig(preset=preset, algo=algo, dataset=dataset, ways=ways, shots=shots, **values)  # type: ignore[arg-type]
 
 
