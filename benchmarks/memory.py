@@ -2,7 +2,7 @@
 
 Trains on real Omniglot if it is there, else on glyphs, and samples the resident set of the process after every
 iteration. Flat means: the peak after iteration 100 is at most 2 % above the peak until then. Writes
-results/benchmarks/memory.csv.
+results/benchmarks/memory_<algo>.csv.
 """
 
 from __future__ import annotations
