@@ -94,7 +94,7 @@ def _quick(dataset: str, ways: int, shots: int) -> dict[str, Any]:
 def _tuned(dataset: str, ways: int, shots: int) -> dict[str, Any]:
     """Quick's settings with pooling, small meta-batches, hard clipping, rates for each step; see results/search/.
 
-    That search was on 20-way 1-shot. More shots cost more for each task: they get half the tasks, which is not searched.
+    That search was on 20-way 1-shot. More shots cost more for each task: they get half the tasks, not searched.
     """
     if dataset in _photographs:
         raise UserError(

@@ -79,9 +79,9 @@ def _run_paper(options: TableOptions, table: PaperTable) -> int:
     if options.compare is not None:
         raise UserError("Expected --compare without --paper, got both; leave one of them out")
     form = None if options.plot is None else picture_format(options.plot)
-    rows, problems = read_experiments(options.results)
-    text = render_layout(layout_paper(table, rows, problems), options.format)
-    _write(options, text, None if form is None else lambda: fig5_picture(rows, form))
+    runs, problems = read_experiments(options.results)
+    text = render_layout(layout_paper(table, runs, problems), options.format)
+    _write(options, text, None if form is None else lambda: fig5_picture(runs, form))
     for problem in problems:
         print(f"not read: {problem}", file=sys.stderr)  # noqa: T201
     return 1 if options.strict and problems else 0

@@ -10,7 +10,7 @@ import pytest
 
 from metakm import table
 from metakm.errors import UserError
-from metakm.results.experiment import ExperimentRow, lines_of, read_experiments
+from metakm.results.experiment import ExperimentRow, RecordedExperiment, lines_of, read_experiments
 from metakm.results.paper import FIG5_CLAIMS, TABLE1_CLAIMS, TABLE2_CLAIMS, layout_paper
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -55,11 +55,18 @@ def row(method="km", accuracy=0.6, seed=0, experiment="scratch", **changes):
     return ExperimentRow(**{**values, **changes})
 
 
-def write(folder, *rows):
-    for number, one in enumerate(rows):
-        path = folder / str(number) / ExperimentRow.FILE
+def recorded(*args, **changes):
+    """A run without a config.json, as `write` makes them."""
+    return RecordedExperiment(row(*args, **changes), (("config.json", "missing"),), ())
+
+
+def write(folder, *rows, config=None):
+    for one in rows:
+        path = folder / str(len(list(folder.glob("*")))) / ExperimentRow.FILE
         path.parent.mkdir(parents=True)
         path.write_text(one.to_csv())
+        if config is not None:
+            path.with_name("config.json").write_text(json.dumps({"seed": one.seed, **config}))
     return folder
 
 
@@ -92,17 +99,17 @@ def test_the_text_is_the_golden_one(folder, name, capsys):
 
 
 def test_the_ratio_is_to_full_training_on_the_same_schedule(folder):
-    rows, _ = read_experiments(folder)
-    other = row("km", 0.5, epochs=200)
-    grids = layout_paper("table1", [*rows, other]).grids
+    runs, _ = read_experiments(folder)
+    other = recorded("km", 0.5, epochs=200)
+    grids = layout_paper("table1", [*runs, other]).grids
     cells = {(g.title, line[0]): dict(zip(g.header, line, strict=True)) for g in grids for line in g.lines}
     recovered = {k: v["Recovered"] for k, v in cells.items() if k[1] == "km"}
     assert sorted(recovered.values()) == ["", "0.78"]  # 62 / 80, and no full run of 200 epochs
 
 
 def test_differences_are_paired_over_seeds(folder):
-    rows, _ = read_experiments(folder)
-    grid = layout_paper("table1", rows).grids[-1]
+    runs, _ = read_experiments(folder)
+    grid = layout_paper("table1", runs).grids[-1]
     said = dict(grid.lines)
     # 20 and 22 points: mean 21, Student t(0.975, 1) = 12.706 times std 1.414 / sqrt(2)
     assert said["km above bl"] == "+21.00 ± 12.71, above"
@@ -158,13 +165,47 @@ def test_a_damaged_row_is_told_not_used(folder, capsys):
 
 
 def test_a_second_run_of_a_seed_is_left_out():
-    lines, left_out = lines_of([row("km", 0.6), row("km", 0.7)])
+    lines, left_out = lines_of([recorded("km", 0.6), recorded("km", 0.7)])
     assert [line.mean for line in lines] == [60.0]
     assert "second run of seed 0" in left_out[0]
 
 
 def test_a_row_survives_its_file(tmp_path):
     one = row(pack_bytes=12345, ms_per_iteration=None)
-    assert read_experiments(write(tmp_path, one)) == ([one], [])
+    assert read_experiments(write(tmp_path, one)) == ([recorded(pack_bytes=12345, ms_per_iteration=None)], [])
     with pytest.raises(UserError, match="folder"):
         read_experiments(tmp_path / "gone")
+
+
+def transfer(method, accuracy, seed=0):
+    return row(method, accuracy, seed, experiment="transfer-flowers", dataset="flowers")
+
+
+def test_runs_that_differ_in_more_than_their_seed_are_never_pooled(tmp_path):
+    """Other weights are another schedule, with its settings in the title and its own claims."""
+    shared = {"norm": "group", "weight_decay": 0.0, "out": "here", "methods": ["nc"]}
+    write(tmp_path, transfer("tkm-2", 0.8), transfer("nc", 0.7), config={**shared, "weights": "imagenet"})
+    write(tmp_path, transfer("tkm-2", 0.4, seed=1), config={**shared, "weights": "random", "out": "there"})
+    runs, problems = read_experiments(tmp_path)
+    grids = {grid.title: grid for grid in layout_paper("table2", runs).grids}
+    accuracies = {t.rpartition(", ")[2]: [line[5] for line in g.lines] for t, g in grids.items() if "measured (" in t}
+    assert accuracies == {"weights imagenet)": ["70.00 ± 1.00", "80.00 ± 1.00"], "weights random)": ["40.00 ± 1.00"]}
+    assert not problems
+
+
+def test_two_lines_of_one_method_are_named_apart_and_not_compared(tmp_path):
+    write(tmp_path, row("bl", 0.4), row("km", 0.6), config={"weight_decay": 0.0, "schedule": "steps"})
+    write(tmp_path, row("km", 0.5, seed=1), config={"weight_decay": 0.1, "schedule": "steps"})
+    measured, claims = layout_paper("table1", read_experiments(tmp_path)[0]).grids[-2:]
+    assert [line[0] for line in measured.lines] == ["bl", "km, weight_decay 0.0", "km, weight_decay 0.1"]
+    assert dict(claims.lines)["km above bl"] == "not compared: km has several lines"
+
+
+def test_a_second_rate_is_shown_in_fig5_and_decides_no_claim(tmp_path):
+    rows = [row("default", 0.6, experiment="ablation"), row("sin", 0.5, experiment="ablation")]
+    rows.append(row("sin", 0.4, experiment="ablation", learning_rate=0.1))
+    measured, claims = layout_paper("fig5", read_experiments(write(tmp_path, *rows))[0]).grids
+    assert [line[1] for line in measured.lines[:3]] == ["tanh", "sin, 0.03", "sin, 0.1"]
+    assert dict(claims.lines)["sin close to default"] == "not compared: sin has several lines"
+    assert table.main([str(tmp_path), "--paper", "fig5", "--plot", str(tmp_path / "p.svg")]) == 0
+    assert "sin, 0.1" in (tmp_path / "p.svg").read_text()

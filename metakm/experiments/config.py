@@ -15,14 +15,11 @@ from typing import Any, Literal, TypeVar, get_args
 from metakm.data.batches import Augmentation
 from metakm.errors import UserError, unknown_name
 from metakm.flags import flag, read_options, texts_given
+from metakm.results.experiment import EXECUTION_FIELDS
 
 PresetName = Literal["quick", "paper"]
 Optimiser = Literal["sgd", "adam"]
 Schedule = Literal["steps", "cosine"]
-
-
-# Fields that say where and how runs are executed, and which: not what one of them computes.
-EXECUTION_FIELDS = frozenset({"data_root", "out", "resume", "overwrite", "device", "dry_run", "methods"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,7 @@ def read_runs(folder: Path) -> Collection:
 def _read_run(path: Path, name: str) -> RecordedRun:
     row = _read_row(path)
     _check(row)
-    config = _read_config(path.parent / "config.json")
+    config = read_config(path.parent / "config.json")
     if config is not None:
         _check_config(row, config)
     return RecordedRun(row, path, name, _changes(row, config), _read_tasks(path.parent / "tasks.csv", row))
@@ -121,7 +121,8 @@ def _check(row: ResultRow) -> None:
         raise UserError("Expected a run that is done to have accuracy, ci95 and 2 or more n_tasks, got less")
 
 
-def _read_config(path: Path) -> dict[str, Any] | None:
+def read_config(path: Path) -> dict[str, Any] | None:
+    """The `config.json` of a run; None where there is none."""
     if not path.exists():
         return None
     try:

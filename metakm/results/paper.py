@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from metakm.results.experiment import ExperimentRow, Line, Schedule, lines_of
+from metakm.results.experiment import Line, RecordedExperiment, line_names, lines_of, schedule_titles
 from metakm.results.layout import Grid, Layout, Listing
 from metakm.results.statistics import interval_over_seeds
 
@@ -65,17 +65,15 @@ _READING = (
 )
 
 
-def layout_paper(table: PaperTable, rows: Iterable[ExperimentRow], problems: Sequence[str] = ()) -> Layout:
+def layout_paper(table: PaperTable, runs: Iterable[RecordedExperiment], problems: Sequence[str] = ()) -> Layout:
     """The published values, the measured ones by schedule, the paper's claims, and what was left out."""
     name = {"table1": "scratch", "table2": "transfer", "fig5": "ablation"}[table]
-    lines, left_out = lines_of(row for row in rows if row.experiment.split("-")[0] == name)
+    lines, left_out = lines_of(run for run in runs if run.row.experiment.split("-")[0] == name)
     build, claims = _BUILDERS[table]
-    schedules = sorted({line.schedule for line in lines}, key=str)
     grids = [*_published(table)]
-    for schedule in schedules:
+    for schedule, title in schedule_titles({line.schedule for line in lines}).items():
         own = [line for line in lines if line.schedule == schedule]
-        grids += build(schedule, own)
-        grids += [_claims(schedule, own, claims)]
+        grids += [build(title, own), _claims(schedule.preset, own, claims)]
     listings = (
         Listing("Left out", tuple(left_out)),
         Listing("Not read", tuple(problems)),
@@ -107,13 +105,14 @@ def _published(table: PaperTable) -> list[Grid]:
     return []
 
 
-def _table1(schedule: Schedule, lines: Sequence[Line]) -> list[Grid]:
+def _table1(title: str, lines: Sequence[Line]) -> Grid:
     order = ("full", "bl", "km", "km-channel", "sn", "ld", "tbn")
+    lines = _ordered(lines, order)
     full = max((line.mean for line in lines if line.method == "full"), default=None)
     header = ("Measured", "Network", "Trainable", "All", "Accuracy, %", "Recovered", "Learning rate", "Seeds")
     cells = [
         (
-            line.method,
+            name,
             line.first.network,
             f"{line.first.trainable_parameters:,}",
             f"{line.first.total_parameters:,}",
@@ -122,17 +121,18 @@ def _table1(schedule: Schedule, lines: Sequence[Line]) -> list[Grid]:
             f"{line.learning_rate:g}",
             str(len(line.rows)),
         )
-        for line in _ordered(lines, order)
+        for name, line in zip(line_names(lines), lines, strict=True)
     ]
-    return [Grid(f"Table I, measured ({schedule})", header, tuple(cells))]
+    return Grid(f"Table I, measured ({title})", header, tuple(cells))
 
 
-def _table2(schedule: Schedule, lines: Sequence[Line]) -> list[Grid]:
+def _table2(title: str, lines: Sequence[Line]) -> Grid:
     order = ("tbl-1", "implicit", "explicit", "nc", "tkm-1", "implicit-explicit", "tkm-2", "ttl", "tbl-2")
+    lines = _ordered(lines, order)
     header = ("Measured", "Network", "Trainable", "All", "Pack, kB", "Accuracy, %", "Learning rate", "Seeds")
     cells = [
         (
-            line.method,
+            name,
             line.first.network,
             f"{line.first.trainable_parameters:,}",
             f"{line.first.total_parameters:,}",
@@ -141,36 +141,49 @@ def _table2(schedule: Schedule, lines: Sequence[Line]) -> list[Grid]:
             f"{line.learning_rate:g}",
             str(len(line.rows)),
         )
-        for line in _ordered(lines, order)
+        for name, line in zip(line_names(lines), lines, strict=True)
     ]
-    return [Grid(f"Table II, measured ({schedule})", header, tuple(cells))]
+    return Grid(f"Table II, measured ({title})", header, tuple(cells))
 
 
-def _fig5(schedule: Schedule, lines: Sequence[Line]) -> list[Grid]:
-    by_method = {line.method: line for line in lines}
+def _fig5(title: str, lines: Sequence[Line]) -> Grid:
     header = ("Panel", "Modulator", "Trainable", "Accuracy, %", "Seeds")
     cells = [
         (
             panel,
             label,
-            f"{by_method[method].first.trainable_parameters:,}",
-            _accuracy(by_method[method]),
-            str(len(by_method[method].rows)),
+            f"{line.first.trainable_parameters:,}",
+            _accuracy(line),
+            str(len(line.rows)),
         )
-        for panel, labels in FIG5_PANELS.items()
-        for method, label in labels.items()
-        if method in by_method
+        for panel in FIG5_PANELS
+        for label, line in panel_lines(panel, lines)
     ]
-    return [Grid(f"Fig. 5, measured ({schedule})", header, tuple(cells))]
+    return Grid(f"Fig. 5, measured ({title})", header, tuple(cells))
 
 
-def _claims(schedule: Schedule, lines: Sequence[Line], claims: Sequence[Claim]) -> Grid:
-    by_method = {line.method: line for line in lines}
-    note = "" if schedule.preset == "paper" else ", not the published schedule"
+def panel_lines(panel: str, lines: Sequence[Line]) -> list[tuple[str, Line]]:
+    """The lines of one schedule that a panel of Fig. 5 shows, each with its label."""
+    named = list(zip(line_names(lines, with_rate=True), lines, strict=True))
+    return [
+        (label + name.removeprefix(method), line)
+        for method, label in FIG5_PANELS[panel].items()
+        for name, line in named
+        if line.method == method
+    ]
+
+
+def _claims(preset: str, lines: Sequence[Line], claims: Sequence[Claim]) -> Grid:
+    note = "" if preset == "paper" else ", not the published schedule"
     cells = []
     for claim in claims:
-        first, second = by_method.get(claim.first), by_method.get(claim.second)
-        measured = "not measured" if first is None or second is None else _difference(first, second)
+        first, second = ([line for line in lines if line.method == name] for name in (claim.first, claim.second))
+        if not first or not second:
+            measured = "not measured"
+        elif len(first) > 1 or len(second) > 1:
+            measured = f"not compared: {claim.first if len(first) > 1 else claim.second} has several lines"
+        else:
+            measured = _difference(first[0], second[0])
         cells.append((f"{claim.first} {claim.relation} {claim.second}", measured))
     header = ("The paper", "First minus second, points")
     return Grid(f"What the paper says, and what was measured{note}", header, tuple(cells))
@@ -190,7 +203,7 @@ def _difference(first: Line, second: Line) -> str:
 
 
 def _ordered(lines: Sequence[Line], order: Sequence[str]) -> list[Line]:
-    return sorted(lines, key=lambda line: (order.index(line.method), line.learning_rate))
+    return sorted(lines, key=lambda line: (order.index(line.method), line.learning_rate, line.own))
 
 
 def _accuracy(line: Line) -> str:
@@ -201,7 +214,7 @@ def _pair(accuracy: str, plus_minus: str) -> str:
     return f"{accuracy} ± {plus_minus}" if plus_minus else accuracy
 
 
-_BUILDERS: dict[str, tuple[Callable[[Schedule, Sequence[Line]], list[Grid]], tuple[Claim, ...]]] = {
+_BUILDERS: dict[str, tuple[Callable[[str, Sequence[Line]], Grid], tuple[Claim, ...]]] = {
     "table1": (_table1, TABLE1_CLAIMS),
     "table2": (_table2, TABLE2_CLAIMS),
     "fig5": (_fig5, FIG5_CLAIMS),
