@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from metakm.data.cache import Entry, Plan, cached
 from metakm.data.dataset import FewShotDataset, offsets_of
-from metakm.data.folder import SUFFIXES
+from metakm.data.folder import is_image
 from metakm.data.pictures import decode_classes
 from metakm.data.sources import FolderSource, Member, Source, find_source, fingerprint, missing
 from metakm.data.splits import SPLITS
@@ -138,14 +138,19 @@ def load_tiny_imagenet_classes(count: int, side: int, roots: Sequence[Path]) -> 
 def split_members(source: Source) -> dict[str, Members]:
     """The files of each part and class, classes and files in order of their names.
 
+    Images may lie at any depth below their class's folder, and all of an archive in one folder.
+
     Raises:
-        UserError: no images, fewer than two classes, or parts with different classes.
+        UserError: no images, images outside of a class's folder, fewer than two classes, or parts with different
+            classes.
     """
     found: dict[str, dict[str, list[Member]]] = {}
-    for name in source.names():
-        part, label, file = ([""] * 3 + name.split("/"))[-3:]
-        if PurePosixPath(file).suffix.lower() in SUFFIXES and not file.startswith("."):
-            found.setdefault(part if part in SPLITS else "", {}).setdefault(label, []).append(Member(source, name))
+    for name, inside in _inside(source).items():
+        part = inside[0] if inside[0] in SPLITS else ""
+        label, *rest = inside[1:] if part else inside
+        if not rest:
+            raise UserError(f"Expected every image in a class's folder of {source.path}, got {name}; move it into one")
+        found.setdefault(part, {}).setdefault(label, []).append(Member(source, name))
     if set(found) not in ({""}, {"train", "test"}, set(SPLITS)):
         parts = ", ".join(part or "<class>" for part in sorted(found)) or "no images"
         raise UserError(
@@ -153,6 +158,15 @@ def split_members(source: Source) -> dict[str, Members]:
             "into one folder a class"
         )
     return complete_parts({split: dict(sorted(classes.items())) for split, classes in found.items()}, source.path)
+
+
+def _inside(source: Source) -> dict[str, tuple[str, ...]]:
+    """The images of a source by their names there: the folders from the top, and the file."""
+    paths = {name: PurePosixPath(name).parts for name in source.names()}
+    tops = {path[0] for path in paths.values()}
+    if isinstance(source, FolderSource) or (len(tops) == 1 and not tops & set(SPLITS)):
+        paths = {name: path[1:] for name, path in paths.items()}
+    return {name: path for name, path in paths.items() if path and is_image(path)}
 
 
 def complete_parts(found: dict[str, dict[str, list[Member]]], where: Path) -> dict[str, Members]:

@@ -1,9 +1,9 @@
 """Your own photographs: `train/`, `val/` and `test/`, each with one folder of images a class.
 
 The layout is that of `torchvision.datasets.ImageFolder` within each of the three, but a class belongs to one of them
-only: meta-test classes are unseen classes. Images may lie at any depth below their class's folder; other files are left
-alone. Every image becomes RGB, is turned upright by its EXIF orientation, and is resized to a square by LANCZOS, which
-does not keep its proportions (as in mini-ImageNet).
+only: meta-test classes are unseen classes. Images may lie at any depth below their class's folder; other files, and
+hidden ones and those in hidden folders, are left alone. Every image becomes RGB, is turned upright by its EXIF
+orientation, and is resized to a square by LANCZOS, which does not keep its proportions (as in mini-ImageNet).
 """
 
 from __future__ import annotations
@@ -16,12 +16,17 @@ from metakm.data.cache import Entry, Plan, cached
 from metakm.data.dataset import FewShotDataset
 from metakm.data.pictures import decode_classes
 from metakm.data.sources import FolderSource, Member, fingerprint, missing
-from metakm.data.splits import SPLITS
+from metakm.data.splits import SPLITS, check_disjoint
 from metakm.errors import UserError
 
 VERSION = "folder 1"  # raise it when decoding changes
 SIDE = 84
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
+def is_image(parts: Sequence[str]) -> bool:
+    """Whether a file, by the names of its folders and its own, is an image, and neither it nor a folder is hidden."""
+    return PurePosixPath(parts[-1]).suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in parts)
 
 
 def load_folder(split: str, roots: Sequence[Path], side: int = SIDE) -> FewShotDataset:
@@ -45,14 +50,7 @@ def load_folder(split: str, roots: Sequence[Path], side: int = SIDE) -> FewShotD
 
 def _plan(split: str, sources: Mapping[str, FolderSource], side: int) -> Plan:
     members = {key: _members(source) for key, source in sources.items()}
-    home: dict[str, str] = {}
-    for key, found in members.items():
-        for name in found:
-            if home.setdefault(name, key) != key:
-                raise UserError(
-                    f"Expected every class in one split, got {name!r} in {home[name]} and {key} of "
-                    f"{sources[key].path.parent}; move its folder to one of them, for test classes must be unseen"
-                )
+    check_disjoint(members, sources[split].path.parent, "move its folder to one of them")
     classes = {key: [(name, len(found[name])) for name in sorted(found)] for key, found in members.items()}
     wanted = [members[split][name] for name, _ in classes[split]]
     return Plan(classes, (3, side, side), lambda: decode_classes(wanted, "RGB", side, upright=True))
@@ -65,8 +63,7 @@ def _members(source: FolderSource) -> dict[str, list[Member]]:
     }
     for name in source.names():
         _, kind, *inner = PurePosixPath(name).parts
-        image = PurePosixPath(name).suffix.lower() in SUFFIXES and not PurePosixPath(name).name.startswith(".")
-        if inner and image and kind in found:
+        if inner and kind in found and is_image(inner):
             found[kind].append(Member(source, name))
     empty = sorted(name for name, images in found.items() if not images)
     if empty or not found:

@@ -12,6 +12,7 @@ forms in circulation are read:
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from metakm.data.dataset import FewShotDataset
 from metakm.data.pickles import read_pickle
 from metakm.data.pictures import decode_classes
 from metakm.data.sources import FolderSource, Member, fingerprint, missing
-from metakm.data.splits import SPLITS
+from metakm.data.splits import SPLITS, check_disjoint
 from metakm.errors import UserError
 
 VERSION = "mini-imagenet 1"  # raise it when decoding changes
@@ -63,6 +64,8 @@ def _entry(split: str, stamp: str) -> Entry:
 
 def _plan_tables(split: str, tables: dict[str, Path], images: FolderSource) -> Plan:
     members = {key: _table(path, images) for key, path in tables.items()}
+    check_disjoint(members, images.path.parent, "fetch the tables again")
+    _check_once(tables, [m.name for found in members.values() for own in found.values() for m in own])
     classes = {key: [(name, len(found[name])) for name in sorted(found)] for key, found in members.items()}
     wanted = [members[split][name] for name, _ in classes[split]]
     return Plan(classes, (3, SIDE, SIDE), lambda: decode_classes(wanted, "RGB", SIDE))
@@ -85,11 +88,24 @@ def _table(path: Path, images: FolderSource) -> dict[str, list[Member]]:
     return found
 
 
+def _check_once(tables: dict[str, Path], names: Sequence[str]) -> None:
+    """An image listed twice could be support and query of one episode."""
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise UserError(
+            f"Expected every image once in {', '.join(str(path) for path in tables.values())}, got {twice} twice; "
+            "fetch the tables again"
+        )
+
+
 def _plan_pickles(split: str, pickles: dict[str, Path]) -> Plan:
     classes: dict[str, list[tuple[str, int]]] = {}
     for key, path in pickles.items():
         _, rows = _pickle(path)
         classes[key] = [(name, len(rows[name])) for name in sorted(rows)]
+    check_disjoint(
+        {key: [name for name, _ in own] for key, own in classes.items()}, pickles[split].parent, "fetch them again"
+    )
 
     def arrays() -> Iterator[npt.NDArray[np.uint8]]:
         pictures, rows = _pickle(pickles[split])
@@ -112,6 +128,9 @@ def _pickle(path: Path) -> tuple[npt.NDArray[np.uint8], dict[str, list[int]]]:
         raise _unlike(path, f"image_data {images.dtype} {list(images.shape)}")
     if not rows or not all(found and min(found) >= 0 and max(found) < len(images) for found in rows.values()):
         raise _unlike(path, f"a class_dict without classes, or with rows outside 0..{len(images) - 1}")
+    listed = [row for found in rows.values() for row in found]
+    if len(set(listed)) != len(listed):
+        raise _unlike(path, "a row twice in class_dict")
     return images, rows
 
 

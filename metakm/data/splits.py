@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+from metakm.errors import UserError
 
 SPLITS = ("train", "val", "test")
 
@@ -16,3 +18,19 @@ def split_hash(classes: Mapping[str, Classes]) -> str:
     """Hash the class names and image counts of all splits: 16 hex digits, the same for each split of a dataset."""
     listed = {split: [[name, int(count)] for name, count in classes[split]] for split in sorted(classes)}
     return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_disjoint(classes: Mapping[str, Iterable[str]], where: object, remedy: str) -> None:
+    """Meta-test classes must be unseen: no class may be in two splits.
+
+    Raises:
+        UserError: the first class that is, with `where` and what to do.
+    """
+    home: dict[str, str] = {}
+    for split, names in classes.items():
+        for name in names:
+            if home.setdefault(name, split) != split:
+                raise UserError(
+                    f"Expected every class in one split, got {name!r} in {home[name]} and {split} of {where}; "
+                    f"{remedy}, for test classes must be unseen"
+                )

@@ -59,6 +59,20 @@ def test_hidden_files_and_other_files_are_no_images(flat):
     assert load_image_folder(flat, side=4).train.counts.tolist() == [14, 14]
 
 
+def test_images_lie_at_any_depth_below_their_class(tmp_path):
+    """Neither the part nor the class is taken from the folders below the class's own, or from hidden ones."""
+    for number in range(10):
+        for kind, inner in (("cats", "indoor"), ("cats", "outdoor/test"), ("dogs", "indoor"), ("dogs", "train/a")):
+            write(tmp_path / "train" / kind / inner / f"{number}.png", 1)
+            write(tmp_path / "test" / kind / inner / f"{number}.png", 2)
+        write(tmp_path / "train" / "cats" / ".thumbs" / f"{number}.png", 9)
+        write(tmp_path / "train" / ".cache" / f"{number}.png", 9)
+    data = load_image_folder(tmp_path, side=4)
+    assert data.class_names == ("cats", "dogs")
+    assert [p.counts.tolist() for p in (data.train, data.val, data.test)] == [[18, 18], [2, 2], [20, 20]]
+    assert (set(values(data.train)), set(values(data.test))) == ({1}, {2})
+
+
 def test_a_test_folder_is_kept_and_validation_comes_out_of_training(flat, tmp_path):
     root = tmp_path / "with-test"
     root.mkdir()
@@ -84,6 +98,8 @@ def test_a_validation_folder_is_kept(tmp_path):
     [
         ([], "no images"),
         (["a/0.png"], "two"),
+        (["a/0.png", "b/0.png", "c.png"], r"class's folder .*images/c\.png"),
+        (["train/c.png", "train/b/0.png", "test/a/0.png"], r"class's folder .*images/train/c\.png"),
         (["train/a/0.png", "train/b/0.png"], "train"),
         (["train/a/0.png", "train/b/0.png", "test/a/0.png"], "same classes"),
         (["a/0.png", "b/0.png"], "at least 10 images"),
@@ -103,7 +119,7 @@ def test_a_missing_folder_is_named(tmp_path):
         load_image_folder(tmp_path / "nowhere", side=4)
 
 
-def cifar_archive(path, per_class=12):
+def cifar_archive(path, per_class=12, top=""):
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
@@ -112,15 +128,16 @@ def cifar_archive(path, per_class=12):
                 for number in range(per_class):
                     picture = io.BytesIO()
                     Image.fromarray(np.full((32, 32, 3), number, np.uint8)).save(picture, "png")
-                    info = tarfile.TarInfo(f"{split}/{label}/{number:04d}.png")
+                    info = tarfile.TarInfo(f"{top}{split}/{label}/{number:04d}.png")
                     info.size = picture.tell()
                     picture.seek(0)
                     archive.addfile(info, picture)
     path.write_bytes(lzma.compress(buffer.getvalue()))
 
 
-def test_cifar_is_read_out_of_its_archive_and_resized(tmp_path):
-    cifar_archive(tmp_path / "cifar10" / "cifar10-jpeg.tar.xz")
+@pytest.mark.parametrize("top", ["", "./", "cifar10-jpeg/"])
+def test_cifar_is_read_out_of_its_archive_and_resized(tmp_path, top):
+    cifar_archive(tmp_path / "cifar10" / "cifar10-jpeg.tar.xz", top=top)
     data = load_cifar10(16, [tmp_path])
     assert data.train.images.shape == (22, 3, 16, 16)
     assert data.val.counts.tolist() == [1, 1]

@@ -112,6 +112,7 @@ def test_the_forbidden_global_is_named(tmp_path: Path) -> None:
         ({"image_data": np.zeros((1, 32, 32, 3), np.uint8), "class_dict": {"a": [0]}}, r"\[1, 32, 32, 3\]"),
         ({"image_data": np.zeros((1, 84, 84, 3), np.uint8), "class_dict": {"a": [1]}}, r"outside 0\.\.0"),
         ({"image_data": np.zeros((1, 84, 84, 3), np.uint8), "class_dict": {"a": []}}, r"outside 0\.\.0"),
+        ({"image_data": np.zeros((2, 84, 84, 3), np.uint8), "class_dict": {"a": [0, 1], "b": [1]}}, "a row twice"),
     ],
 )
 def test_a_pickle_of_something_else_is_refused(tmp_path: Path, data: Any, said: str) -> None:
@@ -142,6 +143,25 @@ def test_a_table_that_is_wrong_is_refused(tmp_path: Path, text: str, said: str) 
     write_tables(tmp_path)
     (tmp_path / "train.csv").write_text(text)
     with pytest.raises(UserError, match=said):
+        load_dataset("mini-imagenet", root=tmp_path)
+
+
+def test_a_class_in_two_splits_is_refused(tmp_path: Path) -> None:
+    """Meta-test classes must be unseen."""
+    write_tables(tmp_path / "a")
+    (tmp_path / "a" / "test.csv").write_bytes((tmp_path / "a" / "val.csv").read_bytes())
+    write_pickles(tmp_path / "b", test=content("val"))
+    for name in ("a", "b"):
+        with pytest.raises(UserError, match="every class in one split, got 'n03' in val and test of"):
+            load_dataset("mini-imagenet", root=tmp_path / name)
+
+
+def test_an_image_listed_twice_is_refused(tmp_path: Path) -> None:
+    """It could be support and query of one episode."""
+    write_tables(tmp_path)
+    table = tmp_path / "train.csv"
+    table.write_text("\n".join([*table.read_text().splitlines(), table.read_text().splitlines()[-1]]))
+    with pytest.raises(UserError, match=r"every image once in .*train\.csv.*, got images/n02\d+\.jpg twice"):
         load_dataset("mini-imagenet", root=tmp_path)
 
 
