@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -17,7 +18,9 @@ FORMAT = 1
 
 
 class Identified(Protocol):
-    """The config of a run."""
+    """The config of a run: a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     def identity(self) -> dict[str, Any]:
         """The JSON values that determine the numbers of the run."""
@@ -59,7 +62,12 @@ def load_checkpoint(path: Path, config: Identified) -> dict[str, Any]:
 
 
 def config_changes(identity: Mapping[str, Any], config: Identified) -> str:
-    """The fields of a saved identity that are others in `config`, with both values; empty where there are none."""
+    """The fields of a saved identity that are others in `config`, with both values; empty where there are none.
+
+    A field with a default that the identity lacks came into being after the run, which did as its default does.
+    """
     wanted = json.loads(json.dumps(config.identity()))
+    defaults = {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
+    identity = {**{name: value for name, value in defaults.items() if name in wanted}, **identity}
     different = sorted(k for k in {*wanted, *identity} if wanted.get(k) != identity.get(k))
     return ", ".join(f"{k}={identity.get(k)!r} (now {wanted.get(k)!r})" for k in different)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from metakm.data import Episodes, EpisodeSampler
 from metakm.errors import UserError
 from metakm.inner_loop import evaluate_episodes
 from metakm.outer_loop import OuterLoop
-from metakm.preparation import build_strategy, make_sampler
+from metakm.preparation import build_strategy, make_sampler, with_data_here
 from metakm.results import Cell, RecordedRun
 from metakm.results.gallery import EpisodePictures, Inspection
 from metakm.results.kernels import LayerKernels, Weights
@@ -62,9 +61,7 @@ def inspect_run(run: RecordedRun, episodes: int, data_root: Path | None = None) 
     """
     folder = run.path.parent
     trained = load_run(folder)
-    config = trained.config
-    if data_root is not None:
-        config = dataclasses.replace(config, data_root=data_root)
+    config = with_data_here(trained.config, data_root)
     sampler = make_sampler(config, "test")
     if sampler.hash(index=0, tasks=config.eval_tasks) != run.row.episodes_hash:
         raise UserError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import torch
 
 from metakm.config import VARIANTS, RunConfig
@@ -22,6 +25,12 @@ def make_sampler(config: RunConfig, split: str) -> EpisodeSampler:
     dataset = load_dataset(config.dataset, split=split, root=config.data_root, image_size=config.image_size)
     seed = config.seed if split == "train" else EVALUATION_SEED
     return EpisodeSampler(dataset, ways=config.ways, shots=config.shots, queries=config.queries, seed=seed)
+
+
+def with_data_here(config: RunConfig, data_root: Path | None = None) -> RunConfig:
+    """The config of a run, maybe of another machine: with `data_root`, else its own if that is a folder here."""
+    own = config.data_root if config.data_root is not None and config.data_root.is_dir() else None
+    return dataclasses.replace(config, data_root=own if data_root is None else data_root)
 
 
 def build_strategy(config: RunConfig, image_shape: tuple[int, int, int]) -> Strategy:

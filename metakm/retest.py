@@ -20,7 +20,7 @@ from metakm.interrupt import StopRequest, ending
 from metakm.measured import measured_columns, summary
 from metakm.memory import TooLittleMemoryError
 from metakm.outer_loop import OuterLoop
-from metakm.preparation import make_sampler, resolve_device
+from metakm.preparation import make_sampler, resolve_device, with_data_here
 from metakm.progress import Progress
 from metakm.results import RunFolder, interval_over_tasks
 from metakm.strategies import available_strategies, load_plugin
@@ -98,10 +98,8 @@ def retest(options: RetestOptions) -> int:
 def _prepare(options: RetestOptions, processes: Processes) -> OuterLoop:
     """The trained model with the meta-test episodes."""
     trained = _load(options)
-    config = trained.config
-    data_root = config.data_root if config.data_root is not None and config.data_root.is_dir() else None
     given = {name: value for name, value in vars(options).items() if name != "evaluate" and value is not None}
-    config = dataclasses.replace(config, **{"data_root": data_root, "log_dir": None, **given})
+    config = dataclasses.replace(with_data_here(trained.config), **{"log_dir": None, **given})
     device = resolve_device(local_device(config.device))
     sampler = make_sampler(config, "test")
     if sampler.dataset.image_shape != trained.image_shape:

@@ -117,8 +117,8 @@ class Run:
         """Keep the state just before a failed iteration, so that the command printed meets it again at once."""
         said = f"error: {error}"
         if not self.config.dry_run:
-            if self.curve and self.loop.iteration < self.config.iterations:
-                self._save()
+            if self.curve and self.loop.iteration < self.config.iterations and not self._validation_due():
+                self._save()  # else the checkpoint from before is the one to go on from, and not to skip a validation
             self._write_row("failed")
             again = dataclasses.replace(self.config, resume=True, overwrite=False)
             said += f". To reproduce it: {command(again)}"
@@ -181,12 +181,17 @@ class Run:
                 self.train_seconds += elapsed
                 self.log.trained(self.loop.iteration, result.loss, result.accuracy, elapsed)
                 progress.advance(1, result.loss, result.accuracy)
-                if self.loop.iteration % config.val_every == 0 or self.loop.iteration == config.iterations:
+                if self._validation_due():
                     self._validate(progress)
                 elif time.monotonic() - saved > SAVE_SECONDS:
                     self._save()
                     saved = time.monotonic()
         self._save()
+
+    def _validation_due(self) -> bool:
+        """Whether the curve has a point at this iteration, but not yet."""
+        due = self.loop.iteration % self.config.val_every == 0 or self.loop.iteration == self.config.iterations
+        return due and not (self.curve and self.curve[-1].iteration == self.loop.iteration)
 
     def _validate(self, progress: Progress | None = None) -> None:
         began = time.monotonic()

@@ -78,6 +78,8 @@ def _run_paper(options: TableOptions, table: PaperTable) -> int:
         raise UserError(f"Expected --plot with --paper fig5, got it with {table}; leave one of them out")
     if options.compare is not None:
         raise UserError("Expected --compare without --paper, got both; leave one of them out")
+    if options.baseline != TableOptions.baseline:
+        raise UserError("Expected --baseline without --paper, got both; leave one of them out")
     form = None if options.plot is None else picture_format(options.plot)
     runs, problems = read_experiments(options.results)
     text = render_layout(layout_paper(table, runs, problems), options.format)

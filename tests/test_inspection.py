@@ -168,6 +168,16 @@ def test_missing_data_are_a_reason_not_to_look_into_a_run(km, tmp_path, monkeypa
 
 
 @pytest.mark.float32
+def test_a_data_root_of_another_machine_is_not_asked(km, tmp_path):
+    """Nor made."""
+    settings = {**json.loads((km / "config.json").read_text()), "data_root": str(tmp_path / "theirs")}
+    (km / "config.json").write_text(json.dumps(settings))
+    seen, _ = inspect_cells(table_of(km).cells, episodes=1)
+    assert len(seen) == 1
+    assert not (tmp_path / "theirs").exists()
+
+
+@pytest.mark.float32
 def test_a_plugin_that_the_run_names_is_not_executed(km, tmp_path):
     plugin = tmp_path / "plugin.py"
     plugin.write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")

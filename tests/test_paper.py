@@ -153,6 +153,7 @@ def test_an_empty_folder_says_what_to_run(tmp_path, capsys):
     assert table.main([str(tmp_path / "none"), "--paper", "fig5", "--plot", str(tmp_path / "p.png")]) == 2
     assert table.main([str(tmp_path / "none"), "--paper", "table1", "--plot", str(tmp_path / "p.png")]) == 2
     assert table.main([str(tmp_path / "none"), "--paper", "table1", "--compare", "km", "bl"]) == 2
+    assert table.main([str(tmp_path / "none"), "--paper", "table1", "--baseline", "maml"]) == 2
     assert table.main([str(tmp_path / "gone"), "--paper", "table1"]) == 2
 
 

@@ -16,6 +16,7 @@ import torch
 
 import metakm
 from metakm.lock import Lock
+from metakm.memory import TooLittleMemoryError
 from metakm.outer_loop import OuterLoop
 from metakm.progress import Progress
 from metakm.results import COLUMNS
@@ -129,6 +130,38 @@ def test_a_run_that_died_resumes_to_the_numbers_of_an_unbroken_one(tmp_path, mon
     assert pd.read_csv(folder(tmp_path / "broken") / "result.csv").status[0] == "running"
     assert run(tmp_path / "broken", "--resume", *extra) == 0
     assert numbers(folder(tmp_path / "broken")) == numbers(folder(tmp_path / "whole"))
+
+
+def test_a_validation_that_found_no_memory_is_made_up_for_on_resuming(tmp_path, monkeypatch):
+    """The checkpoint left behind is not one that skips it."""
+    assert run(tmp_path / "whole", every=2) == 0
+    found, calls = OuterLoop.accuracies, []
+
+    def scarce(self, *arguments):
+        calls.append(self.iteration)
+        if calls == [0, 2, 4]:
+            raise TooLittleMemoryError("Expected memory, got none")
+        return found(self, *arguments)
+
+    monkeypatch.setattr(OuterLoop, "accuracies", scarce)
+    assert run(tmp_path / "broken", every=2) == 1
+    assert run(tmp_path / "broken", "--resume", every=2) == 0
+    assert numbers(folder(tmp_path / "broken")) == numbers(folder(tmp_path / "whole"))
+
+
+def test_a_checkpoint_from_before_a_field_had_a_name_is_resumed(tmp_path):
+    """Its run did as the field's default does."""
+    assert run(tmp_path / "whole") == 0
+    assert run(tmp_path / "old") == 0
+    path = folder(tmp_path / "old") / "checkpoint.pt"
+    saved = torch.load(path, weights_only=True)
+    identity = json.loads(saved["config"])
+    del identity["first_head_lr"]
+    torch.save({**saved, "config": json.dumps(identity)}, path)
+    (folder(tmp_path / "old") / "result.csv").unlink()
+    assert run(tmp_path / "old", "--resume", "--learn-inner-lr") == 2
+    assert run(tmp_path / "old", "--resume") == 0
+    assert numbers(folder(tmp_path / "old")) == numbers(folder(tmp_path / "whole"))
 
 
 COMMAND = [sys.executable, "-m", "metakm.run", *SMALL.split(), "--iterations", "100", "--val-every", "10", "--out"]

@@ -1,6 +1,7 @@
 """Sweeps: what they expand to, what they find done, what they start, and how they end."""
 
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -10,8 +11,11 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 from submitit.helpers import DelayedSubmission
 from test_run import numbers
 
@@ -26,7 +30,7 @@ from metakm.results import RunFolder
 from metakm.scheduling.estimate import Cost, seconds_left
 from metakm.scheduling.job import Outcome, RunJob
 from metakm.scheduling.options import SweepOptions, parse_sweep
-from metakm.scheduling.plan import Planned, expand, inspect
+from metakm.scheduling.plan import Planned, expand, inspect, make_plan
 from metakm.scheduling.pool import Pool, cores
 from metakm.scheduling.report import outcome_text
 from metakm.scheduling.sweeper import Sweeper
@@ -197,6 +201,36 @@ def test_a_sweep_resumes_skips_and_reports(half_done, tmp_path, capsys):
     assert inspect(configs(*half_done)[2]).state == "done"
 
 
+def test_a_run_from_before_the_config_had_all_its_fields_is_done(planned):
+    """Its run_id, which has a digest of all fields, is another."""
+    plan, pool = planned
+    assert RunJob(plan.config, pool.stop_file)().kind == "done"
+    folder = plan.config.folder
+    values = json.loads((folder / "config.json").read_text())
+    row = (folder / "result.csv").read_text()
+    (folder / "result.csv").write_text(row.replace(plan.config.run_id, f"{plan.config.run_id[:-8]}01dd16e5"))
+    del values["first_head_lr"]
+    (folder / "config.json").write_text(json.dumps(values))
+    assert inspect(plan.config).state == "done"
+    (folder / "config.json").write_text(json.dumps({**values, "iterations": 5}))
+    assert inspect(plan.config).state == "blocked"
+
+
+def test_images_are_decoded_in_the_size_that_the_runs_want(tmp_path, cache):
+    for split in ("train", "val", "test"):
+        for kind in "abc":
+            for number in range(3):
+                path = tmp_path / "data" / split / f"{split}-{kind}" / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8)).save(path)
+    before = set(cache.rglob("*"))
+    flags = ["folder", "--shots", "1", *TINY, "--data-root", str(tmp_path / "data"), "--image-size", "32"]
+    plan = make_plan(configs(*flags, "--algo", "anil", "--seeds", "1", "--out", str(tmp_path / "out")))
+    assert [planned.state for planned in plan] == ["to do"]
+    made = [path for path in cache.rglob("*.npy") if path not in before]
+    assert {np.load(path, mmap_mode="r").shape[2:] for path in made} == {(32, 32)}
+
+
 BROKEN = """
 import metakm
 from metakm.strategies.anil import ANIL
@@ -331,6 +365,17 @@ def test_the_cores_are_divided_among_the_jobs(monkeypatch, tmp_path, jobs, cpus,
         Pool(SweepOptions(jobs=5, cpus_per_task=2), tmp_path)
 
 
+def test_a_job_in_this_process_has_the_threads_asked_for(tmp_path):
+    before, seen = torch.get_num_threads(), []
+    pool = Pool(SweepOptions(executor="debug", cpus_per_task=1), tmp_path)
+    torch.set_num_threads(2)
+    try:
+        pool.outcome(SimpleNamespace(result=lambda: seen.append(torch.get_num_threads())))
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_each_place_has_its_own_gpu(monkeypatch, tmp_path, planned):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("metakm.scheduling.pool.cores", lambda: 8)
@@ -341,8 +386,9 @@ def test_each_place_has_its_own_gpu(monkeypatch, tmp_path, planned):
     config = dataclasses.replace(planned[0].config, device="auto")
     for slot in (0, 1):
         pool.submit(config, slot)
-    pool.submit(dataclasses.replace(config, device="cpu"), 1)
-    assert [job.config.device for job in sent] == ["cuda:0", "cuda:1", "cpu"]
+    for device in ("cuda", "cpu"):
+        pool.submit(dataclasses.replace(config, device=device), 1)
+    assert [job.config.device for job in sent] == ["cuda:0", "cuda:1", "cuda:1", "cpu"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as submitit's local executor does
     pool.stop_file.touch()
     sent[0]()

@@ -93,6 +93,10 @@ class Draw(NamedTuple):
     turns: npt.NDArray[np.int64]
 
 
+_HASHED_WORDS = 2**22
+"""How many words of 8 bytes `EpisodeSampler.hash` draws at a time, at most, or one episode's."""
+
+
 class EpisodeSampler:
     """Draws N-way episodes with K support and Q query images per class.
 
@@ -137,8 +141,12 @@ class EpisodeSampler:
         numbers = [self.seed, self.ways, self.shots, self.queries]
         header = json.dumps([self.dataset.split_hash, self.dataset.split, *numbers])
         digest = hashlib.sha256(header.encode())
-        for part in self.draw(index, tasks):
-            digest.update(np.ascontiguousarray(part, dtype="<i8").tobytes())
+        _check_numbers(index, tasks)
+        at_once = max(1, _HASHED_WORDS // self._words)
+        draws = [self.draw(i, min(at_once, index + tasks - i)) for i in range(index, index + tasks, at_once)]
+        for parts in zip(*draws, strict=True):  # all classes, then all rows, then all turns
+            for part in parts:
+                digest.update(np.ascontiguousarray(part, dtype="<i8").tobytes())
         return digest.hexdigest()[:16]
 
     def draw(self, index: int, tasks: int) -> Draw:
@@ -148,14 +156,10 @@ class EpisodeSampler:
         one word for the rotation and one key per image (as many as the largest class has).
         Raises UserError as `batch` does.
         """
-        if tasks < 1 or index < 0 or index + tasks > STREAMS:
-            raise UserError(
-                f"Expected index >= 0 and tasks >= 1, got index {index} and tasks {tasks}; number episodes from 0"
-            )
+        _check_numbers(index, tasks)
         counts = self.dataset.counts
         n_classes, largest = len(counts), int(counts.max())
-        length = n_classes + self.ways * (1 + largest)
-        words = raw_words(self._key, range(index, index + tasks), length)
+        words = raw_words(self._key, range(index, index + tasks), self._words)
         classes = smallest(words[:, :n_classes], self.ways)  # [T, N]
         slots = words[:, n_classes:].reshape(tasks, self.ways, 1 + largest)
         keys = slots[..., 1:] >> np.uint64(1)
@@ -166,6 +170,11 @@ class EpisodeSampler:
         if not self.dataset.rotations:
             turns = np.zeros_like(turns)
         return Draw(classes, self.dataset.offsets[classes][..., None] + picked, turns)
+
+    @property
+    def _words(self) -> int:
+        """How long the stream of an episode is."""
+        return self.dataset.n_classes + self.ways * (1 + int(self.dataset.counts.max()))
 
     def _pictures(self, rows: npt.NDArray[np.int64], turns: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """Rows `[T, N, n]` and quarter turns `[T, N]` -> images as uint8 `[T, N, n, C, H, W]`."""
@@ -207,3 +216,10 @@ def _to_unit(pictures: npt.NDArray[np.uint8]) -> Tensor:
     unit = pictures.astype(np.float32)
     unit /= np.float32(255)
     return torch.from_numpy(unit.reshape(tasks, ways * each, *shape))
+
+
+def _check_numbers(index: int, tasks: int) -> None:
+    if tasks < 1 or index < 0 or index + tasks > STREAMS:
+        raise UserError(
+            f"Expected index >= 0 and tasks >= 1, got index {index} and tasks {tasks}; number episodes from 0"
+        )

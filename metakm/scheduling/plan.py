@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
-from metakm.checkpoint import load_checkpoint
+from metakm.checkpoint import config_changes, load_checkpoint
 from metakm.command_line import parse
 from metakm.config import RunConfig
 from metakm.data import load_dataset
@@ -17,6 +18,7 @@ from metakm.results import RunFolder
 from metakm.scheduling.options import SweepOptions
 from metakm.strategies import load_plugin
 from metakm.strategies.registry import strategy_class
+from metakm.trained import read_config
 
 State = Literal["done", "in use", "to resume", "to do", "blocked"]
 
@@ -66,7 +68,7 @@ def inspect(config: RunConfig) -> Planned:
     if (user := holder(folder.lock.path)) is not None:
         return Planned(config, "in use", user)
     row = folder.read_row()
-    if row is not None and row.get("run_id") != config.run_id:
+    if row is not None and row["run_id"] != config.run_id and not _same_but_older(folder, config):
         return Planned(config, "blocked", f"{folder.path} has another run, {row.get('run_id')}; choose another --out")
     if row is not None and row["status"] == "done":
         return Planned(config, "done", f"{100 * row['accuracy']:.2f} +- {100 * row['ci95']:.2f} %", config.iterations)
@@ -85,20 +87,29 @@ def make_plan(configs: Iterable[RunConfig]) -> list[Planned]:
     The data of runs that are missing are decoded here, once, before several processes would each do it.
     """
     plan = [inspect(config) for config in configs]
-    missing = {(p.config.dataset, p.config.data_root) for p in plan if p.missing}
-    errors = {source: _data_error(*source) for source in missing}
+    errors = {source: _data_error(*source) for source in {_source(p.config) for p in plan if p.missing}}
     return [
-        p._replace(state="blocked", note=error)
-        if p.missing and (error := errors[p.config.dataset, p.config.data_root])
-        else p
+        p._replace(state="blocked", note=error) if p.missing and (error := errors[_source(p.config)]) else p
         for p in plan
     ]
 
 
-def _data_error(dataset: str, root: object) -> str:
+def _same_but_older(folder: RunFolder, config: RunConfig) -> bool:
+    """Whether the run in a folder is this one, from before the config had all of its fields."""
+    try:
+        return not config_changes(read_config(folder.path).identity(), config)
+    except UserError:
+        return False
+
+
+def _source(config: RunConfig) -> tuple[str, Path | None, int]:
+    return config.dataset, config.data_root, config.image_size
+
+
+def _data_error(dataset: str, root: Path | None, image_size: int) -> str:
     try:
         for split in SPLITS:
-            load_dataset(dataset, split=split, root=root)  # type: ignore[arg-type]
+            load_dataset(dataset, split=split, root=root, image_size=image_size)
     except UserError as error:
         return str(error)
     return ""

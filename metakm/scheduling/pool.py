@@ -59,7 +59,7 @@ class Pool:
         Args:
             slot: which of the `size` places it takes; on several GPUs each place has its own.
         """
-        if self.gpus > 1 and config.device == "auto":
+        if self.gpus > 1 and config.device in ("auto", "cuda"):
             config = dataclasses.replace(config, device=f"cuda:{slot % self.gpus}")
         with self._environment():
             return self.executor.submit(RunJob(config, self.stop_file, os.environ.get("CUDA_VISIBLE_DEVICES")))
@@ -70,7 +70,8 @@ class Pool:
             stopped = self.stop_file.exists()
             return Outcome("interrupted", "before it began") if stopped else Outcome("failed", "its process was killed")
         try:
-            return job.result()
+            with self._threads_here():
+                return job.result()
         except (UncompletedJobError, FailedJobError) as error:
             return Outcome("failed", str(error).partition("\n")[0])
 
@@ -83,6 +84,17 @@ class Pool:
             elif self.options.executor == "local":
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller, which hands it on
+
+    @contextlib.contextmanager
+    def _threads_here(self) -> Iterator[None]:
+        """What a job in this process runs with."""
+        before = torch.get_num_threads()
+        if self.in_process:
+            torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     @contextlib.contextmanager
     def _environment(self) -> Iterator[None]:

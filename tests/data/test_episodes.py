@@ -199,6 +199,21 @@ def test_the_hash_covers_settings_seed_split_and_tasks(make: Make) -> None:
     assert len(hashes[0]) == 16
 
 
+def test_the_hash_does_not_depend_on_how_many_episodes_are_drawn_at_a_time(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many episodes of a large dataset would not fit into memory at once."""
+    sampler = EpisodeSampler(make(UNEVEN, rotations=True), ways=3, shots=1, queries=1)
+    whole, drawn, draw = sampler.hash(1, 7), [], EpisodeSampler.draw
+    monkeypatch.setattr("metakm.data.episodes._HASHED_WORDS", 3 * sampler._words)
+    monkeypatch.setattr(EpisodeSampler, "draw", lambda self, i, n: drawn.append((i, n)) or draw(self, i, n))
+    assert sampler.hash(1, 7) == whole
+    assert drawn == [(1, 3), (4, 3), (7, 1)]
+    for index, tasks in ((-1, 2), (0, 0), (2**64 - 1, 2)):
+        with pytest.raises(UserError, match="Expected index >= 0 and tasks >= 1"):
+            sampler.hash(index, tasks)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
