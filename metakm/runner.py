@@ -189,7 +189,7 @@ class Run:
         self._save()
 
     def _validation_due(self) -> bool:
-        """Whether the curve has a point at this iteration, but not yet."""
+        """Whether this iteration ends in a validation that the curve does not have yet."""
         due = self.loop.iteration % self.config.val_every == 0 or self.loop.iteration == self.config.iterations
         return due and not (self.curve and self.curve[-1].iteration == self.loop.iteration)
 

@@ -168,13 +168,16 @@ def test_missing_data_are_a_reason_not_to_look_into_a_run(km, tmp_path, monkeypa
 
 
 @pytest.mark.float32
-def test_a_data_root_of_another_machine_is_not_asked(km, tmp_path):
-    """Nor made."""
+def test_a_data_root_of_another_machine_is_not_asked(km, tmp_path, monkeypatch):
+    roots, load = [], metakm.load_dataset
+    monkeypatch.setattr("metakm.preparation.load_dataset", lambda *a, **k: roots.append(k["root"]) or load(*a, **k))
     settings = {**json.loads((km / "config.json").read_text()), "data_root": str(tmp_path / "theirs")}
     (km / "config.json").write_text(json.dumps(settings))
     seen, _ = inspect_cells(table_of(km).cells, episodes=1)
-    assert len(seen) == 1
-    assert not (tmp_path / "theirs").exists()
+    assert (len(seen), roots) == (1, [None])
+    (tmp_path / "theirs").mkdir()
+    inspect_cells(table_of(km).cells, episodes=1)
+    assert roots == [None, tmp_path / "theirs"]
 
 
 @pytest.mark.float32

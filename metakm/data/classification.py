@@ -162,11 +162,13 @@ def split_members(source: Source) -> dict[str, Members]:
 
 def _inside(source: Source) -> dict[str, tuple[str, ...]]:
     """The images of a source by their names there: the folders from the top, and the file."""
-    paths = {name: PurePosixPath(name).parts for name in source.names()}
-    tops = {path[0] for path in paths.values()}
-    if isinstance(source, FolderSource) or (len(tops) == 1 and not tops & set(SPLITS)):
-        paths = {name: path[1:] for name, path in paths.items()}
-    return {name: path for name, path in paths.items() if path and is_image(path)}
+    skip = int(isinstance(source, FolderSource))  # whose names begin with its own
+    paths = {name: PurePosixPath(name).parts[skip:] for name in source.names()}
+    images = {name: path for name, path in paths.items() if is_image(path)}
+    tops = {path[0] if len(path) > 1 else "" for path in images.values()}
+    if skip or len(tops) != 1 or tops & {"", *SPLITS}:
+        return images
+    return {name: path[1:] for name, path in images.items()}
 
 
 def complete_parts(found: dict[str, dict[str, list[Member]]], where: Path) -> dict[str, Members]:

@@ -115,6 +115,7 @@ class EpisodeSampler:
         self.seed = operator.index(seed)
         self._check()
         self._key = stream_key("metakm episode 1", dataset.name, dataset.split, self.seed)
+        self._words = dataset.n_classes + ways * (1 + int(dataset.counts.max()))  # of an episode's stream
         self._images = np.asarray(dataset.images)  # a memory map stays mapped
 
     def batch(self, index: int, tasks: int) -> Episodes:
@@ -170,11 +171,6 @@ class EpisodeSampler:
         if not self.dataset.rotations:
             turns = np.zeros_like(turns)
         return Draw(classes, self.dataset.offsets[classes][..., None] + picked, turns)
-
-    @property
-    def _words(self) -> int:
-        """How long the stream of an episode is."""
-        return self.dataset.n_classes + self.ways * (1 + int(self.dataset.counts.max()))
 
     def _pictures(self, rows: npt.NDArray[np.int64], turns: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         """Rows `[T, N, n]` and quarter turns `[T, N]` -> images as uint8 `[T, N, n, C, H, W]`."""

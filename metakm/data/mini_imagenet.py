@@ -103,9 +103,7 @@ def _plan_pickles(split: str, pickles: dict[str, Path]) -> Plan:
     for key, path in pickles.items():
         _, rows = _pickle(path)
         classes[key] = [(name, len(rows[name])) for name in sorted(rows)]
-    check_disjoint(
-        {key: [name for name, _ in own] for key, own in classes.items()}, pickles[split].parent, "fetch them again"
-    )
+    check_disjoint({key: dict(own) for key, own in classes.items()}, pickles[split].parent, "fetch them again")
 
     def arrays() -> Iterator[npt.NDArray[np.uint8]]:
         pictures, rows = _pickle(pickles[split])

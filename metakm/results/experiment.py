@@ -205,9 +205,8 @@ def line_names(lines: Sequence[Line], *, with_rate: bool = False) -> list[str]:
     return names
 
 
-def _differing(settings: Iterable[Settings]) -> frozenset[str]:
+def _differing(settings: Sequence[Settings]) -> frozenset[str]:
     """Names whose values are not the same in all."""
-    settings = list(settings)
     return frozenset(
         name for one in settings for name, value in one if any(dict(other).get(name) != value for other in settings)
     )

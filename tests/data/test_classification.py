@@ -132,6 +132,7 @@ def cifar_archive(path, per_class=12, top=""):
                     info.size = picture.tell()
                     picture.seek(0)
                     archive.addfile(info, picture)
+        archive.addfile(tarfile.TarInfo("README.txt"))  # beside the images' folder
     path.write_bytes(lzma.compress(buffer.getvalue()))
 
 
