@@ -6,11 +6,13 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 from metakm.config import PresetName, RunConfig
-from metakm.flags import read_options, texts_given
+from metakm.flags import list_given, read_options, texts_given
 from metakm.presets import default_ways, preset_config
+from metakm.strategies.registry import available_strategies, load_plugin
 
 _SETTING = ("preset", "algo", "dataset", "ways", "shots")  # on which the other defaults depend
 
@@ -18,8 +20,10 @@ _SETTING = ("preset", "algo", "dataset", "ways", "shots")  # on which the other 
 def parse(arguments: Sequence[str] | None = None, prog: str = "python -m metakm.run") -> RunConfig:
     """Read the command line; see `read_options`.
 
+    For a strategy that is not known the plugins are loaded: what a preset sets depends on the variants it allows.
+
     Raises:
-        UserError: a value out of range.
+        UserError: a value out of range, or a plugin that does not work.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     return read_options(RunConfig, prog, arguments, _defaults(arguments))
@@ -44,6 +48,9 @@ def _defaults(arguments: Sequence[str]) -> RunConfig:
     dataset, algo = given["dataset"] or "glyphs", given["algo"] or "km"
     preset = given["preset"] or "quick"
     preset = preset if preset in get_args(PresetName) else "quick"
+    if algo not in available_strategies():
+        for plugin in list_given(arguments, "plugin"):
+            load_plugin(Path(plugin))
     try:
         ways, shots = int(given["ways"] or default_ways(dataset)), int(given["shots"] or 1)
         return preset_config(preset, algo, dataset, ways, shots)

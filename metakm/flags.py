@@ -53,6 +53,14 @@ def texts_given(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str
     return vars(parser.parse_known_args(arguments)[0])
 
 
+def list_given(arguments: Sequence[str], name: str) -> list[str]:
+    """All texts behind the flag of a field that takes several, unchecked."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(flag(name), default=[], nargs="*", dest="texts")
+    texts: list[str] = parser.parse_known_args(arguments)[0].texts
+    return texts
+
+
 def _check_choices(options: type[Any], arguments: Sequence[str]) -> None:
     """Tyro names the choices of a flag too, but not the nearest to what was given."""
     hints = get_type_hints(options)

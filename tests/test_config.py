@@ -9,6 +9,7 @@ from metakm.command_line import command, parse
 from metakm.config import RunConfig
 from metakm.errors import UserError
 from metakm.presets import preset_config
+from metakm.strategies import registry
 
 
 @pytest.mark.parametrize("preset", ["quick", "paper"])
@@ -143,6 +144,23 @@ def test_the_command_of_a_config_gives_that_config(changes):
     words = shlex.split(command(config))
     assert words[:3] == ["python", "-m", "metakm.run"]
     assert parse(words[3:]) == config
+
+
+def test_a_preset_sets_nothing_that_the_strategy_of_a_plugin_would_refuse(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    monkeypatch.setattr(registry, "_plugins", set())
+    plugin, other = tmp_path / "no rates.py", tmp_path / "other.py"
+    text = "import metakm\nfrom metakm.strategies.anil import ANIL\n"
+    text += "metakm.register_strategy({!r})(type('_', (ANIL,), {}))"
+    plugin.write_text(text.format("no-rates", "dict(variants=frozenset({'first_order'}))"))
+    other.write_text(text.format("other", "{}"))
+    words = ["--preset", "tuned", "--algo", "no-rates", "--dataset", "omniglot", "--plugin", str(other), str(plugin)]
+    config = parse(words)
+    assert (config.learn_inner_lr, config.inner_lr_per_step, config.first_head_lr) == (False, False, 0.0)
+    printed = shlex.split(command(config))[3:]
+    monkeypatch.setattr(registry, "_registry", {"km": registry._registry["km"]})  # as in the process that reads it
+    monkeypatch.setattr(registry, "_plugins", set())
+    assert parse(printed) == config
 
 
 @pytest.mark.parametrize(
