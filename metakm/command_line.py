@@ -12,7 +12,7 @@ from typing import get_args
 from metakm.config import PresetName, RunConfig
 from metakm.flags import list_given, read_options, texts_given
 from metakm.presets import default_ways, preset_config
-from metakm.strategies.registry import available_strategies, load_plugin
+from metakm.strategies.registry import available_strategies, is_plugin_file, load_plugin
 
 _SETTING = ("preset", "algo", "dataset", "ways", "shots")  # on which the other defaults depend
 
@@ -20,7 +20,8 @@ _SETTING = ("preset", "algo", "dataset", "ways", "shots")  # on which the other 
 def parse(arguments: Sequence[str] | None = None, prog: str = "python -m metakm.run") -> RunConfig:
     """Read the command line; see `read_options`.
 
-    For a strategy that is not known the plugins are loaded: what a preset sets depends on the variants it allows.
+    For a strategy that is not known the plugins are loaded: what a preset sets depends on the variants it allows. Files
+    that are missing are left to the run, which refuses them.
 
     Raises:
         UserError: a value out of range, or a plugin that does not work.
@@ -49,8 +50,8 @@ def _defaults(arguments: Sequence[str]) -> RunConfig:
     preset = given["preset"] or "quick"
     preset = preset if preset in get_args(PresetName) else "quick"
     if algo not in available_strategies():
-        for plugin in list_given(arguments, "plugin"):
-            load_plugin(Path(plugin))
+        for plugin in filter(is_plugin_file, map(Path, list_given(arguments, "plugin"))):
+            load_plugin(plugin)
     try:
         ways, shots = int(given["ways"] or default_ways(dataset)), int(given["shots"] or 1)
         return preset_config(preset, algo, dataset, ways, shots)

@@ -96,7 +96,7 @@ def load_plugin(path: Path) -> None:
     Raises:
         UserError: no such file, or the file raises, or registers nothing.
     """
-    if not _is_file(path):
+    if not is_plugin_file(path):
         raise UserError(f"Expected --plugin to name a Python file, got {str(path)!r}, which is not a file")
     if path.resolve() in _plugins:
         return
@@ -128,7 +128,8 @@ def _load(point: EntryPoint) -> Any:
         raise UserError(f"Expected entry point {point.value!r} to load, got {_told(error)}") from error
 
 
-def _is_file(path: Path) -> bool:
+def is_plugin_file(path: Path) -> bool:
+    """Whether there is a file to load."""
     try:
         return path.is_file()
     except OSError:  # such as a name that is too long
