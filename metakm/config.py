@@ -25,7 +25,7 @@ EXECUTION_FIELDS = frozenset(
 )
 
 # Fields that change the strategies which name them among their `variants`; the others refuse them.
-VARIANTS = ("first_order", "learn_inner_lr", "inner_lr_per_step", "first_head_lr")
+VARIANTS = ("first_order", "learn_inner_lr", "inner_lr_per_step", "first_head_lr", "zero_head")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,8 @@ class RunConfig:
     """With --learn-inner-lr: one for each inner step too, as in MAML++. Off as published."""
     first_head_lr: float = 0.0
     """With --inner-lr-per-step: where the rate of the classifier's weight in the first step starts; 0: at --inner-lr, as everything else."""
+    zero_head: bool = False
+    """Start the classifier at zero in every task (Kao et al. 2022), so that no class is unlike another before the first inner step. Off as published: its start is learned."""
     bn_mode: BatchNormMode = "transductive"
     """Where batch statistics come from. transductive, as published: the batch at hand; support: the support images alone; running: averages over meta-training when evaluating; frozen: never."""
     precision: Precision = "fp32"

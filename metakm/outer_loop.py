@@ -53,7 +53,8 @@ class OuterLoop:
         self.processes = processes
         self.strategy, self.sampler, self.config, self.device = strategy.to(device), sampler, config, device
         self.rates = InnerRates(strategy, config).to(device) if config.learn_inner_lr else None
-        self._learned = [*strategy.parameters(), *(self.rates.parameters() if self.rates else ())]
+        fixed = {id(parameter) for parameter in strategy.head_parameters().values()} if config.zero_head else set()
+        self._learned = [p for p in strategy.parameters() if id(p) not in fixed] + self.inner_rates()
         self.optimiser = torch.optim.Adam(self._learned, lr=config.meta_lr)
         self.task_bytes = task_bytes(strategy, sampler.dataset.image_shape, config, device)
         sharing = processes_here() if device.type == "cpu" else 1  # the machine's memory
@@ -118,7 +119,7 @@ class OuterLoop:
         for _ in range(2):
             began = time.monotonic()
             self._meta_gradient(episodes)
-        self.optimiser.zero_grad()
+        self._forget_gradients()
         return time.monotonic() - began
 
     def _meta_gradient(self, episodes: Episodes) -> StepResult:
@@ -142,7 +143,7 @@ class OuterLoop:
     def _sum_over_chunks(self, episodes: Episodes, tasks: int) -> StepResult:
         config = self.config
         self.strategy.train()
-        self.optimiser.zero_grad()
+        self._forget_gradients()
         loss = accuracy = 0.0
         for chunk in episodes.chunks(self.chunk):
             result = meta_loss(
@@ -157,6 +158,10 @@ class OuterLoop:
             loss += float(result.loss.detach()) * share
             accuracy += float(result.accuracy.sum()) / tasks
         return StepResult(loss, accuracy)
+
+    def _forget_gradients(self) -> None:
+        self.optimiser.zero_grad()
+        self.strategy.zero_grad()  # a head that starts at zero is not the optimiser's
 
     def _apply(self) -> None:
         if self.config.grad_clip:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from metakm.config import VARIANTS, RunConfig
 from metakm.data import EpisodeSampler, load_dataset
@@ -49,7 +50,11 @@ def build_strategy(config: RunConfig, image_shape: tuple[int, int, int]) -> Stra
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         backbone = make_backbone(config.backbone, image_shape, config.bn_mode)
-        return make_strategy(config.algo, backbone, config.ways, **options)
+        strategy = make_strategy(config.algo, backbone, config.ways, **options)
+    if config.zero_head:
+        for parameter in strategy.head_parameters().values():
+            nn.init.zeros_(parameter)
+    return strategy
 
 
 def resolve_device(name: str) -> torch.device:

@@ -111,6 +111,22 @@ def test_rates_of_each_step_start_as_told_and_each_moves(algo):
     assert weight[0] - 7.0 != weight[1] - 0.4
 
 
+@pytest.mark.parametrize("algo", strategies_with("zero_head"))
+def test_a_head_that_starts_at_zero_is_not_learned(algo):
+    zero, free = loop(algo, zero_head=True), loop(algo)
+    heads = [each.strategy.head_parameters() for each in (zero, free)]
+    with torch.no_grad():
+        for parameter in (*heads[0].values(), *heads[1].values()):
+            parameter.zero_()
+    losses = [(zero.step().loss, free.step().loss) for _ in range(3)]
+    assert losses[0][0] == losses[0][1]
+    assert losses[2][0] != losses[2][1]
+    assert all(parameter.count_nonzero() == 0 for parameter in heads[0].values())
+    assert heads[1][f"{free.strategy.head_prefix}weight"].count_nonzero() > 0
+    pairs = zip(zero.strategy.parameters(), small_strategy(algo).parameters(), strict=True)
+    assert not any(torch.equal(p, q) for p, q in pairs if p.count_nonzero())
+
+
 def test_rates_of_another_shape_are_refused():
     learned, other = loop(learn_inner_lr=True, inner_lr_per_step=True), loop(learn_inner_lr=True)
     with pytest.raises(ValueError, match=r"an inner rate of \[\], where \[2\] belongs"):

@@ -1,10 +1,12 @@
 """The strategies with an adaptation or an outer loss of their own, each against a loop written from its paper."""
 
+import types
+
 import pytest
 import torch
 import torch.nn.functional as F
 from oracle import conv4, modulate, unrolled_loss
-from small import assert_close, gradients, random_episodes, small_strategy
+from small import assert_close, gradients, random_episodes, small_strategy, strategies_with
 from torch import nn
 
 import metakm
@@ -233,6 +235,8 @@ def test_a_start_of_an_unknown_parameter_is_refused():
         ("meta-sgd", "learn_inner_lr"),
         ("boil", "first_head_lr"),
         ("km-proto", "first_head_lr"),
+        ("boil", "zero_head"),
+        ("km-proto", "zero_head"),
     ],
 )
 def test_options_that_would_change_nothing_are_refused(algo, option):
@@ -242,6 +246,20 @@ def test_options_that_would_change_nothing_are_refused(algo, option):
     off = f"{flag} 0" if option == "first_head_lr" else f"--no-{flag[2:]}"
     with pytest.raises(metakm.UserError, match=f"{flag} changes, got '{algo}'; use {off}$"):
         build_strategy(config, (1, 28, 28))
+
+
+@pytest.mark.parametrize("algo", strategies_with("zero_head"))
+@pytest.mark.parametrize("zero", [True, False])
+def test_with_a_head_that_starts_at_zero_the_order_of_the_classes_does_not_matter(algo, zero):
+    config = preset_config(algo=algo, ways=4, backbone="conv4-3-stride", zero_head=zero)
+    strategy = build_strategy(config, (1, 14, 14)).double()
+    assert all((p.count_nonzero() == 0) == zero for p in strategy.head_parameters().values())
+    episodes, order = random_episodes(), torch.tensor([2, 0, 3, 1])
+    reordered = types.SimpleNamespace(**vars(episodes))
+    reordered.support_labels, reordered.query_labels = order[episodes.support_labels], order[episodes.query_labels]
+    one, other = (evaluate_episodes(strategy, e, inner_lr=LR, inner_steps=STEPS).logits for e in (episodes, reordered))
+    assert (one.max() - one.min()) > 0.1
+    assert ((one - other[:, :, order]).abs().max() < 1e-12) == zero
 
 
 def test_a_strategy_that_adapts_nothing_must_say_how_it_adapts():

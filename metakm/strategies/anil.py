@@ -21,7 +21,7 @@ class ANIL(Strategy):
     """`adapted` = the head."""
 
     head_prefix: ClassVar[str | None] = ""
-    variants: ClassVar[frozenset[str]] = Strategy.variants | {"first_head_lr"}
+    variants: ClassVar[frozenset[str]] = Strategy.head_variants
 
     def __init__(self, backbone: nn.Module, ways: int) -> None:
         super().__init__()

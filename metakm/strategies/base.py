@@ -77,6 +77,8 @@ class Strategy(nn.Module):
     """How the names of the linear head's `weight` and `bias` in `adapted` begin; None where there is none."""
     variants: ClassVar[frozenset[str]] = frozenset({"first_order", "learn_inner_lr", "inner_lr_per_step"})
     """The options of a run that change this strategy; the others are refused rather than ignored."""
+    head_variants: ClassVar[frozenset[str]] = variants | {"first_head_lr", "zero_head"}
+    """`variants` of a strategy whose head starts at its own parameters, which `head_parameters` then returns."""
 
     def encode(self, images: Tensor) -> Tensor:
         """All that does not depend on `adapted`, once per batch of episodes.
@@ -143,6 +145,12 @@ class Strategy(nn.Module):
     def bn_modes(self) -> set[BatchNormMode]:
         """The modes of the batch-norm layers."""
         return {module.mode for module in self.modules() if isinstance(module, BatchNorm2d)}
+
+    def head_parameters(self) -> dict[str, nn.Parameter]:
+        """The `weight` and `bias` of the linear head by their names in `adapted`; empty where there is none."""
+        prefix = self.head_prefix
+        names = [] if prefix is None else [f"{prefix}weight", f"{prefix}bias"]
+        return {name: self.adapted.get_parameter(name) for name in names}
 
     def parameter_counts(self) -> tuple[int, int]:
         """How many parameters the inner loop adapts, and how many there are in all (each counted once)."""

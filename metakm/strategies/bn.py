@@ -23,7 +23,7 @@ class BN(DirectStrategy):
     """`adapted` = the norm affine and the head."""
 
     head_prefix: ClassVar[str | None] = "head__"
-    variants: ClassVar[frozenset[str]] = Strategy.variants | {"first_head_lr"}
+    variants: ClassVar[frozenset[str]] = Strategy.head_variants
 
     def __init__(self, backbone: nn.Module, ways: int) -> None:
         super().__init__(

@@ -60,7 +60,7 @@ class KM(Strategy):
     """
 
     head_prefix: ClassVar[str | None] = "direct.head__"
-    variants: ClassVar[frozenset[str]] = Strategy.variants | {"first_head_lr"}
+    variants: ClassVar[frozenset[str]] = Strategy.head_variants
 
     def __init__(
         self,

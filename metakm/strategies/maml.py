@@ -22,7 +22,7 @@ class MAML(DirectStrategy):
     """`adapted` = the network, its norm affine only with `implicit`."""
 
     head_prefix: ClassVar[str | None] = "head__"
-    variants: ClassVar[frozenset[str]] = Strategy.variants | {"first_head_lr"}
+    variants: ClassVar[frozenset[str]] = Strategy.head_variants
 
     def __init__(self, backbone: nn.Module, ways: int, implicit: bool = False) -> None:
         super().__init__(backbone, ways, lambda network, name: implicit or not is_norm_affine(network, name))
