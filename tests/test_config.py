@@ -87,6 +87,7 @@ def test_run_id_tells_computations_apart_but_not_places(tmp_path):
 def test_the_tuned_preset_is_for_characters_and_learns_inner_rates():
     tuned = preset_config("tuned", "km", "omniglot")
     assert (tuned.learn_inner_lr, tuned.inner_lr_per_step, tuned.first_head_lr > 0) == (True, True, True)
+    assert tuned.zero_head
     assert tuned.preset == "tuned"
     assert (tuned.meta_batch, preset_config("tuned", "km", "omniglot", shots=5).meta_batch) == (2, 1)
     assert preset_config("quick", "km", "omniglot").learn_inner_lr is False
@@ -97,7 +98,7 @@ def test_the_tuned_preset_is_for_characters_and_learns_inner_rates():
 
 def test_a_preset_sets_nothing_that_the_strategy_would_refuse():
     proto = preset_config("tuned", "km-proto", "omniglot")
-    assert (proto.inner_lr_per_step, proto.first_head_lr) == (True, 0.0)
+    assert (proto.inner_lr_per_step, proto.first_head_lr, proto.zero_head) == (True, 0.0, False)
     assert preset_config("tuned", "protonet", "omniglot").learn_inner_lr is False
     assert preset_config("tuned", "from-a-plugin", "omniglot").learn_inner_lr is True
     assert preset_config("quick", "protonet", learn_inner_lr=True).learn_inner_lr is True, "asked for, so refused later"
