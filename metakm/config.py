@@ -79,7 +79,7 @@ class RunConfig:
     first_head_lr: float = 0.0
     """With --inner-lr-per-step: where the rate of the classifier's weight in the first step starts; 0: at --inner-lr, as everything else."""
     zero_head: bool = False
-    """Start the classifier at zero in every task (Kao et al. 2022), so that no class is unlike another before the first inner step. Off as published: its start is learned."""
+    """Start the classifier at zero in every task (Kao et al. 2022), so that no class is unlike another before the first inner step, which then moves the classifier alone. Off as published: its start is learned."""
     bn_mode: BatchNormMode = "transductive"
     """Where batch statistics come from. transductive, as published: the batch at hand; support: the support images alone; running: averages over meta-training when evaluating; frozen: never."""
     precision: Precision = "fp32"

@@ -54,6 +54,7 @@ class OuterLoop:
         self.strategy, self.sampler, self.config, self.device = strategy.to(device), sampler, config, device
         self.rates = InnerRates(strategy, config).to(device) if config.learn_inner_lr else None
         fixed = {id(parameter) for parameter in strategy.head_parameters().values()} if config.zero_head else set()
+        # All that the outer loop learns; a head that starts at zero in every task has nothing to learn.
         self._learned = [p for p in strategy.parameters() if id(p) not in fixed] + self.inner_rates()
         self.optimiser = torch.optim.Adam(self._learned, lr=config.meta_lr)
         self.task_bytes = task_bytes(strategy, sampler.dataset.image_shape, config, device)
@@ -161,7 +162,7 @@ class OuterLoop:
 
     def _forget_gradients(self) -> None:
         self.optimiser.zero_grad()
-        self.strategy.zero_grad()  # a head that starts at zero is not the optimiser's
+        self.strategy.zero_grad()  # what the optimiser does not learn included
 
     def _apply(self) -> None:
         if self.config.grad_clip:

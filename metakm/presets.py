@@ -92,7 +92,7 @@ def _quick(dataset: str, ways: int, shots: int) -> dict[str, Any]:
 
 
 def _tuned(dataset: str, ways: int, shots: int) -> dict[str, Any]:
-    """Quick's settings with pooling, small meta-batches, hard clipping, rates for each step, a head that starts at zero.
+    """Quick with pooling, small meta-batches, hard clipping, inner rates for each step and a head that starts at zero.
 
     Searched on 20-way 1-shot, the head on 5-shot too: see results/search/. More shots cost more for each task: they get
     half the tasks, not searched.
