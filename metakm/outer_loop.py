@@ -161,8 +161,9 @@ class OuterLoop:
         return StepResult(loss, accuracy)
 
     def _forget_gradients(self) -> None:
-        self.optimiser.zero_grad()
         self.strategy.zero_grad()  # what the optimiser does not learn included
+        if self.rates:
+            self.rates.zero_grad()
 
     def _apply(self) -> None:
         if self.config.grad_clip:

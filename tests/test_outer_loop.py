@@ -133,8 +133,10 @@ def test_rates_of_another_shape_are_refused():
         learned.load_state(other.state())
 
 
-def test_a_loop_that_takes_up_a_state_goes_on_as_if_never_stopped():
-    unbroken, first, second = (loop(learn_inner_lr=True, inner_lr_per_step=True) for _ in range(3))
+@pytest.mark.parametrize("zero_head", [False, True])
+def test_a_loop_that_takes_up_a_state_goes_on_as_if_never_stopped(zero_head):
+    options = {"learn_inner_lr": True, "inner_lr_per_step": True, "zero_head": zero_head}
+    unbroken, first, second = (loop(**options) for _ in range(3))
     expected = [unbroken.step() for _ in range(4)]
     assert [first.step() for _ in range(2)] == expected[:2]
     second.load_state(first.state())

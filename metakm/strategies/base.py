@@ -148,9 +148,10 @@ class Strategy(nn.Module):
 
     def head_parameters(self) -> dict[str, nn.Parameter]:
         """The `weight` and `bias` of the linear head by their names in `adapted`; empty where there is none."""
-        prefix = self.head_prefix
-        names = [] if prefix is None else [f"{prefix}weight", f"{prefix}bias"]
-        return {name: self.adapted.get_parameter(name) for name in names}
+        if self.head_prefix is None:
+            return {}
+        names = (f"{self.head_prefix}weight", f"{self.head_prefix}bias")
+        return {name: p for name, p in self.adapted.named_parameters() if name in names}
 
     def parameter_counts(self) -> tuple[int, int]:
         """How many parameters the inner loop adapts, and how many there are in all (each counted once)."""
