@@ -1,4 +1,4 @@
-"""What a meta-test measured: its columns of a row, and its line on the terminal."""
+"""What a meta-test or meta-validation measured: its columns of a row, and its line on the terminal."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from metakm.data import EpisodeSampler
 from metakm.outer_loop import OuterLoop
 from metakm.results import ResultRow, interval_over_tasks
 
+SPLIT_NAMES = {"val": "meta-validation", "test": "meta-test"}
+
 
 def measured_columns(
     loop: OuterLoop, sampler: EpisodeSampler, tested: npt.NDArray[np.float64] | None = None
@@ -23,7 +25,7 @@ def measured_columns(
     """The columns of a `ResultRow` that do not tell of the training.
 
     Args:
-        sampler: the meta-test episodes.
+        sampler: the episodes that `tested` is of.
         tested: accuracies `[n]`; None before the meta-test, whose numbers are then missing.
     """
     config = loop.config
@@ -46,11 +48,11 @@ def measured_columns(
     }
 
 
-def summary(config: RunConfig, accuracy: float, ci95: float, ending: str) -> str:
-    """One line: the run, its meta-test accuracy, and `ending`."""
+def summary(config: RunConfig, accuracy: float, ci95: float, ending: str, tested: str = SPLIT_NAMES["test"]) -> str:
+    """One line: the run, its accuracy on the split called `tested`, and `ending`."""
     c = config
     return (
         f"{c.algo} {c.dataset} {c.ways}-way {c.shots}-shot ({c.preset}, seed {c.seed}, batch norm {c.bn_mode}): "
-        f"meta-test accuracy {100 * accuracy:.2f} +- {100 * ci95:.2f} % (95 % interval over {c.eval_tasks} tasks), "
+        f"{tested} accuracy {100 * accuracy:.2f} +- {100 * ci95:.2f} % (95 % interval over {c.eval_tasks} tasks), "
         f"{ending}"
     )

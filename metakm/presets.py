@@ -94,8 +94,8 @@ def _quick(dataset: str, ways: int, shots: int) -> dict[str, Any]:
 def _tuned(dataset: str, ways: int, shots: int) -> dict[str, Any]:
     """Quick with pooling, small meta-batches, hard clipping, inner rates for each step and a head that starts at zero.
 
-    Searched on 20-way 1-shot, the head on 5-shot too: see results/search/. More shots cost more for each task: they get
-    half the tasks, not searched.
+    Searched on 20-way 1-shot, the head and the test steps on 5-shot too: see results/search/. More shots cost more for
+    each task: they get half the tasks, not searched.
     """
     if dataset in _photographs:
         raise UserError(
@@ -113,6 +113,7 @@ def _tuned(dataset: str, ways: int, shots: int) -> dict[str, Any]:
         "inner_lr_per_step": True,
         "first_head_lr": 10.0,
         "zero_head": True,
+        "test_inner_steps": 10,
         "val_every": 500 if shots == 1 else 1000,
         "val_tasks": 200,
     }

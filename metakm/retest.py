@@ -1,4 +1,4 @@
-"""`metakm.run --evaluate FOLDER`: the meta-test of a finished run once more, beside what its row says."""
+"""`metakm.run --evaluate FOLDER`: a finished run tested once more, beside what its row says."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy.typing as npt
 import tyro
 
+from metakm.config import RunConfig
 from metakm.distributed import Processes, joined, local_device
 from metakm.errors import UserError, unknown_name
 from metakm.event_log import EventLog
 from metakm.flags import flag, read_some_options
 from metakm.interrupt import StopRequest, ending
-from metakm.measured import measured_columns, summary
+from metakm.measured import SPLIT_NAMES, measured_columns, summary
 from metakm.memory import TooLittleMemoryError
 from metakm.outer_loop import OuterLoop
 from metakm.preparation import make_sampler, resolve_device, with_data_here
@@ -29,19 +30,21 @@ from metakm.trained import TrainedRun, load_run, read_config
 
 @dataclass(frozen=True, kw_only=True)
 class RetestOptions:
-    """Test a finished run again on its meta-test tasks, beside what its row says.
+    """Test a finished run again, beside what its row says.
 
     Writes nothing. Other flags of metakm.run would change what was trained.
     """
 
     evaluate: Path
     """Folder of the run: it has config.json, and weights.safetensors or checkpoint.pt."""
+    split: Literal["val", "test"] = "test"
+    """test: the meta-test tasks; val: the meta-validation tasks, to choose --test-inner-steps by."""
     data_root: Path | None = None
     """Folder with the data. Without it: the run's own, else as in training."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:<n>. auto is the first GPU if there is one, else the CPU."""
     eval_tasks: int | None = None
-    """Meta-test tasks, from the first on. Without it: as many as the run's."""
+    """Tasks, from the first on. Without it: as many as the run's."""
     test_inner_steps: int | None = None
     """Inner steps. Without it: the run's."""
     task_chunk: int | None = None
@@ -82,8 +85,8 @@ def retest(options: RetestOptions) -> int:
             with processes.agreed(UserError):
                 loop = _prepare(options, processes)
             log = EventLog(loop.config)
-            share = len(processes.part(loop.config.eval_tasks))
-            with Progress("meta-test", share, unit="task", quiet=options.quiet, report=log.progressed) as progress:
+            share, name = len(processes.part(loop.config.eval_tasks)), SPLIT_NAMES[options.split]
+            with Progress(name, share, unit="task", quiet=options.quiet, report=log.progressed) as progress:
                 tested = loop.accuracies(loop.sampler, loop.config.eval_tasks, ending(stop, progress.advance))
     except TooLittleMemoryError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
@@ -91,17 +94,19 @@ def retest(options: RetestOptions) -> int:
     except (StopIteration, KeyboardInterrupt):
         print("Stopped. Nothing was written.", file=sys.stderr)  # noqa: T201
         return 130
-    _report(loop, log, tested, folder)
+    _report(loop, log, tested, folder, options.split)
     return 0
 
 
 def _prepare(options: RetestOptions, processes: Processes) -> OuterLoop:
-    """The trained model with the meta-test episodes."""
+    """The trained model with the episodes to test it on; its config has their number."""
     trained = _load(options)
-    given = {name: value for name, value in vars(options).items() if name != "evaluate" and value is not None}
-    config = dataclasses.replace(with_data_here(trained.config), **{"log_dir": None, **given})
+    tasks = trained.config.val_tasks if options.split == "val" else trained.config.eval_tasks
+    own = {f.name: getattr(options, f.name) for f in dataclasses.fields(RunConfig) if hasattr(options, f.name)}
+    given = {name: value for name, value in own.items() if value is not None}
+    config = dataclasses.replace(with_data_here(trained.config), **{"log_dir": None, "eval_tasks": tasks, **given})
     device = resolve_device(local_device(config.device))
-    sampler = make_sampler(config, "test")
+    sampler = make_sampler(config, options.split)
     if sampler.dataset.image_shape != trained.image_shape:
         raise UserError(
             f"Expected images of {list(trained.image_shape)}, which the run was trained on, got "
@@ -124,15 +129,19 @@ def _load(options: RetestOptions) -> TrainedRun:
     return load_run(options.evaluate)
 
 
-def _report(loop: OuterLoop, log: EventLog, tested: npt.NDArray[Any], folder: RunFolder) -> None:
+def _report(loop: OuterLoop, log: EventLog, tested: npt.NDArray[Any], folder: RunFolder, split: str) -> None:
     found = measured_columns(loop, loop.sampler, tested)
     row = folder.read_row()
     row = row if row is not None and row["status"] == "done" else None
+    if row is not None and split == "val":
+        row = {**row, "accuracy": row["val_accuracy"], "ci95": None, "n_tasks": loop.config.val_tasks}
     said = {f"row_{name}": row[name] if row else None for name in ("accuracy", "ci95", "n_tasks")}
-    log.line("result", {**found, "run_id": row["run_id"] if row else found["run_id"], **said})
+    identity = {"run_id": row["run_id"] if row else found["run_id"], "split": split}
+    log.line("result", {**found, **identity, **said})
     if not log.json:
         ending = _beside(found, row) + f": {folder.result if row else folder.path}"
-        print(summary(loop.config, float(tested.mean()), interval_over_tasks(tested), ending))  # noqa: T201
+        interval = interval_over_tasks(tested)
+        print(summary(loop.config, float(tested.mean()), interval, ending, SPLIT_NAMES[split]))  # noqa: T201
 
 
 def _beside(found: dict[str, Any], row: dict[str, Any] | None) -> str:
@@ -142,7 +151,8 @@ def _beside(found: dict[str, Any], row: dict[str, Any] | None) -> str:
     if (row["accuracy"], row["n_tasks"]) == (found["accuracy"], found["n_tasks"]):
         return "equal to its row"
     apart = 100 * (found["accuracy"] - row["accuracy"])
-    says = f"{100 * row['accuracy']:.2f} +- {100 * row['ci95']:.2f} % over {row['n_tasks']} tasks"
+    interval = "" if row["ci95"] is None else f" +- {100 * row['ci95']:.2f}"
+    says = f"{100 * row['accuracy']:.2f}{interval} % over {row['n_tasks']} tasks"
     names = ("split_hash", "test_inner_steps", "device", "threads", "torch_version")  # the last three: rounding alone
     changes = ", ".join(f"{name}={row[name]} (now {found[name]})" for name in names if row[name] != found[name])
     return f"{apart:+.2f} points from the {says} in its row" + (f", which has {changes}" if changes else "")

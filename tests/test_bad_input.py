@@ -327,6 +327,7 @@ BESIDE_EVALUATE = """
 --resume | --overwrite | --dry-run | --out elsewhere | --log-dir elsewhere
 --no-such-flag 1 | --evl-tasks 4 | extra | -x
 --eval-tasks 1 | --eval-tasks 0 | --eval-tasks -6 | --eval-tasks 1000000000 | --eval-tasks six | --eval-tasks 6.0
+--split train | --split | --split vall
 --test-inner-steps -1 | --test-inner-steps x | --test-inner-steps 1000000000 | --task-chunk -1 | --task-chunk half
 --device gpu | --device cuda:99 | --device meta | --plugin missing.py | --plugin . | --data-root config.json
 """

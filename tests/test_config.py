@@ -88,6 +88,7 @@ def test_the_tuned_preset_is_for_characters_and_learns_inner_rates():
     tuned = preset_config("tuned", "km", "omniglot")
     assert (tuned.learn_inner_lr, tuned.inner_lr_per_step, tuned.first_head_lr > 0) == (True, True, True)
     assert tuned.zero_head
+    assert (tuned.inner_steps, tuned.test_inner_steps) == (5, 10)
     assert tuned.preset == "tuned"
     assert (tuned.meta_batch, preset_config("tuned", "km", "omniglot", shots=5).meta_batch) == (2, 1)
     assert preset_config("quick", "km", "omniglot").learn_inner_lr is False

@@ -158,6 +158,29 @@ def test_other_inner_steps_give_another_accuracy(run, capsys):
     assert found["accuracy"] != found["row_accuracy"]
 
 
+def test_on_meta_validation_the_accuracy_of_the_row_is_repeated_too(run, capsys):
+    row = pd.read_csv(run / "result.csv").iloc[0]
+    assert evaluate(run, "--split", "val") == 0
+    said = rf"meta-validation accuracy {100 * row.val_accuracy:.2f} \+- .* over 4 tasks\), equal to its row"
+    assert re.search(said, capsys.readouterr().out)
+    assert evaluate(run, "--split", "val", "--json") == 0
+    found = result(capsys)
+    assert (found["split"], found["n_tasks"], found["row_n_tasks"], found["row_ci95"]) == ("val", 4, 4, None)
+    assert found["accuracy"] == found["row_accuracy"] == row.val_accuracy
+    assert found["episodes_hash"] != row.episodes_hash
+
+
+def test_more_tasks_of_meta_validation_after_other_steps_are_set_beside_the_row(run, capsys):
+    row = pd.read_csv(run / "result.csv").iloc[0]
+    assert evaluate(run, "--split", "val", "--eval-tasks", "6", "--test-inner-steps", "0", "--json") == 0
+    found = result(capsys)
+    assert (found["n_tasks"], found["row_n_tasks"], found["test_inner_steps"]) == (6, 4, 0)
+    assert found["row_accuracy"] == row.val_accuracy
+    assert evaluate(run, "--split", "val", "--test-inner-steps", "0") == 0
+    beside = rf"points from the {100 * row.val_accuracy:.2f} % over 4 tasks in its row, which has test_inner_steps=5"
+    assert re.search(beside, capsys.readouterr().out)
+
+
 def test_without_a_row_there_is_nothing_to_compare_with(run, capsys):
     (run / "result.csv").unlink()
     assert evaluate(run) == 0
