@@ -51,8 +51,15 @@ def build_strategy(config: RunConfig, image_shape: tuple[int, int, int]) -> Stra
         torch.default_generator.manual_seed(config.seed)
         backbone = make_backbone(config.backbone, image_shape, config.bn_mode)
         strategy = make_strategy(config.algo, backbone, config.ways, **options)
+    head = strategy.head_parameters()
+    for name in ("first_head_lr", "zero_head"):
+        if getattr(config, name) and not head:
+            raise UserError(
+                f"Expected {type(strategy).__qualname__}.head_prefix to name a head in `adapted` for {name}, got "
+                f"{strategy.head_prefix!r}; set it, or leave {name} out of its variants"
+            )
     if config.zero_head:
-        for parameter in strategy.head_parameters().values():
+        for parameter in head.values():
             nn.init.zeros_(parameter)
     return strategy
 

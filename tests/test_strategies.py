@@ -1,5 +1,6 @@
 """The strategies with an adaptation or an outer loss of their own, each against a loop written from its paper."""
 
+import re
 import types
 
 import pytest
@@ -14,6 +15,7 @@ from metakm.config import RunConfig
 from metakm.inner_loop import evaluate_episodes, meta_loss
 from metakm.preparation import build_strategy
 from metakm.presets import preset_config
+from metakm.strategies import registry
 from metakm.strategies.anil import ANIL
 
 LR, STEPS = 0.4, 3
@@ -260,6 +262,20 @@ def test_with_a_head_that_starts_at_zero_the_order_of_the_classes_does_not_matte
     one, other = (evaluate_episodes(strategy, e, inner_lr=LR, inner_steps=STEPS).logits for e in (episodes, reordered))
     assert (one.max() - one.min()) > 0.1
     assert ((one - other[:, :, order]).abs().max() < 1e-12) == zero
+
+
+@pytest.mark.parametrize("option", ["first_head_lr", "zero_head"])
+@pytest.mark.parametrize("prefix", [None, "haed."])
+def test_an_option_for_a_head_that_a_plugin_does_not_name_is_refused(monkeypatch, option, prefix):
+    class Headless(ANIL):
+        head_prefix = prefix
+
+    monkeypatch.setitem(registry._registry, "headless", Headless)
+    flags = {"learn_inner_lr": True, "inner_lr_per_step": True, "zero_head": False, "first_head_lr": 0.0}
+    config = preset_config(algo="headless", ways=3, **flags | {option: 2.0 if option == "first_head_lr" else True})
+    said = f"Headless.head_prefix to name a head in `adapted` for {option}, got {prefix!r}; set it, or leave"
+    with pytest.raises(metakm.UserError, match=re.escape(said)):
+        build_strategy(config, (1, 28, 28))
 
 
 def test_a_strategy_that_adapts_nothing_must_say_how_it_adapts():
