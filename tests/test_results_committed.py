@@ -1,12 +1,14 @@
-"""What is committed under results/ is what its commands make of the rows beside it."""
+"""What is committed under results/ is what its commands make of the rows beside it, and the README says the same."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from metakm.table import main
 
-RESULTS = Path(__file__).parent.parent / "results"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"
 TABLES = sorted(path for path in RESULTS.rglob("*.md") if path.name != "README.md")
 FLAGS = {"table3": [], **{name: ["--paper", name] for name in ("table1", "table2", "fig5")}}  # by the table's name
 
@@ -38,3 +40,33 @@ def test_a_row_that_changed_makes_its_table_stale(tmp_path):
     assert rebuilt(tmp_path / table.name, tmp_path / "new.md") == table.read_text()
     next(tmp_path.rglob("km/seed0/result.csv")).unlink()
     assert rebuilt(tmp_path / table.name, tmp_path / "new.md") != table.read_text()
+
+
+def accuracies_of(text):
+    """Each accuracy with its interval in the tables of a README, with the strategy that its row or column names."""
+    rows = [re.split(r" *\| *", line) for line in text.splitlines() if line.startswith("| ")]
+    for row in rows:
+        if not any(" ± " in cell for cell in row):
+            header = row
+        for column, cell in enumerate(row):
+            if " ± " in cell:
+                names = row[1] if header[1] == "`--algo`" else header[column]
+                yield re.search("`([a-z-]+)`", names)[1], cell
+
+
+def in_a_table(algo, cell, tables):
+    """Whether a line of the tables has the strategy's cell; differences stand among the claims too."""
+    lines = (line for table in tables for line in table.read_text().splitlines())
+    own = (line for line in lines if line.startswith((f"| {algo} (", f"| {algo.upper()} above")))
+    return any(re.search(rf"(\| |: ){re.escape(cell)}(?! \(seeds\))(?= |,|$)", line) for line in own)
+
+
+def test_the_readme_has_the_accuracies_of_the_committed_tables():
+    readme = (ROOT / "README.md").read_text()
+    said = list(accuracies_of(readme[readme.index("### What quick gives") : readme.index("### Tables and reports")]))
+    tables = sorted(RESULTS.glob("*/table3.md"))
+    assert len(said) > 25
+    assert [(algo, cell) for algo, cell in said if not in_a_table(algo, cell, tables)] == []
+    algo, cell = said[0]
+    assert not in_a_table(algo, f"1{cell}", tables), "the check can fail"
+    assert not in_a_table("protonet", cell, tables)
