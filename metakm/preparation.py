@@ -52,7 +52,7 @@ def build_strategy(config: RunConfig, image_shape: tuple[int, int, int]) -> Stra
         backbone = make_backbone(config.backbone, image_shape, config.bn_mode)
         strategy = make_strategy(config.algo, backbone, config.ways, **options)
     head = strategy.head_parameters()
-    for name in ("first_head_lr", "zero_head"):
+    for name in sorted(Strategy.head_variants - Strategy.variants):
         if getattr(config, name) and not head:
             raise UserError(
                 f"Expected {type(strategy).__qualname__}.head_prefix to name a head in `adapted` for {name}, got "

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 import numpy.typing as npt
 import tyro
 
-from metakm.config import RunConfig
 from metakm.distributed import Processes, joined, local_device
 from metakm.errors import UserError, unknown_name
 from metakm.event_log import EventLog
@@ -102,8 +101,8 @@ def _prepare(options: RetestOptions, processes: Processes) -> OuterLoop:
     """The trained model with the episodes to test it on; its config has their number."""
     trained = _load(options)
     tasks = trained.config.val_tasks if options.split == "val" else trained.config.eval_tasks
-    own = {f.name: getattr(options, f.name) for f in dataclasses.fields(RunConfig) if hasattr(options, f.name)}
-    given = {name: value for name, value in own.items() if value is not None}
+    own = ("evaluate", "split")  # no fields of the config
+    given = {name: value for name, value in vars(options).items() if name not in own and value is not None}
     config = dataclasses.replace(with_data_here(trained.config), **{"log_dir": None, "eval_tasks": tasks, **given})
     device = resolve_device(local_device(config.device))
     sampler = make_sampler(config, options.split)
