@@ -57,8 +57,8 @@ class RetestOptions:
 
 
 def asks_for_retest(arguments: Sequence[str]) -> bool:
-    """Whether --evaluate is among the arguments."""
-    return any(argument.partition("=")[0] == "--evaluate" for argument in arguments)
+    """Whether --evaluate is among the arguments, or --split, which goes with it alone."""
+    return any(argument.partition("=")[0] in {"--evaluate", "--split"} for argument in arguments)
 
 
 def parse_retest(arguments: Sequence[str]) -> RetestOptions:

@@ -20,7 +20,7 @@ from metakm.distributed import ALONE, Processes, local_device
 from metakm.errors import UserError
 from metakm.event_log import EventLog
 from metakm.interrupt import StopRequest, ending
-from metakm.measured import measured_columns, summary
+from metakm.measured import SPLIT_NAMES, measured_columns, summary
 from metakm.memory import TooLittleMemoryError
 from metakm.outer_loop import DivergedError, OuterLoop
 from metakm.preparation import build_strategy, make_sampler, resolve_device
@@ -206,12 +206,13 @@ class Run:
             self.best = {"val_accuracy": accuracy, "model": self.loop.model_state()}
         self._save()
         if progress is not None:
-            progress.note(f"iteration {point.iteration}: meta-validation accuracy {accuracy:.4f}")
+            progress.note(f"iteration {point.iteration}: {SPLIT_NAMES['val']} accuracy {accuracy:.4f}")
 
     def _test(self) -> npt.NDArray[np.float64] | None:
         """Meta-test accuracies `[eval_tasks]` of the best checkpoint; None when asked to stop."""
         self.loop.load_model_state(self.best["model"])
-        with self._progress("meta-test", len(self.processes.part(self.config.eval_tasks)), unit="task") as progress:
+        share = len(self.processes.part(self.config.eval_tasks))
+        with self._progress(SPLIT_NAMES["test"], share, unit="task") as progress:
             try:
                 return self.accuracies("test", self.config.eval_tasks, ending(self.stop, progress.advance))
             except StopIteration:

@@ -345,6 +345,11 @@ def test_flags_beside_evaluate_that_are_wrong_name_the_flag_or_the_value(
         assert any(part.lstrip("-").partition("=")[0].replace("_", "-") in said for part in flags)
 
 
+def test_split_without_evaluate_asks_for_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "--evaluate" in refused(capsys, tmp_path, "--split", "val")
+
+
 @pytest.mark.parametrize(
     "name", ["missing", "a file", "a file/below", "empty", "a" * 300, "\u4e2d \U0001f600", "", "up"]
 )
