@@ -49,7 +49,7 @@ class RunConfig:
     queries: int
     """Query images of each class. Default from --preset; paper: the shots for 20-way characters (MAML's code), 15 for photographs."""
     preset: PresetName = "quick"
-    """Where the other defaults come from. quick: scaled down, chosen for km on the meta-validation of omniglot 20-way 1-shot and only estimated for other settings; paper: the published protocol of Finn et al. 2017 and Raghu et al. 2020; tuned: for characters alone, longer than quick, with pooling, smaller clipping, learned inner rates, a zero head and twice the inner steps in the meta-test, searched on omniglot 20-way 1-shot, the last two on 5-shot too (results/search), and only estimated for other settings."""
+    """Where the other defaults come from. quick: scaled down, chosen for km on the meta-validation of omniglot 20-way 1-shot and only estimated for other settings; paper: the published protocol of Finn et al. 2017 and Raghu et al. 2020; tuned: longer than quick, with smaller clipping, a zero head and 10 inner steps in the meta-test, for characters with pooling and learned inner rates too, searched on omniglot 20-way 1-shot, in part on 5-shot, and on tiny-imagenet 5-way 1-shot (results/search), and only estimated for other settings."""
     backbone: str
     """conv4-<filters>-stride, conv4-<filters>-pool or resnet<depth>. Default from --preset; paper: conv4-64-stride for characters, conv4-32-pool for photographs."""
     inner_lr: float

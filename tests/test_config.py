@@ -84,7 +84,7 @@ def test_run_id_tells_computations_apart_but_not_places(tmp_path):
     assert len({config.run_id, *(c.run_id for c in others)}) == 4
 
 
-def test_the_tuned_preset_is_for_characters_and_learns_inner_rates():
+def test_the_tuned_preset_learns_inner_rates_for_characters_alone():
     tuned = preset_config("tuned", "km", "omniglot")
     assert (tuned.learn_inner_lr, tuned.inner_lr_per_step, tuned.first_head_lr > 0) == (True, True, True)
     assert tuned.zero_head
@@ -93,8 +93,9 @@ def test_the_tuned_preset_is_for_characters_and_learns_inner_rates():
     assert (tuned.meta_batch, preset_config("tuned", "km", "omniglot", shots=5).meta_batch) == (2, 1)
     assert preset_config("quick", "km", "omniglot").learn_inner_lr is False
     for dataset in ("tiny-imagenet", "mini-imagenet", "folder"):
-        with pytest.raises(UserError, match=f"--preset quick or paper for {dataset}, got tuned"):
-            preset_config("tuned", dataset=dataset)
+        photographs = preset_config("tuned", dataset=dataset)
+        assert (photographs.zero_head, photographs.learn_inner_lr) == (True, False)
+        assert photographs.backbone == preset_config("paper", dataset=dataset).backbone
 
 
 def test_a_preset_sets_nothing_that_the_strategy_would_refuse():
