@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from metakm.table import main
@@ -70,3 +71,14 @@ def test_the_readme_has_the_accuracies_of_the_committed_tables():
     algo, cell = said[0]
     assert not in_a_table(algo, f"1{cell}", tables), "the check can fail"
     assert not in_a_table("protonet", cell, tables)
+
+
+def test_the_search_tells_what_its_rows_have():
+    lines = (RESULTS / "search" / "README.md").read_text().splitlines()
+    rows = sorted((RESULTS / "search").rglob("result.csv"))
+    assert len(rows) > 50
+    for path in rows:
+        row, trial = pd.read_csv(path).iloc[0], path.parts[-5]
+        named = (f"| `{trial}` |", f"| `{re.sub(f'^{row.algo}-', 'ALGO-', trial)}` |")
+        cells = [cell for line in lines if line.startswith(named) for cell in re.split(r" *\| *", line)]
+        assert f"{100 * row.val_accuracy:.1f}" in cells, path
