@@ -21,7 +21,8 @@ Precision = Literal["fp32", "bf16"]
 
 # Fields that say where and how a run is executed, not what it computes; a resumed run may change them.
 EXECUTION_FIELDS = frozenset(
-    {"data_root", "out", "resume", "overwrite", "device", "plugin", "dry_run", "task_chunk", "log_dir", "quiet", "json"}
+    {"data_root", "out", "resume", "overwrite", "device", "plugin", "dry_run", "task_chunk", "eager", "log_dir"}
+    | {"quiet", "json"}
 )
 
 # Fields that change the strategies which name them among their `variants`; the others refuse them.
@@ -114,6 +115,8 @@ class RunConfig:
     """Iterations between validations; the last iteration always validates. Default from --preset."""
     task_chunk: int = 0
     """Tasks whose graphs are in memory at once; the result does not depend on it. 0: as many as fit into half of the memory, by an estimate."""
+    eager: bool = False
+    """On a GPU, launch the kernels of each meta-gradient one by one. Without it they are recorded once as a CUDA graph and replayed, which is faster; strategies that wait for the GPU cannot be recorded and run as with it."""
     plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
     """Python files that register strategies; they run with your rights."""
 

@@ -11,8 +11,9 @@ Memory of a second-order loss grows with tasks x steps: the graph of every step 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import higher
 import torch
@@ -112,10 +113,11 @@ class GradientDescent:
         optimiser = _optimiser(self.strategy.adapted, adapted, graph)
         # `higher`'s own track_higher_grads=False would cut the initial parameters off; constant gradients do not.
         constant = _detach_all if self.first_order and graph else None
+        by_step = [_by_step(rate) for rate in self.rates]
         for step in range(self.steps):
             encoded, labels = batches[step % len(batches)]
             losses = cross_entropy(self.strategy.predict(adapted, encoded), labels)  # [T]
-            rates = [_at(rate, step) for rate in self.rates]
+            rates = [each[min(step, len(each) - 1)] for each in by_step]
             rates = rates if factors is None else [r * f for r, f in zip(rates, factors, strict=True)]
             optimiser.step(losses.sum(), override={"lr": rates}, grad_callback=constant)
         return adapted  # type: ignore[no-any-return]
@@ -144,9 +146,9 @@ def _one_each(inner_lr: InnerLR, count: int) -> list[float | Tensor]:
     return list(inner_lr)
 
 
-def _at(rate: float | Tensor, step: int) -> float | Tensor:
-    """The rate of one step, from 0 on."""
-    return rate[min(step, len(rate) - 1)] if isinstance(rate, Tensor) and rate.dim() else rate
+def _by_step(rate: float | Tensor) -> Sequence[float | Tensor]:
+    """The rates of the first steps; the last is also that of all further ones."""
+    return rate.unbind() if isinstance(rate, Tensor) and rate.dim() else (rate,)
 
 
 def _starts(module: nn.Module, tasks: int, given: Mapping[str, Tensor], graph: bool) -> list[Tensor]:
@@ -161,7 +163,45 @@ def _starts(module: nn.Module, tasks: int, given: Mapping[str, Tensor], graph: b
 def _optimiser(module: nn.Module, adapted: nn.Module, graph: bool) -> higher.optim.DifferentiableOptimizer:
     parameters = list(module.parameters())
     plain = torch.optim.SGD([{"params": [p]} for p in parameters], lr=0.0)
-    return higher.optim.DifferentiableSGD(plain, parameters, fmodel=adapted, track_higher_grads=graph)
+    kind = _LeanSGD if parameters[0].is_cuda else higher.optim.DifferentiableSGD
+    return kind(plain, parameters, fmodel=adapted, track_higher_grads=graph)
+
+
+class _LeanSGD(higher.optim.DifferentiableSGD):  # type: ignore[misc]
+    """`higher`'s SGD without momentum or decay in a third of the GPU's launches."""
+
+    def _update(self, grouped_grads: list[list[Tensor | None]], **_: object) -> None:
+        for group, (gradient,) in zip(self.param_groups, grouped_grads, strict=True):
+            if gradient is not None:
+                (parameter,) = group["params"]
+                rate = torch.as_tensor(group["lr"], dtype=parameter.dtype)  # a number stays on the CPU
+                group["params"] = [_Step.apply(parameter, gradient, rate)]
+
+
+@functools.cache
+def _zero(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.zeros((), dtype=dtype, device=device)
+
+
+class _Step(torch.autograd.Function):
+    """phi - alpha g, in one launch; its derivatives are -alpha v and -sum(v g)."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient, rate)
+        return torch.addcmul(parameter, gradient, rate, value=-1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        (v,) = grads
+        gradient, rate = ctx.saved_tensors
+        _, for_gradient, for_rate = ctx.needs_input_grad
+        zero = _zero(v.dtype, v.device)
+        return (
+            v,
+            torch.addcmul(zero, v, rate, value=-1) if for_gradient else None,
+            torch.addcmul(zero, v, gradient, value=-1).sum_to_size(rate.shape) if for_rate else None,
+        )
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -17,10 +17,13 @@ from metakm.config import RunConfig
 from metakm.data import Episodes, EpisodeSampler, EpisodeSource
 from metakm.distributed import ALONE, Processes, processes_here
 from metakm.evaluation import accuracies
+from metakm.gpu.graphs import MetaGradient, Recordings
 from metakm.inner_loop import InnerLR, meta_loss
 from metakm.inner_rates import InnerRates
 from metakm.memory import TooLittleMemoryError, automatic_chunk, halved, is_out_of_memory, task_bytes
 from metakm.strategies import Strategy
+
+TESTED_AT_ONCE = 64  # tasks, on a GPU that has the memory
 
 
 class DivergedError(RuntimeError):
@@ -55,12 +58,18 @@ class OuterLoop:
         self.rates = InnerRates(strategy, config).to(device) if config.learn_inner_lr else None
         fixed = {id(parameter) for parameter in strategy.head_parameters().values()} if config.zero_head else set()
         # All that the outer loop learns; a head that starts at zero in every task has nothing to learn.
-        self._learned = [p for p in strategy.parameters() if id(p) not in fixed] + self.inner_rates()
+        learned = [p for p in strategy.parameters() if id(p) not in fixed and p.requires_grad]
+        self._learned = learned + self.inner_rates()
         self.optimiser = torch.optim.Adam(self._learned, lr=config.meta_lr)
         self.task_bytes = task_bytes(strategy, sampler.dataset.image_shape, config, device)
         sharing = processes_here() if device.type == "cpu" else 1  # the machine's memory
         self.chunk = config.task_chunk or automatic_chunk(self.task_bytes * sharing, config.meta_batch, device)
+        # Testing keeps no graph across steps, and a GPU is idle under a few tasks.
+        test_chunk = max(self.chunk, automatic_chunk(self.task_bytes, TESTED_AT_ONCE, device))
+        self.test_chunk = test_chunk if device.type == "cuda" and not config.task_chunk else self.chunk
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.get_default_dtype()
+        recorded = device.type == "cuda" and not config.eager
+        self._meta_gradient_of = Recordings(self._differentiate) if recorded else self._differentiate
         self.iteration = 0
 
     @property
@@ -107,7 +116,7 @@ class OuterLoop:
                 tasks=len(mine),
                 inner_lr=self.inner_lr,
                 inner_steps=self.config.test_inner_steps,
-                chunk=self.chunk,
+                chunk=self.test_chunk,
                 device=self.device,
                 dtype=self.dtype,
                 progress=progress,
@@ -117,7 +126,7 @@ class OuterLoop:
     def trial_seconds(self) -> float:
         """Wall time of one iteration's meta-gradient, after one to warm up; changes nothing."""
         episodes = self.sampler.batch(index=0, tasks=self.config.meta_batch)
-        for _ in range(2):
+        for _ in range(2 if self.device.type == "cpu" else 3):  # a GPU's second one may be recorded, the third replayed
             began = time.monotonic()
             self._meta_gradient(episodes)
         self._forget_gradients()
@@ -142,23 +151,32 @@ class OuterLoop:
             self.chunk = halved(min(self.chunk, len(episodes)))
 
     def _sum_over_chunks(self, episodes: Episodes, tasks: int) -> StepResult:
-        config = self.config
         self.strategy.train()
         self._forget_gradients()
         loss = accuracy = 0.0
         for chunk in episodes.chunks(self.chunk):
-            result = meta_loss(
-                self.strategy,
-                chunk.to(self.device, self.dtype),
-                inner_lr=self.inner_lr,
-                inner_steps=config.inner_steps,
-                first_order=config.first_order,
-            )
+            part = self._meta_gradient_of(chunk.to(self.device, self.dtype))
             share = len(chunk) / tasks
-            (result.loss * share).backward()  # type: ignore[no-untyped-call]
-            loss += float(result.loss.detach()) * share
-            accuracy += float(result.accuracy.sum()) / tasks
+            for parameter, gradient in zip(self._learned, part.gradients, strict=True):
+                if gradient is not None:
+                    scaled = gradient if share == 1 else gradient * share
+                    parameter.grad = scaled if parameter.grad is None else parameter.grad + scaled
+            loss += float(part.loss) * share
+            accuracy += float(part.accuracy.sum()) / tasks
         return StepResult(loss, accuracy)
+
+    def _differentiate(self, episodes: Episodes) -> MetaGradient:
+        """The meta-gradient of episodes that are on the device."""
+        config = self.config
+        result = meta_loss(
+            self.strategy,
+            episodes,
+            inner_lr=self.inner_lr,
+            inner_steps=config.inner_steps,
+            first_order=config.first_order,
+        )
+        gradients = torch.autograd.grad(result.loss, self._learned, allow_unused=True)
+        return MetaGradient(result.loss.detach(), result.accuracy, gradients)
 
     def _forget_gradients(self) -> None:
         self.strategy.zero_grad()  # what the optimiser does not learn included
@@ -178,8 +196,8 @@ class OuterLoop:
         return 0.5 * (1 + math.cos(math.pi * self.iteration / max(1, self.config.iterations)))
 
     def _finite(self, loss: float) -> bool:
-        grads = [p.grad for p in self._learned if p.grad is not None]
-        return math.isfinite(loss) and all(bool(torch.isfinite(g).all()) for g in grads)
+        gradients = [p.grad.reshape(-1) for p in self._learned if p.grad is not None]
+        return math.isfinite(loss) and bool(torch.cat(gradients).isfinite().all())  # one look: each waits for a GPU
 
     def _divergence(self, episodes: Episodes, loss: float) -> str:
         """Say which episodes are to blame, by running each on its own."""

@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from metakm.gpu import has_kernels
+
 
 class Geometry(NamedTuple):
     """What a convolution needs beside its tensors."""
@@ -45,8 +47,11 @@ class _Convolve(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.geometry = geometry
-        stride, padding, dilation, groups = geometry
-        return torch.conv2d(x, weight, None, stride, padding, dilation, groups)
+        if has_kernels(x):
+            from metakm.gpu import convolution as kernels
+
+            return kernels.convolution(x, weight, geometry)
+        return torch.conv2d(x, weight, None, *geometry)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None]:
@@ -62,6 +67,10 @@ class _InputGradient(torch.autograd.Function):
     def forward(ctx: Any, grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(grad, weight)
         ctx.geometry = geometry
+        if has_kernels(grad):
+            from metakm.gpu import convolution as kernels
+
+            return kernels.input_gradient(grad, weight, shape, geometry)
         x = _unread(shape, grad)
         return _derivatives(grad, x, weight, geometry, (True, False))[0]
 
@@ -79,6 +88,10 @@ class _WeightGradient(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, grad: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(x, grad)
         ctx.geometry = geometry
+        if has_kernels(x):
+            from metakm.gpu import convolution as kernels
+
+            return kernels.weight_gradient(x, grad, shape, geometry)
         weight = _unread(shape, grad)
         return _derivatives(grad, x, weight, geometry, (False, True))[1]
 

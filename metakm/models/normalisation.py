@@ -28,6 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metakm.gpu import has_kernels
+
 
 def batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, pool: bool = False) -> Tensor:
     """relu(batch_norm(x)) of `[n, C, H, W]` with the batch's own statistics; twice differentiable.
@@ -38,7 +40,7 @@ def batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, pool
         weight: gamma, `[C]`.
         bias: beta, `[C]`.
     """
-    if pool:
+    if pool or has_kernels(x):
         x = x.contiguous(memory_format=torch.channels_last)  # where `_pixels` is a view
     output: Tensor = _BatchNormReLU.apply(x, weight, bias, eps, pool)
     return output
@@ -47,6 +49,12 @@ def batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, pool
 class _BatchNormReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool) -> Tensor:
+        if has_kernels(x):
+            from metakm.gpu import normalisation as kernels
+
+            y, mean, inverse, places = kernels.forward(x, weight, bias, eps, pool)
+            ctx.save_for_backward(x, x, weight, mean, inverse, y, places)
+            return y
         if pool:
             mean, inverse = _statistics(x, weight, eps)
             x_y, places = _maxima(x, weight)
@@ -80,6 +88,13 @@ class _Backward(torch.autograd.Function):
         y: Tensor,
         places: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        if has_kernels(x):
+            from metakm.gpu import normalisation as kernels
+
+            results = kernels.backward(grad_y, x, weight, kernels.Forward(y, mean, inverse, places))
+            ctx.save_for_backward(grad_y, x, x_y, weight, mean, inverse, y, places, *results[1:])
+            return results
         g = torch.ops.aten.threshold_backward(grad_y, y, 0)
         if places is None:
             grad_x, sum_gx, sum_g = _batch_norm_backward(g, x, weight, mean, inverse, with_projection=True)
@@ -90,7 +105,6 @@ class _Backward(torch.autograd.Function):
             grad_x = _affine(x, mean, minus_mean * inverse * sum_gx, minus_mean * sum_g)
             _scatter_add(grad_x, g, scale, places)
         ctx.save_for_backward(g, x, x_y, weight, mean, inverse, y, places, sum_gx, sum_g)
-        ctx.set_materialize_grads(False)
         return grad_x, sum_gx, sum_g
 
     @staticmethod
@@ -98,6 +112,11 @@ class _Backward(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         v, a, b = grads
         g, x, x_y, weight, mean, inverse, y, places, sum_gx, sum_g = ctx.saved_tensors
+        if has_kernels(x):
+            from metakm.gpu import normalisation as kernels
+
+            saved = kernels.Forward(y, mean, inverse, places)
+            return *kernels.second((v, a, b), g, x, weight, saved, (sum_gx, sum_g)), *[None] * 5
         minus = -1 / _count(x)  # -m[u] = sum(u) minus; few operations by channel, for they cost most in small networks
         scale = weight * inverse
         unit = scale * inverse * minus
@@ -131,7 +150,7 @@ def _statistics(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def _maxima(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """G x and the places in the plane that it comes from, both `[n, C, H/2, W/2]`."""
     signs = weight.sign()
-    look = not x.is_cuda  # on a GPU, a look at the signs would wait for them
+    look = not x.is_cuda  # on a GPU without our kernels, a look at the signs would wait for them
     rising = look and bool((signs > 0).all())
     ordered = x if rising else x * _column(signs, x)  # as gamma x^ + beta is
     maxima, places = torch.ops.aten.max_pool2d_with_indices(ordered, (2, 2), (2, 2))

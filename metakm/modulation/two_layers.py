@@ -25,6 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metakm.gpu import has_kernels
+
+LARGEST = 64  # k, pixels of a kernel, that the GPU's kernels take
+
 
 def two_layers(columns: Tensor, first: Tensor, second: Tensor, out_channels: int) -> Tensor:
     """U2 tanh(U1 C), `[T, O, k, C]`, for columns of `[k, O*C]` and U1, U2 of `[T, k, k]`; twice differentiable."""
@@ -35,6 +39,11 @@ def two_layers(columns: Tensor, first: Tensor, second: Tensor, out_channels: int
 class _TwoLayers(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, columns: Tensor, first: Tensor, second: Tensor, out_channels: int) -> Tensor:
+        if _fits(columns):
+            from metakm.gpu import two_layers as kernels
+
+            ctx.save_for_backward(columns, first, second, None)  # the hidden layer is computed again
+            return kernels.forward(columns, first, second, out_channels)
         hidden = _times_shared(first, columns).tanh_()
         ctx.save_for_backward(columns, first, second, hidden)
         return _channels_innermost(second @ hidden, out_channels)
@@ -47,20 +56,29 @@ class _TwoLayers(torch.autograd.Function):
 class _Backward(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, grad: Tensor, columns: Tensor, first: Tensor, second: Tensor, hidden: Tensor
+        ctx: Any, grad: Tensor, columns: Tensor, first: Tensor, second: Tensor, hidden: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        if hidden is None:
+            from metakm.gpu import two_layers as kernels
+
+            ctx.save_for_backward(grad, columns, first, second, None, None)
+            return kernels.backward(grad, columns, first, second)
         ctx.out_channels = grad.shape[1]
         grad = grad.transpose(1, 2).flatten(2)
         received = second.mT @ grad  # R
         inner = _through_tanh(received, hidden)  # A
         ctx.save_for_backward(grad, columns, first, second, hidden, received)
-        ctx.set_materialize_grads(False)
         return _shared_sum(first, inner), _by_shared(inner, columns), grad @ hidden.mT
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         grad, columns, first, second, hidden, received = ctx.saved_tensors
+        if hidden is None:
+            from metakm.gpu import two_layers as kernels
+
+            return *kernels.second(grads, grad, columns, first, second), None
         v_columns, v_first, v_second = grads
         v_first = torch.zeros_like(first) if v_first is None else v_first
         v_second = torch.zeros_like(second) if v_second is None else v_second
@@ -78,6 +96,11 @@ class _Backward(torch.autograd.Function):
             for_first += _by_shared(inner, v_columns)
         for_grad = _channels_innermost(for_grad, ctx.out_channels)
         return for_grad, for_columns, for_first, grad @ passed.mT, None
+
+
+def _fits(columns: Tensor) -> bool:
+    """Whether the GPU's kernels can do it."""
+    return has_kernels(columns) and columns.dtype == torch.float32 and columns.shape[0] <= LARGEST
 
 
 def _channels_innermost(kernels: Tensor, out_channels: int) -> Tensor:
