@@ -163,8 +163,13 @@ def _starts(module: nn.Module, tasks: int, given: Mapping[str, Tensor], graph: b
 def _optimiser(module: nn.Module, adapted: nn.Module, graph: bool) -> higher.optim.DifferentiableOptimizer:
     parameters = list(module.parameters())
     plain = torch.optim.SGD([{"params": [p]} for p in parameters], lr=0.0)
-    kind = _LeanSGD if parameters[0].is_cuda else higher.optim.DifferentiableSGD
+    kind = _LeanSGD if _fewest_launches(parameters[0]) else higher.optim.DifferentiableSGD
     return kind(plain, parameters, fmodel=adapted, track_higher_grads=graph)
+
+
+def _fewest_launches(parameter: Tensor) -> bool:
+    """Whether each operation costs more by being launched than by what it computes."""
+    return parameter.is_cuda
 
 
 class _LeanSGD(higher.optim.DifferentiableSGD):  # type: ignore[misc]
@@ -173,9 +178,11 @@ class _LeanSGD(higher.optim.DifferentiableSGD):  # type: ignore[misc]
     def _update(self, grouped_grads: list[list[Tensor | None]], **_: object) -> None:
         for group, (gradient,) in zip(self.param_groups, grouped_grads, strict=True):
             if gradient is not None:
-                (parameter,) = group["params"]
-                rate = torch.as_tensor(group["lr"], dtype=parameter.dtype)  # a number stays on the CPU
-                group["params"] = [_Step.apply(parameter, gradient, rate)]
+                (parameter,), rate = group["params"], group["lr"]
+                fixed = not isinstance(rate, Tensor)
+                group["params"] = [
+                    torch.add(parameter, gradient, alpha=-rate) if fixed else _Step.apply(parameter, gradient, rate)
+                ]
 
 
 @functools.cache

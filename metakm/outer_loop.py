@@ -68,7 +68,7 @@ class OuterLoop:
         test_chunk = max(self.chunk, automatic_chunk(self.task_bytes, TESTED_AT_ONCE, device))
         self.test_chunk = test_chunk if device.type == "cuda" and not config.task_chunk else self.chunk
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.get_default_dtype()
-        recorded = device.type == "cuda" and not config.eager
+        recorded = device.type == "cuda" and strategy.recordable and not config.eager
         self._meta_gradient_of = Recordings(self._differentiate) if recorded else self._differentiate
         self.iteration = 0
 

@@ -6,6 +6,7 @@ from oracle import conv4, higher_loss, modulate, unrolled_loss
 from small import assert_close, gradients, learned_parameters, random_episodes, small_strategy, strategies_with
 
 import metakm
+from metakm import inner_loop
 from metakm.inner_loop import evaluate_episodes, meta_loss
 
 CASES = {
@@ -259,3 +260,22 @@ def test_bfloat16_images_give_nearly_the_same_meta_gradient_on_float32_parameter
     a, b = (torch.cat([g.flatten() for g in grads.values()]) for grads in (exact, approximate))
     assert torch.cosine_similarity(a, b, dim=0) > 0.95
     assert (a - b).norm() > 1e-4 * a.norm(), "the convolutions did not run in bfloat16"
+
+
+@pytest.mark.parametrize("algo", metakm.available_strategies())
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_step_that_a_gpu_takes_is_that_of_higher(algo, learned, monkeypatch):
+    """Its few launches compute what `higher`'s update does, the derivatives by the rates included."""
+    if learned and algo not in strategies_with("learn_inner_lr"):
+        pytest.skip("a strategy without learned rates")
+    found = []
+    for lean in (False, True):
+        monkeypatch.setattr(inner_loop, "_fewest_launches", lambda _, lean=lean: lean)
+        strategy = small_strategy(algo)
+        adapted = list(strategy.adapted.parameters())
+        rates = [torch.full((2,), LR, requires_grad=True) for _ in adapted] if learned else LR
+        result = meta_loss(strategy, random_episodes(), inner_lr=rates, inner_steps=STEPS)
+        wanted = [*strategy.parameters(), *(rates if learned else [])]
+        found.append(torch.autograd.grad(result.loss, wanted, materialize_grads=True))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-13)

@@ -80,6 +80,9 @@ class Strategy(nn.Module):
     head_variants: ClassVar[frozenset[str]] = variants | {"first_head_lr", "zero_head"}
     """`variants` of a strategy whose head starts at its own parameters, which `head_parameters` then returns."""
 
+    recordable: ClassVar[bool] = True
+    """Whether a GPU can replay its meta-gradient; False where it waits for the GPU, as for the number of classes."""
+
     def encode(self, images: Tensor) -> Tensor:
         """All that does not depend on `adapted`, once per batch of episodes.
 

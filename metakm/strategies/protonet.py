@@ -24,6 +24,7 @@ class ProtoNet(Strategy):
     """`adapted` = nothing."""
 
     variants: ClassVar[frozenset[str]] = frozenset()
+    recordable: ClassVar[bool] = False  # `prototypes` counts the classes
 
     def __init__(self, backbone: nn.Module, ways: int) -> None:
         super().__init__()

@@ -27,6 +27,7 @@ class PrototypeHead(Strategy):
     """Mixed into a strategy whose `adapted` has a linear head, as `head_prefix` says."""
 
     variants: ClassVar[frozenset[str]] = Strategy.variants
+    recordable: ClassVar[bool] = False  # `prototypes` counts the classes
 
     def features(self, encoded: Tensor) -> Tensor:
         """Features `[T, n, F]` before adaptation, of what `encode` returned."""
