@@ -84,7 +84,7 @@ class RunConfig:
     bn_mode: BatchNormMode = "transductive"
     """Where batch statistics come from. transductive, as published: the batch at hand; support: the support images alone; running: averages over meta-training when evaluating; frozen: never."""
     precision: Precision = "fp32"
-    """Of the convolutions: fp32, on a GPU too (never TF32), or bf16, faster where the processor has it; parameters, norm statistics and classifier stay fp32."""
+    """Of the convolutions: fp32, on a GPU too (metakm's kernels there keep float32's accuracy), or bf16, faster where the processor has it; parameters, norm statistics and classifier stay fp32."""
     seed: int = 0
     """Seed of the initial weights and of the meta-training episodes. Meta-validation and meta-test episodes are the same for every seed."""
     device: str = "auto"

@@ -58,8 +58,7 @@ class OuterLoop:
         self.rates = InnerRates(strategy, config).to(device) if config.learn_inner_lr else None
         fixed = {id(parameter) for parameter in strategy.head_parameters().values()} if config.zero_head else set()
         # All that the outer loop learns; a head that starts at zero in every task has nothing to learn.
-        learned = [p for p in strategy.parameters() if id(p) not in fixed and p.requires_grad]
-        self._learned = learned + self.inner_rates()
+        self._learned = [p for p in strategy.parameters() if id(p) not in fixed] + self.inner_rates()
         self.optimiser = torch.optim.Adam(self._learned, lr=config.meta_lr)
         self.task_bytes = task_bytes(strategy, sampler.dataset.image_shape, config, device)
         sharing = processes_here() if device.type == "cpu" else 1  # the machine's memory
@@ -69,7 +68,7 @@ class OuterLoop:
         self.test_chunk = test_chunk if device.type == "cuda" and not config.task_chunk else self.chunk
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.get_default_dtype()
         recorded = device.type == "cuda" and strategy.recordable and not config.eager
-        self._meta_gradient_of = Recordings(self._differentiate) if recorded else self._differentiate
+        self._recordings = Recordings() if recorded else None
         self.iteration = 0
 
     @property
@@ -124,9 +123,9 @@ class OuterLoop:
         return np.concatenate(self.processes.gather(own))
 
     def trial_seconds(self) -> float:
-        """Wall time of one iteration's meta-gradient, after one to warm up; changes nothing."""
+        """Wall time of one iteration's meta-gradient, after one to warm up, or two on a GPU; changes nothing."""
         episodes = self.sampler.batch(index=0, tasks=self.config.meta_batch)
-        for _ in range(2 if self.device.type == "cpu" else 3):  # a GPU's second one may be recorded, the third replayed
+        for _ in range(2 if self.device.type == "cpu" else 3):  # on a GPU the second is recorded, the third replayed
             began = time.monotonic()
             self._meta_gradient(episodes)
         self._forget_gradients()
@@ -148,6 +147,8 @@ class OuterLoop:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+            if self._recordings:
+                self._recordings.clear()
             self.chunk = halved(min(self.chunk, len(episodes)))
 
     def _sum_over_chunks(self, episodes: Episodes, tasks: int) -> StepResult:
@@ -155,11 +156,12 @@ class OuterLoop:
         self._forget_gradients()
         loss = accuracy = 0.0
         for chunk in episodes.chunks(self.chunk):
-            part = self._meta_gradient_of(chunk.to(self.device, self.dtype))
+            here = chunk.to(self.device, self.dtype)
+            part = self._recordings.run(self._differentiate, here) if self._recordings else self._differentiate(here)
             share = len(chunk) / tasks
             for parameter, gradient in zip(self._learned, part.gradients, strict=True):
                 if gradient is not None:
-                    scaled = gradient if share == 1 else gradient * share
+                    scaled = gradient.contiguous() if share == 1 else gradient * share
                     parameter.grad = scaled if parameter.grad is None else parameter.grad + scaled
             loss += float(part.loss) * share
             accuracy += float(part.accuracy.sum()) / tasks
@@ -175,13 +177,14 @@ class OuterLoop:
             inner_steps=config.inner_steps,
             first_order=config.first_order,
         )
-        gradients = torch.autograd.grad(result.loss, self._learned, allow_unused=True)
-        return MetaGradient(result.loss.detach(), result.accuracy, gradients)
+        wanted = [p for p in self._learned if p.requires_grad]
+        gradients = iter(torch.autograd.grad(result.loss, wanted, allow_unused=True))
+        of_each = tuple(next(gradients) if p.requires_grad else None for p in self._learned)
+        return MetaGradient(result.loss.detach(), result.accuracy, of_each)
 
     def _forget_gradients(self) -> None:
-        self.strategy.zero_grad()  # what the optimiser does not learn included
-        if self.rates:
-            self.rates.zero_grad()
+        for parameter in self._learned:
+            parameter.grad = None
 
     def _apply(self) -> None:
         if self.config.grad_clip:

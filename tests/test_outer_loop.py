@@ -10,6 +10,7 @@ import metakm
 from metakm.data import Episodes
 from metakm.distributed import ALONE
 from metakm.evaluation import accuracies
+from metakm.gpu.graphs import Recordings
 from metakm.inner_loop import evaluate_episodes
 from metakm.memory import TooLittleMemoryError, automatic_chunk, device_memory, task_bytes
 from metakm.outer_loop import DivergedError, OuterLoop
@@ -331,3 +332,47 @@ def test_a_backbone_that_does_not_fit_the_images_is_named():
         task_bytes(small_strategy("km"), (3, 14, 14), config(), CPU)
     with pytest.raises(metakm.UserError, match="fit images of"):
         task_bytes(small_strategy("km", downsample="pool", size=16), (1, 32, 32), config(), CPU)
+
+
+def test_parameters_frozen_after_the_start_stay_as_they_are():
+    frozen, free = loop("maml"), loop("maml")
+    kept = frozen.strategy.network.backbone.blocks[0].conv.weight.requires_grad_(False)
+    before = kept.clone()
+    frozen.step()
+    free.step()
+    assert torch.equal(kept, before)
+    assert not torch.equal(free.strategy.network.backbone.blocks[0].conv.weight, before)
+
+
+def test_a_gradient_that_is_one_number_in_memory_is_clipped_as_any():
+    """Of a sum, say: autograd gives it expanded, and nothing may be written to that."""
+    clipped = loop("anil", grad_clip=0.5)
+    outer_loss = clipped.strategy.outer_loss
+
+    def with_penalty(inner, episodes):
+        loss, logits = outer_loss(inner, episodes)
+        return loss + clipped.strategy.scale.sum(), logits
+
+    clipped.strategy.outer_loss = with_penalty
+    clipped.strategy.scale = torch.nn.Parameter(torch.ones(3))
+    again = OuterLoop(clipped.strategy, clipped.sampler, clipped.config, CPU)
+    again.step()
+    assert again.strategy.scale.grad.tolist() == [0.5] * 3
+
+
+def test_running_out_of_memory_forgets_what_was_recorded(monkeypatch):
+    """A recording of the larger chunk would keep the memory that is wanting."""
+    small = loop(task_chunk=4)
+    small._recordings = Recordings()
+    small._recordings._recorded[4] = None
+    asked = []
+
+    def too_large(_, given):
+        asked.append((len(given), dict(small._recordings._recorded)))
+        if len(given) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return small._differentiate(given)
+
+    monkeypatch.setattr(Recordings, "run", lambda _, differentiate, given: too_large(differentiate, given))
+    small.step()
+    assert asked == [(4, {4: None}), (2, {}), (2, {})]

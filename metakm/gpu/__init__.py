@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 
 import torch
 from torch import Tensor
 
 
 def has_kernels(x: Tensor) -> bool:
-    """Whether the kernels of `metakm.gpu` can take `x`: on a GPU, in float32 or bfloat16, with Triton there."""
-    return x.is_cuda and x.dtype in (torch.float32, torch.bfloat16) and _triton_is_here()
+    """Whether the kernels of `metakm.gpu` take `x`: float32 or bfloat16, on an NVIDIA GPU from Ampere on, with Triton.
+
+    METAKM_GPU_KERNELS=0 turns them off; PyTorch's own then do the same.
+    """
+    return x.is_cuda and x.dtype in (torch.float32, torch.bfloat16) and _can_run(x.get_device())
 
 
 @functools.cache
-def _triton_is_here() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _can_run(index: int) -> bool:
+    if os.environ.get("METAKM_GPU_KERNELS") == "0" or importlib.util.find_spec("triton") is None:
+        return False
+    return torch.version.hip is None and torch.cuda.get_device_capability(index) >= (8, 0)

@@ -14,14 +14,17 @@ float32 products are three TF32 products ("tf32x3"), which keeps float32's accur
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from metakm.gpu.launch import PROCESSORS, channels_last
+from metakm.gpu.launch import PROCESSORS, channels_last, launch
+
+if TYPE_CHECKING:
+    from metakm.models.convolution import Geometry
 
 PRECISION = "tf32x3"
 
@@ -71,14 +74,14 @@ def _gather_product(
         if not WHOLE:
             inside = inside & (tap < KERNEL_H * KERNEL_W)
             known = known & (tl.trans(tap) < KERNEL_H * KERNEL_W)
-        place = ((first_line + y) * in_width + x) * groups + group
+        place = ((first_line + y) * in_width + x).to(tl.int64) * groups + group  # 64 bits: there may be 2^31 values
         values = tl.load(x_ptr + place * A_CHANNELS + a[None, :], mask=inside, other=0.0)
         at = i * w_i + j * w_j
         if not WHOLE:
             at = tl.trans(at)
         kernel = tl.load(w_ptr + at + a[:, None] * w_a + b[None, :] * w_b, mask=known, other=0.0)
         total = tl.dot(values, kernel, total, input_precision=PRECISION)
-    to = (row[:, None] * groups + group) * b_channels + b[None, :]
+    to = (row[:, None].to(tl.int64) * groups + group) * b_channels + b[None, :]
     tl.store(out_ptr + to, total.to(out_ptr.dtype.element_ty), mask=(row < rows)[:, None] & (b < b_channels)[None, :])
 
 
@@ -121,10 +124,10 @@ def _weight_product(
         inside = (y >= 0) & (x >= 0) & (y < in_height) & (x < in_width) & (row < last)[:, None]
         if not WHOLE:
             inside = inside & (q < LENGTH)[None, :]
-        place = ((first_line + y) * in_width + x) * groups + group
+        place = ((first_line + y) * in_width + x).to(tl.int64) * groups + group  # 64 bits: there may be 2^31 values
         values = tl.load(x_ptr + place * C_CHANNELS + c[None, :], mask=inside, other=0.0)  # [M, Q]
         grad = tl.load(
-            grad_ptr + (row[None, :] * groups + group) * o_channels + o[:, None],
+            grad_ptr + (row[None, :].to(tl.int64) * groups + group) * o_channels + o[:, None],
             mask=(row < last)[None, :] & (o < o_channels)[:, None],
             other=0.0,
         )  # [O, M]
@@ -133,25 +136,31 @@ def _weight_product(
     tl.store(out_ptr + to, total, mask=(o < o_channels)[:, None] & (q < LENGTH)[None, :])
 
 
-def convolution(x: Tensor, weight: Tensor, geometry: Any) -> Tensor:
-    """The convolution; see `metakm.models.convolution`."""
+def convolution(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """The convolution; see `metakm.models.convolution`.
+
+    Raises:
+        ValueError: images of other channels than the weight's, or smaller than its kernel.
+    """
     height, width = (
         (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
         for size, kernel, stride, pad, dilation in zip(
             x.shape[2:], weight.shape[2:], geometry.stride, geometry.padding, geometry.dilation, strict=True
         )
     )
+    if x.shape[1] != geometry.groups * weight.shape[1] or min(height, width) < 1:
+        raise ValueError(f"Expected images that fit a weight of {list(weight.shape)}, {geometry}, got {list(x.shape)}")
     kernels = weight.view(geometry.groups, -1, *weight.shape[1:])  # [G, O, C, kh, kw]
     return _products(x, kernels, geometry, (height, width), transposed=False)
 
 
-def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Any) -> Tensor:
+def input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
     """Its derivative by the input, which has `shape`."""
     kernels = weight.view(geometry.groups, -1, *weight.shape[1:]).transpose(1, 2)  # [G, C, O, kh, kw]
     return _products(grad, kernels, geometry, (shape[2], shape[3]), transposed=True)
 
 
-def weight_gradient(x: Tensor, grad: Tensor, shape: torch.Size, geometry: Any) -> Tensor:
+def weight_gradient(x: Tensor, grad: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
     """Its derivative by the weight, which has `shape`."""
     x, grad = channels_last(x), channels_last(grad)
     groups, (out_channels, channels, *kernel) = geometry.groups, shape
@@ -163,7 +172,8 @@ def weight_gradient(x: Tensor, grad: Tensor, shape: torch.Size, geometry: Any) -
     rows_each = _rows_each(rows, groups * o_blocks * q_blocks, tiles["BLOCK_M"])
     parts = triton.cdiv(rows, rows_each)
     out = torch.empty(parts, groups * out_channels, *kernel, channels, dtype=torch.float32, device=x.device)
-    _weight_product[(parts, groups, o_blocks * q_blocks)](
+    launch(
+        _weight_product, (parts, groups, o_blocks * q_blocks),
         x, grad, out,
         rows, x.shape[2], x.shape[3], height, width, groups, out_channels, rows_each, o_blocks, channels,
         *kernel, *geometry.stride, *geometry.padding, *geometry.dilation,
@@ -173,14 +183,15 @@ def weight_gradient(x: Tensor, grad: Tensor, shape: torch.Size, geometry: Any) -
     return total.to(x.dtype).permute(0, 3, 1, 2)  # [G*O, C, kh, kw], channels-last
 
 
-def _products(x: Tensor, kernels: Tensor, geometry: Any, size: tuple[int, int], transposed: bool) -> Tensor:
+def _products(x: Tensor, kernels: Tensor, geometry: Geometry, size: tuple[int, int], transposed: bool) -> Tensor:
     x = channels_last(x)
     groups, b_channels, a_channels, *kernel = kernels.shape
     rows = x.shape[0] * size[0] * size[1]
     tiles = _product_tiles(a_channels, b_channels)
     grid = triton.cdiv(rows, tiles["BLOCK_M"]), groups, triton.cdiv(b_channels, tiles["BLOCK_B"])
     out = torch.empty(x.shape[0], *size, groups * b_channels, dtype=x.dtype, device=x.device)
-    _gather_product[grid](
+    launch(
+        _gather_product, grid,
         x, kernels, out,
         rows, x.shape[2], x.shape[3], *size, groups, b_channels, *kernels.stride(), a_channels,
         *kernel, *geometry.stride, *geometry.padding, *geometry.dilation,

@@ -33,38 +33,45 @@ Differentiate = Callable[[Episodes], MetaGradient]
 
 
 class Recordings:
-    """A function of episodes on a GPU, recorded for each number of tasks that comes up twice.
+    """Meta-gradients on a GPU, recorded for each number of tasks that comes up twice.
 
     The first call of a size runs as usual, which also loads what a recording must not wait for. What a replay returns
-    is overwritten by the next. A function that waits for the GPU cannot be recorded; it then runs as usual, and the log
-    says so. Memory: that of one call for each size, kept.
+    is overwritten by the next. What waits for the GPU cannot be recorded; it then runs as usual, and the log says so.
+    Memory: that of one call for each size, kept until `clear`.
     """
 
-    def __init__(self, differentiate: Differentiate) -> None:
-        self._differentiate = differentiate
+    def __init__(self) -> None:
         self._recorded: dict[int, _Recording | None] = {}
         self._refused = False
 
-    def __call__(self, episodes: Episodes) -> MetaGradient:
-        """Replay, record or run `differentiate(episodes)`; the images of one size are of one shape."""
+    def run(self, differentiate: Differentiate, episodes: Episodes) -> MetaGradient:
+        """Replay, record or run `differentiate(episodes)`, which must be the same function at every call.
+
+        The images of one number of tasks are of one shape.
+        """
         size = len(episodes)
         if self._refused or size not in self._recorded:
             self._recorded[size] = None
-            return self._differentiate(episodes)
-        recording = self._recorded[size] or self._record(episodes)
+            return differentiate(episodes)
+        recording = self._recorded[size] or self._record(differentiate, episodes)
         if recording is None:
-            return self._differentiate(episodes)
+            return differentiate(episodes)
         self._recorded[size] = recording
         return recording.replay(episodes)
 
-    def _record(self, episodes: Episodes) -> _Recording | None:
+    def clear(self) -> None:
+        """Forget what was recorded, and free its memory."""
+        self._recorded.clear()
+
+    def _record(self, differentiate: Differentiate, episodes: Episodes) -> _Recording | None:
         try:
-            return _Recording(self._differentiate, episodes)
+            return _Recording(differentiate, episodes)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
             _log.warning("no CUDA graph (%s); going on without", " ".join(str(error).split())[:200])
             self._refused = True
+            self.clear()
             return None
 
 
@@ -73,7 +80,9 @@ class _Recording:
         held = {name: getattr(episodes, name).clone() for name in _TENSORS}
         self._held = dataclasses.replace(episodes, **held)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        device = self._held.support_images.device
+        # The outer stream is there to come back to: a recording that fails leaves its own one current.
+        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(self._graph):
             self._result = differentiate(self._held)
 
     def replay(self, episodes: Episodes) -> MetaGradient:

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from metakm.gpu.launch import launch
+
 BLOCK_M = 32
 
 
@@ -126,9 +128,10 @@ def forward(columns: Tensor, first: Tensor, second: Tensor, out_channels: int) -
     """Y."""
     (k, m), tasks = columns.shape, first.shape[0]
     y = columns.new_empty(tasks, out_channels, k, m // out_channels)
-    _forward_kernel[(triton.cdiv(m, BLOCK_M), tasks)](
-        *_contiguous(columns, first, second), y, m, m // out_channels, k, K=_padded(k), BLOCK=BLOCK_M
-    )
+    launch(
+        _forward_kernel, (triton.cdiv(m, BLOCK_M), tasks),
+        *_contiguous(columns, first, second), y, m, m // out_channels, k, K=_padded(k), BLOCK=BLOCK_M,
+    )  # fmt: skip
     return y
 
 
@@ -136,7 +139,8 @@ def backward(grad: Tensor, columns: Tensor, first: Tensor, second: Tensor) -> tu
     """gC, gU1, gU2."""
     for_c, parts = _results(columns, first)
     tasks, _, k, channels = grad.shape
-    _backward_kernel[(len(parts),)](
+    launch(
+        _backward_kernel, (len(parts),),
         *_contiguous(grad, columns, first, second), for_c, parts,
         tasks, columns.shape[1], channels, k, K=_padded(k), BLOCK=BLOCK_M,
     )  # fmt: skip
@@ -159,7 +163,8 @@ def second(
     grad = grad.contiguous()
     for_g = torch.empty_like(grad)
     tasks, _, k, channels = grad.shape
-    _second_kernel[(len(parts),)](
+    launch(
+        _second_kernel, (len(parts),),
         *_contiguous(columns if v_columns is None else v_columns, v_first, v_second, grad, columns, first, second),
         for_g, for_c, parts, tasks, columns.shape[1], channels, k,
         WITH_COLUMNS=v_columns is not None, K=_padded(k), BLOCK=BLOCK_M,

@@ -40,8 +40,8 @@ def batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, pool
         weight: gamma, `[C]`.
         bias: beta, `[C]`.
     """
-    if pool or has_kernels(x):
-        x = x.contiguous(memory_format=torch.channels_last)  # where `_pixels` is a view
+    if pool or has_kernels(x):  # then `_pixels` is a view, and a GPU's kernels know where a pixel is
+        x = x.contiguous(memory_format=torch.channels_last)
     output: Tensor = _BatchNormReLU.apply(x, weight, bias, eps, pool)
     return output
 

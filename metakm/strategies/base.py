@@ -81,7 +81,8 @@ class Strategy(nn.Module):
     """`variants` of a strategy whose head starts at its own parameters, which `head_parameters` then returns."""
 
     recordable: ClassVar[bool] = True
-    """Whether a GPU can replay its meta-gradient; False where it waits for the GPU, as for the number of classes."""
+    """Whether a GPU may replay the kernels of its meta-gradient without running its Python code again. False where that
+    waits for the GPU, as for the number of classes, or decides anew at each call (a counter, a random number)."""
 
     def encode(self, images: Tensor) -> Tensor:
         """All that does not depend on `adapted`, once per batch of episodes.

@@ -27,6 +27,7 @@ GEOMETRIES = {  # groups, channels, filters of each, images, height, width, kern
     "one-channel": (3, 1, 16, 2, 9, 9, (3, 3), ((2, 2), (1, 1), (1, 1))),
     "whole-blocks": (2, 64, 64, 3, 4, 4, (3, 3), ((1, 1), (1, 1), (1, 1))),
     "strided": (2, 32, 32, 2, 5, 5, (3, 3), ((2, 2), (1, 1), (1, 1))),
+    "pointwise": (2, 16, 8, 2, 5, 5, (1, 1), ((2, 2), (0, 0), (1, 1))),
     "uneven": (1, 64, 80, 2, 6, 5, (3, 1), ((2, 1), (0, 1), (1, 2))),
 }
 NORMS = {  # pooling, channels, height, width, mean of the images
@@ -96,14 +97,47 @@ def norms():
         yield f"norm {name} {which}", found
 
 
-def not_a_number():
-    """A NaN in an image must reach every output of its channel, not vanish in ReLU."""
-    x = torch.randn(3, 4, 6, 6, device=DEVICE)
-    x[1, 2, 3, 4] = float("nan")
+def not_finite():
+    """What is not finite in an image must reach every output of its channel, not vanish in ReLU or at a border."""
     one, zero = torch.ones(4, device=DEVICE), torch.zeros(4, device=DEVICE)
-    for pool in (False, True):
+    for value, pool in itertools.product((float("nan"), float("inf")), (False, True)):
+        x = torch.randn(3, 4, 7, 7, device=DEVICE)
+        x[1, 2, 6, 4] = value
         y = batch_norm_relu(x, one, zero, 1e-5, pool=pool)
-        yield f"norm NaN {pool}", float(not (y[:, 2].isnan().all() and not y[:, :2].isnan().any()))
+        yield f"norm {value} {pool}", float(not (y[:, 2].isnan().all() and not y[:, :2].isnan().any()))
+
+
+def expanded():
+    """Affine parameters and cotangents that are one number in memory."""
+    for which in (1, 2):
+        found = []
+        for device, dtype in ((DEVICE, torch.float32), ("cpu", torch.float64)):
+            torch.manual_seed(0)
+            x = torch.randn(3, 4, 6, 6).to(device, dtype).requires_grad_()
+            beta, gamma = (torch.full((1,), v, device=device, dtype=dtype).expand(4) for v in (0.3, 1.2))
+            affine = [gamma.requires_grad_(), beta.requires_grad_()]
+            firsts = torch.autograd.grad(
+                (batch_norm_relu(x, *affine, 1e-5, pool=True) ** 3).sum(), [x, *affine], create_graph=True
+            )
+            found.append(torch.autograd.grad(firsts[which].sum(), x)[0])
+        yield f"norm expanded {which}", error(*found)
+
+
+def refused():
+    """What PyTorch refuses must not be read beyond its end."""
+    x, one = torch.ones(2, 4, 2, 2, device=DEVICE), torch.ones(4, device=DEVICE)
+    plain = Geometry((1, 1), (0, 0), (1, 1), 1)
+    for name, call in {
+        "channels": lambda: convolution.convolve(x, torch.ones(6, 3, 1, 1, device=DEVICE), plain),
+        "size": lambda: convolution.convolve(x, torch.ones(6, 4, 3, 3, device=DEVICE), plain),
+        "affine": lambda: batch_norm_relu(x, one[:3], one, 1e-5),
+        "window": lambda: batch_norm_relu(x[..., :1, :1], one, one, 1e-5, pool=True),
+    }.items():
+        try:
+            call()
+            yield f"refused {name}", "it was taken"
+        except ValueError:
+            yield f"refused {name}", 0.0
 
 
 def modulators():
@@ -137,5 +171,5 @@ if __name__ == "__main__":
     if DEVICE.type == "cpu":
         for module in (convolution, normalisation, modulator):
             module.has_kernels = lambda x: x.dtype == torch.float32
-    parts = (convolutions, norms, not_a_number, modulators, meta_gradients)
+    parts = (convolutions, norms, not_finite, expanded, refused, modulators, meta_gradients)
     sys.stdout.write(json.dumps(dict(itertools.chain.from_iterable(part() for part in parts))))

@@ -44,14 +44,14 @@ class FakeRecording:
 def recordings(monkeypatch):
     monkeypatch.setattr(graphs, "_Recording", FakeRecording)
     FakeRecording.made = 0
-    return Recordings(gradient_of)
+    return Recordings()
 
 
 def test_each_size_is_recorded_when_it_comes_up_again_and_answers_for_its_own_episodes(recordings):
     made = []
     for size, seed in ((2, 0), (2, 1), (2, 2), (1, 3), (2, 4), (1, 5)):
         given = episodes(size, seed)
-        assert recordings(given).loss == gradient_of(given).loss
+        assert recordings.run(gradient_of, given).loss == gradient_of(given).loss
         made.append(FakeRecording.made)
     assert made == [0, 1, 1, 1, 1, 2]
 
@@ -61,9 +61,9 @@ def test_what_cannot_be_recorded_runs_as_usual_and_the_log_says_so(monkeypatch, 
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(graphs, "_Recording", refuse)
-    recordings = Recordings(gradient_of)
+    recordings = Recordings()
     with caplog.at_level(logging.WARNING):
-        losses = [recordings(episodes()).loss for _ in range(4)]
+        losses = [recordings.run(gradient_of, episodes()).loss for _ in range(4)]
     assert losses == [gradient_of(episodes()).loss] * 4
     assert caplog.text.count("no CUDA graph (operation not permitted") == 1
 
@@ -73,10 +73,21 @@ def test_a_recording_that_runs_out_of_memory_says_so_to_the_outer_loop(monkeypat
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(graphs, "_Recording", too_large)
-    recordings = Recordings(gradient_of)
-    recordings(episodes())
+    recordings = Recordings()
+    recordings.run(gradient_of, episodes())
     with pytest.raises(torch.cuda.OutOfMemoryError):
-        recordings(episodes())
+        recordings.run(gradient_of, episodes())
+
+
+def test_what_is_cleared_is_recorded_anew(recordings):
+    for _ in range(2):
+        recordings.run(gradient_of, episodes())
+    recordings.clear()
+    made = []
+    for _ in range(2):
+        recordings.run(gradient_of, episodes())
+        made.append(FakeRecording.made)
+    assert made == [1, 2]
 
 
 def test_strategies_that_count_the_classes_of_a_support_set_are_not_recorded():
@@ -94,17 +105,25 @@ class Sampler:
 
 
 def loop(algo, **changes) -> OuterLoop:
-    config: RunConfig = preset_config(
-        algo=algo, ways=4, shots=2, queries=3, meta_batch=4, inner_lr=0.4, inner_steps=2, iterations=10, **changes
-    )
+    settings = {
+        "ways": 4,
+        "shots": 2,
+        "queries": 3,
+        "meta_batch": 4,
+        "inner_lr": 0.4,
+        "inner_steps": 2,
+        "iterations": 10,
+    }
+    config: RunConfig = preset_config(algo=algo, **(settings | changes))
     return OuterLoop(small_strategy(algo).float(), Sampler(), config, torch.device("cuda"))
 
 
 @needs_gpu
 @pytest.mark.float32
+@pytest.mark.parametrize("changes", [{}, {"task_chunk": 3, "grad_clip": 0.01}], ids=["whole", "chunks"])
 @pytest.mark.parametrize("algo", metakm.available_strategies())
-def test_replayed_iterations_are_those_launched_one_by_one(algo):
-    recorded, eager = loop(algo), loop(algo, eager=True)
+def test_replayed_iterations_are_those_launched_one_by_one(algo, changes):
+    recorded, eager = loop(algo, **changes), loop(algo, eager=True, **changes)
     assert [recorded.step() for _ in range(5)] == [eager.step() for _ in range(5)]
     assert all(
         torch.equal(p, q) for p, q in zip(recorded.strategy.parameters(), eager.strategy.parameters(), strict=True)
