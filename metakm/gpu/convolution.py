@@ -1,8 +1,8 @@
 """Triton kernels for convolutions of many tasks at once, each task with kernels of its own, on a GPU.
 
-A convolution of T tasks is a grouped one, `groups = T`, channels-last. cuDNN's grouped kernels are made for many small
-groups; here each group is a matrix product of its own, with the window gathered on the way (implicit GEMM), and the
-three operations of `convolution.py` are two kernels::
+A convolution of T tasks is a grouped one, `groups = T`, channels-last. cuDNN would round it to TF32, PyTorch's default.
+Here each group is a matrix product with the window gathered on the way (implicit GEMM), and the three operations of
+`metakm.models.convolution` are two kernels::
 
     out[n, y, x, g, b] = sum over i, j, a of in[n, y', x', g, a] W[g, b, a, i, j]
         convolution:      y' = y s + i d - p                  a = input channels,  b = output channels

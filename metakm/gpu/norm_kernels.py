@@ -106,6 +106,28 @@ def _rectified(grad_ptr, y_ptr, places_ptr, window, c, channels, there, POOL: tl
 
 
 @triton.jit
+def _windows(cell, end, known, height, width, high, wide, POOL: tl.constexpr):
+    """Of each cell below `end`: image, line and column, whether it is there, has an output, and where that is."""
+    tall, broad = high, wide
+    if POOL:  # cells at an odd border have pixels, but no output
+        tall, broad = (height + 1) // 2, (width + 1) // 2
+    image, line, column = cell // (tall * broad), cell // broad % tall, cell % broad
+    within = (cell < end)[:, None] & known[None, :]
+    full = within & ((line < high) & (column < wide))[:, None]
+    return image, line, column, within, full, (image * high + line) * wide + column
+
+
+@triton.jit
+def _pixels(image, line, column, k: tl.constexpr, within, c, height, width, channels, POOL: tl.constexpr):
+    """Where pixel k of each cell is, and whether it is there."""
+    up, left = line, column
+    if POOL:
+        up, left = 2 * line + k // 2, 2 * column + k % 2
+    there = within & ((up < height) & (left < width))[:, None]
+    return _offsets(((image * height + up) * width + left)[:, None], c, channels), there
+
+
+@triton.jit
 def reduce_kernel(
     v_ptr, x_ptr, grad_ptr, y_ptr, places_ptr, mean_ptr, inverse_ptr, parts_ptr,
     windows, height, width, high, wide, channels, windows_each, n_parts,
@@ -119,26 +141,15 @@ def reduce_kernel(
     sum_0 = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
     sum_1 = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
     sum_2 = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
-    tall, broad = high, wide  # windows of the outputs; those of the pixels may be one more
-    if POOL:
-        tall, broad = (height + 1) // 2, (width + 1) // 2
     begin = tl.program_id(0) * windows_each
     end = tl.minimum(begin + windows_each, windows)
     for start in range(begin, end, BLOCK_R):
         cell = start + tl.arange(0, BLOCK_R)
-        image, line, column = cell // (tall * broad), cell // broad % tall, cell % broad
-        within = (cell < end)[:, None] & known[None, :]
-        full = within & ((line < high) & (column < wide))[:, None]
-        window = (image * high + line) * wide + column
+        image, line, column, within, full, window = _windows(cell, end, known, height, width, high, wide, POOL)
         g, place = _rectified(grad_ptr, y_ptr, places_ptr, window, c, channels, full, POOL)
         if SECOND:
             for k in tl.static_range(4 if POOL else 1):
-                if POOL:
-                    up, left = 2 * line + k // 2, 2 * column + k % 2
-                else:
-                    up, left = line, column
-                there = within & ((up < height) & (left < width))[:, None]
-                at = _offsets(((image * height + up) * width + left)[:, None], c, channels)
+                at, there = _pixels(image, line, column, k, within, c, height, width, channels, POOL)
                 v = tl.load(v_ptr + at, mask=there, other=0.0).to(tl.float32)
                 x = tl.load(x_ptr + at, mask=there, other=0.0).to(tl.float32)
                 sum_0 += v
@@ -177,22 +188,11 @@ def backward_kernel(
     if tl.program_id(0) == 0:
         tl.store(sum_g_ptr + c, sum_g, mask=known)
         tl.store(sum_gx_ptr + c, sum_gx, mask=known)
-    tall, broad = high, wide
-    if POOL:
-        tall, broad = (height + 1) // 2, (width + 1) // 2
     cell = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    image, line, column = cell // (tall * broad), cell // broad % tall, cell % broad
-    within = (cell < windows)[:, None] & known[None, :]
-    full = within & ((line < high) & (column < wide))[:, None]
-    window = (image * high + line) * wide + column
+    image, line, column, within, full, window = _windows(cell, windows, known, height, width, high, wide, POOL)
     g, place = _rectified(grad_ptr, y_ptr, places_ptr, window, c, channels, full, POOL)
     for k in tl.static_range(4 if POOL else 1):
-        if POOL:
-            up, left = 2 * line + k // 2, 2 * column + k % 2
-        else:
-            up, left = line, column
-        there = within & ((up < height) & (left < width))[:, None]
-        at = _offsets(((image * height + up) * width + left)[:, None], c, channels)
+        at, there = _pixels(image, line, column, k, within, c, height, width, channels, POOL)
         normalised = (tl.load(x_ptr + at, mask=there, other=0.0).to(tl.float32) - mean) * inverse
         own = tl.where(place == k, g, 0.0)
         out = scale * (own - (sum_g[None, :] + normalised * sum_gx[None, :]) / count)
@@ -229,23 +229,12 @@ def second_kernel(
         shift += tl.load(b_ptr + c, mask=known, other=0.0)
     slope = -(scale * inverse * s + p * sum_vx + q * sum_gx) * inverse / count
     constant = -(p * sum_v + q * sum_g) / count
-    tall, broad = high, wide
-    if POOL:
-        tall, broad = (height + 1) // 2, (width + 1) // 2
     cell = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    image, line, column = cell // (tall * broad), cell // broad % tall, cell % broad
-    within = (cell < windows)[:, None] & known[None, :]
-    full = within & ((line < high) & (column < wide))[:, None]
-    window = (image * high + line) * wide + column
+    image, line, column, within, full, window = _windows(cell, windows, known, height, width, high, wide, POOL)
     g, place = _rectified(grad_ptr, y_ptr, places_ptr, window, c, channels, full, POOL)
     for_g = tl.zeros((BLOCK_R, BLOCK_C), dtype=tl.float32)
     for k in tl.static_range(4 if POOL else 1):
-        if POOL:
-            up, left = 2 * line + k // 2, 2 * column + k % 2
-        else:
-            up, left = line, column
-        there = within & ((up < height) & (left < width))[:, None]
-        at = _offsets(((image * height + up) * width + left)[:, None], c, channels)
+        at, there = _pixels(image, line, column, k, within, c, height, width, channels, POOL)
         v = tl.load(v_ptr + at, mask=there, other=0.0).to(tl.float32)
         centred = tl.load(x_ptr + at, mask=there, other=0.0).to(tl.float32) - mean[None, :]
         own = place == k

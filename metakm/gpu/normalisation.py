@@ -27,6 +27,7 @@ class _Plan:
     """How the kernels divide `x` `[n, C, H, W]` among programs."""
 
     def __init__(self, x: Tensor, pool: bool) -> None:
+        self.pool = pool
         n, self.channels, height, width = x.shape
         self.rows = n * height * width
         high, wide = (height // 2, width // 2) if pool else (height, width)
@@ -83,21 +84,14 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool) -> 
 
 def backward(grad: Tensor, x: Tensor, weight: Tensor, saved: Forward) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, gamma and beta."""
-    plan, pool = _Plan(x, saved.places is not None), saved.places is not None
-    per_window = (channels_last(grad), saved.y, saved.y if saved.places is None else saved.places)
-    n_parts, each = plan.divided(plan.cells)
-    parts = _by_channel(x, 2 * n_parts)
-    launch(
-        kernels.reduce_kernel, (n_parts, plan.blocks),
-        x, x, *per_window, saved.mean, saved.inverse, parts, plan.cells, *plan.sizes, each, n_parts,
-        SECOND=False, POOL=pool, BLOCK_R=BLOCK_ROWS, BLOCK_C=plan.block,
-    )  # fmt: skip
+    plan, per_window = _Plan(x, saved.places is not None), _per_window(grad, saved)
+    parts, n_parts = _reduced(plan, None, x, per_window, saved)
     grad_x = torch.empty_like(x)
     sum_gx, sum_g = _by_channel(x, 2)
     launch(
         kernels.backward_kernel, plan.grid(plan.cells),
         x, *per_window, weight.contiguous(), saved.mean, saved.inverse, parts, grad_x, sum_gx, sum_g,
-        plan.cells, *plan.sizes, plan.rows, n_parts, POOL=pool, **plan.blocking(n_parts),
+        plan.cells, *plan.sizes, plan.rows, n_parts, POOL=plan.pool, **plan.blocking(n_parts),
     )  # fmt: skip
     return grad_x, sum_gx, sum_g
 
@@ -113,24 +107,36 @@ def second(
     """What `cotangents` of `backward`'s three results give for grad, x and gamma; `sums` are its last two."""
     v, a, b = cotangents
     v = torch.zeros_like(x) if v is None else channels_last(v)
-    plan, pool = _Plan(x, saved.places is not None), saved.places is not None
-    per_window = (channels_last(grad), saved.y, saved.y if saved.places is None else saved.places)
-    n_parts, each = plan.divided(plan.cells)
-    parts = _by_channel(x, 3 * n_parts)
-    launch(
-        kernels.reduce_kernel, (n_parts, plan.blocks),
-        v, x, *per_window, saved.mean, saved.inverse, parts, plan.cells, *plan.sizes, each, n_parts,
-        SECOND=True, POOL=pool, BLOCK_R=BLOCK_ROWS, BLOCK_C=plan.block,
-    )  # fmt: skip
+    plan, per_window = _Plan(x, saved.places is not None), _per_window(grad, saved)
+    parts, n_parts = _reduced(plan, v, x, per_window, saved)
     for_g, for_x, for_weight = torch.empty_like(saved.y), torch.empty_like(x), torch.empty_like(saved.mean)
     launch(
         kernels.second_kernel, plan.grid(plan.cells),
         v, saved.mean if a is None else a.contiguous(), saved.mean if b is None else b.contiguous(), x, *per_window,
         weight.contiguous(), saved.mean, saved.inverse, *sums, parts, for_g, for_x, for_weight,
         plan.cells, *plan.sizes, plan.rows, n_parts,
-        WITH_A=a is not None, WITH_B=b is not None, POOL=pool, **plan.blocking(n_parts),
+        WITH_A=a is not None, WITH_B=b is not None, POOL=plan.pool, **plan.blocking(n_parts),
     )  # fmt: skip
     return for_g, for_x, for_weight
+
+
+def _per_window(grad: Tensor, saved: Forward) -> tuple[Tensor, Tensor, Tensor]:
+    """What the kernels read of each window; without pooling there are no places to be read."""
+    return channels_last(grad), saved.y, saved.y if saved.places is None else saved.places
+
+
+def _reduced(
+    plan: _Plan, v: Tensor | None, x: Tensor, per_window: tuple[Tensor, Tensor, Tensor], saved: Forward
+) -> tuple[Tensor, int]:
+    """The sums by channel of the first derivative, or with `v` of the second, in parts, and how many."""
+    n_parts, each = plan.divided(plan.cells)
+    parts = _by_channel(x, (2 if v is None else 3) * n_parts)
+    launch(
+        kernels.reduce_kernel, (n_parts, plan.blocks),
+        x if v is None else v, x, *per_window, saved.mean, saved.inverse, parts, plan.cells, *plan.sizes, each, n_parts,
+        SECOND=v is not None, POOL=plan.pool, BLOCK_R=BLOCK_ROWS, BLOCK_C=plan.block,
+    )  # fmt: skip
+    return parts, n_parts
 
 
 def _by_channel(x: Tensor, rows: int) -> Tensor:

@@ -47,18 +47,24 @@ def _dot(a, b):
 
 
 @triton.jit
+def _columns(columns, channels, k, K: tl.constexpr, BLOCK: tl.constexpr):
+    """Where this program's columns are in C and in one task of Y, `[K, BLOCK]` each, and which of them there are."""
+    m = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    i = tl.arange(0, K)
+    of_y = (m // channels * k * channels + m % channels)[None, :] + i[:, None] * channels
+    return i[:, None] * columns + m[None, :], of_y, (i < k)[:, None] & (m < columns)[None, :]
+
+
+@triton.jit
 def _forward_kernel(
     c_ptr, first_ptr, second_ptr, y_ptr, columns, channels, k, K: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     t = tl.program_id(1)
-    m = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    i = tl.arange(0, K)
-    there = (i < k)[:, None] & (m < columns)[None, :]
-    c = tl.load(c_ptr + i[:, None] * columns + m[None, :], mask=there, other=0.0)
+    of_c, place, there = _columns(columns, channels, k, K, BLOCK)
+    c = tl.load(c_ptr + of_c, mask=there, other=0.0)
     hidden = _tanh(_dot(_square(first_ptr, t, k, K), c))
     y = _dot(_square(second_ptr, t, k, K), hidden)
-    at = t * k * columns + (m // channels * k * channels + m % channels)[None, :] + i[:, None] * channels
-    tl.store(y_ptr + at, y, mask=there)
+    tl.store(y_ptr + t * k * columns + place, y, mask=there)
 
 
 @triton.jit
@@ -66,11 +72,8 @@ def _backward_kernel(
     g_ptr, c_ptr, first_ptr, second_ptr, for_c_ptr, parts_ptr,
     tasks, columns, channels, k, K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    m = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    i = tl.arange(0, K)
-    there = (i < k)[:, None] & (m < columns)[None, :]
-    c = tl.load(c_ptr + i[:, None] * columns + m[None, :], mask=there, other=0.0)
-    place = (m // channels * k * channels + m % channels)[None, :] + i[:, None] * channels
+    of_c, place, there = _columns(columns, channels, k, K, BLOCK)
+    c = tl.load(c_ptr + of_c, mask=there, other=0.0)
     own = parts_ptr + tl.program_id(0) * 2 * tasks * k * k
     for_c = tl.zeros((K, BLOCK), dtype=tl.float32)
     for t in range(tasks):
@@ -82,7 +85,7 @@ def _backward_kernel(
         for_c += _dot(tl.trans(first), inner)
         _outer(own, _dot(inner, tl.trans(c)), t, k, K)
         _outer(own + tasks * k * k, _dot(g, tl.trans(hidden)), t, k, K)
-    tl.store(for_c_ptr + i[:, None] * columns + m[None, :], for_c, mask=there)
+    tl.store(for_c_ptr + of_c, for_c, mask=there)
 
 
 @triton.jit
@@ -90,13 +93,10 @@ def _second_kernel(
     v_columns_ptr, v_first_ptr, v_second_ptr, g_ptr, c_ptr, first_ptr, second_ptr, for_g_ptr, for_c_ptr, parts_ptr,
     tasks, columns, channels, k, WITH_COLUMNS: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    m = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    i = tl.arange(0, K)
-    there = (i < k)[:, None] & (m < columns)[None, :]
-    c = tl.load(c_ptr + i[:, None] * columns + m[None, :], mask=there, other=0.0)
+    of_c, place, there = _columns(columns, channels, k, K, BLOCK)
+    c = tl.load(c_ptr + of_c, mask=there, other=0.0)
     if WITH_COLUMNS:
-        v_c = tl.load(v_columns_ptr + i[:, None] * columns + m[None, :], mask=there, other=0.0)
-    place = (m // channels * k * channels + m % channels)[None, :] + i[:, None] * channels
+        v_c = tl.load(v_columns_ptr + of_c, mask=there, other=0.0)
     own = parts_ptr + tl.program_id(0) * 2 * tasks * k * k
     for_c = tl.zeros((K, BLOCK), dtype=tl.float32)
     for t in range(tasks):
@@ -121,7 +121,7 @@ def _second_kernel(
             for_first += _dot(inner, tl.trans(v_c))
         _outer(own, for_first, t, k, K)
         _outer(own + tasks * k * k, _dot(g, tl.trans(passed)), t, k, K)
-    tl.store(for_c_ptr + i[:, None] * columns + m[None, :], for_c, mask=there)
+    tl.store(for_c_ptr + of_c, for_c, mask=there)
 
 
 def forward(columns: Tensor, first: Tensor, second: Tensor, out_channels: int) -> Tensor:
