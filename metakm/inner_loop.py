@@ -173,7 +173,7 @@ def _fewest_launches(parameter: Tensor) -> bool:
 
 
 class _LeanSGD(higher.optim.DifferentiableSGD):  # type: ignore[misc]
-    """`higher`'s SGD without momentum or decay in a third of the GPU's launches."""
+    """`higher`'s SGD without momentum or decay, in fewer launches."""
 
     def _update(self, grouped_grads: list[list[Tensor | None]], **_: object) -> None:
         for group, (gradient,) in zip(self.param_groups, grouped_grads, strict=True):

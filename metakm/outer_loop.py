@@ -63,9 +63,6 @@ class OuterLoop:
         self.task_bytes = task_bytes(strategy, sampler.dataset.image_shape, config, device)
         sharing = processes_here() if device.type == "cpu" else 1  # the machine's memory
         self.chunk = config.task_chunk or automatic_chunk(self.task_bytes * sharing, config.meta_batch, device)
-        # Testing keeps no graph across steps, and a GPU is idle under a few tasks.
-        test_chunk = max(self.chunk, automatic_chunk(self.task_bytes, TESTED_AT_ONCE, device))
-        self.test_chunk = test_chunk if device.type == "cuda" and not config.task_chunk else self.chunk
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.get_default_dtype()
         recorded = device.type == "cuda" and strategy.recordable and not config.eager
         self._recordings = Recordings() if recorded else None
@@ -75,6 +72,13 @@ class OuterLoop:
     def inner_lr(self) -> InnerLR:
         """The rate or rates of the inner loop."""
         return list(self.rates.rates) if self.rates else self.config.inner_lr
+
+    @property
+    def test_chunk(self) -> int:
+        """Tasks to test at once: more on a GPU, as testing keeps no graph across steps and few leave it idle."""
+        if self.device.type == "cpu" or self.config.task_chunk:
+            return self.chunk
+        return max(self.chunk, automatic_chunk(self.task_bytes, TESTED_AT_ONCE, self.device))
 
     def step(self) -> StepResult:
         """Learn from the next meta-batch.

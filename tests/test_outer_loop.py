@@ -376,3 +376,17 @@ def test_running_out_of_memory_forgets_what_was_recorded(monkeypatch):
     monkeypatch.setattr(Recordings, "run", lambda _, differentiate, given: too_large(differentiate, given))
     small.step()
     assert asked == [(4, {4: None}), (2, {}), (2, {})]
+
+
+def test_a_cpu_that_ran_out_of_memory_tests_as_few_tasks_at_once_as_it_trains():
+    small = loop(task_chunk=0)
+    small.chunk = 1
+    asked = []
+
+    class Counting(Sampler):
+        def batch(self, index, tasks):
+            asked.append(tasks)
+            return super().batch(index, tasks)
+
+    small.accuracies(Counting(), 3)
+    assert asked == [1, 1, 1]
