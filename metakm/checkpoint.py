@@ -15,6 +15,7 @@ from metakm.errors import UserError
 from metakm.files import replacing
 
 FORMAT = 1
+SAVE_SECONDS = 60.0  # between checkpoints: a killed run loses at most this much, and one iteration
 
 
 class Identified(Protocol):

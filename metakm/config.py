@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import tyro
 
 from metakm.errors import UserError, unknown_name
+from metakm.flags import flag
 from metakm.models.layers import BatchNormMode
 
 PresetName = Literal["quick", "paper", "tuned"]
@@ -139,10 +140,10 @@ class RunConfig:
             ("precision", Precision),
         ):
             if getattr(self, field) not in get_args(choices):
-                raise unknown_name(_flag(field), getattr(self, field), get_args(choices))
+                raise unknown_name(flag(field), getattr(self, field), get_args(choices))
         for field, needed in (("inner_lr_per_step", "learn_inner_lr"), ("first_head_lr", "inner_lr_per_step")):
             if getattr(self, field) and not getattr(self, needed):
-                raise UserError(f"Expected {_flag(needed)} with {_flag(field)}, got none; add it or drop the other")
+                raise UserError(f"Expected {flag(needed)} with {flag(field)}, got none; add it or drop the other")
         if self.resume and self.overwrite:
             raise UserError("Expected --resume or --overwrite, got both; drop one of them")
 
@@ -225,13 +226,9 @@ _at_most = {
 }
 
 
-def _flag(field: str) -> str:
-    return "--" + field.replace("_", "-")
-
-
 def _require(condition: bool, field: str, expected: str, value: object) -> None:
     if not condition:
-        raise UserError(f"Expected {_flag(field)} to be {expected}, got {value}")
+        raise UserError(f"Expected {flag(field)} to be {expected}, got {value}")
 
 
 def _as_float(field: str, value: float) -> float:
@@ -239,7 +236,7 @@ def _as_float(field: str, value: float) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise UserError(f"Expected {_flag(field)} to be a number below 1e308, got a larger one") from None
+        raise UserError(f"Expected {flag(field)} to be a number below 1e308, got a larger one") from None
 
 
 def _is_json_of(value: object, hint: Any) -> bool:

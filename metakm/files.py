@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from metakm.errors import UserError
+
 SUFFIX = ".partial"
 
 
@@ -35,6 +37,18 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def expanded(path: str | Path, what: str) -> Path:
+    """`path` with ~ as the user's home.
+
+    Raises:
+        UserError: the home of a user that is not known; `what` names where the path was given.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"Expected {what} to be a path, got {path} ({error}); write it without ~") from error
 
 
 def write_text(path: Path, text: str) -> None:

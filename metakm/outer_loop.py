@@ -17,10 +17,10 @@ from metakm.config import RunConfig
 from metakm.data import Episodes, EpisodeSampler, EpisodeSource
 from metakm.distributed import ALONE, Processes, processes_here
 from metakm.evaluation import accuracies
-from metakm.gpu.graphs import MetaGradient, Recordings
 from metakm.inner_loop import InnerLR, meta_loss
 from metakm.inner_rates import InnerRates
-from metakm.memory import TooLittleMemoryError, automatic_chunk, halved, is_out_of_memory, task_bytes
+from metakm.memory import TooLittleMemoryError, automatic_chunk, halved, is_out_of_memory, sharing, task_bytes
+from metakm.recordings import MetaGradient, Recordings
 from metakm.strategies import Strategy
 
 TESTED_AT_ONCE = 64  # tasks, on a GPU that has the memory
@@ -61,8 +61,8 @@ class OuterLoop:
         self._learned = [p for p in strategy.parameters() if id(p) not in fixed] + self.inner_rates()
         self.optimiser = torch.optim.Adam(self._learned, lr=config.meta_lr)
         self.task_bytes = task_bytes(strategy, sampler.dataset.image_shape, config, device)
-        sharing = processes_here() if device.type == "cpu" else 1  # the machine's memory
-        self.chunk = config.task_chunk or automatic_chunk(self.task_bytes * sharing, config.meta_batch, device)
+        self._sharing = sharing(device, processes_here())
+        self.chunk = config.task_chunk or self._automatic_chunk(config.meta_batch)
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.get_default_dtype()
         recorded = device.type == "cuda" and strategy.recordable and not config.eager
         self._recordings = Recordings() if recorded else None
@@ -78,7 +78,10 @@ class OuterLoop:
         """Tasks to test at once: more on a GPU, as testing keeps no graph across steps and few leave it idle."""
         if self.device.type == "cpu" or self.config.task_chunk:
             return self.chunk
-        return max(self.chunk, automatic_chunk(self.task_bytes, TESTED_AT_ONCE, self.device))
+        return max(self.chunk, self._automatic_chunk(TESTED_AT_ONCE))
+
+    def _automatic_chunk(self, tasks: int) -> int:
+        return automatic_chunk(self.task_bytes * self._sharing, tasks, self.device)
 
     def step(self) -> StepResult:
         """Learn from the next meta-batch.

@@ -73,11 +73,16 @@ class Progress:
         if self.bar is not None:
             self.bar.write(line, file=sys.stderr)
         elif not self.quiet:
-            print(line, file=sys.stderr, flush=True)  # noqa: T201
+            say(line)
 
     def _figures(self) -> list[str]:
         figures = (("loss", self.loss), ("accuracy", self.accuracy))
         return [f"{name} {value:.3f}" for name, value in figures if value is not None]
+
+
+def say(line: str) -> None:
+    """Print to standard error."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def duration(seconds: float) -> str:

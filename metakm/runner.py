@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from metakm import provenance
-from metakm.checkpoint import load_checkpoint, save_checkpoint
+from metakm.checkpoint import SAVE_SECONDS, load_checkpoint, save_checkpoint
 from metakm.command_line import command
 from metakm.config import RunConfig
 from metakm.distributed import ALONE, Processes, local_device
@@ -24,13 +24,11 @@ from metakm.measured import SPLIT_NAMES, measured_columns, summary
 from metakm.memory import TooLittleMemoryError
 from metakm.outer_loop import DivergedError, OuterLoop
 from metakm.preparation import build_strategy, make_sampler, resolve_device
-from metakm.progress import Progress, duration
+from metakm.progress import Progress, duration, say
 from metakm.results import CurvePoint, ResultRow, RunFolder, Status, interval_over_tasks
 from metakm.strategies import load_plugin
 from metakm.strategies.registry import strategy_class
 from metakm.weights import weights_file
-
-SAVE_SECONDS = 60.0  # a killed run loses at most this much, and one iteration
 
 
 class Run:
@@ -284,8 +282,3 @@ class Run:
     def _report(self, accuracy: float, ci95: float, word: str) -> None:
         if not self.config.json:
             print(summary(self.config, accuracy, ci95, f"{word}: {self.folder.result}"))  # noqa: T201
-
-
-def say(line: str) -> None:
-    """Print to standard error."""
-    print(line, file=sys.stderr, flush=True)  # noqa: T201

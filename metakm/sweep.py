@@ -13,8 +13,7 @@ import torch
 
 from metakm.exit_code import exit_code
 from metakm.interrupt import StopRequest
-from metakm.progress import duration
-from metakm.runner import say
+from metakm.progress import duration, say
 from metakm.scheduling.estimate import estimate
 from metakm.scheduling.options import parse_sweep
 from metakm.scheduling.plan import Planned, expand, make_plan

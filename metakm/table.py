@@ -19,6 +19,7 @@ from metakm.results.fig5 import fig5_picture
 from metakm.results.forest import forest_picture, picture_format
 from metakm.results.paper import PaperTable, layout_paper
 from metakm.results.rendering import Format, render_comparisons, render_layout, render_table
+from metakm.strategies import load_plugin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,9 @@ class TableOptions:
     paper: PaperTable | None = None
     """Another of the paper's: table1, table2 or fig5 from the experiment.csv files of metakm.experiments. Then --plot
     draws fig5."""
+    plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
+    """Python files that register strategies of runs, by which their rows are told from changes of the preset. Their
+    code is run."""
     strict: bool = False
     """Exit with code 1 if a result.csv could not be used."""
 
@@ -58,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: TableOptions) -> int:
+    for plugin in options.plugin:
+        load_plugin(plugin)
     if options.paper is not None:
         return _run_paper(options, options.paper)
     form = None if options.plot is None else picture_format(options.plot)

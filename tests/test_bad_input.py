@@ -182,6 +182,15 @@ def test_a_data_root_that_is_a_file_is_named(tmp_path, capsys, dataset):
     assert f"Expected --data-root to be a folder, got {root}" in said
 
 
+@pytest.mark.parametrize("variable", ["", "METAKM_DATA", "METAKM_CACHE"])
+def test_the_home_of_a_user_that_is_not_known_is_refused(tmp_path, capsys, monkeypatch, variable):
+    flags = ("--data-root", "~no such user/data")
+    if variable:
+        monkeypatch.setenv(variable, flags[1])
+        flags = ()
+    assert f"Expected {variable or flags[0]} to be a path" in refused(capsys, tmp_path / "out", *flags)
+
+
 @pytest.mark.parametrize("root", ["empty folder", "missing \u4e2d", "a" * 300])
 @pytest.mark.parametrize("dataset", ["omniglot", "mini-imagenet", "tiny-imagenet"])
 def test_a_data_root_with_nothing_in_it_says_what_belongs_there(tmp_path, capsys, dataset, root):

@@ -87,13 +87,26 @@ def test_only_the_unchanged_paper_preset_is_the_published_protocol(tmp_path):
     assert found == {"km (paper)": True, "km (paper, iterations 10)": False, "km (quick)": False}
 
 
-@pytest.mark.parametrize("column", ["git_commit", "threads", "device", "torch_version", "metakm_version", "split_hash"])
+@pytest.mark.parametrize("column", ["git_commit", "threads", "device", "torch_version", "metakm_version"])
 def test_mixed_provenance_in_a_cell_is_listed(tmp_path, column):
     write_run(tmp_path / "a", seed=0)
     write_run(tmp_path / "b", seed=1, row={column: 64 if column == "threads" else "other"})
     (note,) = table_of(tmp_path).notes
     assert f"{column} differs (" in note
     assert f"{64 if column == 'threads' else 'other'}: b" in note
+
+
+def test_runs_of_other_data_of_the_same_name_are_left_out(tmp_path):
+    """Two folders of images are both called folder; as seeds of one cell, or as duplicates, they would be nonsense."""
+    write_run(tmp_path / "birds", dataset="folder", seed=0)
+    write_run(tmp_path / "birds 1", dataset="folder", seed=1)
+    for seed, algo in ((1, "km"), (2, "km"), (3, "anil")):
+        write_run(tmp_path / f"fish {seed}", algo, dataset="folder", seed=seed, row={"split_hash": "f15h"})
+    table = table_of(tmp_path)
+    assert [[run.name for run in cell.runs] for cell in table.cells] == [["birds", "birds 1"]]
+    reasons = {item.run.name: item.reason for item in table.left_out}
+    assert set(reasons) == {"fish 1", "fish 2", "fish 3"}
+    assert all(reason.startswith("other data of the same name than birds (split_hash)") for reason in reasons.values())
 
 
 def test_other_episodes_in_a_cell_leave_no_interval_over_tasks(tmp_path):

@@ -10,11 +10,11 @@ import metakm
 from metakm.data import Episodes
 from metakm.distributed import ALONE
 from metakm.evaluation import accuracies
-from metakm.gpu.graphs import Recordings
 from metakm.inner_loop import evaluate_episodes
-from metakm.memory import TooLittleMemoryError, automatic_chunk, device_memory, task_bytes
+from metakm.memory import TooLittleMemoryError, automatic_chunk, device_memory, sharing, task_bytes
 from metakm.outer_loop import DivergedError, OuterLoop
 from metakm.presets import preset_config
+from metakm.recordings import Recordings
 
 CPU = torch.device("cpu")
 
@@ -290,6 +290,19 @@ def test_accuracies_do_not_depend_on_the_chunk_and_restore_the_mode():
     assert (whole == parts).all()
     assert seen == [2, 2, 1]
     assert strategy.training
+
+
+def test_a_sweep_s_runs_divide_the_memory_of_what_they_share(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert (sharing(CPU, 1), sharing(CPU, 2), sharing(gpu, 2)) == (1, 2, 1)
+    monkeypatch.setenv("METAKM_RUNS_HERE", "5")
+    assert (sharing(CPU, 1), sharing(CPU, 2), sharing(gpu, 1)) == (5, 10, 3)
+    memory = 20 * loop().task_bytes  # ten tasks in half of it
+    monkeypatch.setattr("metakm.memory.device_memory", lambda _: memory)
+    assert loop(task_chunk=0).chunk == 2
+    monkeypatch.delenv("METAKM_RUNS_HERE")
+    assert loop(task_chunk=0).chunk == 4, "no more than the meta-batch"
 
 
 def test_automatic_chunk_is_bounded_by_memory_and_by_the_meta_batch(monkeypatch):

@@ -223,6 +223,24 @@ def test_a_finished_result_without_its_checkpoint_is_not_resumed_over(tmp_path, 
     assert (folder(tmp_path) / "result.csv").read_bytes() == before
 
 
+@pytest.mark.parametrize("left", ["weights.safetensors", "tasks.csv", "result.csv"])
+def test_what_a_run_came_to_is_never_written_over_unasked(tmp_path, capsys, left):
+    """Weights kept without their row, and a row that a spreadsheet has changed, are an earlier run as well."""
+    run(tmp_path)
+    path = folder(tmp_path)
+    if left == "result.csv":
+        (path / left).write_text((path / left).read_text().replace("False", "FALSE"))
+    for file in path.iterdir():
+        if file.name not in (left, "config.json"):
+            file.unlink()
+    before = {p.name: p.read_bytes() for p in path.iterdir()}
+    for flags, said in (((), "Expected an unused run folder"), (("--resume",), "Expected a checkpoint to resume")):
+        assert run(tmp_path, *flags) == 2
+        assert said in capsys.readouterr().err
+        assert {p.name: p.read_bytes() for p in path.iterdir()} == before
+    assert run(tmp_path, "--overwrite") == 0
+
+
 @pytest.mark.parametrize("bn_mode", ["transductive", "support", "running", "frozen"])
 def test_bfloat16_runs_in_every_batch_norm_mode(tmp_path, bn_mode):
     assert run(tmp_path, "--precision", "bf16", "--bn-mode", bn_mode, iterations=2) == 0

@@ -23,6 +23,7 @@ import metakm
 from metakm import run as one_run
 from metakm.interrupt import StopRequest
 from metakm.lock import Lock
+from metakm.memory import TooLittleMemoryError
 from metakm.outer_loop import OuterLoop
 from metakm.presets import preset_config
 from metakm.report import main as make_report
@@ -111,6 +112,9 @@ def test_other_flags_go_to_every_run():
     ]
     assert {(c.preset, c.inner_lr, c.iterations, c.shots, str(c.out)) for c in made} == {("paper", 0.3, 7, 5, "there")}
     assert {c.ways for c in configs("omniglot", "--ways", "7")} == {7}
+    off = ["--no-inner-lr-per-step", "--first-head-lr", "0"]
+    tuned = configs("omniglot", "--preset", "tuned", "--no-zero-head", "--no_learn_inner_lr", *off)
+    assert {(c.preset, c.zero_head, c.learn_inner_lr) for c in tuned} == {("tuned", False, False)}
 
 
 @pytest.mark.parametrize(
@@ -354,6 +358,17 @@ def test_seconds_left_count_training_validation_and_meta_test():
     assert seconds_left(Planned(config, "to resume", iteration=10), cost) == 3 + 5
 
 
+def test_a_run_that_does_not_fit_into_memory_is_blocked_in_the_plan(monkeypatch, tmp_path, capsys):
+    def too_large(_):
+        raise TooLittleMemoryError("Expected memory for the graph of one task, got too little")
+
+    monkeypatch.setattr(OuterLoop, "trial_seconds", too_large)
+    assert main([*GLYPHS, "--algo", "anil", "--seeds", "1", "--dry-run", "--out", str(tmp_path)]) == 0
+    output = capsys.readouterr().out
+    assert states(output) == {("anil", 0): "blocked"}
+    assert "got too little" in output
+
+
 @pytest.mark.parametrize(
     ("jobs", "cpus", "inherited", "threads"), [(2, 0, "", 4), (3, 0, "", 2), (4, 2, "1", 2), (8, 0, "1", 1)]
 )
@@ -365,15 +380,38 @@ def test_the_cores_are_divided_among_the_jobs(monkeypatch, tmp_path, jobs, cpus,
         Pool(SweepOptions(jobs=5, cpus_per_task=2), tmp_path)
 
 
-def test_a_job_in_this_process_has_the_threads_asked_for(tmp_path):
-    before, seen = torch.get_num_threads(), []
-    pool = Pool(SweepOptions(executor="debug", cpus_per_task=1), tmp_path)
+def test_a_job_in_this_process_has_the_threads_asked_for(planned, tmp_path):
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        pool.outcome(SimpleNamespace(result=lambda: seen.append(torch.get_num_threads())))
-        assert (seen, torch.get_num_threads()) == ([1], 2)
+        Sweeper([planned[0]], Pool(SweepOptions(executor="debug", cpus_per_task=1), tmp_path), StopRequest()).run()
+        assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+    assert pd.read_csv(planned[0].config.folder / "result.csv").threads[0] == 1
+
+
+def test_local_jobs_know_how_many_share_the_machine(monkeypatch, tmp_path, planned):
+    monkeypatch.setattr("metakm.scheduling.pool.cores", lambda: 8)
+    pool, seen = Pool(SweepOptions(jobs=3), tmp_path), []
+    pool.executor = SimpleNamespace(submit=lambda _: seen.append(os.environ["METAKM_RUNS_HERE"]))
+    pool.submit(planned[0].config, 0)
+    assert seen == ["3"]
+    assert "METAKM_RUNS_HERE" not in os.environ
+
+
+def test_a_row_that_cannot_be_read_is_not_trained_over(planned):
+    plan, pool = planned
+    assert RunJob(plan.config, pool.stop_file)().kind == "done"
+    folder = RunFolder(plan.config.folder)
+    folder.checkpoint.unlink()
+    folder.result.write_text(folder.result.read_text().replace("False", "FALSE"))
+    before = snapshot(folder.path)
+    again = inspect(plan.config)
+    assert again.state == "blocked"
+    assert "no row that can be read" in again.note
+    assert RunJob(plan.config, pool.stop_file)().kind == "failed", "also where it came about after planning"
+    assert snapshot(folder.path) == before
 
 
 def test_each_place_has_its_own_gpu(monkeypatch, tmp_path, planned):
@@ -413,6 +451,23 @@ def test_what_slurm_is_asked_for(monkeypatch, tmp_path, planned):
     sent = DelayedSubmission.load(job.paths.submitted_pickle).function
     assert sent.config == planned[0].config
     assert sent.checkpoint().function == sent, "a job that came to its limit is queued again"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")  # as the cluster assigns it
+    pool.stop_file.touch()
+    sent()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+
+
+def test_a_sweep_goes_on_past_a_job_that_the_cluster_does_not_take(monkeypatch, tmp_path, planned):
+    for name, script in (("srun", ""), ("sbatch", "echo invalid partition specified: typo >&2; exit 1")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    options, _ = parse_sweep(["glyphs", "--executor", "slurm", "--partition", "typo"])
+    plan = [planned[0], planned[0]._replace(config=dataclasses.replace(planned[0].config, seed=1))]
+    sweeper = Sweeper(plan, Pool(options, tmp_path / "logs"), StopRequest())
+    sweeper.run()
+    assert [outcome.kind for outcome in sweeper.outcomes.values()] == ["failed", "failed"]
+    assert all("invalid partition specified: typo" in outcome.note for outcome in sweeper.outcomes.values())
 
 
 def test_two_processes_killed_half_way_and_started_again_end_as_an_unbroken_sweep(tmp_path):

@@ -21,6 +21,7 @@ from metakm.results import (
 )
 from metakm.results.forest import forest_picture
 from metakm.results.rendering import render_comparisons, render_table
+from metakm.strategies import registry
 from metakm.table import main
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -50,6 +51,23 @@ def test_a_missing_cell_stays_empty(tmp_path):
     lines = render_table(table_of(tmp_path), "markdown").splitlines()
     assert "| km (quick) | 50.00 ± 0.82 (tasks) |  |  |  |" in lines
     assert "| KM (the paper) | 97.01 ± 0.01 \\>ANIL \\>MAML | 98.10 ± 0.02 \\>ANIL |  |  |" in lines
+
+
+def test_a_plugin_tells_what_its_strategy_allows_of_a_preset(tmp_path, monkeypatch):
+    """Of a strategy that is not known, what the preset would set and the strategy refuses looks like a change."""
+    monkeypatch.setattr("metakm.strategies.registry._registry", dict(registry._registry))
+    monkeypatch.setattr("metakm.strategies.registry._plugins", set())
+    refused = {"learn_inner_lr": False, "inner_lr_per_step": False, "first_head_lr": 0.0, "zero_head": False}
+    write_run(tmp_path / "a", "fixed", SIX_HUNDRED, preset="tuned", **refused)
+    plugin = tmp_path / "fixed.py"
+    plugin.write_text(
+        "import metakm\n@metakm.register_strategy('fixed')\nclass Fixed(metakm.Strategy):\n    variants = frozenset()\n"
+    )
+    out = tmp_path / "table.md"
+    for flags, label in (([], "fixed (tuned, first-head-lr 0.0, no"), (["--plugin", str(plugin)], "fixed (tuned)")):
+        assert main([str(tmp_path), *flags, "--format", "markdown", "--out", str(out)]) == 0
+        assert label in out.read_text()
+    assert main([str(tmp_path), "--plugin", str(tmp_path / "none.py")]) == 2
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from metakm.data.dataset import FewShotDataset, offsets_of
 from metakm.data.splits import Classes, split_hash
 from metakm.errors import UserError
-from metakm.files import replacing, write_text
+from metakm.files import expanded, replacing, write_text
 
 FORMAT = 1
 _log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Entry:
 def cache_folder() -> Path:
     """METAKM_CACHE, or the user's cache folder of the platform."""
     chosen = os.environ.get("METAKM_CACHE")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("metakm")
+    return expanded(chosen, "METAKM_CACHE") if chosen else platformdirs.user_cache_path("metakm")
 
 
 def cached(entry: Entry, plan: Callable[[], Plan]) -> FewShotDataset:

@@ -15,6 +15,7 @@ from metakm.data.omniglot import load_omniglot
 from metakm.data.splits import SPLITS
 from metakm.data.tiny_imagenet import load_tiny_imagenet
 from metakm.errors import UserError, unknown_name
+from metakm.files import expanded
 
 LOADERS: dict[str, Callable[..., FewShotDataset]] = {
     "folder": load_folder,
@@ -64,12 +65,12 @@ def load_dataset(
 def data_roots(root: str | Path | None = None) -> list[Path]:
     """List the folders in which data are looked for, the first one first.
 
-    Raises UserError if `root` is a file.
+    Raises UserError if `root` is a file, or a path with the home of a user that is not known.
     """
     if root is not None:
-        folder = Path(root).expanduser()
+        folder = expanded(root, "--data-root")
         if os.path.exists(folder) and not folder.is_dir():  # noqa: PTH110 (which does not raise)
             raise UserError(f"Expected --data-root to be a folder, got {folder}, which is not one; name its folder")
         return [folder]
     chosen = os.environ.get("METAKM_DATA")
-    return [*([Path(chosen).expanduser()] if chosen else []), cache_folder() / "data"]
+    return [*([expanded(chosen, "METAKM_DATA")] if chosen else []), cache_folder() / "data"]

@@ -137,6 +137,9 @@ class EpisodeSampler:
     def hash(self, index: int, tasks: int) -> str:
         """Identify these episodes by 16 hex digits: equal if and only if the same images take the same roles.
 
+        An image is known by its class's name and its place there, not by its pixels: two sources of a dataset that
+        agree in the classes and their sizes are one.
+
         Raises UserError as `batch` does.
         """
         numbers = [self.seed, self.ways, self.shots, self.queries]

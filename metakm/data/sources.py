@@ -130,7 +130,7 @@ class FolderSource(Source):
     """The files below a folder; their names begin with the folder's own name, as in an archive of it."""
 
     def names(self) -> list[str]:
-        """List the files at any depth."""
+        """List the files at any depth, links followed, without hidden ones and those in hidden folders."""
         return [name for name, _ in self._walk()]
 
     @contextlib.contextmanager
@@ -154,10 +154,13 @@ class FolderSource(Source):
         return [_stamp(path, name) for name, path in self._walk()]
 
     def _walk(self) -> list[tuple[str, Path]]:
-        found = []
-        for folder, _, files in os.walk(self.path):
+        found, above = [], {str(self.path): {os.path.realpath(self.path)}}
+        for folder, folders, files in os.walk(self.path, followlinks=True):
+            real = {name: os.path.realpath(Path(folder, name)) for name in folders if not name.startswith(".")}
+            folders[:] = [name for name in real if real[name] not in above[folder]]  # a link back up would never end
+            above |= {os.path.join(folder, name): {*above[folder], real[name]} for name in folders}  # noqa: PTH118
             start = Path(folder).relative_to(self.path.parent).as_posix()
-            found += [(f"{start}/{file}", Path(folder, file)) for file in files]
+            found += [(f"{start}/{file}", Path(folder, file)) for file in files if not file.startswith(".")]
         return sorted(found)
 
 
@@ -203,7 +206,7 @@ def _bounded(file: IO[bytes], where: str) -> bytes:
 
 def _stamp(path: Path, name: str) -> tuple[str, int, int]:
     try:
-        status = path.stat()
+        status = path.stat() if path.exists() else path.lstat()  # a dangling link may be none of the files to read
     except OSError as error:
         raise _unreadable(str(path), error) from error
     return name, status.st_size, status.st_mtime_ns

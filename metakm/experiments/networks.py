@@ -15,6 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 from metakm.errors import UserError
+from metakm.files import expanded
 from metakm.models.resnet import PLAIN, CifarResNet, Shortcut
 
 Backbone = Literal["resnet32", "resnet50"]
@@ -46,7 +47,7 @@ def pretrained(backbone: Backbone, weights: str, classes: int) -> nn.Module:
     else:
         model = torchvision.models.resnet50(num_classes=classes)
     if weights != "random":
-        state = _imagenet() if weights == "imagenet" else _from_file(Path(weights).expanduser())
+        state = _imagenet() if weights == "imagenet" else _from_file(expanded(weights, "--weights"))
         _load(model, {k: v for k, v in state.items() if not k.startswith(f"{CLASSIFIER}.")}, weights)
     return model
 

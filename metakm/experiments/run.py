@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from metakm import provenance
-from metakm.checkpoint import load_checkpoint, save_checkpoint
+from metakm.checkpoint import SAVE_SECONDS, load_checkpoint, save_checkpoint
 from metakm.data.classification import Classification
 from metakm.errors import UserError
 from metakm.experiments.config import RunConfig
@@ -23,12 +23,11 @@ from metakm.experiments.training import GradientMap, Training
 from metakm.interrupt import StopRequest
 from metakm.outer_loop import DivergedError
 from metakm.preparation import resolve_device
-from metakm.progress import Progress
+from metakm.progress import Progress, say
 from metakm.results.curve import CurvePoint
 from metakm.results.experiment import ExperimentRow
 from metakm.results.folder import RunFolder
 from metakm.results.row import Status
-from metakm.runner import SAVE_SECONDS, say
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a GPU has of its own: Triton kernels of our functions, and CUDA graphs of whole meta-gradients."""
+"""What a GPU has of its own: Triton kernels of our functions."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from metakm.results.statistics import interval_over_seeds, interval_over_tasks
 
 _PUBLISHED_ORDER = ("maml", "anil", "km")  # the others follow by name
 # What need not change a number but may: told below the table where it differs within a cell.
-PROVENANCE = ("git_commit", "metakm_version", "torch_version", "device", "threads", "split_hash", "episodes_hash")
+PROVENANCE = ("git_commit", "metakm_version", "torch_version", "device", "threads", "episodes_hash")
 
 
 @dataclass(frozen=True, order=True)
@@ -91,19 +91,25 @@ class LeftOut:
 
 
 def build_cells(runs: Iterable[RecordedRun]) -> tuple[tuple[Cell, ...], tuple[LeftOut, ...]]:
-    """Each run in exactly one cell, or left out with a reason, whatever the order of `runs`."""
+    """Each run in exactly one cell, or left out with a reason, whatever the order of `runs`.
+
+    All cells of a setting are of the same data: those of its first finished run.
+    """
     groups: dict[tuple[Setting, Protocol], dict[int, RecordedRun]] = defaultdict(dict)
+    data: dict[Setting, RecordedRun] = {}
     left_out = []
     for run in sorted(runs, key=lambda run: (run.row.started_at, run.name, run.row.run_id)):
         row = run.row
-        seeds = groups[Setting(row.dataset, row.ways, row.shots), Protocol(row.algo, row.preset, run.changes)]
+        setting = Setting(row.dataset, row.ways, row.shots)
+        seeds = groups[setting, Protocol(row.algo, row.preset, run.changes)]
         if row.status != "done":
             left_out.append(LeftOut(run, f"status {row.status}"))
+        elif (first := data.setdefault(setting, run)).row.split_hash != row.split_hash:
+            reason = f"other data of the same name than {first.name} (split_hash); make a table of each"
+            left_out.append(LeftOut(run, reason))
         elif row.seed in seeds:
-            first = seeds[row.seed].name
-            left_out.append(
-                LeftOut(run, f"duplicate of {first}: the same protocol and seed, and the first to start counts")
-            )
+            reason = f"duplicate of {seeds[row.seed].name}: the same protocol and seed, and the first to start counts"
+            left_out.append(LeftOut(run, reason))
         else:
             seeds[row.seed] = run
     counts = _maml_counts(run for seeds in groups.values() for run in seeds.values())

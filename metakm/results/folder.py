@@ -20,6 +20,8 @@ from metakm.lock import Lock
 from metakm.results.curve import CurvePoint, curve_csv, curve_png
 from metakm.results.row import CsvRow, ResultRow
 
+_OUTCOMES = ("tasks.csv", "pack.safetensors")  # beside the row and the weights
+
 
 class RunFolder:
     """`<out>/<dataset>-<ways>w<shots>s/<algo>/seed<k>/`, or `<out>/<experiment>/<method>/seed<k>/`.
@@ -69,8 +71,20 @@ class RunFolder:
 
     @property
     def used(self) -> bool:
-        """Whether an earlier run has left its checkpoint or result here."""
-        return self.checkpoint.exists() or self.result.exists()
+        """Whether an earlier run has left its checkpoint, its row or what it learned here."""
+        return self.checkpoint.exists() or self.result.exists() or self._outcomes_kept()
+
+    @property
+    def irreplaceable(self) -> bool:
+        """Whether there is what no checkpoint could bring back: a finished row, one that cannot be read, or weights."""
+        if self.checkpoint.exists():
+            return False
+        row = self.read_row()
+        unread = row is None and self.result.exists()
+        return unread or (row is not None and row["status"] == "done") or self._outcomes_kept()
+
+    def _outcomes_kept(self) -> bool:
+        return any((self.path / name).exists() for name in (self.weights.name, *_OUTCOMES))
 
     def earlier(self, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
         """Make sure that an earlier run in here is to be gone on with or replaced; with `overwrite`, remove it.
@@ -78,10 +92,9 @@ class RunFolder:
         Returns the row of a finished run that is resumed, else None; a checkpoint that is there is to be loaded.
 
         Raises:
-            UserError: there is an earlier run and neither is wanted, or it has a finished result without the
-                checkpoint that could be resumed.
+            UserError: there is an earlier run and neither is wanted, or what it came to, without the checkpoint that
+                could be resumed.
         """
-        row = self.read_row()
         if overwrite:
             self.clear()
             return None
@@ -90,19 +103,18 @@ class RunFolder:
                 f"Expected an unused run folder, got {self.path}, which has an earlier run; add --resume to "
                 "continue it, --overwrite to replace it, or choose another --out"
             )
-        if row is None or row["status"] != "done":
-            return None
-        if not self.checkpoint.exists():
+        if self.irreplaceable:
             raise UserError(
-                f"Expected a checkpoint to resume, got {self.path} with a finished result and none; add "
+                f"Expected a checkpoint to resume, got {self.path} with what an earlier run came to and none; add "
                 "--overwrite to replace it, or choose another --out"
             )
-        return row
+        row = self.read_row()
+        return row if row is not None and row["status"] == "done" else None
 
     def clear(self) -> None:
         """Remove the files of an earlier run, and nothing else."""
-        others = ("tasks.csv", "pack.safetensors", "curve.csv", "curve.png", "config.json")
-        for name in (self.result.name, self.weights.name, self.checkpoint.name, *others):
+        others = ("curve.csv", "curve.png", "config.json")
+        for name in (self.result.name, self.weights.name, self.checkpoint.name, *_OUTCOMES, *others):
             (self.path / name).unlink(missing_ok=True)
 
     def write_config(self, values: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from metakm.config import RunConfig
 from metakm.errors import UserError
 from metakm.interrupt import StopRequest
+from metakm.memory import TooLittleMemoryError
 from metakm.progress import duration
 from metakm.runner import Run
 from metakm.scheduling.plan import Planned
@@ -49,9 +50,12 @@ def measure(config: RunConfig) -> Cost | UserError:
         run = Run(dataclasses.replace(config, dry_run=True), StopRequest())
     except UserError as error:
         return error
-    iteration = run.loop.trial_seconds()
-    began = time.monotonic()
-    run.accuracies("val", run.loop.chunk)
+    try:
+        iteration = run.loop.trial_seconds()
+        began = time.monotonic()
+        run.accuracies("val", run.loop.chunk)
+    except TooLittleMemoryError as error:
+        return UserError(str(error))
     return Cost(iteration, (time.monotonic() - began) / run.loop.chunk)
 
 

@@ -35,15 +35,14 @@ class RunJob:
 
     config: RunConfig
     stop: Path
-    visible_devices: str | None = None  # CUDA_VISIBLE_DEVICES of the sweep, which submitit's local executor replaces
+    own_devices: bool = False  # keep CUDA_VISIBLE_DEVICES as it is where the job runs: a cluster assigns GPUs by it
+    visible_devices: str | None = None  # else that of the sweep, which submitit's local executor replaces
 
     def __call__(self) -> Outcome:
         """Never raises: a debugger would open in submitit's debug executor."""
         keep_freed_memory()
-        if self.visible_devices is None:
-            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-        else:
-            os.environ["CUDA_VISIBLE_DEVICES"] = self.visible_devices
+        if not self.own_devices:
+            set_environment("CUDA_VISIBLE_DEVICES", self.visible_devices)
         try:
             with StopRequest() as stop:
                 if self.stop.exists():
@@ -63,6 +62,14 @@ class RunJob:
     def checkpoint(self) -> DelayedSubmission:
         """What submitit queues again when the cluster takes the machine back: the same run, which resumes."""
         return DelayedSubmission(self)
+
+
+def set_environment(name: str, value: str | None) -> None:
+    """Set a variable of this process; None removes it."""
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 def _outcome(code: int) -> Outcome:

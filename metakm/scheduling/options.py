@@ -100,9 +100,11 @@ def parse_sweep(arguments: Sequence[str]) -> tuple[SweepOptions, list[str]]:
 
 def _check_flags(rest: Sequence[str]) -> None:
     """Raise for a flag that neither a sweep nor a run has; the rest is left to the run's own parser."""
-    of_run = {flag_of(f.name) for f in dataclasses.fields(RunConfig) if f.name not in _PER_RUN}
+    fields = [f for f in dataclasses.fields(RunConfig) if f.name not in _PER_RUN]
+    of_run = {flag_of(f.name) for f in fields}
+    off = {flag_of(f"no_{f.name}") for f in fields if f.type in (bool, "bool")}  # where the preset has it on
     of_sweep = {flag_of(f.name) for f in dataclasses.fields(SweepOptions)}
     for argument in rest:
         flag = argument.partition("=")[0].replace("_", "-")
-        if flag.startswith("--") and flag not in of_run:
+        if flag.startswith("--") and flag not in of_run | off:
             raise unknown_name("flag", flag, of_run | of_sweep)

@@ -13,17 +13,22 @@ from pathlib import Path
 
 import submitit
 import torch
-from submitit.core.utils import FailedJobError, UncompletedJobError
+from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
 
 from metakm.config import RunConfig
 from metakm.errors import UserError
-from metakm.scheduling.job import Outcome, RunJob
+from metakm.memory import RUNS_HERE
+from metakm.scheduling.job import Outcome, RunJob, set_environment
 from metakm.scheduling.options import SweepOptions
 
 Job = submitit.Job[Outcome]
 _MINUTES = 240  # of a slurm job, unless told
 _NO_LIMIT_MINUTES = 10 * 365 * 24 * 60  # submitit ends local jobs after 2 minutes, unless told
 _REQUEUES = 100  # of a slurm job that came to its time limit; it resumes each time
+
+
+class NotTakenError(RuntimeError):
+    """A cluster did not take a job: an unknown partition, a limit on jobs, a controller that does not answer."""
 
 
 class Pool:
@@ -58,20 +63,34 @@ class Pool:
 
         Args:
             slot: which of the `size` places it takes; on several GPUs each place has its own.
+
+        Raises:
+            UserError: no cluster here.
+            NotTakenError: the cluster does not take it.
         """
+        executor = self.executor
         if self.gpus > 1 and config.device in ("auto", "cuda"):
             config = dataclasses.replace(config, device=f"cuda:{slot % self.gpus}")
-        with self._environment():
-            return self.executor.submit(RunJob(config, self.stop_file, os.environ.get("CUDA_VISIBLE_DEVICES")))
+        on_cluster = self.options.executor == "slurm"
+        job = RunJob(config, self.stop_file, on_cluster, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        try:
+            with self._environment():
+                return executor.submit(job)
+        except (FailedJobError, FailedSubmissionError) as error:
+            raise NotTakenError(" ".join(str(error).split())) from error
+
+    def done(self, job: Job) -> bool:
+        """Whether a job has ended; with `debug`, it runs now."""
+        with self._threads_here():
+            return job.done()
 
     def outcome(self, job: Job) -> Outcome:
-        """How a job ended; to be asked for when it is done, except with `debug`, where it then runs."""
+        """How a job ended; to be asked for when it is done."""
         if self.options.executor == "local" and not job.paths.result_pickle.exists():  # else submitit waits for it
             stopped = self.stop_file.exists()
             return Outcome("interrupted", "before it began") if stopped else Outcome("failed", "its process was killed")
         try:
-            with self._threads_here():
-                return job.result()
+            return job.result()
         except (UncompletedJobError, FailedJobError) as error:
             return Outcome("failed", str(error).partition("\n")[0])
 
@@ -98,23 +117,23 @@ class Pool:
 
     @contextlib.contextmanager
     def _environment(self) -> Iterator[None]:
-        """What a local job inherits: its number of threads, and a deaf ear for Ctrl-C, which is for the sweep alone.
+        """What a local job inherits: threads, how many share the machine, and a deaf ear for Ctrl-C, the sweep's alone.
 
         A terminal sends Ctrl-C to all processes; submitit's controllers would kill their runs within a second of it.
         """
         if self.options.executor != "local":
             yield
             return
-        before = os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = str(self.threads)
+        own = {"OMP_NUM_THREADS": str(self.threads), RUNS_HERE: str(self.size)}
+        before = {name: os.environ.get(name) for name in own}
+        os.environ.update(own)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             yield
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            os.environ.pop("OMP_NUM_THREADS")
-            if before is not None:
-                os.environ["OMP_NUM_THREADS"] = before
+            for name, value in before.items():
+                set_environment(name, value)
 
 
 def cores() -> int:

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from metakm.interrupt import StopRequest
-from metakm.runner import say
+from metakm.progress import say
 from metakm.scheduling.job import Outcome
 from metakm.scheduling.plan import Planned, State, inspect
-from metakm.scheduling.pool import Job, Pool
+from metakm.scheduling.pool import Job, NotTakenError, Pool
 
 POLL_SECONDS = 0.5
 
@@ -64,12 +64,16 @@ class Sweeper:
                 self._end(planned, Outcome(_as_outcome(planned.state), planned.note))
                 continue
             slot = next(i for i in range(self.pool.size) if i not in self.active)
-            self.active[slot] = Active(planned, self.pool.submit(planned.config, slot))
+            try:
+                self.active[slot] = Active(planned, self.pool.submit(planned.config, slot))
+            except NotTakenError as error:
+                self._end(planned, Outcome("failed", str(error)))
+                continue
             say(f"{run_id}: started, log {self.active[slot].job.paths.stderr}")
 
     def _collect(self) -> None:
         for slot, (planned, job) in list(self.active.items()):
-            if job.done():
+            if self.pool.done(job):
                 del self.active[slot]
                 self._end(planned, self.pool.outcome(job))
 

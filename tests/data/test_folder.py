@@ -46,6 +46,25 @@ def test_classes_are_folders_and_other_files_are_left_alone(root: Path) -> None:
     assert found.images[:, 2, 0, 0].tolist() == [245, 225, 235, 245, 235]
 
 
+def test_links_to_folders_are_followed_and_those_to_nowhere_left_alone(root: Path) -> None:
+    split = root / "train"
+    picture(root / "elsewhere" / "deeper" / "0.png", 40)
+    (split / "finch").symlink_to(root / "elsewhere")
+    (split / "wren" / "again").symlink_to(root / "elsewhere")
+    (root / "elsewhere" / "back").symlink_to(split)  # finch/back/finch/back/... has no end
+    (split / "robin" / ".#0.png").symlink_to("nobody@nowhere:1")  # an editor's
+    (split / "robin" / "notes").symlink_to("nowhere")
+    for data in (load_dataset("folder", "val", root=root), load_dataset("folder", "val", root=root)):
+        assert data.class_names == ("coot",)
+    (root / "elsewhere" / "back").unlink()
+    found = load_dataset("folder", "train", root=root)
+    assert found.class_names == ("finch", "robin", "wren")
+    assert found.counts.tolist() == [1, 3, 3]
+    (split / "robin" / "lost.png").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"lost\.png"):
+        load_dataset("folder", "train", root=root)
+
+
 def test_the_size_can_be_chosen_and_is_kept_apart_in_the_cache(root: Path) -> None:
     shapes = [load_dataset("folder", "val", root=root, image_size=size).image_shape for size in (0, 32, 84, 32)]
     assert shapes == [(3, 84, 84), (3, 32, 32), (3, 84, 84), (3, 32, 32)]

@@ -9,10 +9,9 @@ from small import random_episodes, small_strategy, strategies_with
 import metakm
 from metakm.config import RunConfig
 from metakm.data import Episodes
-from metakm.gpu import graphs
-from metakm.gpu.graphs import MetaGradient, Recordings
 from metakm.outer_loop import OuterLoop
 from metakm.presets import preset_config
+from metakm.recordings import MetaGradient, Recordings
 from metakm.strategies.registry import strategy_class
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -42,7 +41,7 @@ class FakeRecording:
 
 @pytest.fixture
 def recordings(monkeypatch):
-    monkeypatch.setattr(graphs, "_Recording", FakeRecording)
+    monkeypatch.setattr("metakm.recordings._Recording", FakeRecording)
     FakeRecording.made = 0
     return Recordings()
 
@@ -60,7 +59,7 @@ def test_what_cannot_be_recorded_runs_as_usual_and_the_log_says_so(monkeypatch, 
     def refuse(*_):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(graphs, "_Recording", refuse)
+    monkeypatch.setattr("metakm.recordings._Recording", refuse)
     recordings = Recordings()
     with caplog.at_level(logging.WARNING):
         losses = [recordings.run(gradient_of, episodes()).loss for _ in range(4)]
@@ -72,7 +71,7 @@ def test_a_recording_that_runs_out_of_memory_says_so_to_the_outer_loop(monkeypat
     def too_large(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(graphs, "_Recording", too_large)
+    monkeypatch.setattr("metakm.recordings._Recording", too_large)
     recordings = Recordings()
     recordings.run(gradient_of, episodes())
     with pytest.raises(torch.cuda.OutOfMemoryError):
