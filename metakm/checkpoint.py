@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -15,7 +16,6 @@ from metakm.errors import UserError
 from metakm.files import replacing
 
 FORMAT = 1
-SAVE_SECONDS = 60.0  # between checkpoints: a killed run loses at most this much, and one iteration
 
 
 class Identified(Protocol):
@@ -60,6 +60,31 @@ def load_checkpoint(path: Path, config: Identified) -> dict[str, Any]:
             "--out"
         )
     return state
+
+
+@contextlib.contextmanager
+def restoring(path: Path, state: Mapping[str, Any], split_hash: str, of: str, hint: str = "") -> Iterator[None]:
+    """Take up the state of a checkpoint in the block.
+
+    Args:
+        split_hash: of the data at hand. A data root may move, but must hold the same classes, of the same sizes.
+        of: what the parameters belong to; `hint`: what may have changed them.
+
+    Raises:
+        UserError: the state is of other data, or the block cannot take it up.
+    """
+    if state.get("split_hash") != split_hash:
+        raise UserError(
+            f"Expected the data of the run to resume (split hash {state.get('split_hash')}), got others "
+            f"({split_hash}); name its folder by --data-root, or choose another --out"
+        )
+    try:
+        yield
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        raise UserError(
+            f"Expected the parameters of {of} in {path}, got others: {' '.join(str(error).split())}; {hint}start again "
+            "with --overwrite"
+        ) from error
 
 
 def config_changes(identity: Mapping[str, Any], config: Identified) -> str:

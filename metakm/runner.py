@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import time
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,11 @@ import numpy.typing as npt
 import torch
 
 from metakm import provenance
-from metakm.checkpoint import SAVE_SECONDS, load_checkpoint, save_checkpoint
+from metakm.checkpoint import load_checkpoint, restoring, save_checkpoint
 from metakm.command_line import command
 from metakm.config import RunConfig
+from metakm.course import Course
 from metakm.distributed import ALONE, Processes, local_device
-from metakm.errors import UserError
 from metakm.event_log import EventLog
 from metakm.interrupt import StopRequest, ending
 from metakm.measured import SPLIT_NAMES, measured_columns, summary
@@ -25,7 +24,7 @@ from metakm.memory import TooLittleMemoryError
 from metakm.outer_loop import DivergedError, OuterLoop
 from metakm.preparation import build_strategy, make_sampler, resolve_device
 from metakm.progress import Progress, duration, say
-from metakm.results import CurvePoint, ResultRow, RunFolder, Status, interval_over_tasks
+from metakm.results import ResultRow, RunFolder, Status, interval_over_tasks
 from metakm.strategies import load_plugin
 from metakm.strategies.registry import strategy_class
 from metakm.weights import weights_file
@@ -50,11 +49,8 @@ class Run:
         self.loop = OuterLoop(strategy, self.samplers["train"], config, self.device, processes)
         self._weights()  # to fail now, not after the training
         self.folder = RunFolder(config.folder)
-        self.curve: list[CurvePoint] = []
-        self.since: list[tuple[float, float]] = []  # loss and accuracy of the iterations since the last validation
+        self.course, self.git_commit = Course(), provenance.git_commit()
         self.best: dict[str, Any] = {"val_accuracy": -1.0}
-        self.train_seconds = self.step_seconds = 0.0
-        self.started_at, self.git_commit = provenance.now(), provenance.git_commit()
         self.log = EventLog(config if processes.first else dataclasses.replace(config, log_dir=None))
         self.finished = self._open_folder() if processes.first and not config.dry_run else None
 
@@ -71,7 +67,7 @@ class Run:
             self.folder.release()
 
     def _execute(self) -> int:
-        found = (self.finished, self._state() if self.curve else None)
+        found = (self.finished, self._state() if self.course.curve else None)
         self.finished, state = self.processes.from_first(found)  # process 0 alone has looked into the folder
         if state is not None and not self.processes.first:
             self._restore(state)
@@ -89,7 +85,7 @@ class Run:
                 else:
                     print(json.dumps(self.config.to_json(), indent=2))  # noqa: T201
                 return 0
-            with self.log.recording(self.loop.iteration + 1 if self.curve else 0):
+            with self.log.recording(self.loop.iteration + 1 if self.course.curve else 0):
                 return self._run()
         except (DivergedError, TooLittleMemoryError) as error:
             return self._fail(error)
@@ -105,7 +101,7 @@ class Run:
             return 130
         if self.processes.first:
             self.folder.write_tasks(tested)
-            self.folder.write_picture(self.curve, f"{self.config.algo}, {self.config.setting}")
+            self.folder.write_picture(self.course.curve, f"{self.config.algo}, {self.config.setting}")
             self.folder.write_weights(self._weights())
         self._write_row("done", tested)
         self._report(tested.mean(), interval_over_tasks(tested), "done")
@@ -115,7 +111,7 @@ class Run:
         """Keep the state just before a failed iteration, so that the command printed meets it again at once."""
         said = f"error: {error}"
         if not self.config.dry_run:
-            if self.curve and self.loop.iteration < self.config.iterations and not self._validation_due():
+            if self.course.curve and self.loop.iteration < self.config.iterations and not self._validation_due():
                 self._save()  # else the checkpoint from before is the one to go on from, and not to skip a validation
             self._write_row("failed")
             again = dataclasses.replace(self.config, resume=True, overwrite=False)
@@ -134,13 +130,7 @@ class Run:
     def _open_folder(self) -> dict[str, Any] | None:
         """Claim the run folder; take up its checkpoint, or return its row, when resuming."""
         config = self.config
-        with self.folder.opening():
-            finished = self.folder.earlier(resume=config.resume, overwrite=config.overwrite)
-            if self.folder.checkpoint.exists():
-                self._load()
-            if finished is None:
-                self.folder.write_config(config.to_json())
-        return finished
+        return self.folder.begin(config.to_json(), self._load, resume=config.resume, overwrite=config.overwrite)
 
     def _announce(self) -> None:
         if self.config.quiet:
@@ -166,45 +156,35 @@ class Run:
         return f"about {1000 * seconds:.0f} ms an iteration, {duration(left)} of meta-training, {gigabytes:.1f} GB"
 
     def _train(self) -> None:
-        config, saved = self.config, time.monotonic()
-        if not self.curve:
+        iterations = self.config.iterations
+        if not self.course.curve:
             self._validate()
-        with self._progress("meta-train", config.iterations, self.loop.iteration) as progress:
-            while self.loop.iteration < config.iterations and not self._stopping():
-                began = time.monotonic()
-                result = self.loop.step()
-                self.since.append((result.loss, result.accuracy))
-                elapsed = time.monotonic() - began
-                self.step_seconds += elapsed
-                self.train_seconds += elapsed
+        with self._progress("meta-train", iterations, self.loop.iteration) as progress:
+            while self.loop.iteration < iterations and not self._stopping():
+                result, elapsed = self.course.step(self.loop)
                 self.log.trained(self.loop.iteration, result.loss, result.accuracy, elapsed)
                 progress.advance(1, result.loss, result.accuracy)
                 if self._validation_due():
                     self._validate(progress)
-                elif time.monotonic() - saved > SAVE_SECONDS:
+                elif self.course.save_due():
                     self._save()
-                    saved = time.monotonic()
         self._save()
 
     def _validation_due(self) -> bool:
         """Whether this iteration ends in a validation that the curve does not have yet."""
         due = self.loop.iteration % self.config.val_every == 0 or self.loop.iteration == self.config.iterations
-        return due and not (self.curve and self.curve[-1].iteration == self.loop.iteration)
+        curve = self.course.curve
+        return due and not (curve and curve[-1].iteration == self.loop.iteration)
 
     def _validate(self, progress: Progress | None = None) -> None:
-        began = time.monotonic()
-        accuracy = float(self.accuracies("val", self.config.val_tasks).mean())
-        self.train_seconds += time.monotonic() - began
-        loss, trained = np.mean(self.since, axis=0).tolist() if self.since else (None, None)
-        self.since = []
-        point = CurvePoint(self.loop.iteration, loss, trained, accuracy, round(self.train_seconds, 3))
-        self.curve.append(point)
+        tasks = self.config.val_tasks
+        point = self.course.validate(self.loop.iteration, lambda: float(self.accuracies("val", tasks).mean()))
         self.log.validated(point)
-        if accuracy > self.best["val_accuracy"]:
-            self.best = {"val_accuracy": accuracy, "model": self.loop.model_state()}
+        if point.val_accuracy > self.best["val_accuracy"]:
+            self.best = {"val_accuracy": point.val_accuracy, "model": self.loop.model_state()}
         self._save()
         if progress is not None:
-            progress.note(f"iteration {point.iteration}: {SPLIT_NAMES['val']} accuracy {accuracy:.4f}")
+            progress.note(f"iteration {point.iteration}: {SPLIT_NAMES['val']} accuracy {point.val_accuracy:.4f}")
 
     def _test(self) -> npt.NDArray[np.float64] | None:
         """Meta-test accuracies `[eval_tasks]` of the best checkpoint; None when asked to stop."""
@@ -226,42 +206,23 @@ class Run:
     def _save(self) -> None:
         if self.processes.first:
             save_checkpoint(self.folder.checkpoint, self.config, self._state())
-            self.folder.write_curve(self.curve)
+            self.folder.write_curve(self.course.curve)
 
     def _state(self) -> dict[str, Any]:
-        names = ("since", "best", "train_seconds", "step_seconds", "started_at")
-        progress = {name: getattr(self, name) for name in names}
         data = {"image_shape": list(self.image_shape), "split_hash": self.samplers["train"].dataset.split_hash}
-        return {**progress, **data, "loop": self.loop.state(), "curve": [list(p) for p in self.curve]}
+        return {**self.course.state(), **data, "best": self.best, "loop": self.loop.state()}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.curve = [CurvePoint.checked(point) for point in state["curve"]]
-        self.since = [(float(loss), float(accuracy)) for loss, accuracy in state["since"]]
-        self.train_seconds, self.step_seconds = float(state["train_seconds"]), float(state["step_seconds"])
-        self.started_at = str(state["started_at"])
+        self.course.load_state(state)
         self.best = {"val_accuracy": float(state["best"]["val_accuracy"]), "model": state["best"]["model"]}
         self.loop.load_model_state(self.best["model"])  # to fail now, not after the training
         self.loop.load_state(state["loop"])
 
     def _load(self) -> None:
         state = load_checkpoint(self.folder.checkpoint, self.config)
-        self._check_data(state.get("split_hash"))
-        try:
-            self._restore(state)
-        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
-            raise UserError(
-                f"Expected the parameters of {self.config.algo} in {self.folder.checkpoint}, got others: "
-                f"{' '.join(str(error).split())}; was the strategy changed? Start again with --overwrite"
-            ) from error
-
-    def _check_data(self, split_hash: object) -> None:
-        """A data root may move, but must hold the same classes, with the same number of images."""
         now = self.samplers["train"].dataset.split_hash
-        if split_hash != now:
-            raise UserError(
-                f"Expected the data of the run to resume (split hash {split_hash}), got others ({now}); name its "
-                "folder by --data-root, or choose another --out"
-            )
+        with restoring(self.folder.checkpoint, state, now, self.config.algo, "was the strategy changed? Else "):
+            self._restore(state)
 
     def _write_row(self, status: Status, tested: npt.NDArray[np.float64] | None = None) -> None:
         if not self.processes.first:
@@ -269,11 +230,11 @@ class Run:
         row = ResultRow(
             **measured_columns(self.loop, self.samplers["test"], tested),
             status=status,
-            val_accuracy=self.best["val_accuracy"] if self.curve else None,
-            train_seconds=round(self.train_seconds, 3),
-            ms_per_iteration=round(1000 * self.step_seconds / self.loop.iteration, 3) if self.loop.iteration else None,
+            val_accuracy=self.best["val_accuracy"] if self.course.curve else None,
+            train_seconds=round(self.course.train_seconds, 3),
+            ms_per_iteration=self.course.ms_per_iteration(self.loop.iteration),
             git_commit=self.git_commit,
-            started_at=self.started_at,
+            started_at=self.course.started_at,
         )
         self.folder.write_row(row)
         if status != "running":

@@ -122,7 +122,7 @@ def test_a_run_that_died_resumes_to_the_numbers_of_an_unbroken_one(tmp_path, mon
             raise MemoryError
         return step(self)
 
-    monkeypatch.setattr("metakm.runner.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("metakm.course.SAVE_SECONDS", 0.0)
     monkeypatch.setattr(OuterLoop, "step", die)
     with pytest.raises(MemoryError):
         run(tmp_path / "broken", *extra)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from metakm import provenance
-from metakm.checkpoint import SAVE_SECONDS, load_checkpoint, save_checkpoint
+from metakm.checkpoint import load_checkpoint, restoring, save_checkpoint
+from metakm.course import Course
 from metakm.data.classification import Classification
 from metakm.errors import UserError
 from metakm.experiments.config import RunConfig
@@ -24,7 +23,6 @@ from metakm.interrupt import StopRequest
 from metakm.outer_loop import DivergedError
 from metakm.preparation import resolve_device
 from metakm.progress import Progress, say
-from metakm.results.curve import CurvePoint
 from metakm.results.experiment import ExperimentRow
 from metakm.results.folder import RunFolder
 from metakm.results.row import Status
@@ -61,11 +59,8 @@ class ExperimentRun:
                 f"{len(self.training.train.labels)} images; choose a smaller --batch"
             )
         self.folder = RunFolder(run.folder, ExperimentRow)
-        self.curve: list[CurvePoint] = []
-        self.since: list[tuple[float, float]] = []  # loss and accuracy of the iterations since the last validation
-        self.train_seconds = self.step_seconds = 0.0
+        self.course, self.git_commit = Course(), provenance.git_commit()
         self.pack_bytes: int | None = None
-        self.started_at, self.git_commit = provenance.now(), provenance.git_commit()
         self.finished = None if run.config.dry_run else self._open_folder()
 
     def execute(self) -> int:
@@ -105,13 +100,7 @@ class ExperimentRun:
     def _open_folder(self) -> dict[str, Any] | None:
         """Claim the run folder; take up its checkpoint, or return its row, when resuming."""
         config = self.run.config
-        with self.folder.opening():
-            finished = self.folder.earlier(resume=config.resume, overwrite=config.overwrite)
-            if self.folder.checkpoint.exists():
-                self._load()
-            if finished is None:
-                self.folder.write_config(self.run.to_json())
-        return finished
+        return self.folder.begin(self.run.to_json(), self._load, resume=config.resume, overwrite=config.overwrite)
 
     def _announce(self) -> None:
         trainable, total = self._counts()
@@ -124,33 +113,22 @@ class ExperimentRun:
 
     def _train(self) -> bool:
         """Train and validate; return whether asked to stop."""
-        training, saved = self.training, time.monotonic()
+        training = self.training
         with Progress(f"{self.run.method}: train", training.iterations, training.iteration) as progress:
             while training.iteration < training.iterations and not self.stop.requested:
-                began = time.monotonic()
-                result = training.step()
-                self.since.append((result.loss, result.accuracy))
-                elapsed = time.monotonic() - began
-                self.step_seconds += elapsed
-                self.train_seconds += elapsed
+                result, _ = self.course.step(training)
                 progress.advance(1, result.loss, result.accuracy)
                 if training.iteration % training.train.per_epoch == 0:
                     self._validate(progress)
-                elif time.monotonic() - saved > SAVE_SECONDS:
+                elif self.course.save_due():
                     self._save()
-                    saved = time.monotonic()
         self._save()
         return self.stop.requested
 
     def _validate(self, progress: Progress) -> None:
-        began = time.monotonic()
-        accuracy = self.training.accuracy("val")
-        self.train_seconds += time.monotonic() - began
-        loss, trained = np.mean(self.since, axis=0).tolist()
-        self.since = []
-        self.curve.append(CurvePoint(self.training.iteration, loss, trained, accuracy, round(self.train_seconds, 3)))
+        point = self.course.validate(self.training.iteration, lambda: self.training.accuracy("val"))
         self._save()
-        progress.note(f"iteration {self.training.iteration}: validation accuracy {accuracy:.4f}")
+        progress.note(f"iteration {point.iteration}: validation accuracy {point.val_accuracy:.4f}")
 
     def _test(self) -> float | None:
         """Accuracy on the test part; None when asked to stop."""
@@ -171,39 +149,25 @@ class ExperimentRun:
             path = self.folder.path / "pack.safetensors"
             self.subject.save_pack(path)
             self.pack_bytes = path.stat().st_size
-        self.folder.write_picture(self.curve, f"{self.run.experiment}, {self.run.method}", stage="")
+        self.folder.write_picture(self.course.curve, f"{self.run.experiment}, {self.run.method}", stage="")
         self._write_row("done", tested)
         word = "not tested (--tune)" if tested is None else f"test accuracy {100 * tested:.2f} %"
         print(  # noqa: T201
             f"{self.run.experiment} {self.run.method} ({self.run.config.preset}, seed {self.run.config.seed}): "
-            f"validation accuracy {100 * self.curve[-1].val_accuracy:.2f} %, {word}, done: {self.folder.result}",
+            f"validation accuracy {100 * self.course.curve[-1].val_accuracy:.2f} %, {word}, done: {self.folder.result}",
             flush=True,
         )
 
     def _save(self) -> None:
-        progress = {name: getattr(self, name) for name in ("since", "train_seconds", "step_seconds", "started_at")}
-        state = {**progress, "training": self.training.state(), "curve": [list(p) for p in self.curve]}
-        save_checkpoint(self.folder.checkpoint, self.run, {**state, "split_hash": self.data.train.split_hash})
-        self.folder.write_curve(self.curve)
+        state = {**self.course.state(), "training": self.training.state(), "split_hash": self.data.train.split_hash}
+        save_checkpoint(self.folder.checkpoint, self.run, state)
+        self.folder.write_curve(self.course.curve)
 
     def _load(self) -> None:
         state = load_checkpoint(self.folder.checkpoint, self.run)
-        if state.get("split_hash") != self.data.train.split_hash:
-            raise UserError(
-                f"Expected the data of the run to resume (split hash {state.get('split_hash')}), got others "
-                f"({self.data.train.split_hash}); name its folder by --data-root, or choose another --out"
-            )
-        try:
-            self.curve = [CurvePoint.checked(point) for point in state["curve"]]
-            self.since = [(float(loss), float(accuracy)) for loss, accuracy in state["since"]]
-            self.train_seconds, self.step_seconds = float(state["train_seconds"]), float(state["step_seconds"])
-            self.started_at = str(state["started_at"])
+        with restoring(self.folder.checkpoint, state, self.data.train.split_hash, self.run.method):
+            self.course.load_state(state)
             self.training.load_state(state["training"])
-        except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
-            raise UserError(
-                f"Expected the parameters of {self.run.method} in {self.folder.checkpoint}, got others: "
-                f"{' '.join(str(error).split())}; start again with --overwrite"
-            ) from error
 
     def _counts(self) -> tuple[int, int]:
         """Trainable and all parameters; random bases train as many numbers as they have directions."""
@@ -213,7 +177,7 @@ class ExperimentRun:
         return (trained if directions is None else int(directions)), total
 
     def _write_row(self, status: Status, tested: float | None = None) -> None:
-        config, training = self.run.config, self.training
+        config, training, curve = self.run.config, self.training, self.course.curve
         trainable, total = self._counts()
         n_test = 0 if tested is None else len(training.parts["test"].labels)
         row = ExperimentRow(
@@ -235,13 +199,13 @@ class ExperimentRun:
             trainable_parameters=trainable,
             total_parameters=total,
             pack_bytes=self.pack_bytes,
-            train_accuracy=self.curve[-1].train_accuracy if self.curve else None,
-            val_accuracy=self.curve[-1].val_accuracy if self.curve else None,
+            train_accuracy=curve[-1].train_accuracy if curve else None,
+            val_accuracy=curve[-1].val_accuracy if curve else None,
             accuracy=tested,
             ci95=None if tested is None else 1.96 * math.sqrt(tested * (1 - tested) / n_test),
             n_test=n_test,
-            train_seconds=round(self.train_seconds, 3),
-            ms_per_iteration=round(1000 * self.step_seconds / training.iteration, 3) if training.iteration else None,
+            train_seconds=round(self.course.train_seconds, 3),
+            ms_per_iteration=self.course.ms_per_iteration(training.iteration),
             peak_memory_mb=provenance.peak_memory_mb(self.device),
             device=provenance.device_name(self.device),
             threads=torch.get_num_threads(),
@@ -249,6 +213,6 @@ class ExperimentRun:
             metakm_version=version("metakm"),
             git_commit=self.git_commit,
             split_hash=self.data.train.split_hash,
-            started_at=self.started_at,
+            started_at=self.course.started_at,
         )
         self.folder.write_row(row)

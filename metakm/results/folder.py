@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,24 @@ class RunFolder:
 
     def _outcomes_kept(self) -> bool:
         return any((self.path / name).exists() for name in (self.weights.name, *_OUTCOMES))
+
+    def begin(
+        self, config: dict[str, Any], load: Callable[[], None], *, resume: bool, overwrite: bool
+    ) -> dict[str, Any] | None:
+        """Claim the folder for a run, `load` the checkpoint that is there, and write config.json.
+
+        Returns the row of a finished run that is resumed, else None.
+
+        Raises:
+            UserError: see `opening` and `earlier`.
+        """
+        with self.opening():
+            finished = self.earlier(resume=resume, overwrite=overwrite)
+            if self.checkpoint.exists():
+                load()
+            if finished is None:
+                self.write_config(config)
+        return finished
 
     def earlier(self, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
         """Make sure that an earlier run in here is to be gone on with or replaced; with `overwrite`, remove it.
