@@ -63,12 +63,12 @@ def load_checkpoint(path: Path, config: Identified) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def restoring(path: Path, state: Mapping[str, Any], split_hash: str, of: str, hint: str = "") -> Iterator[None]:
+def restoring(path: Path, state: Mapping[str, Any], split_hash: str, of: str, remedy: str = "") -> Iterator[None]:
     """Take up the state of a checkpoint in the block.
 
     Args:
         split_hash: of the data at hand. A data root may move, but must hold the same classes, of the same sizes.
-        of: what the parameters belong to; `hint`: what may have changed them.
+        of: what the parameters belong to; `remedy`: what to try before starting again.
 
     Raises:
         UserError: the state is of other data, or the block cannot take it up.
@@ -81,9 +81,9 @@ def restoring(path: Path, state: Mapping[str, Any], split_hash: str, of: str, hi
     try:
         yield
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        said = " ".join(str(error).split())
         raise UserError(
-            f"Expected the parameters of {of} in {path}, got others: {' '.join(str(error).split())}; {hint}start again "
-            "with --overwrite"
+            f"Expected the parameters of {of} in {path}, got others: {said}; {remedy}start again with --overwrite"
         ) from error
 
 

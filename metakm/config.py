@@ -115,7 +115,7 @@ class RunConfig:
     val_every: int
     """Iterations between validations; the last iteration always validates. Default from --preset."""
     task_chunk: int = 0
-    """Tasks whose graphs are in memory at once; the result does not depend on it. 0: as many as fit into half of the memory, by an estimate."""
+    """Tasks whose graphs are in memory at once; but for rounding the result does not depend on it. 0: as many as fit into half of the memory, by an estimate; runs of a sweep on one device divide it."""
     eager: bool = False
     """On a GPU, launch the kernels of each meta-gradient one by one. Without it they are recorded once as a CUDA graph and replayed, which is faster; strategies that wait for the GPU cannot be recorded and run as with it."""
     plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()

@@ -18,8 +18,6 @@ SAVE_SECONDS = 60.0  # between checkpoints: a killed run loses at most this much
 class Learner(Protocol):
     """What is trained, one iteration after the other."""
 
-    iteration: int  # done
-
     def step(self) -> StepResult:
         """The next iteration."""
 
@@ -57,12 +55,14 @@ class Course:
         self.curve.append(CurvePoint(iteration, loss, trained, measured, round(self.train_seconds, 3)))
         return self.curve[-1]
 
+    @property
     def save_due(self) -> bool:
-        """Whether SAVE_SECONDS have passed since this last was so."""
-        due = time.monotonic() - self._saved > SAVE_SECONDS
-        if due:
-            self._saved = time.monotonic()
-        return due
+        """Whether it is time for a checkpoint."""
+        return time.monotonic() - self._saved > SAVE_SECONDS
+
+    def saved(self) -> None:
+        """A checkpoint was written."""
+        self._saved = time.monotonic()
 
     def ms_per_iteration(self, iteration: int) -> float | None:
         """Of the iterations done, on average; None before the first."""

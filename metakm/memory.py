@@ -15,7 +15,7 @@ from metakm.errors import UserError
 from metakm.strategies import Strategy
 
 _log = logging.getLogger(__name__)
-RUNS_HERE = "METAKM_RUNS_HERE"  # set by a sweep for its runs: how many of them share this machine
+RUNS_HERE = "METAKM_RUNS_HERE"  # set by a sweep for its runs: how many of them share a device
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 # Peak memory of a second-order meta-gradient in units of the backbone's activations: for one support image and inner
 # step, and for one query image. An estimate, not a bound: fixed costs come on top, which weigh most with few images and
@@ -40,13 +40,14 @@ def automatic_chunk(bytes_per_task: float, meta_batch: int, device: torch.device
 
 
 def sharing(device: torch.device, processes: int) -> int:
-    """How many processes share a device's memory: those of a run on this machine, of each run that a sweep has here.
+    """How many processes share the memory of a device: runs of a sweep that share it, times a run's processes there.
 
-    A GPU belongs to one process of a run, and a sweep's runs are spread over the GPUs.
+    Args:
+        processes: those of a run on this machine. On a GPU it has one.
     """
     runs = os.environ.get(RUNS_HERE, "")
     count = max(1, int(runs)) if runs.isdecimal() else 1
-    return -(-count // torch.cuda.device_count()) if device.type == "cuda" else count * processes
+    return count * processes if device.type == "cpu" else count
 
 
 class TooLittleMemoryError(RuntimeError):

@@ -166,7 +166,7 @@ class Run:
                 progress.advance(1, result.loss, result.accuracy)
                 if self._validation_due():
                     self._validate(progress)
-                elif self.course.save_due():
+                elif self.course.save_due:
                     self._save()
         self._save()
 
@@ -207,6 +207,7 @@ class Run:
         if self.processes.first:
             save_checkpoint(self.folder.checkpoint, self.config, self._state())
             self.folder.write_curve(self.course.curve)
+        self.course.saved()
 
     def _state(self) -> dict[str, Any]:
         data = {"image_shape": list(self.image_shape), "split_hash": self.samplers["train"].dataset.split_hash}
@@ -221,7 +222,8 @@ class Run:
     def _load(self) -> None:
         state = load_checkpoint(self.folder.checkpoint, self.config)
         now = self.samplers["train"].dataset.split_hash
-        with restoring(self.folder.checkpoint, state, now, self.config.algo, "was the strategy changed? Else "):
+        remedy = "restore the strategy if it was changed, or "
+        with restoring(self.folder.checkpoint, state, now, self.config.algo, remedy):
             self._restore(state)
 
     def _write_row(self, status: Status, tested: npt.NDArray[np.float64] | None = None) -> None:

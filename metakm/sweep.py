@@ -39,7 +39,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _show(plan: list[Planned], pool: Pool) -> int:
     if pool.threads:
         torch.set_num_threads(pool.threads)
-    plan, seconds = estimate(plan)
+    with pool.environment(plan[0].config.device):
+        plan, seconds = estimate(plan)
     jobs = max(1, min(pool.size, sum(p.missing for p in plan)))
     print(plan_text(plan))  # noqa: T201
     print(  # noqa: T201

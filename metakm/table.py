@@ -26,7 +26,7 @@ from metakm.strategies import load_plugin
 class TableOptions:
     """Put the rows of all runs below a folder into Table III, beside published ones.
 
-    Listed below it by name: runs not done, duplicates, files that cannot be read.
+    Listed below it by name: runs not done, duplicates, other data, unreadable files.
     """
 
     results: Annotated[Path, tyro.conf.Positional] = Path("results")
@@ -46,8 +46,7 @@ class TableOptions:
     """Another of the paper's: table1, table2 or fig5 from the experiment.csv files of metakm.experiments. Then --plot
     draws fig5."""
     plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
-    """Python files that register strategies of runs, by which their rows are told from changes of the preset. Their
-    code is run."""
+    """Python files that register strategies of the runs; they run with your rights. Without them, what a preset leaves out for such a strategy looks like a change."""  # noqa: E501
     strict: bool = False
     """Exit with code 1 if a result.csv could not be used."""
 

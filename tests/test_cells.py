@@ -106,7 +106,7 @@ def test_runs_of_other_data_of_the_same_name_are_left_out(tmp_path):
     assert [[run.name for run in cell.runs] for cell in table.cells] == [["birds", "birds 1"]]
     reasons = {item.run.name: item.reason for item in table.left_out}
     assert set(reasons) == {"fish 1", "fish 2", "fish 3"}
-    assert all(reason.startswith("other data of the same name than birds (split_hash)") for reason in reasons.values())
+    assert all(reason.startswith("data called as those of birds but others") for reason in reasons.values())
 
 
 def test_other_episodes_in_a_cell_leave_no_interval_over_tasks(tmp_path):

@@ -294,10 +294,9 @@ def test_accuracies_do_not_depend_on_the_chunk_and_restore_the_mode():
 
 def test_a_sweep_s_runs_divide_the_memory_of_what_they_share(monkeypatch):
     gpu = torch.device("cuda")
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert (sharing(CPU, 1), sharing(CPU, 2), sharing(gpu, 2)) == (1, 2, 1)
     monkeypatch.setenv("METAKM_RUNS_HERE", "5")
-    assert (sharing(CPU, 1), sharing(CPU, 2), sharing(gpu, 1)) == (5, 10, 3)
+    assert (sharing(CPU, 1), sharing(CPU, 2), sharing(gpu, 2)) == (5, 10, 5)
     memory = 20 * loop().task_bytes  # ten tasks in half of it
     monkeypatch.setattr("metakm.memory.device_memory", lambda _: memory)
     assert loop(task_chunk=0).chunk == 2

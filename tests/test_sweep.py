@@ -32,7 +32,7 @@ from metakm.scheduling.estimate import Cost, seconds_left
 from metakm.scheduling.job import Outcome, RunJob
 from metakm.scheduling.options import SweepOptions, parse_sweep
 from metakm.scheduling.plan import Planned, expand, inspect, make_plan
-from metakm.scheduling.pool import Pool, cores
+from metakm.scheduling.pool import NotTakenError, Pool, cores
 from metakm.scheduling.report import outcome_text
 from metakm.scheduling.sweeper import Sweeper
 from metakm.sweep import main
@@ -409,7 +409,7 @@ def test_a_row_that_cannot_be_read_is_not_trained_over(planned):
     before = snapshot(folder.path)
     again = inspect(plan.config)
     assert again.state == "blocked"
-    assert "no row that can be read" in again.note
+    assert "a row of an earlier run but no checkpoint.pt" in again.note
     assert RunJob(plan.config, pool.stop_file)().kind == "failed", "also where it came about after planning"
     assert snapshot(folder.path) == before
 
@@ -431,6 +431,18 @@ def test_each_place_has_its_own_gpu(monkeypatch, tmp_path, planned):
     pool.stop_file.touch()
     sent[0]()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,6"
+
+
+def test_runs_that_share_a_device_are_counted(monkeypatch, tmp_path):
+    monkeypatch.setattr("metakm.scheduling.pool.cores", lambda: 8)
+    seen = []
+    for gpus in (0, 1, 2):
+        monkeypatch.setattr("torch.cuda.device_count", lambda gpus=gpus: gpus)
+        pool = Pool(SweepOptions(jobs=5), tmp_path)
+        for device in ("auto", "cuda:1", "cpu"):
+            with pool.environment(device):
+                seen.append(int(os.environ["METAKM_RUNS_HERE"]))
+    assert seen == [5, 5, 5, 5, 5, 5, 3, 5, 5]
 
 
 def test_what_slurm_is_asked_for(monkeypatch, tmp_path, planned):
@@ -468,6 +480,35 @@ def test_a_sweep_goes_on_past_a_job_that_the_cluster_does_not_take(monkeypatch, 
     sweeper.run()
     assert [outcome.kind for outcome in sweeper.outcomes.values()] == ["failed", "failed"]
     assert all("invalid partition specified: typo" in outcome.note for outcome in sweeper.outcomes.values())
+
+
+def test_a_job_beyond_the_limit_of_a_cluster_waits_for_another_to_end(planned, monkeypatch):
+    plan, pool = planned
+    running, most = [], []
+
+    class Job:
+        paths = SimpleNamespace(stderr="log")
+
+        def done(self):
+            running.remove(self)
+            return True
+
+    def submit(*_):
+        if len(running) == 2:
+            raise NotTakenError("limit of 2 jobs")
+        running.append(Job())
+        most.append(len(running))
+        return running[-1]
+
+    monkeypatch.setattr(pool, "size", 9)
+    monkeypatch.setattr(pool, "submit", submit)
+    monkeypatch.setattr(pool, "outcome", lambda _: Outcome("interrupted"))
+    monkeypatch.setattr(type(pool), "in_process", False)
+    five = [plan._replace(config=dataclasses.replace(plan.config, seed=seed)) for seed in range(5)]
+    sweeper = Sweeper(five, pool, StopRequest())
+    sweeper.run()
+    assert [outcome.kind for outcome in sweeper.outcomes.values()] == ["interrupted"] * 5
+    assert max(most) == 2
 
 
 def test_two_processes_killed_half_way_and_started_again_end_as_an_unbroken_sweep(tmp_path):

@@ -126,11 +126,18 @@ class TarSource(Source):
             raise _unreadable(str(self.path), error) from error
 
 
+_LINKED_LEVELS = 2  # a class is at most in the folder of a split
+
+
 class FolderSource(Source):
     """The files below a folder; their names begin with the folder's own name, as in an archive of it."""
 
     def names(self) -> list[str]:
-        """List the files at any depth, links followed, without hidden ones and those in hidden folders."""
+        """List the files at any depth, without hidden ones and those in hidden folders.
+
+        Links to folders are followed in the upper two levels, where classes are, if they lead elsewhere: one into this
+        folder would bring its files twice, one to a folder that it is in would never end.
+        """
         return [name for name, _ in self._walk()]
 
     @contextlib.contextmanager
@@ -154,14 +161,21 @@ class FolderSource(Source):
         return [_stamp(path, name) for name, path in self._walk()]
 
     def _walk(self) -> list[tuple[str, Path]]:
-        found, above = [], {str(self.path): {os.path.realpath(self.path)}}
+        found = []
         for folder, folders, files in os.walk(self.path, followlinks=True):
-            real = {name: os.path.realpath(Path(folder, name)) for name in folders if not name.startswith(".")}
-            folders[:] = [name for name in real if real[name] not in above[folder]]  # a link back up would never end
-            above |= {os.path.join(folder, name): {*above[folder], real[name]} for name in folders}  # noqa: PTH118
+            shown = [name for name in folders if not name.startswith(".")]
+            folders[:] = [name for name in shown if self._leads_on(Path(folder, name))]
             start = Path(folder).relative_to(self.path.parent).as_posix()
             found += [(f"{start}/{file}", Path(folder, file)) for file in files if not file.startswith(".")]
         return sorted(found)
+
+    def _leads_on(self, folder: Path) -> bool:
+        """Whether to look into a folder: no link, or one to be followed."""
+        if not folder.is_symlink():
+            return True
+        top, here, target = self.path.resolve(), folder.parent.resolve(), folder.resolve()
+        elsewhere = not (target.is_relative_to(top) or top.is_relative_to(target) or here.is_relative_to(target))
+        return elsewhere and len(folder.relative_to(self.path).parts) <= _LINKED_LEVELS
 
 
 _ARCHIVES: dict[str, type[Source]] = {".zip": ZipSource, ".tar.xz": TarSource}

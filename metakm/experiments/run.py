@@ -120,7 +120,7 @@ class ExperimentRun:
                 progress.advance(1, result.loss, result.accuracy)
                 if training.iteration % training.train.per_epoch == 0:
                     self._validate(progress)
-                elif self.course.save_due():
+                elif self.course.save_due:
                     self._save()
         self._save()
         return self.stop.requested
@@ -162,6 +162,7 @@ class ExperimentRun:
         state = {**self.course.state(), "training": self.training.state(), "split_hash": self.data.train.split_hash}
         save_checkpoint(self.folder.checkpoint, self.run, state)
         self.folder.write_curve(self.course.curve)
+        self.course.saved()
 
     def _load(self) -> None:
         state = load_checkpoint(self.folder.checkpoint, self.run)

@@ -1,4 +1,4 @@
-"""Rows, statistics, tables and pictures. They never compute: runs are known by their files."""
+"""Rows, statistics, tables and pictures. No model is run here: runs are known by their files."""
 
 from metakm.results.blocks import Block, Claim, Row, Table, build_table
 from metakm.results.cells import Cell, LeftOut, Protocol

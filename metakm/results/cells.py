@@ -105,7 +105,7 @@ def build_cells(runs: Iterable[RecordedRun]) -> tuple[tuple[Cell, ...], tuple[Le
         if row.status != "done":
             left_out.append(LeftOut(run, f"status {row.status}"))
         elif (first := data.setdefault(setting, run)).row.split_hash != row.split_hash:
-            reason = f"other data of the same name than {first.name} (split_hash); make a table of each"
+            reason = f"data called as those of {first.name} but others (split_hash); make a table of each"
             left_out.append(LeftOut(run, reason))
         elif row.seed in seeds:
             reason = f"duplicate of {seeds[row.seed].name}: the same protocol and seed, and the first to start counts"

@@ -83,6 +83,11 @@ class RunFolder:
         unread = row is None and self.result.exists()
         return unread or (row is not None and row["status"] == "done") or self._outcomes_kept()
 
+    @property
+    def unresumable(self) -> str:
+        """An irreplaceable folder in words."""
+        return f"{self.path}, which has weights, tasks or a row of an earlier run but no {self.checkpoint.name}"
+
     def _outcomes_kept(self) -> bool:
         return any((self.path / name).exists() for name in (self.weights.name, *_OUTCOMES))
 
@@ -116,15 +121,15 @@ class RunFolder:
         if overwrite:
             self.clear()
             return None
+        if self.irreplaceable:
+            raise UserError(
+                f"Expected an unused run folder or a checkpoint to resume, got {self.unresumable}; add --overwrite to "
+                "replace it, or choose another --out"
+            )
         if self.used and not resume:
             raise UserError(
                 f"Expected an unused run folder, got {self.path}, which has an earlier run; add --resume to "
                 "continue it, --overwrite to replace it, or choose another --out"
-            )
-        if self.irreplaceable:
-            raise UserError(
-                f"Expected a checkpoint to resume, got {self.path} with what an earlier run came to and none; add "
-                "--overwrite to replace it, or choose another --out"
             )
         row = self.read_row()
         return row if row is not None and row["status"] == "done" else None

@@ -73,8 +73,7 @@ def inspect(config: RunConfig) -> Planned:
     if row is not None and row["status"] == "done":
         return Planned(config, "done", f"{100 * row['accuracy']:.2f} +- {100 * row['ci95']:.2f} %", config.iterations)
     if folder.irreplaceable:
-        lost = f"{folder.path} has what an earlier run came to, and no row that can be read; choose another --out"
-        return Planned(config, "blocked", lost)
+        return Planned(config, "blocked", f"{folder.unresumable}, and is not done; choose another --out")
     if not folder.checkpoint.exists():
         return Planned(config, "to do")
     try:

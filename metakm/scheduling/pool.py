@@ -69,15 +69,16 @@ class Pool:
             NotTakenError: the cluster does not take it.
         """
         executor = self.executor
-        if self.gpus > 1 and config.device in ("auto", "cuda"):
+        environment = self.environment(config.device)
+        if self._spreads(config.device):
             config = dataclasses.replace(config, device=f"cuda:{slot % self.gpus}")
         on_cluster = self.options.executor == "slurm"
         job = RunJob(config, self.stop_file, on_cluster, os.environ.get("CUDA_VISIBLE_DEVICES"))
         try:
-            with self._environment():
+            with environment, self._deaf():
                 return executor.submit(job)
         except (FailedJobError, FailedSubmissionError) as error:
-            raise NotTakenError(" ".join(str(error).split())) from error
+            raise NotTakenError(" ".join(str(error).split()) or "the cluster gave no reason") from error
 
     def done(self, job: Job) -> bool:
         """Whether a job has ended; with `debug`, it runs now."""
@@ -107,33 +108,50 @@ class Pool:
     @contextlib.contextmanager
     def _threads_here(self) -> Iterator[None]:
         """What a job in this process runs with."""
+        if not self.in_process:
+            yield
+            return
         before = torch.get_num_threads()
-        if self.in_process:
-            torch.set_num_threads(self.threads)
+        torch.set_num_threads(self.threads)
         try:
             yield
         finally:
             torch.set_num_threads(before)
 
+    def _spreads(self, device: str) -> bool:
+        """Whether runs on `--device` are divided among several GPUs."""
+        return self.gpus > 1 and device in ("auto", "cuda")
+
     @contextlib.contextmanager
-    def _environment(self) -> Iterator[None]:
-        """What a local job inherits: threads, how many share the machine, and a deaf ear for Ctrl-C, the sweep's alone.
+    def environment(self, device: str) -> Iterator[None]:
+        """What a local job on `--device` inherits: its number of threads, and how many runs share the device."""
+        if self.options.executor != "local":
+            yield
+            return
+        sharing = -(-self.size // self.gpus) if self._spreads(device) else self.size
+        own = {"OMP_NUM_THREADS": str(self.threads), RUNS_HERE: str(sharing)}
+        before = {name: os.environ.get(name) for name in own}
+        os.environ.update(own)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                set_environment(name, value)
+
+    @contextlib.contextmanager
+    def _deaf(self) -> Iterator[None]:
+        """Local jobs inherit a deaf ear for Ctrl-C, which is for the sweep alone.
 
         A terminal sends Ctrl-C to all processes; submitit's controllers would kill their runs within a second of it.
         """
         if self.options.executor != "local":
             yield
             return
-        own = {"OMP_NUM_THREADS": str(self.threads), RUNS_HERE: str(self.size)}
-        before = {name: os.environ.get(name) for name in own}
-        os.environ.update(own)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             yield
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            for name, value in before.items():
-                set_environment(name, value)
 
 
 def cores() -> int:

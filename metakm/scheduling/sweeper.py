@@ -32,6 +32,7 @@ class Sweeper:
         self.total = len(self.waiting)
         self.active: dict[int, Active] = {}  # by slot
         self.outcomes: dict[str, Outcome] = {}
+        self.room = pool.size  # for active runs
         self.stopping = False
 
     def run(self) -> None:
@@ -57,7 +58,7 @@ class Sweeper:
         self.pool.stop(active.job for active in self.active.values())
 
     def _start(self) -> None:
-        while self.waiting and not self.stopping and len(self.active) < self.pool.size:
+        while self.waiting and not self.stopping and len(self.active) < self.room:
             planned = inspect(self.waiting.popleft().config)  # another sweep may have been faster
             run_id = planned.config.run_id
             if not planned.missing:
@@ -67,6 +68,11 @@ class Sweeper:
             try:
                 self.active[slot] = Active(planned, self.pool.submit(planned.config, slot))
             except NotTakenError as error:
+                if self.active:  # it may be a limit on jobs: try again when one of them has ended
+                    say(f"{run_id}: waits, not taken: {error}")
+                    self.waiting.appendleft(planned)
+                    self.room = len(self.active)
+                    return
                 self._end(planned, Outcome("failed", str(error)))
                 continue
             say(f"{run_id}: started, log {self.active[slot].job.paths.stderr}")

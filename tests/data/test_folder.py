@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from metakm.data import EpisodeSampler, load_dataset
+from metakm.data.sources import FolderSource
 from metakm.errors import UserError
 
 LAYOUT = {"train": {"robin": 3, "wren": 2}, "val": {"coot": 2}, "test": {"teal": 2}}
@@ -46,17 +47,27 @@ def test_classes_are_folders_and_other_files_are_left_alone(root: Path) -> None:
     assert found.images[:, 2, 0, 0].tolist() == [245, 225, 235, 245, 235]
 
 
-def test_links_to_folders_are_followed_and_those_to_nowhere_left_alone(root: Path) -> None:
-    split = root / "train"
-    picture(root / "elsewhere" / "deeper" / "0.png", 40)
-    (split / "finch").symlink_to(root / "elsewhere")
-    (split / "wren" / "again").symlink_to(root / "elsewhere")
-    (root / "elsewhere" / "back").symlink_to(split)  # finch/back/finch/back/... has no end
+def test_links_to_folders_elsewhere_are_followed_and_no_image_comes_twice(root: Path) -> None:
+    split, pool = root / "train", root / "pool"
+    picture(pool / "deeper" / "0.png", 40)
+    (split / "finch").symlink_to(pool)
+    (split / "wren" / "more pictures").symlink_to(pool)
+    (pool / "back").symlink_to(pool)  # and from here on links that no image is to be found by
+    (pool / "deeper" / "top").symlink_to(root)
+    (split / "finches").symlink_to(split)
+    (split / "robin" / "best").symlink_to(split / "robin" / "more")
+    (split / "robin" / "all").symlink_to(root)
     (split / "robin" / ".#0.png").symlink_to("nobody@nowhere:1")  # an editor's
     (split / "robin" / "notes").symlink_to("nowhere")
-    for data in (load_dataset("folder", "val", root=root), load_dataset("folder", "val", root=root)):
-        assert data.class_names == ("coot",)
-    (root / "elsewhere" / "back").unlink()
+    names = [name for name in FolderSource(split).names() if name.endswith(".png")]
+    assert names == [
+        "train/finch/deeper/0.png",
+        *(f"train/robin/{name}.png" for name in ("0", "2", "more/deeper/1")),
+        *(f"train/wren/{name}.png" for name in ("0", "more pictures/deeper/0", "more/deeper/1")),
+    ]
+    with pytest.raises(UserError, match="none in finches"):
+        load_dataset("folder", "train", root=root)
+    (split / "finches").unlink()
     found = load_dataset("folder", "train", root=root)
     assert found.class_names == ("finch", "robin", "wren")
     assert found.counts.tolist() == [1, 3, 3]
