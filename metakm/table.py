@@ -26,7 +26,7 @@ from metakm.strategies import load_plugin
 class TableOptions:
     """Put the rows of all runs below a folder into Table III, beside published ones.
 
-    Listed below it by name: runs not done, duplicates, other data, unreadable files.
+    Listed below by name: runs not done, duplicates, other data, unreadable files.
     """
 
     results: Annotated[Path, tyro.conf.Positional] = Path("results")
