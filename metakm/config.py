@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import tyro
 
 from metakm.errors import UserError, unknown_name
-from metakm.flags import flag
+from metakm.flags import flag, require
 from metakm.models.layers import BatchNormMode
 
 PresetName = Literal["quick", "paper", "tuned"]
@@ -123,16 +123,16 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for field, low in _at_least.items():
-            _require(getattr(self, field) >= low, field, f"at least {low}", getattr(self, field))
+            require(getattr(self, field) >= low, field, f"at least {low}", getattr(self, field))
         for field, high in _at_most.items():
-            _require(getattr(self, field) <= high, field, f"at most {high}", getattr(self, field))
+            require(getattr(self, field) <= high, field, f"at most {high}", getattr(self, field))
         for field in ("inner_lr", "meta_lr"):
             value = getattr(self, field)
-            _require(math.isfinite(value) and value > 0, field, "a positive number", value)
+            require(math.isfinite(value) and value > 0, field, "a positive number", value)
         for field in ("grad_clip", "first_head_lr"):
             value = getattr(self, field)
-            _require(math.isfinite(value) and value >= 0, field, "0 or more", value)
-        _require(self.seed < 2**63, "seed", "below 2**63", self.seed)
+            require(math.isfinite(value) and value >= 0, field, "0 or more", value)
+        require(self.seed < 2**63, "seed", "below 2**63", self.seed)
         for field, choices in (
             ("preset", PresetName),
             ("schedule", Schedule),
@@ -224,11 +224,6 @@ _at_most = {
     "eval_tasks": 100_000,
     "val_tasks": 100_000,
 }
-
-
-def _require(condition: bool, field: str, expected: str, value: object) -> None:
-    if not condition:
-        raise UserError(f"Expected {flag(field)} to be {expected}, got {value}")
 
 
 def _as_float(field: str, value: float) -> float:

@@ -23,7 +23,7 @@ class Learner(Protocol):
 
 
 class Course:
-    """Counts iterations, validations and their seconds.
+    """Takes iterations and validations, and keeps what they come to and their seconds.
 
     curve: a point for each validation; train_seconds: of iterations and validations; step_seconds: of iterations alone.
     """

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
-from metakm.errors import unknown_name
+from metakm.errors import UserError, unknown_name
 
 _T = TypeVar("_T")
 
@@ -73,3 +73,9 @@ def _check_choices(options: type[Any], arguments: Sequence[str]) -> None:
 def flag(name: str) -> str:
     """The flag of a field."""
     return "--" + name.replace("_", "-")
+
+
+def require(condition: bool, field: str, expected: str, value: object) -> None:
+    """Raise UserError that names the flag of a field, unless the condition holds."""
+    if not condition:
+        raise UserError(f"Expected {flag(field)} to be {expected}, got {value}")

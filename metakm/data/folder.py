@@ -1,9 +1,10 @@
 """Your own photographs: `train/`, `val/` and `test/`, each with one folder of images a class.
 
 The layout is that of `torchvision.datasets.ImageFolder` within each of the three, but a class belongs to one of them
-only: meta-test classes are unseen classes. Images may lie at any depth below their class's folder; other files, and
-hidden ones and those in hidden folders, are left alone. Every image becomes RGB, is turned upright by its EXIF
-orientation, and is resized to a square by LANCZOS, which does not keep its proportions (as in mini-ImageNet).
+only: meta-test classes are unseen classes. Images may lie at any depth below their class's folder, which may be a link
+to a folder elsewhere; other files, and hidden ones and those in hidden folders, are left alone. Every image becomes
+RGB, is turned upright by its EXIF orientation, and is resized to a square by LANCZOS, which does not keep its
+proportions (as in mini-ImageNet).
 """
 
 from __future__ import annotations

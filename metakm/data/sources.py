@@ -220,7 +220,10 @@ def _bounded(file: IO[bytes], where: str) -> bytes:
 
 def _stamp(path: Path, name: str) -> tuple[str, int, int]:
     try:
-        status = path.stat() if path.exists() else path.lstat()  # a dangling link may be none of the files to read
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            status = path.lstat()  # a dangling link may be none of the files to read
     except OSError as error:
         raise _unreadable(str(path), error) from error
     return name, status.st_size, status.st_mtime_ns

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from metakm.data.batches import Augmentation
 from metakm.errors import UserError, unknown_name
-from metakm.flags import flag, read_options, texts_given
+from metakm.flags import flag, read_options, require, texts_given
 from metakm.results.experiment import EXECUTION_FIELDS
 
 PresetName = Literal["quick", "paper"]
@@ -65,11 +65,11 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         for field, low in {"image_size": 8, "train_images": 0, "epochs": 1, "batch": 2, "seed": 0}.items():
-            _require(getattr(self, field) >= low, field, f"at least {low}", getattr(self, field))
+            require(getattr(self, field) >= low, field, f"at least {low}", getattr(self, field))
         for field in ("learning_rate", "weight_decay"):
             value = getattr(self, field)
-            _require(math.isfinite(value) and value >= 0, field, "0 or more", value)
-        _require(self.seed < 2**63, "seed", "below 2**63", self.seed)
+            require(math.isfinite(value) and value >= 0, field, "0 or more", value)
+        require(self.seed < 2**63, "seed", "below 2**63", self.seed)
         choices = {"preset": PresetName, "optimiser": Optimiser, "schedule": Schedule, "augmentation": Augmentation}
         for field, names in choices.items():
             if getattr(self, field) not in get_args(names):
@@ -127,8 +127,3 @@ def parse(presets: Mapping[PresetName, C], prog: str, arguments: Sequence[str] |
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     default = presets["paper" if texts_given(arguments, ("preset",))["preset"] == "paper" else "quick"]
     return read_options(type(default), f"python -m {prog}", arguments, default)
-
-
-def _require(condition: bool, field: str, expected: str, value: object) -> None:
-    if not condition:
-        raise UserError(f"Expected {flag(field)} to be {expected}, got {value}")

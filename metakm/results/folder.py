@@ -71,25 +71,23 @@ class RunFolder:
 
     @property
     def used(self) -> bool:
-        """Whether an earlier run has left its checkpoint, its row or what it learned here."""
-        return self.checkpoint.exists() or self.result.exists() or self._outcomes_kept()
+        """Whether an earlier run has left its checkpoint or row here."""
+        return self.checkpoint.exists() or self.result.exists()
 
     @property
     def irreplaceable(self) -> bool:
         """Whether there is what no checkpoint could bring back: a finished row, one that cannot be read, or weights."""
         if self.checkpoint.exists():
             return False
+        if any((self.path / name).exists() for name in (self.weights.name, *_OUTCOMES)):
+            return True
         row = self.read_row()
-        unread = row is None and self.result.exists()
-        return unread or (row is not None and row["status"] == "done") or self._outcomes_kept()
+        return self.result.exists() if row is None else row["status"] == "done"
 
     @property
     def unresumable(self) -> str:
         """An irreplaceable folder in words."""
         return f"{self.path}, which has weights, tasks or a row of an earlier run but no {self.checkpoint.name}"
-
-    def _outcomes_kept(self) -> bool:
-        return any((self.path / name).exists() for name in (self.weights.name, *_OUTCOMES))
 
     def begin(
         self, config: dict[str, Any], load: Callable[[], None], *, resume: bool, overwrite: bool

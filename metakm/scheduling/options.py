@@ -13,7 +13,7 @@ from metakm.config import RunConfig
 from metakm.data import available_datasets
 from metakm.errors import UserError, unknown_name
 from metakm.flags import flag as flag_of
-from metakm.flags import read_some_options
+from metakm.flags import read_some_options, require
 
 TABLE3 = ("omniglot", "mini-imagenet")
 Names = Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")]
@@ -61,9 +61,7 @@ class SweepOptions:
 
     def __post_init__(self) -> None:
         for field, low in (("seeds", 1), ("jobs", 0), ("cpus_per_task", 0), ("gpus_per_node", 0), ("time", 0)):
-            value = getattr(self, field)
-            if value < low:
-                raise UserError(f"Expected {flag_of(field)} to be at least {low}, got {value}")
+            require(getattr(self, field) >= low, field, f"at least {low}", getattr(self, field))
         for field in ("algo", "shots"):
             if not getattr(self, field):
                 raise UserError(f"Expected {flag_of(field)} to name at least one, got none; name one")

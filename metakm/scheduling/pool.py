@@ -68,7 +68,6 @@ class Pool:
             UserError: no cluster here.
             NotTakenError: the cluster does not take it.
         """
-        executor = self.executor
         environment = self.environment(config.device)
         if self._spreads(config.device):
             config = dataclasses.replace(config, device=f"cuda:{slot % self.gpus}")
@@ -76,7 +75,7 @@ class Pool:
         job = RunJob(config, self.stop_file, on_cluster, os.environ.get("CUDA_VISIBLE_DEVICES"))
         try:
             with environment, self._deaf():
-                return executor.submit(job)
+                return self.executor.submit(job)
         except (FailedJobError, FailedSubmissionError) as error:
             raise NotTakenError(" ".join(str(error).split()) or "the cluster gave no reason") from error
 

@@ -32,7 +32,7 @@ class Sweeper:
         self.total = len(self.waiting)
         self.active: dict[int, Active] = {}  # by slot
         self.outcomes: dict[str, Outcome] = {}
-        self.room = pool.size  # for active runs
+        self.room = pool.size  # runs at a time; fewer from when on a cluster has taken no more
         self.stopping = False
 
     def run(self) -> None:
