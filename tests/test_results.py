@@ -1,12 +1,15 @@
 import io
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from metakm import UserError
 from metakm.results import COLUMNS, CurvePoint, RunFolder, curve_csv, interval_over_tasks
 from metakm.results.curve import curve_png
+from metakm.results.row import CsvRow
 
 PROMISED = (
     "run_id, status, algo, dataset, ways, shots, queries, seed, preset, backbone, bn_mode, first_order, inner_lr, "
@@ -55,3 +58,15 @@ def test_folder_clears_its_own_files_only(tmp_path):
     assert folder.read_row() is None
     folder.clear()
     assert [p.name for p in folder.path.iterdir()] == ["notes.txt"]
+
+
+def test_a_column_added_later_has_its_default_in_older_rows():
+    @dataclass(frozen=True, kw_only=True)
+    class Grown(CsvRow):
+        seed: int
+        start: str = "plain"
+
+    assert Grown.from_cells({"seed": "3"}) == Grown(seed=3, start="plain")
+    assert Grown.from_cells({"seed": "3", "start": "exact"}).start == "exact"
+    with pytest.raises(UserError, match="Expected a column 'seed'"):
+        Grown.from_cells({"start": "exact"})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
 
 import pandas as pd
@@ -43,18 +43,20 @@ class CsvRow:
     def from_cells(cls, cells: Mapping[str, str]) -> Self:
         """Inverse of `to_csv` for one line, given as the text of each column.
 
+        A column with a default may be missing: it was added after the row was written, and has its default there.
+
         Raises:
             UserError: a missing or unknown column, or a text that is no value of the column's type.
         """
-        columns = cls.columns()
+        defaults = {field.name: field.default for field in fields(cls)}  # type: ignore[arg-type]
         for name in cells:
-            if name not in columns:
+            if name not in defaults:
                 raise UserError(f"Expected the columns of a run's row, got {name!r}; is the file another program's?")
-        for name in columns:
-            if name not in cells:
+        for name, default in defaults.items():
+            if name not in cells and default is MISSING:
                 raise UserError(f"Expected a column {name!r}, got none; is this the row of a run?")
         hints = get_type_hints(cls)
-        return cls(**{name: _value(name, cells[name], hints[name]) for name in columns})
+        return cls(**{name: _value(name, text, hints[name]) for name, text in cells.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
