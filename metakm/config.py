@@ -27,7 +27,10 @@ EXECUTION_FIELDS = frozenset(
 )
 
 # Fields that change the strategies which name them among their `variants`; the others refuse them.
-VARIANTS = ("first_order", "learn_inner_lr", "inner_lr_per_step", "first_head_lr", "zero_head")
+VARIANTS = (
+    "first_order", "learn_inner_lr", "inner_lr_per_step", "nonnegative_inner_lr", "first_head_lr", "zero_head",
+    "multi_step_loss",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +81,16 @@ class RunConfig:
     """Learn one inner learning rate for each adapted tensor, from --inner-lr on. Off as published."""
     inner_lr_per_step: bool = False
     """With --learn-inner-lr: one for each inner step too, as in MAML++. Off as published."""
+    nonnegative_inner_lr: bool = False
+    """With --learn-inner-lr: after each outer step set rates below 0 to 0. Off as published."""
     first_head_lr: float = 0.0
     """With --inner-lr-per-step: where the rate of the classifier's weight in the first step starts; 0: at --inner-lr, as everything else."""
     zero_head: bool = False
     """Start the classifier at zero in every task (Kao et al. 2022), so that no class is unlike another before the first inner step, which then moves the classifier alone. Off as published: its start is learned."""
+    multi_step_loss: int = 0
+    """Iterations over which the outer loss moves from the mean of the query losses after all inner steps to the one after the last (MAML++, Antoniou et al. 2019); each step then costs a pass over the queries. 0, as published: the last alone."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of all that the outer loop learns, such as 0.999; the average is what is validated, tested and saved. 0, as published: none."""
     bn_mode: BatchNormMode = "transductive"
     """Where batch statistics come from. transductive, as published: the batch at hand; support: the support images alone; running: averages over meta-training when evaluating; frozen: never."""
     precision: Precision = "fp32"
@@ -132,6 +141,7 @@ class RunConfig:
         for field in ("grad_clip", "first_head_lr"):
             value = getattr(self, field)
             require(math.isfinite(value) and value >= 0, field, "0 or more", value)
+        require(0 <= self.ema < 1, "ema", "0 or more and below 1", self.ema)
         require(self.seed < 2**63, "seed", "below 2**63", self.seed)
         for field, choices in (
             ("preset", PresetName),
@@ -141,7 +151,7 @@ class RunConfig:
         ):
             if getattr(self, field) not in get_args(choices):
                 raise unknown_name(flag(field), getattr(self, field), get_args(choices))
-        for field, needed in (("inner_lr_per_step", "learn_inner_lr"), ("first_head_lr", "inner_lr_per_step")):
+        for field, needed in _needs.items():
             if getattr(self, field) and not getattr(self, needed):
                 raise UserError(f"Expected {flag(needed)} with {flag(field)}, got none; add it or drop the other")
         if self.resume and self.overwrite:
@@ -214,6 +224,12 @@ _at_least = {
     "val_every": 1,
     "task_chunk": 0,
     "image_size": 0,
+    "multi_step_loss": 0,
+}
+_needs = {
+    "inner_lr_per_step": "learn_inner_lr",
+    "nonnegative_inner_lr": "learn_inner_lr",
+    "first_head_lr": "inner_lr_per_step",
 }
 # Beyond these a slip of the keyboard asks for more memory or time than there is, before the first iteration.
 _at_most = {

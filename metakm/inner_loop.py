@@ -12,7 +12,7 @@ Memory of a second-order loss grows with tasks x steps: the graph of every step 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import higher
@@ -40,6 +40,7 @@ def meta_loss(
     inner_lr: InnerLR,
     inner_steps: int,
     first_order: bool = False,
+    step_weights: Sequence[float] | None = None,
 ) -> MetaLoss:
     """Adapt to each task's support set and return the outer loss, ready for `backward()`.
 
@@ -52,11 +53,16 @@ def meta_loss(
             `strategy.adapted` in its order (learnable rates): `[]`, or `[n]` for a rate of its own in each of the first
             n steps, the last of which is also that of all further steps.
         inner_steps: 0 predicts with the unadapted parameters.
+        step_weights: one for each inner step: the outer loss is the sum of the query losses after each step with these
+            weights (MAML++: Antoniou, Edwards & Storkey 2019, Sec. 4, "Multi-Step Loss Optimization"). None: the query
+            loss after the last step.
 
     Raises:
-        UserError: negative steps, or as many rates as do not match the adapted parameters.
+        UserError: negative steps, as many rates as do not match the adapted parameters, as many weights as do not match
+            the steps, or weights for a strategy that has an outer loss of its own or no inner steps.
     """
     inner = GradientDescent(strategy, inner_lr, inner_steps, first_order, graph=True)
+    inner.step_weights = _checked_weights(step_weights, strategy, inner_steps)
     loss, logits = strategy.outer_loss(inner, episodes)
     inner.release()
     return MetaLoss(loss, _accuracy(logits, episodes.query_labels), logits.detach())
@@ -91,7 +97,13 @@ class GradientDescent:
             raise UserError(f"Expected inner_steps to be at least 0, got {steps}")
         self.strategy, self.steps, self.first_order, self.graph = strategy, steps, first_order, graph
         self.rates = _one_each(inner_lr, len(list(strategy.adapted.parameters())))
+        self.step_weights: Sequence[float] | None = None
+        self._after_step: Callable[[int, nn.Module], None] | None = None
         self._patched: list[nn.Module] = []
+
+    def after_each_step(self, call: Callable[[int, nn.Module], None]) -> None:
+        """See `metakm.strategies.base.InnerLoop`."""
+        self._after_step = call
 
     @torch.enable_grad()
     def descend(
@@ -120,6 +132,8 @@ class GradientDescent:
             rates = [each[min(step, len(each) - 1)] for each in by_step]
             rates = rates if factors is None else [r * f for r, f in zip(rates, factors, strict=True)]
             optimiser.step(losses.sum(), override={"lr": rates}, grad_callback=constant)
+            if self._after_step is not None:
+                self._after_step(step, adapted)
         return adapted  # type: ignore[no-any-return]
 
     def release(self) -> None:
@@ -144,6 +158,19 @@ def _one_each(inner_lr: InnerLR, count: int) -> list[float | Tensor]:
         if rate.dim() > 1 or rate.numel() == 0:
             raise UserError(f"Expected inner learning rates of shape [] or [steps], got {list(rate.shape)}")
     return list(inner_lr)
+
+
+def _checked_weights(weights: Sequence[float] | None, strategy: Strategy, steps: int) -> Sequence[float] | None:
+    if weights is None:
+        return None
+    if len(weights) != steps:
+        raise UserError(f"Expected {steps} step_weights, one for each inner step, got {len(weights)}")
+    if type(strategy).outer_loss is not Strategy.outer_loss:
+        raise UserError(
+            f"Expected a strategy with the usual outer loss for step_weights, got {type(strategy).__qualname__}, which "
+            "has its own; leave them out"
+        )
+    return weights
 
 
 def _by_step(rate: float | Tensor) -> Sequence[float | Tensor]:

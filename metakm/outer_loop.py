@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 import time
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from metakm.averaging import ParameterAverage
 from metakm.config import RunConfig
 from metakm.data import Episodes, EpisodeSampler, EpisodeSource
 from metakm.distributed import ALONE, Processes, processes_here
@@ -42,7 +44,7 @@ class OuterLoop:
 
     Iteration i learns from training episodes i*meta_batch, ..., (i+1)*meta_batch - 1; nothing else is random, so the
     state is the parameters, Adam's moments and the iteration. Of several processes each differentiates its part of the
-    meta-batch; the state is the same on all.
+    meta-batch; the state is the same on all. With `config.ema` an average of the parameters is what is evaluated.
     """
 
     def __init__(
@@ -60,11 +62,12 @@ class OuterLoop:
         # All that the outer loop learns; a head that starts at zero in every task has nothing to learn.
         self._learned = [p for p in strategy.parameters() if id(p) not in fixed] + self.inner_rates()
         self.optimiser = torch.optim.Adam(self._learned, lr=config.meta_lr)
+        self._average = ParameterAverage(self._learned, config.ema) if config.ema else None
         self.task_bytes = task_bytes(strategy, sampler.dataset.image_shape, config, device)
         self._sharing = sharing(device, processes_here())
         self.chunk = config.task_chunk or self._automatic_chunk(config.meta_batch)
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.get_default_dtype()
-        recorded = device.type == "cuda" and strategy.recordable and not config.eager
+        recorded = device.type == "cuda" and strategy.recordable and not (config.eager or config.multi_step_loss)
         self._recordings = Recordings() if recorded else None
         self.iteration = 0
 
@@ -97,14 +100,15 @@ class OuterLoop:
             raise DivergedError(self._divergence(episodes, result.loss))
         self._apply()
         if "running" in self.strategy.bn_modes:
-            self.strategy.track_statistics(episodes.query_images.to(self.device, self.dtype))
+            with self._evaluated():
+                self.strategy.track_statistics(episodes.query_images.to(self.device, self.dtype))
         self.iteration += 1
         return result
 
     def accuracies(
         self, sampler: EpisodeSource, tasks: int, progress: Callable[[int], None] = lambda _: None
     ) -> npt.NDArray[np.float64]:
-        """Query accuracies `[tasks]` of the model as it is on the sampler's first episodes.
+        """Query accuracies `[tasks]` of the model, averaged with `config.ema`, on the sampler's first episodes.
 
         Args:
             progress: called with the number of tasks that this process has just done.
@@ -114,7 +118,7 @@ class OuterLoop:
             TooLittleMemoryError: a single task does not fit into memory.
         """
         mine = self.processes.part(tasks)
-        with self.processes.agreed(StopIteration, TooLittleMemoryError):
+        with self.processes.agreed(StopIteration, TooLittleMemoryError), self._evaluated():
             own = accuracies(
                 self.strategy,
                 sampler,
@@ -183,6 +187,7 @@ class OuterLoop:
             inner_lr=self.inner_lr,
             inner_steps=config.inner_steps,
             first_order=config.first_order,
+            step_weights=self._step_weights(),
         )
         wanted = [p for p in self._learned if p.requires_grad]
         gradients = iter(torch.autograd.grad(result.loss, wanted, allow_unused=True))
@@ -199,6 +204,24 @@ class OuterLoop:
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.meta_lr * self._decay()
         self.optimiser.step()
+        if self.config.nonnegative_inner_lr:
+            with torch.no_grad():
+                for rate in self.inner_rates():
+                    rate.clamp_(min=0.0)
+        if self._average is not None:
+            self._average.update(self.iteration + 1)
+
+    def _evaluated(self) -> contextlib.AbstractContextManager[None]:
+        """In the block the parameters are those that are evaluated."""
+        return contextlib.nullcontext() if self._average is None else self._average.applied()
+
+    def _step_weights(self) -> list[float] | None:
+        """Of the loss after each inner step: equal at first, all on the last from iteration `multi_step_loss` on."""
+        steps, left = self.config.inner_steps, self.config.multi_step_loss - self.iteration
+        if left <= 0 or steps == 1:
+            return None
+        earlier = left / self.config.multi_step_loss / steps
+        return [earlier] * (steps - 1) + [1 - (steps - 1) * earlier]
 
     def _decay(self) -> float:
         if self.config.schedule == "constant":
@@ -221,20 +244,26 @@ class OuterLoop:
         )
 
     def model_state(self) -> dict[str, Any]:
-        """Everything that predictions depend on."""
+        """Everything that predictions depend on, with the parameters that are evaluated."""
+        with self._evaluated():
+            return self._learned_state()
+
+    def _learned_state(self) -> dict[str, Any]:
         return {
             "strategy": {k: v.detach().cpu().clone() for k, v in self.strategy.state_dict().items()},
             "rates": [p.detach().cpu().clone() for p in self.rates.parameters()] if self.rates else [],
         }
 
     def load_model_state(self, state: dict[str, Any]) -> None:
-        """Inverse of `model_state`."""
+        """Inverse of `model_state`; an average starts again from it."""
         self.strategy.load_state_dict(state["strategy"])
         with torch.no_grad():
             for rate, value in zip(self.inner_rates(), state["rates"], strict=True):
                 if rate.shape != value.shape:
                     raise ValueError(f"an inner rate of {list(value.shape)}, where {list(rate.shape)} belongs")
                 rate.copy_(value)
+        if self._average is not None:
+            self._average.reset()
 
     def inner_rates(self) -> list[nn.Parameter]:
         """The learnable rates; empty where the rate is a fixed number."""
@@ -242,7 +271,9 @@ class OuterLoop:
 
     def state(self) -> dict[str, Any]:
         """Everything that the next steps depend on, loadable with `weights_only=True`."""
-        return {"model": self.model_state(), "optimiser": self.optimiser.state_dict(), "iteration": self.iteration}
+        average = {} if self._average is None else {"average": [value.cpu() for value in self._average.values]}
+        learned, moments = self._learned_state(), self.optimiser.state_dict()
+        return {"model": learned, "optimiser": moments, "iteration": self.iteration, **average}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Inverse of `state`.
@@ -251,6 +282,8 @@ class OuterLoop:
             RuntimeError, LookupError, ValueError, TypeError, AttributeError: the state is not of this strategy.
         """
         self.load_model_state(state["model"])
+        if self._average is not None:
+            self._average.load(state["average"])
         self.optimiser.load_state_dict(state["optimiser"])
         for parameter, moments in self.optimiser.state.items():  # torch does not check them
             if not moments["exp_avg"].shape == moments["exp_avg_sq"].shape == parameter.shape:

@@ -40,8 +40,8 @@ def modulate(kernel, u1, u2):
     return torch.stack([u2 @ torch.tanh(u1 @ row) for row in rows]).reshape(kernel.shape)
 
 
-def unrolled_loss(predict, adapted, episodes, lr, steps, first_order=False):
-    """Mean query loss over tasks, by `torch.autograd.grad` alone.
+def unrolled_loss(predict, adapted, episodes, lr, steps, first_order=False, weights=None):
+    """Mean query loss over tasks, by `torch.autograd.grad` alone; with `weights` their sum over the inner steps.
 
     `lr` is a number, or a dict with a tensor for each adapted parameter; or a list of either, one for each step.
     `predict(adapted, images)` gives logits [n, N]; the query call also gets `reference=support images`.
@@ -51,14 +51,15 @@ def unrolled_loss(predict, adapted, episodes, lr, steps, first_order=False):
         r if isinstance(r, dict) else dict.fromkeys(adapted, r) for r in (lr if isinstance(lr, list) else [lr] * steps)
     ]
     for t in range(len(episodes.support_images)):
-        fast = dict(adapted)
+        fast, after = dict(adapted), []
         for rates in of_steps:
             loss = F.cross_entropy(predict(fast, episodes.support_images[t]), episodes.support_labels[t])
             grads = torch.autograd.grad(loss, list(fast.values()), create_graph=True)
             grads = [g.detach() for g in grads] if first_order else grads
             fast = {k: v - rates[k] * g for (k, v), g in zip(fast.items(), grads, strict=True)}
-        logits = predict(fast, episodes.query_images[t], reference=episodes.support_images[t])
-        losses.append(F.cross_entropy(logits, episodes.query_labels[t]))
+            logits = predict(fast, episodes.query_images[t], reference=episodes.support_images[t])
+            after.append(F.cross_entropy(logits, episodes.query_labels[t]))
+        losses.append(sum(w * loss for w, loss in zip(weights, after, strict=True)) if weights else after[-1])
     return torch.stack(losses).mean()
 
 

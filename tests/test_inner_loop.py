@@ -67,6 +67,32 @@ def test_meta_gradient_equals_hand_unrolled_loop(case, downsample, first_order):
     assert_close(gradients(strategy, actual), gradients(strategy, expected))
 
 
+@pytest.mark.parametrize("bn_mode", ["transductive", "support"])
+@pytest.mark.parametrize("case", CASES)
+def test_meta_gradient_of_the_multi_step_loss_equals_hand_unrolled_loop(case, bn_mode):
+    algo, options = CASES[case]
+    weights = [0.2, 0.3, 0.5]
+    strategy, episodes = small_strategy(algo, bn_mode=bn_mode, **options), random_episodes()
+    predict, adapted = per_task(algo, strategy, options, "stride", bn_mode)
+    expected = unrolled_loss(predict, adapted, episodes, LR, STEPS, weights=weights)
+    actual = meta_loss(strategy, episodes, inner_lr=LR, inner_steps=STEPS, step_weights=weights).loss
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=0)
+    assert_close(gradients(strategy, actual), gradients(strategy, expected))
+
+
+@pytest.mark.parametrize(
+    ("algo", "weights", "message"),
+    [
+        ("km", [0.5, 0.5], "Expected 3 step_weights, one for each inner step, got 2"),
+        ("reptile", [0.2, 0.3, 0.5], "Expected a strategy with the usual outer loss for step_weights, got Reptile"),
+        ("protonet", [0.2, 0.3, 0.5], "Expected inner steps for step_weights, got none by ProtoNet"),
+    ],
+)
+def test_weights_of_steps_that_mean_nothing_are_refused(algo, weights, message):
+    with pytest.raises(metakm.UserError, match=message):
+        meta_loss(small_strategy(algo), random_episodes(), inner_lr=LR, inner_steps=STEPS, step_weights=weights)
+
+
 @pytest.mark.parametrize("bn_mode", ["support", "running", "frozen"])
 @pytest.mark.parametrize("case", CASES)
 def test_meta_gradient_of_every_batch_norm_mode_equals_hand_unrolled_loop(case, bn_mode):

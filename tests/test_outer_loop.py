@@ -134,9 +134,9 @@ def test_rates_of_another_shape_are_refused():
         learned.load_state(other.state())
 
 
-@pytest.mark.parametrize("zero_head", [False, True])
-def test_a_loop_that_takes_up_a_state_goes_on_as_if_never_stopped(zero_head):
-    options = {"learn_inner_lr": True, "inner_lr_per_step": True, "zero_head": zero_head}
+@pytest.mark.parametrize("more", [{}, {"zero_head": True}, {"ema": 0.9, "multi_step_loss": 3}])
+def test_a_loop_that_takes_up_a_state_goes_on_as_if_never_stopped(more):
+    options = {"learn_inner_lr": True, "inner_lr_per_step": True, **more}
     unbroken, first, second = (loop(**options) for _ in range(3))
     expected = [unbroken.step() for _ in range(4)]
     assert [first.step() for _ in range(2)] == expected[:2]
@@ -144,6 +144,52 @@ def test_a_loop_that_takes_up_a_state_goes_on_as_if_never_stopped(zero_head):
     assert [second.step() for _ in range(2)] == expected[2:]
     for a, b in zip(unbroken.strategy.parameters(), second.strategy.parameters(), strict=True):
         assert torch.equal(a, b)
+    evaluated = unbroken.model_state()["strategy"]
+    assert all(torch.equal(tensor, evaluated[name]) for name, tensor in second.model_state()["strategy"].items())
+
+
+def test_the_average_of_the_parameters_is_evaluated_and_does_not_change_the_training():
+    plain, averaged = loop("anil", learn_inner_lr=True), loop("anil", learn_inner_lr=True, ema=0.3)
+    expected = None
+    for step in range(1, 4):
+        assert averaged.step() == plain.step()
+        parameters = {**plain.model_state()["strategy"], "rate": plain.inner_lr[0].detach()}
+        decay = min(0.3, (1 + step) / (10 + step))
+        start = {**loop("anil").model_state()["strategy"], "rate": torch.tensor(0.4)}
+        before = expected or start
+        expected = {name: decay * before[name] + (1 - decay) * value for name, value in parameters.items()}
+    state = averaged.model_state()
+    found = {**state["strategy"], "rate": state["rates"][0]}
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-14)
+    assert not torch.equal(found["adapted.weight"], plain.model_state()["strategy"]["adapted.weight"])
+    tested = loop("anil", learn_inner_lr=True)
+    tested.load_model_state(state)
+    assert (averaged.accuracies(Sampler(), 4) == tested.accuracies(Sampler(), 4)).all()
+    assert averaged.step() == plain.step(), "evaluation left the average in the parameters"
+
+
+def test_learned_rates_stay_at_zero_or_above():
+    options = {"learn_inner_lr": True, "inner_lr": 20.0, "meta_lr": 50.0}  # Adam's first step is the meta rate
+    free, held = loop("km", **options), loop("km", **options, nonnegative_inner_lr=True)
+    for each in (free, held):
+        each.step()
+    assert min(rate.item() for rate in free.inner_rates()) < 0
+    assert min(rate.item() for rate in held.inner_rates()) == 0
+    for a, b in zip(free.inner_rates(), held.inner_rates(), strict=True):
+        assert b.item() == max(a.item(), 0.0)
+
+
+def test_the_multi_step_loss_fades_into_the_loss_after_the_last_step():
+    fading, last = loop(inner_steps=3, multi_step_loss=4), loop(inner_steps=3)
+    weights = []
+    for _ in range(5):
+        weights.append(fading._step_weights())
+        fading.step()
+    assert weights[0] == pytest.approx([1 / 3] * 3)
+    assert weights[2] == pytest.approx([1 / 6, 1 / 6, 2 / 3])
+    assert weights[4] is None
+    assert loop(inner_steps=3, multi_step_loss=4).step().loss != last.step().loss
 
 
 def test_gradients_are_clipped_by_value():

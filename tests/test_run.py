@@ -113,7 +113,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(tmp_path):
     assert len(hashes) == 1, "meta-test episodes are the same for every seed"
 
 
-@pytest.mark.parametrize("extra", [[], ["--learn-inner-lr", "--bn-mode", "running", "--first-order"]])
+@pytest.mark.parametrize("extra", [[], ["--learn-inner-lr", "--bn-mode", "running", "--first-order", "--ema", "0.9"]])
 def test_a_run_that_died_resumes_to_the_numbers_of_an_unbroken_one(tmp_path, monkeypatch, extra):
     assert run(tmp_path / "whole", *extra) == 0
     step = OuterLoop.step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -44,6 +44,13 @@ class InnerLoop(Protocol):
     def rates(self) -> Sequence[float | Tensor]:
         """The inner learning rate of each adapted parameter, or `[n]` for one in each of the first n steps."""
 
+    @property
+    def step_weights(self) -> Sequence[float] | None:
+        """The weight of the query loss after each inner step; None for all on the last."""
+
+    def after_each_step(self, call: Callable[[int, nn.Module], None]) -> None:
+        """Have `descend` call this after each step, with the number of the step and `adapted` as it then is."""
+
     def descend(
         self,
         *batches: tuple[Tensor, Tensor],
@@ -75,7 +82,9 @@ class Strategy(nn.Module):
     adapted: nn.Module
     head_prefix: ClassVar[str | None] = None
     """How the names of the linear head's `weight` and `bias` in `adapted` begin; None where there is none."""
-    variants: ClassVar[frozenset[str]] = frozenset({"first_order", "learn_inner_lr", "inner_lr_per_step"})
+    variants: ClassVar[frozenset[str]] = frozenset(
+        {"first_order", "learn_inner_lr", "inner_lr_per_step", "nonnegative_inner_lr", "multi_step_loss"}
+    )
     """The options of a run that change this strategy; the others are refused rather than ignored."""
     head_variants: ClassVar[frozenset[str]] = variants | {"first_head_lr", "zero_head"}
     """`variants` of a strategy whose head starts at its own parameters, which `head_parameters` then returns."""
@@ -115,11 +124,27 @@ class Strategy(nn.Module):
     def outer_loss(self, inner: InnerLoop, episodes: EpisodeBatch) -> tuple[Tensor, Tensor]:
         """What the outer loop descends on, a scalar, and the query logits `[T, N*Q, N]`.
 
-        By default the mean query cross-entropy after adaptation (Finn et al. 2017, Eq. 1).
+        By default the mean query cross-entropy after adaptation (Finn et al. 2017, Eq. 1), or with `step_weights` after
+        each inner step, times its weight (MAML++: Antoniou, Edwards & Storkey 2019, Eq. 3).
         """
-        adapted = self.adapt(inner, self.encode(episodes.support_images), episodes.support_labels)
-        logits = self.query_logits(adapted, episodes.support_images, episodes.query_images)
-        return cross_entropy(logits, episodes.query_labels).mean(), logits
+        weights = list(inner.step_weights or [1.0])
+        earlier: list[Tensor] = []
+
+        def query(adapted: Any) -> tuple[Tensor, Tensor]:
+            logits = self.query_logits(adapted, episodes.support_images, episodes.query_images)
+            return cross_entropy(logits, episodes.query_labels).mean(), logits
+
+        def after(step: int, adapted: nn.Module) -> None:
+            if step + 1 < len(weights):
+                earlier.append(weights[step] * query(adapted)[0])
+
+        inner.after_each_step(after)
+        loss, logits = query(self.adapt(inner, self.encode(episodes.support_images), episodes.support_labels))
+        if len(earlier) + 1 != len(weights):
+            raise UserError(
+                f"Expected inner steps for step_weights, got none by {type(self).__qualname__}; leave them out"
+            )
+        return torch.stack([*earlier, weights[-1] * loss]).sum(), logits
 
     def query_logits(self, adapted: Any, support_images: Tensor, query_images: Tensor) -> Tensor:
         """Logits `[T, n, N]` of the query images; layers of `bn_mode="support"` take their statistics from the support.

@@ -23,7 +23,7 @@ from metakm.strategies.registry import register_strategy
 class MetaSGD(MAML):
     """`adapted` as in MAML; `rates` has a factor of the inner rate for each of its weights."""
 
-    variants: ClassVar[frozenset[str]] = frozenset({"first_order"})
+    variants: ClassVar[frozenset[str]] = frozenset({"first_order", "multi_step_loss"})
 
     def __init__(self, backbone: nn.Module, ways: int, implicit: bool = False) -> None:
         super().__init__(backbone, ways, implicit)
