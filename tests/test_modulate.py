@@ -31,9 +31,10 @@ def layers_of(layer):
     return list(layer.parametrizations.weight[0].layers)
 
 
-def test_modulated_forward_equals_equations_2_and_3_written_out(case):
+@pytest.mark.parametrize("start", ["paper", "exact"])
+def test_modulated_forward_equals_equations_2_and_3_written_out(case, start):
     plain, classifier = case
-    model = perturb(modulate(copy.deepcopy(plain), classifier=classifier))
+    model = perturb(modulate(copy.deepcopy(plain), classifier=classifier, start=start))
     by_hand = copy.deepcopy(plain)
     by_hand.load_state_dict(model.state_dict(), strict=False)  # norms and classifier
     with torch.no_grad():
@@ -41,7 +42,12 @@ def test_modulated_forward_equals_equations_2_and_3_written_out(case):
             w = plain.get_submodule(name).weight
             u1, u2 = layers_of(layer)
             rows = w.reshape(-1, w.shape[2] * w.shape[3])  # Sec. III-A step B: (k_n * k_c, k_h * k_w)
-            by_hand.get_submodule(name).weight.copy_((torch.tanh(rows @ u1.T) @ u2.T).reshape(w.shape))
+            if start == "paper":
+                modulated = torch.tanh(rows @ u1.T) @ u2.T
+            else:
+                s = 2 * rows.square().mean().sqrt()
+                modulated = rows + s * (torch.tanh(rows / s @ u1.T) @ u2.T - torch.tanh(rows / s))
+            by_hand.get_submodule(name).weight.copy_(modulated.reshape(w.shape))
     x = images()
     for mode in (True, False):
         torch.testing.assert_close(model.train(mode)(x), by_hand.train(mode)(x))
@@ -70,7 +76,7 @@ def test_frozen_tensors_are_bit_equal_after_training_and_all_else_moves(case):
 
 
 def test_identity_without_noise_is_tanh_and_within_a_third_of_the_cube():
-    model = modulate(Mixed())
+    model = modulate(Mixed(), start="paper")
     with torch.no_grad():
         for layer in modulated_layers(model).values():
             for u in layers_of(layer):
@@ -83,7 +89,7 @@ def test_identity_without_noise_is_tanh_and_within_a_third_of_the_cube():
 def test_identity_start_is_tanh_within_the_noise():
     """|W~ - tanh(W)| <= |E2| |tanh((I + E1) W)| + |E1 W| row by row, since tanh is 1-Lipschitz; E of sd 0.001."""
     torch.manual_seed(0)
-    model = modulate(Mixed())
+    model = modulate(Mixed(), start="paper")
     for layer in modulated_layers(model).values():
         u1, u2 = layers_of(layer)
         rows = layer.parametrizations.weight.original.flatten(2)  # [O, C, k]
@@ -98,7 +104,7 @@ def test_identity_start_leaves_the_models_output_unchanged_to_the_initial_noise(
     """To W's own output with one layer, to that of tanh(W) with two: zero without noise, linear in its size."""
     torch.manual_seed(0)
     plain, x = metakm.strategies.Classifier(metakm.CifarResNet(8), 10), images()
-    model = modulate(copy.deepcopy(plain), classifier="head", depth=depth)
+    model = modulate(copy.deepcopy(plain), classifier="head", depth=depth, start="paper")
     start = {n: u.detach().clone() for n, u in model.named_parameters() if ".layers." in n}
     with torch.no_grad():
         for name in modulated_layers(model):

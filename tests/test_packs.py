@@ -51,7 +51,7 @@ def test_a_pack_has_the_tasks_tensors_and_no_other(packed):
     model, path = packed
     norms = {f"{n}.{p}" for n in ("norm1", "norm2", "norm3") for p in ("weight", "bias")}
     statistics = {f"norm1.{b}" for b in ("running_mean", "running_var", "num_batches_tracked")}
-    modulators = {f"{n}.modulator.layers.{j}" for n in modulated_layers(model) for j in range(2)}
+    modulators = {f"{n}.modulator.{p}" for n in modulated_layers(model) for p in ("layers.0", "layers.1", "scale")}
     assert read_pack(path).tensors.keys() == norms | statistics | modulators | {"fc.weight", "fc.bias"}
     assert make_pack(modulate(Mixed(), implicit=False)).tensors.keys() == statistics | modulators | {
         "fc.weight",
@@ -72,6 +72,7 @@ def test_a_pack_says_what_it_is(base, packed):
         "activation": "tanh",
         "init": "identity",
         "depth": 2,
+        "start": "exact",
     }
 
 

@@ -55,7 +55,7 @@ def test_inspect_prints_what_a_pack_holds(tmp_path, capsys):
     assert printed["classes"] == "3: owl, wren, kite"
     assert printed["metrics"] == "accuracy 0.5"
     assert printed["layers"] == "4: stem, grouped, depthwise, pointwise"
-    assert printed["values"] == f"classifier 39, modulators {2 * (49**2 + 9**2 + 3**2 + 1):,}, norms 1,073"
+    assert printed["values"] == f"classifier 39, modulators {2 * (49**2 + 9**2 + 3**2 + 1) + 4:,}, norms 1,073"
     assert printed["size"] == f"{path.stat().st_size:,} bytes"
     save_pack(modulate(Mixed(), layers=()), path)
     assert main(["inspect", str(path)]) == 0

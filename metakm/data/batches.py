@@ -61,7 +61,7 @@ class Batches:
             images = pad_crop(images, uniform)
         elif self.augmentation == "resized-crop":
             images = resized_crop(images, uniform, self.size)
-        return Batch(images.contiguous(memory_format=torch.channels_last), self.labels[rows])
+        return Batch(images, self.labels[rows])
 
     def in_order(self, start: int) -> Batch:
         """The images from row `start` on, as they are but for a central crop to `size`."""
@@ -69,7 +69,7 @@ class Batches:
         images = self._normalised(rows)
         margin = (images.shape[-1] - self.size) // 2
         images = images[..., margin : margin + self.size, margin : margin + self.size]
-        return Batch(images.contiguous(memory_format=torch.channels_last), self.labels[rows])
+        return Batch(images, self.labels[rows])
 
     def _normalised(self, rows: npt.NDArray[np.int64]) -> Tensor:
         images = torch.from_numpy(self.part.images[rows]).float() / 255  # [n, 3, H, W]

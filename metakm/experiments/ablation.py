@@ -65,7 +65,8 @@ def subject(variant: str, seed: int) -> Subject:
         raise unknown_name("variant", variant, VARIANTS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Subject("resnet32", modulate(cifar_classifier(32, scratch.CLASSES), **VARIANTS[variant]))
+        network = cifar_classifier(32, scratch.CLASSES)
+        return Subject("resnet32", modulate(network, start="paper", **VARIANTS[variant]))
 
 
 def execute(config: AblationConfig) -> int:

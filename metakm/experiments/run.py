@@ -20,6 +20,7 @@ from metakm.errors import UserError
 from metakm.experiments.config import RunConfig
 from metakm.experiments.training import GradientMap, Training
 from metakm.interrupt import StopRequest
+from metakm.modulation.attach import attachment, is_modulated
 from metakm.outer_loop import DivergedError
 from metakm.preparation import resolve_device
 from metakm.progress import Progress, say
@@ -215,5 +216,12 @@ class ExperimentRun:
             git_commit=self.git_commit,
             split_hash=self.data.train.split_hash,
             started_at=self.course.started_at,
+            start=_start(training.model),
         )
         self.folder.write_row(row)
+
+
+def _start(model: nn.Module) -> str:
+    """How the modulators of a model started; empty where there are none."""
+    found = attachment(model) if is_modulated(model) else None
+    return found.start if found is not None and found.layers else ""

@@ -103,11 +103,11 @@ def _bl(_seed: int) -> Subject:
 
 
 def _km(_seed: int) -> Subject:
-    return Subject("resnet32", modulate(cifar_classifier(32, CLASSES)))
+    return Subject("resnet32", modulate(cifar_classifier(32, CLASSES), start="paper"))
 
 
 def _km_channel(_seed: int) -> Subject:
-    return Subject("resnet32", modulate(cifar_classifier(32, CLASSES), modulator=ChannelModulator))
+    return Subject("resnet32", modulate(cifar_classifier(32, CLASSES), modulator=ChannelModulator, start="paper"))
 
 
 def _sn(_seed: int) -> Subject:

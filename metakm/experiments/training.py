@@ -8,12 +8,13 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from metakm.data.batches import Batches
+from metakm.data.batches import Batch, Batches
 from metakm.data.classification import Classification, take
 from metakm.experiments.config import RunConfig
+from metakm.models.convolution import is_strided_pointwise
 from metakm.outer_loop import DivergedError, StepResult
 
 EVALUATION_BATCH = 250
@@ -46,7 +47,8 @@ class Training:
         map_gradient: GradientMap | None = None,
     ) -> None:
         config = run.config
-        self.model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.memory_format = _memory_format(model)
+        self.model = model.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.run, self.device, self.map_gradient = run, device, map_gradient
         per_class = math.ceil(config.train_images / data.train.n_classes)
         train = take(data.train, per_class) if per_class else data.train
@@ -74,7 +76,7 @@ class Training:
         Raises:
             DivergedError: the loss is not finite; the parameters are unchanged.
         """
-        images, labels = (tensor.to(self.device) for tensor in self.train.training(self.iteration))
+        images, labels = self._here(self.train.training(self.iteration))
         self.model.train()
         self.optimiser.zero_grad()
         logits = self.model(images)
@@ -91,6 +93,10 @@ class Training:
         self.optimiser.step()
         self.iteration += 1
         return StepResult(loss.item(), float((logits.argmax(1) == labels).float().mean()))
+
+    def _here(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images and labels on the device."""
+        return batch.images.to(self.device, memory_format=self.memory_format), batch.labels.to(self.device)
 
     def _decay(self) -> float:
         done = self.iteration / self.iterations
@@ -109,7 +115,7 @@ class Training:
         self.model.eval()
         with parametrize.cached():  # the modulated kernels are the same for every batch
             for start in range(0, len(part.labels), EVALUATION_BATCH):
-                images, labels = (tensor.to(self.device) for tensor in part.in_order(start))
+                images, labels = self._here(part.in_order(start))
                 right += int((self.model(images).argmax(1) == labels).sum())
                 progress(len(labels))
         return right / len(part.labels)
@@ -124,3 +130,10 @@ class Training:
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.iteration = int(state["iteration"])
+
+
+def _memory_format(model: nn.Module) -> torch.memory_format:
+    """Channels-last, the fastest, unless PyTorch could crash in it: see `metakm.models.convolution`."""
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    unsafe = any(is_strided_pointwise(conv.kernel_size, conv.stride) for conv in convolutions)
+    return torch.contiguous_format if unsafe else torch.channels_last

@@ -31,11 +31,13 @@ from metakm.experiments.run import ExperimentRun, Subject
 from metakm.interrupt import StopRequest
 from metakm.models.lite_residual import LiteResidual, insert_lite_residuals
 from metakm.modulation import modulate, replace_norm, save_pack
+from metakm.modulation.kernel import Start
 from metakm.modulation.norms import is_norm
 
 Method = Literal["tbl-1", "implicit", "explicit", "nc", "tkm-1", "implicit-explicit", "tkm-2", "tbl-2", "ttl"]
 Dataset = Literal["aircraft", "cars", "flowers", "food", "tiny-imagenet"]
 Norm = Literal["batch", "group"]
+StartChoice = Literal["auto", "exact", "paper"]
 
 
 class _Parts(NamedTuple):
@@ -75,10 +77,12 @@ class TransferConfig(ExperimentConfig):
     """imagenet (torchvision's; needs a network the first time), random, or a file, such as scratch's checkpoint.pt."""
     norm: Norm
     """group: put group norm in the place of batch norm, as the paper does for batches of 8; batch: leave it."""
+    start: StartChoice
+    """Where the modulators start. exact: at W; paper: near tanh(W); auto: exact for weights that are not random."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field, names in {"dataset": Dataset, "backbone": Backbone, "norm": Norm}.items():
+        for field, names in {"dataset": Dataset, "backbone": Backbone, "norm": Norm, "start": StartChoice}.items():
             if getattr(self, field) not in get_args(names):
                 raise unknown_name(f"--{field}", getattr(self, field), get_args(names))
 
@@ -91,6 +95,7 @@ PRESETS: dict[PresetName, TransferConfig] = {
         backbone="resnet32",
         weights="results/scratch/full/seed0/checkpoint.pt",
         norm="batch",
+        start="auto",
         image_size=16,
         train_images=0,
         epochs=6,
@@ -107,6 +112,7 @@ PRESETS: dict[PresetName, TransferConfig] = {
         backbone="resnet50",
         weights="imagenet",
         norm="group",
+        start="auto",
         image_size=224,
         train_images=0,
         epochs=50,
@@ -161,8 +167,16 @@ def subject(config: TransferConfig, method: str, class_names: Sequence[str], tas
             return Subject(config.backbone, tiny_tl(model))
         parts = COMBINATIONS[method]
         layers = None if parts.explicit else ()
-        modulate(model, layers, parts.implicit, classifier=CLASSIFIER if parts.classifier else None)
+        classifier = CLASSIFIER if parts.classifier else None
+        modulate(model, layers, parts.implicit, classifier, start=start(config))
         return Subject(config.backbone, model, save_pack=lambda path: save_pack(model, path, task, class_names))
+
+
+def start(config: TransferConfig) -> Start:
+    """Where the modulators of a run start."""
+    if config.start != "auto":
+        return config.start
+    return "paper" if config.weights == "random" else "exact"
 
 
 def tiny_tl(model: nn.Module) -> nn.Module:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from metakm.data import Episodes, FewShotDataset
 from metakm.data.streams import stream_key
 from metakm.errors import UserError
-from metakm.modulation.kernel import Activation, Initialisation
+from metakm.modulation.kernel import Activation, Initialisation, Start
 from metakm.strategies.base import call_with
 from metakm.strategies.km import Modulation
 
@@ -178,6 +178,7 @@ class KernelModulation(l2l.algorithms.base_learner.BaseLearner):  # type: ignore
         first_order, allow_unused, allow_nograd: as in `l2l.algorithms.MAML`.
         implicit: adapt the norm affine too (Sec. III-B).
         depth, activation, init: of each `metakm.modulation.KernelModulator`.
+        start: `paper`, or `exact` for a model that has been trained (see `metakm.strategies.km.KM`).
 
     Raises:
         UserError: a model without convolutions, or an unknown activation or initialisation.
@@ -195,8 +196,9 @@ class KernelModulation(l2l.algorithms.base_learner.BaseLearner):  # type: ignore
         depth: int = 2,
         activation: Activation = "tanh",
         init: Initialisation = "identity",
+        start: Start = "paper",
     ) -> None:
-        modulation = Modulation.of(model, implicit, depth, activation, init)
+        modulation = Modulation.of(model, implicit, depth, activation, init, start)
         super().__init__(model)
         self.kernel_names = modulation.modulators.weight_names
         # Moved to where the kernels are: a model may be on its device, and in its precision, before it comes here.

@@ -19,11 +19,14 @@ three alone, and PyTorch's generic double backward of a convolution (its issue 2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from metakm.autograd import without_autocast
 from metakm.gpu import has_kernels
 
 
@@ -42,8 +45,18 @@ def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     return output
 
 
+def plain_strides(weight: Tensor) -> Tensor:
+    """The same weight `[..., C, kh, kw]`; one of 1x1 kernels has the strides of a contiguous tensor afterwards.
+
+    Without a copy, for such a weight stands in memory alike either way. With the strides of channels-last it would turn
+    a convolution of contiguous images into one in channels-last, whose weight gradient `_derivatives` says more of.
+    """
+    return weight.contiguous().view(-1).view(weight.shape) if weight.shape[-2:] == (1, 1) else weight
+
+
 class _Convolve(torch.autograd.Function):
     @staticmethod
+    @without_autocast
     def forward(ctx: Any, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.geometry = geometry
@@ -51,7 +64,7 @@ class _Convolve(torch.autograd.Function):
             from metakm.gpu import convolution as kernels
 
             return kernels.convolution(x, weight, geometry)
-        return torch.conv2d(x, weight, None, *geometry)
+        return torch.conv2d(x, plain_strides(weight), None, *geometry)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None]:
@@ -64,6 +77,7 @@ class _Convolve(torch.autograd.Function):
 
 class _InputGradient(torch.autograd.Function):
     @staticmethod
+    @without_autocast
     def forward(ctx: Any, grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(grad, weight)
         ctx.geometry = geometry
@@ -85,6 +99,7 @@ class _InputGradient(torch.autograd.Function):
 
 class _WeightGradient(torch.autograd.Function):
     @staticmethod
+    @without_autocast
     def forward(ctx: Any, x: Tensor, grad: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(x, grad)
         ctx.geometry = geometry
@@ -112,8 +127,31 @@ def _unread(shape: torch.Size, like: Tensor) -> Tensor:
 def _derivatives(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
+    """The gradients of x and weight; None for what is not wanted.
+
+    PyTorch 2.14 (2.14.1 on a CPU was tried) writes beyond its buffers in the weight gradient of 1x1 kernels with a
+    stride in channels-last, and the process ends sooner or later. It is therefore computed without the stride, from
+    the pixels that the kernels met.
+    """
     stride, padding, dilation, groups = geometry
+    if wanted[1] and is_strided_pointwise(weight.shape[-2:], stride):
+        assert not wanted[0], "the images' gradient needs all pixels"
+        x = _strided(x, grad.shape[-2:], stride, padding)
+        stride, padding = (1, 1), (0, 0)
     for_x, for_w, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, stride, padding, dilation, False, (0, 0), groups, (*wanted, False)
+        grad, x, plain_strides(weight), None, stride, padding, dilation, False, (0, 0), groups, (*wanted, False)
     )
     return for_x, for_w
+
+
+def is_strided_pointwise(kernel_size: Sequence[int], stride: Sequence[int]) -> bool:
+    """Whether a convolution has 1x1 kernels that leave out pixels."""
+    return tuple(kernel_size) == (1, 1) and tuple(stride) != (1, 1)
+
+
+def _strided(x: Tensor, size: Sequence[int], stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+    """The pixels `[n, C, *size]` that 1x1 kernels with a stride meet."""
+    if any(padding):
+        x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+    x = x[:, :, :: stride[0], :: stride[1]][:, :, : size[0], : size[1]]
+    return x.contiguous(memory_format=torch.channels_last)

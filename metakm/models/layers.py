@@ -63,6 +63,8 @@ class Conv2d(nn.Conv2d):
         no effect, is not added, and receives a gradient of exactly zero.
         """
         tasks = input.shape[1] // self.in_channels
+        if torch.is_autocast_enabled(input.device.type):
+            input = input.to(torch.get_autocast_dtype(input.device.type))  # noqa: A001
         weight = self.weight  # read once: under a modulator each reading computes it
         weight = weight if weight.dim() == 5 else weight.expand(tasks, *weight.shape)
         kernels = weight.flatten(0, 1).to(input.dtype)  # [T*O, C, kh, kw]

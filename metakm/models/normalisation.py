@@ -28,11 +28,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metakm.autograd import last_derivative, without_autocast
 from metakm.gpu import has_kernels
 
 
 def batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, pool: bool = False) -> Tensor:
-    """relu(batch_norm(x)) of `[n, C, H, W]` with the batch's own statistics; twice differentiable.
+    """relu(batch_norm(x)) of `[n, C, H, W]` with the batch's own statistics.
+
+    Twice differentiable; a third derivative raises NotImplementedError.
 
     With `pool`, the maxima of its 2x2 windows, `[n, C, H/2, W/2]`; an odd last row or column counts in the statistics.
 
@@ -48,6 +51,7 @@ def batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, pool
 
 class _BatchNormReLU(torch.autograd.Function):
     @staticmethod
+    @without_autocast
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool) -> Tensor:
         if has_kernels(x):
             from metakm.gpu import normalisation as kernels
@@ -77,6 +81,7 @@ class _BatchNormReLU(torch.autograd.Function):
 
 class _Backward(torch.autograd.Function):
     @staticmethod
+    @without_autocast
     def forward(
         ctx: Any,
         grad_y: Tensor,
@@ -108,7 +113,8 @@ class _Backward(torch.autograd.Function):
         return grad_x, sum_gx, sum_g
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @without_autocast
+    @last_derivative
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         v, a, b = grads
         g, x, x_y, weight, mean, inverse, y, places, sum_gx, sum_g = ctx.saved_tensors

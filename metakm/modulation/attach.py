@@ -9,6 +9,7 @@ calls in the block: use it for a network that calls a layer repeatedly, or to ev
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -19,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from metakm.errors import UserError
-from metakm.modulation.kernel import Activation, Initialisation, KernelModulator
+from metakm.modulation.kernel import Activation, Initialisation, KernelModulator, Start, start_scale
 from metakm.modulation.norms import is_norm
 
 Layers = str | Sequence[str] | Callable[[str, nn.Module], bool]
@@ -38,6 +39,7 @@ class Attachment:
     activation: Activation
     init: Initialisation
     depth: int
+    start: Start
 
 
 def modulate(
@@ -49,14 +51,16 @@ def modulate(
     init: Initialisation = "identity",
     depth: int = 2,
     modulator: type[nn.Module] = KernelModulator,
+    start: Start = "exact",
 ) -> nn.Module:
     """Freeze `model` but for kernel modulators, the norms' affine parameters and the classifier (Sec. III).
 
-    Changes `model` and returns it. The modulators' noise (Eq. 4) is drawn from the global generator, on the CPU.
-    Convolution biases, and linear layers outside the classifier, are frozen too.
+    Changes `model` and returns it. Convolution biases, and linear layers outside the classifier, are frozen too.
 
-    With the default start W~ is (I + E2) tanh((I + E1) W), E of standard deviation 0.001: it equals tanh(W), not W, to
-    the noise, and tanh alone moves a weight w by at most |w|^3 / 3. With `depth=1` it equals W to the noise.
+    By default W~ starts at W, whatever the size of its values, and the model computes what it did before. With
+    `start="paper"` it starts at (I + E2) tanh((I + E1) W), as published, E of standard deviation 0.001, drawn from the
+    global generator on the CPU: that is tanh(W) to the noise, and right for small random kernels, but it destroys many
+    a trained network. See `metakm.modulation.kernel`.
 
     Batch norm keeps its ordinary behaviour: in training mode it normalises by the batch and updates its running
     statistics, with `implicit` or without, because they must follow what W~ does to the feature maps. They belong
@@ -68,12 +72,13 @@ def modulate(
         implicit: train the affine parameters of the norm layers (Sec. III-B).
         classifier: name of the submodule to train as it is, convolutions in it included; None for no such module.
         activation, init, depth: see `KernelModulator`.
-        modulator: class of the modulators, called as `modulator(kernel_size, depth, activation, init)`; it maps a
-            weight `[O, C / groups, kh, kw]` to one of the same shape.
+        modulator: class of the modulators, called as `modulator(kernel_size, depth, activation, init)`, and for an
+            exact start with `scale=` too; it maps a weight `[O, C / groups, kh, kw]` to one of the same shape.
+        start: `exact` (W~ = W) or `paper`.
 
     Raises:
-        UserError: a name that matches no convolution, an unknown classifier, activation or init, a model that is
-            modulated already. `model` is then unchanged.
+        UserError: a name that matches no convolution, an unknown classifier, activation, init or start, a modulator
+            without a scale for an exact start, a model that is modulated already. `model` is then unchanged.
     """
     if is_modulated(model):
         raise UserError("Expected a model that is not modulated yet, got a modulated one; merge() it first")
@@ -89,14 +94,16 @@ def modulate(
         if isinstance(module, nn.Conv2d) and not within(name, classifier)
     }
     chosen = _select(convolutions, layers)
-    modulators = {name: _modulator_for(convolutions[name], name, modulator, depth, activation, init) for name in chosen}
+    modulators = {
+        name: _modulator_for(convolutions[name], name, modulator, start, depth, activation, init) for name in chosen
+    }
     model.requires_grad_(False)
     for name, network in modulators.items():
         parametrize.register_parametrization(convolutions[name], "weight", network)
     for name, module in model.named_modules():
         if within(name, classifier) or (implicit and is_norm(module)):
             module.requires_grad_(True)
-    setattr(model, _ATTACHMENT, Attachment(chosen, implicit, classifier, modulator, activation, init, depth))
+    setattr(model, _ATTACHMENT, Attachment(chosen, implicit, classifier, modulator, activation, init, depth, start))
     return model
 
 
@@ -184,6 +191,7 @@ def _modulator_for(
     layer: nn.Conv2d,
     name: str,
     modulator: type[nn.Module],
+    start: Start,
     depth: int,
     activation: Activation,
     init: Initialisation,
@@ -192,5 +200,12 @@ def _modulator_for(
         raise UserError(f"Expected a plain layer {name!r}, got a parametrized one; remove its parametrization first")
     if is_lazy(layer.weight):
         raise UserError(f"Expected an initialised weight in {name!r}, got a lazy one; run the model once first")
-    network = modulator((layer.kernel_size[0], layer.kernel_size[1]), depth, activation, init)
+    scale = start_scale(start, layer.weight)
+    if scale is not None and "scale" not in inspect.signature(modulator).parameters:
+        raise UserError(
+            f"Expected {modulator.__qualname__} to take a scale for an exact start, got none; add it, or pass "
+            'start="paper"'
+        )
+    scaled = {} if scale is None else {"scale": scale}
+    network = modulator((layer.kernel_size[0], layer.kernel_size[1]), depth, activation, init, **scaled)
     return network.to(layer.weight.device, layer.weight.dtype)

@@ -22,7 +22,8 @@ class ChannelModulator(KernelModulator):
     the channels of its own group as neighbours; a depthwise one has none, and only a[1] acts.
 
     Args:
-        kernel_size, depth, activation, init: see `KernelModulator`; `init` is that of g alone.
+        kernel_size, depth, activation, init, scale: see `KernelModulator`; `init` is that of g alone. With a scale the
+            taps start without noise, and W~ = V + s (g(V/s; U) - g(V/s; I)).
     """
 
     def __init__(
@@ -31,10 +32,12 @@ class ChannelModulator(KernelModulator):
         depth: int = 2,
         activation: Activation = "tanh",
         init: Initialisation = "identity",
+        scale: float | None = None,
     ) -> None:
-        super().__init__(kernel_size, depth, activation, init)
+        super().__init__(kernel_size, depth, activation, init, scale)
         identity = torch.tensor([0.0, 1.0, 0.0])[:, None, None]
-        self.taps = nn.Parameter(identity + NOISE * torch.randn(3, *kernel_size))  # [3, kh, kw]
+        noise = NOISE if scale is None else 0.0
+        self.taps = nn.Parameter(identity + noise * torch.randn(3, *kernel_size))  # [3, kh, kw]
 
     def forward(self, kernel: Tensor) -> Tensor:
         """Return W~ of `[O, C, kh, kw]`; differentiable with respect to W, a and U."""

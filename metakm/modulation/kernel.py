@@ -6,10 +6,18 @@ maps each row, and the result is reshaped back (Eq. 3)::
     W~ = g(W; U),    g(w) = U2 tanh(U1 w)
 
 with no biases and every layer initialised to U = I + N(0, 0.001) (Eq. 4), so that W~ starts near tanh(W).
+
+That is W only where W is small. A trained kernel may not be, and tanh then destroys the network before the first step.
+For such networks there is an exact start, with s the kernel's scale and I the identity in every layer::
+
+    W~ = W + s (g(W/s; U) - g(W/s; I)),    U = I at the start
+
+W~ is W there for any scale, and its derivative by U is that of s g(W/s; U).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -18,10 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metakm.errors import UserError, unknown_name
+from metakm.models.convolution import plain_strides
 from metakm.modulation.two_layers import two_layers
 
 Activation = Literal["tanh", "sin", "leaky_relu", "relu"]
 Initialisation = Literal["identity", "orthogonal", "diagonal"]
+Start = Literal["exact", "paper"]
 
 NOISE = 0.001  # standard deviation in Eq. 4
 
@@ -42,10 +52,14 @@ class KernelModulator(nn.Module):
         activation: `leaky_relu` has the paper's negative slope of 0.1 (Sec. IV-D).
         init: `identity` is Eq. 4; `orthogonal` draws orthogonal matrices; `diagonal` keeps, and trains, only the
             diagonal 1 + N(0, 0.001), k_h*k_w weights a layer (Sec. IV-D b).
+        scale: s of the exact start, which has no noise; see `kernel_scale`. None for the paper's start.
 
     Raises:
-        UserError: an unknown activation or initialisation, a depth or kernel size below 1.
+        UserError: an unknown activation or initialisation, a depth or kernel size below 1, a scale that is not
+            positive, or one with orthogonal matrices, which have no identity to start from.
     """
+
+    scale: Tensor | None
 
     def __init__(
         self,
@@ -53,6 +67,7 @@ class KernelModulator(nn.Module):
         depth: int = 2,
         activation: Activation = "tanh",
         init: Initialisation = "identity",
+        scale: float | None = None,
     ) -> None:
         super().__init__()
         if activation not in get_args(Activation):
@@ -61,21 +76,43 @@ class KernelModulator(nn.Module):
             raise unknown_name("init", init, get_args(Initialisation))
         if depth < 1 or min(kernel_size) < 1:
             raise UserError(f"Expected depth and kernel size of at least 1, got {depth} and {kernel_size}")
+        if scale is not None and not 0 < scale < math.inf:
+            raise UserError(f"Expected a positive scale, got {scale}; kernel_scale(weight) is one")
+        if scale is not None and init == "orthogonal":
+            raise UserError(
+                'Expected init="identity" or "diagonal" for an exact start, got "orthogonal"; pass start="paper"'
+            )
         self.kernel_size, self.activation, self.diagonal = kernel_size, activation, init == "diagonal"
         width = kernel_size[0] * kernel_size[1]
-        self.layers = nn.ParameterList(_initial_layer(width, init) for _ in range(depth))
+        noise = NOISE if scale is None else 0.0
+        self.layers = nn.ParameterList(_initial_layer(width, init, noise) for _ in range(depth))
+        self.register_buffer("scale", None if scale is None else torch.tensor(scale))
 
     def forward(self, kernel: Tensor) -> Tensor:
         """Return W~ of `[O, C, kh, kw]`, or of `[T, O, C, kh, kw]` where U or W carries a task axis.
 
+        In the memory format of W, so that a convolution with W~ rounds as one with W.
         Differentiable with respect to both W and U.
         """
         # The paper's rows stand as columns, channels innermost, for long matrix products.
         columns = kernel.flatten(-2).movedim(-1, -3).flatten(-2)  # [..., kh*kw, O*C]
-        out_channels = kernel.shape[-4]
-        by_pixel = (self._two_layers if self._as_published(columns) else self._layers)(columns, out_channels)
-        # Contiguous as [..., O, kh*kw, C], W~ is channels-last, as the convolution wants it.
-        return by_pixel.view(*by_pixel.shape[:-2], *self.kernel_size, -1).movedim(-1, -3)
+        by_pixel = self._by_pixel(columns, kernel.shape[-4])  # [..., O, kh*kw, C], contiguous
+        modulated = by_pixel.view(*by_pixel.shape[:-2], *self.kernel_size, -1).movedim(-1, -3)  # channels-last
+        return plain_strides(modulated.contiguous() if kernel.is_contiguous() else modulated)
+
+    def _by_pixel(self, columns: Tensor, out_channels: int) -> Tensor:
+        network = self._two_layers if self._as_published(columns) else self._layers
+        if self.scale is None:
+            return network(columns, out_channels)
+        scaled = columns / self.scale
+        moved = network(scaled, out_channels) - _channels_innermost(self._activations(scaled), out_channels)
+        return torch.addcmul(_channels_innermost(columns, out_channels), self.scale, moved)
+
+    def _activations(self, columns: Tensor) -> Tensor:
+        """g(columns; I)."""
+        for _ in range(len(self.layers) - 1):
+            columns = _activations[self.activation](columns)
+        return columns
 
     def _as_published(self, columns: Tensor) -> bool:
         return len(self.layers) == 2 and self.activation == "tanh" and not self.diagonal and columns.dim() == 2
@@ -91,19 +128,49 @@ class KernelModulator(nn.Module):
         for depth, layer in enumerate(self.layers):
             columns = activation(columns) if depth else columns
             columns = columns * layer.unsqueeze(-1) if self.diagonal else layer @ columns
-        return columns.reshape(*columns.shape[:-1], out_channels, -1).transpose(-3, -2).contiguous()
+        return _channels_innermost(columns, out_channels)
 
     def extra_repr(self) -> str:
-        """Kernel size and activation."""
-        return f"kernel_size={self.kernel_size}, activation={self.activation}"
+        """Kernel size, activation and start."""
+        start = "paper" if self.scale is None else "exact"
+        return f"kernel_size={self.kernel_size}, activation={self.activation}, start={start}"
 
 
-def _initial_layer(width: int, init: Initialisation) -> nn.Parameter:
+@torch.no_grad()
+def kernel_scale(weight: Tensor) -> float:
+    """Return s of an exact start: twice the root mean square of W, for which tanh(W/s) is neither linear nor flat.
+
+    1 for a kernel of zeros, whose W~ is zero anyhow.
+    """
+    return 2.0 * float(weight.double().square().mean().sqrt()) or 1.0
+
+
+def start_scale(start: Start, weight: Tensor) -> float | None:
+    """The `scale` of the modulator of `weight` for a start.
+
+    Raises:
+        UserError: an unknown start.
+    """
+    if start not in get_args(Start):
+        raise unknown_name("start", start, get_args(Start))
+    return kernel_scale(weight) if start == "exact" else None
+
+
+def _initial_layer(width: int, init: Initialisation, noise: float) -> nn.Parameter:
     if init == "diagonal":
-        return nn.Parameter(1 + NOISE * torch.randn(width))  # [k]
+        return nn.Parameter(1 + noise * torch.randn(width))  # [k]
     if init == "orthogonal":
         return nn.Parameter(nn.init.orthogonal_(torch.empty(width, width)))
-    return nn.Parameter(torch.eye(width) + NOISE * torch.randn(width, width))  # [k, k]
+    return nn.Parameter(torch.eye(width) + noise * torch.randn(width, width))  # [k, k]
+
+
+def _channels_innermost(columns: Tensor, out_channels: int) -> Tensor:
+    """`[..., k, O*C]` to `[..., O, k, C]`."""
+    return columns.reshape(*columns.shape[:-1], out_channels, -1).transpose(-3, -2).contiguous()
+
+
+def _size(layer: nn.Conv2d) -> tuple[int, int]:
+    return layer.kernel_size[0], layer.kernel_size[1]
 
 
 class KernelModulators(nn.Module):
@@ -115,17 +182,21 @@ class KernelModulators(nn.Module):
         depth: int = 2,
         activation: Activation = "tanh",
         init: Initialisation = "identity",
+        start: Start = "paper",
     ) -> None:
         super().__init__()
-        sizes = {
-            f"{name}.weight" if name else "weight": (module.kernel_size[0], module.kernel_size[1])
+        layers = {
+            f"{name}.weight" if name else "weight": module
             for name, module in network.named_modules()
             if isinstance(module, nn.Conv2d)
         }
-        if not sizes:
+        if not layers:
             raise UserError("Expected a network with Conv2d layers to modulate, got one without; pass a ConvNet")
-        self.weight_names = tuple(sizes)
-        self.modulators = nn.ModuleList(KernelModulator(k, depth, activation, init) for k in sizes.values())
+        self.weight_names = tuple(layers)
+        self.modulators = nn.ModuleList(
+            KernelModulator(_size(layer), depth, activation, init, start_scale(start, layer.weight))
+            for layer in layers.values()
+        )
 
     def forward(self, kernels: dict[str, Tensor]) -> dict[str, Tensor]:
         """Modulate the kernels called `weight_names` out of `kernels`; other entries are left out."""

@@ -64,6 +64,5 @@ def read_pack(path: Path | str) -> Pack:
             another format version.
     """
     header, tensors = _FILE.read(path)
-    return Pack(
-        tensors, header["base"], header["task"], tuple(header["classes"]), header["metrics"], header["modulation"]
-    )
+    modulation = {"start": "paper", **header["modulation"]}  # packs that do not say it are from before there were two
+    return Pack(tensors, header["base"], header["task"], tuple(header["classes"]), header["metrics"], modulation)

@@ -163,7 +163,8 @@ def _check_base(base: str, pack: Pack) -> None:
 
 
 def _check_modulation(have: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    different = [key for key in have if key != "init" and have[key] != wanted[key]]  # init leaves only its shapes
+    unread = {"init"} if wanted["layers"] else {"init", "start"}  # init leaves only its shapes
+    different = [key for key in have if key not in unread and have[key] != wanted[key]]
     if different:
         changes = ", ".join(f"{key}={wanted[key]!r} (the model has {have[key]!r})" for key in different)
         raise UserError(f"Expected a model modulated as the pack is, got another: {changes}; load it onto a plain base")

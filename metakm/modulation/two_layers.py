@@ -25,19 +25,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metakm.autograd import last_derivative, without_autocast
 from metakm.gpu import has_kernels
 
 LARGEST = 64  # k, pixels of a kernel, that the GPU's kernels take
 
 
 def two_layers(columns: Tensor, first: Tensor, second: Tensor, out_channels: int) -> Tensor:
-    """U2 tanh(U1 C), `[T, O, k, C]`, for columns of `[k, O*C]` and U1, U2 of `[T, k, k]`; twice differentiable."""
+    """U2 tanh(U1 C), `[T, O, k, C]`, for columns of `[k, O*C]` and U1, U2 of `[T, k, k]`.
+
+    Twice differentiable; a third derivative raises NotImplementedError.
+    """
     output: Tensor = _TwoLayers.apply(columns, first, second, out_channels)
     return output
 
 
 class _TwoLayers(torch.autograd.Function):
     @staticmethod
+    @without_autocast
     def forward(ctx: Any, columns: Tensor, first: Tensor, second: Tensor, out_channels: int) -> Tensor:
         if _fits(columns):
             from metakm.gpu import two_layers as kernels
@@ -55,6 +60,7 @@ class _TwoLayers(torch.autograd.Function):
 
 class _Backward(torch.autograd.Function):
     @staticmethod
+    @without_autocast
     def forward(
         ctx: Any, grad: Tensor, columns: Tensor, first: Tensor, second: Tensor, hidden: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,7 +78,8 @@ class _Backward(torch.autograd.Function):
         return _shared_sum(first, inner), _by_shared(inner, columns), grad @ hidden.mT
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @without_autocast
+    @last_derivative
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         grad, columns, first, second, hidden, received = ctx.saved_tensors
         if hidden is None:

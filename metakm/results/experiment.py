@@ -63,6 +63,7 @@ class ExperimentRow(CsvRow):
     git_commit: str
     split_hash: str
     started_at: str  # UTC, ISO 8601
+    start: str = ""  # of the kernel modulators: exact or paper; empty without any, or where a row is older: then paper
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from metakm.modulation import KernelModulators
-from metakm.modulation.kernel import Activation, Initialisation
+from metakm.modulation.kernel import Activation, Initialisation, Start
 from metakm.strategies.base import Classifier, SharedParameters, Strategy, call_with, is_norm_affine
 from metakm.strategies.registry import register_strategy
 
@@ -34,14 +34,20 @@ class Modulation(nn.Module):
 
     @classmethod
     def of(
-        cls, network: nn.Module, implicit: bool, depth: int, activation: Activation, init: Initialisation
+        cls,
+        network: nn.Module,
+        implicit: bool,
+        depth: int,
+        activation: Activation,
+        init: Initialisation,
+        start: Start = "paper",
     ) -> Modulation:
         """Fresh modulators, and the network's parameters that are neither kernels nor, without `implicit`, norm affine.
 
         Raises:
             UserError: see `KernelModulators`.
         """
-        modulators = KernelModulators(network, depth, activation, init)
+        modulators = KernelModulators(network, depth, activation, init, start)
         direct = [
             name
             for name, _ in network.named_parameters()
@@ -57,6 +63,8 @@ class KM(Strategy):
     Args:
         implicit: adapt the norm affine too.
         depth, activation, init: of each `KernelModulator`.
+        start: `paper`, as published, for a backbone with random weights; `exact` for one that has been trained, whose
+            kernels tanh would change (see `metakm.modulation.kernel`).
     """
 
     head_prefix: ClassVar[str | None] = "direct.head__"
@@ -70,10 +78,11 @@ class KM(Strategy):
         depth: int = 2,
         activation: Activation = "tanh",
         init: Initialisation = "identity",
+        start: Start = "paper",
     ) -> None:
         super().__init__()
         self.network = Classifier(backbone, ways)
-        self.adapted = Modulation.of(self.network, implicit, depth, activation, init)
+        self.adapted = Modulation.of(self.network, implicit, depth, activation, init, start)
         self.kernel_names = self.adapted.modulators.weight_names
 
     def predict(self, adapted: nn.Module, encoded: Tensor) -> Tensor:

@@ -1,0 +1,67 @@
+"""What all of our `torch.autograd.Function`s share: their precision under autocast, and where their derivatives end."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+_R = TypeVar("_R")
+
+
+def without_autocast(function: Callable[..., _R]) -> Callable[..., _R]:
+    """Run a Function's `forward` or `backward` in the precision of its tensors, whatever `torch.autocast` says.
+
+    Its formulas mix products that autocast would round with sums that it would not, and a backward pass inside the
+    block would meet other types than the forward pass outside of it.
+    """
+
+    @functools.wraps(function)
+    def run(ctx: Any, *arguments: Any) -> _R:
+        kind = next((a.device.type for a in arguments if isinstance(a, Tensor)), "cpu")
+        if not torch.is_autocast_enabled(kind):
+            return function(ctx, *arguments)
+        with torch.autocast(kind, enabled=False):
+            return function(ctx, *arguments)
+
+    return run
+
+
+def last_derivative(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
+    """A `backward` that is not differentiable itself: differentiating what it returns raises NotImplementedError.
+
+    `torch.autograd.function.once_differentiable` raises, too, but not where `torch.autograd.grad` is asked for given
+    inputs: its results are not connected to them, and what they would contribute is left out without a word.
+    """
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            results = backward(ctx, *grads)
+        sources = [t for t in (*grads, *ctx.saved_tensors) if t is not None and t.requires_grad]
+        if not (torch.is_grad_enabled() and sources):
+            return results
+        connected = iter(_NotDifferentiable.apply(*(t for t in results if t is not None), *sources))
+        return tuple(None if t is None else next(connected) for t in results)
+
+    return run
+
+
+class _NotDifferentiable(torch.autograd.Function):
+    """Its arguments as they are, and an error for their derivatives."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        del ctx
+        return tuple(t.view_as(t) for t in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> None:
+        del ctx, grads
+        raise NotImplementedError(
+            "metakm's modulators and norms have first and second derivatives, not third ones; differentiate at most "
+            "twice, or compute the third derivative by finite differences of the second"
+        )

@@ -1,0 +1,75 @@
+"""Training in processes of their own, whose exit code says whether memory was corrupted.
+
+PyTorch 2.14.1 writes beyond its buffers in the weight gradient of strided 1x1 convolutions in channels-last.
+"""
+
+import subprocess
+import sys
+
+import pytest
+
+LAYERS = """
+import torch
+from torch import nn
+from metakm.modulation import ChannelModulator, KernelModulator, merge, modulate
+torch.manual_seed(0)
+layers = lambda: [
+    nn.Conv2d(3, 16, 1, stride=2), nn.Conv2d(3, 16, 1), nn.Conv2d(3, 16, 1, stride=3, padding=1),
+    nn.Conv2d(3, 6, 1, stride=(1, 2), groups=3), nn.Conv2d(3, 9, 3, stride=2, groups=3), nn.Conv2d(3, 16, 2, stride=2),
+    nn.Conv2d(3, 16, 4, padding=1), nn.Conv2d(3, 16, 3, dilation=2), nn.Conv2d(3, 16, (1, 3), stride=2),
+]
+for modulator in (KernelModulator, ChannelModulator):
+    for layer in layers():
+        features = layer(torch.rand(1, 3, 64, 64)).numel()
+        plain = nn.Sequential(layer, nn.Flatten(), nn.Linear(features, 2))
+        model = modulate(plain, classifier="2", modulator=modulator)
+        for _ in range(20):
+            model(torch.rand(2, 3, 64, 64)).square().sum().backward()
+        merged = merge(model).requires_grad_()
+        for _ in range(20):
+            merged(torch.rand(2, 3, 64, 64)).square().sum().backward()
+"""
+STRATEGIES = """
+import torch, metakm
+from metakm.models.catalogue import make_backbone
+torch.manual_seed(0)
+images = torch.randint(0, 256, (20, {channels}, {size}, {size}), dtype=torch.uint8).numpy()
+data = metakm.FewShotDataset.from_arrays(images, [i // 4 for i in range(20)])
+sampler = metakm.EpisodeSampler(data, ways=5, shots=1, queries=2, seed=0)
+for algo in ("km", "maml", "anil"):
+    strategy = metakm.make_strategy(algo, backbone={backbone}, ways=5)
+    for i in range(20):
+        metakm.meta_loss(strategy, sampler.batch(index=i, tasks={tasks}), inner_lr=0.05, inner_steps=1).loss.backward()
+"""
+EXPERIMENTS = """
+import torch
+from metakm.experiments import scratch, training
+torch.manual_seed(0)
+for method in ("sn", "ld"):
+    model = scratch.subject(method, 0).model
+    form = training._memory_format(model)
+    for _ in range(20):
+        model(torch.rand(4, 3, 32, 32).contiguous(memory_format=form)).square().sum().backward()
+"""
+PROJECTED = 'metakm.CifarResNet(8, 3, width={}, shortcut="projection")'
+CONV4 = 'make_backbone("conv4-8-{}", ({channels}, {size}, {size}), "transductive")'
+SCRIPTS = {
+    "layers": LAYERS,
+    "experiments": EXPERIMENTS,
+    **{
+        name: STRATEGIES.format(backbone=backbone, channels=channels, size=size, tasks=tasks)
+        for name, backbone, channels, size, tasks in (
+            ("conv4-stride", CONV4.format("stride", channels=1, size=28), 1, 28, 2),
+            ("conv4-pool", CONV4.format("pool", channels=3, size=32), 3, 32, 2),
+            ("resnet8", 'make_backbone("resnet8", (3, 32, 32), "transductive")', 3, 32, 1),
+            ("projection", PROJECTED.format(8), 3, 64, 1),
+            ("projection-tasks", PROJECTED.format(4), 3, 32, 3),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_twenty_steps_end_in_order(name):
+    done = subprocess.run([sys.executable, "-c", SCRIPTS[name]], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
