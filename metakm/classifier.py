@@ -43,7 +43,8 @@ def adapt(
 class AdaptedClassifier:
     """Images `[n, C, H, W]` to logits `[n, N]`, to probabilities or to labels. Made by `adapt`.
 
-    No result has a graph. What a prediction depends on is the batch-norm mode's choice (`bn_mode`): with
+    No result has a graph. It can be pickled and copied; what was adapted is then adapted again from the support images,
+    to the same result. What a prediction depends on is the batch-norm mode's choice (`bn_mode`): with
     `transductive`, as published, the images of one call are normalised together and influence each other, so one image
     alone may be classified differently than among others. With the other modes each image stands for itself.
 
@@ -58,18 +59,37 @@ class AdaptedClassifier:
         inner_lr: InnerLR,
         inner_steps: int,
     ) -> None:
+        self._inner_lr, self._inner_steps = inner_lr, inner_steps
+        with torch.inference_mode(False), torch.no_grad():
+            self._learn(strategy, support_images, support_labels)
+
+    def _learn(
+        self,
+        strategy: Strategy,
+        support_images: Images,
+        support_labels: Sequence[Any] | Tensor | npt.NDArray[Any],
+    ) -> None:
         self._strategy = copy.deepcopy(strategy).eval()
         self._support = self._batch(support_images)
         marks = _plain(support_labels)
         if len(marks) != self._support.shape[1]:
             raise UserError(f"Expected one label an image, got {len(marks)} for {self._support.shape[1]} images")
         self.labels = _sorted(marks)
-        classes = torch.tensor([[self.labels.index(mark) for mark in marks]], device=self._support.device)  # [1, n]
-        with torch.no_grad():
-            encoded = self._encode(classes)
-            self._adapted = self._strategy.adapt(
-                GradientDescent(self._strategy, inner_lr, inner_steps), encoded, classes
-            )
+        self._classes = torch.tensor([[self.labels.index(mark) for mark in marks]], device=self._support.device)
+        self._adapted = self._adapt(self._encode(self._classes))
+
+    def _adapt(self, encoded: Tensor) -> Any:
+        inner = GradientDescent(self._strategy, self._inner_lr, self._inner_steps)
+        return self._strategy.adapt(inner, encoded, self._classes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what `higher` patched, which cannot be pickled and is computed again from the support set."""
+        return {name: value for name, value in vars(self).items() if name != "_adapted"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        with torch.inference_mode(False), torch.no_grad():
+            self._adapted = self._adapt(self._strategy.encode(self._support))
 
     @torch.no_grad()
     def __call__(self, images: Images) -> Tensor:
@@ -101,7 +121,8 @@ class AdaptedClassifier:
             )
         like = next(self._strategy.parameters())
         scaled = batch.to(like) / 255 if batch.dtype == torch.uint8 else batch.to(like)
-        return scaled.unsqueeze(0)
+        usable = scaled.clone() if scaled.is_inference() and not torch.is_inference_mode_enabled() else scaled
+        return usable.unsqueeze(0)
 
     def _encode(self, classes: Tensor) -> Tensor:
         """The encoded support set, once the strategy is known to fit it."""

@@ -68,18 +68,35 @@ def meta_loss(
     return MetaLoss(loss, _accuracy(logits, episodes.query_labels), logits.detach())
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def evaluate_episodes(strategy: Strategy, episodes: EpisodeBatch, *, inner_lr: InnerLR, inner_steps: int) -> MetaLoss:
     """Query loss and accuracy after adaptation, without any graph across steps: nothing in it requires a gradient.
 
-    Memory does not grow with the number of steps.
+    Memory does not grow with the number of steps. Works within `torch.inference_mode`, too.
     """
+    episodes = _outside_inference(episodes)
     inner = GradientDescent(strategy, inner_lr, inner_steps)
     adapted = strategy.adapt(inner, strategy.encode(episodes.support_images), episodes.support_labels)
     logits = strategy.query_logits(adapted, episodes.support_images, episodes.query_images)
     inner.release()
     loss = cross_entropy(logits, episodes.query_labels).mean()
     return MetaLoss(loss, _accuracy(logits, episodes.query_labels), logits)
+
+
+class _Episodes(NamedTuple):
+    support_images: Tensor
+    support_labels: Tensor
+    query_images: Tensor
+    query_labels: Tensor
+
+
+def _outside_inference(episodes: EpisodeBatch) -> EpisodeBatch:
+    """Copies of tensors that were made within `torch.inference_mode`: the inner loop needs gradients."""
+    tensors = [getattr(episodes, name) for name in _Episodes._fields]
+    if not any(tensor.is_inference() for tensor in tensors):
+        return episodes
+    return _Episodes(*(tensor.clone() for tensor in tensors))
 
 
 class GradientDescent:

@@ -1,6 +1,8 @@
 """From images to an adapted classifier, and from a run's folder to its strategy."""
 
+import copy
 import json
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -236,3 +238,34 @@ def without(folder, key):
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     del state[key]
     torch.save(state, folder / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("algo", ["km", "anil", "protonet", "km-proto"])
+def test_a_classifier_that_was_pickled_or_copied_gives_the_same_logits(algo):
+    support, labels, queries = photographs()
+    classifier = metakm.adapt(small_strategy(algo, WAYS), support, labels, **INNER)
+    for again in (pickle.loads(pickle.dumps(classifier)), copy.deepcopy(classifier)):
+        assert torch.equal(again(queries), classifier(queries))
+        assert again.labels == classifier.labels
+
+
+def test_adaptation_works_in_inference_mode_on_images_that_were_made_there():
+    support, labels, queries = photographs()
+    strategy = small_strategy("km", WAYS).eval()
+    expected = metakm.adapt(strategy, support, labels, **INNER)(queries)
+    with torch.inference_mode():
+        made = support.clone(), labels, queries.clone()
+        classifier = metakm.adapt(strategy, *made[:2], **INNER)
+        assert torch.equal(classifier(made[2]), expected)
+        found = metakm.evaluate_episodes(strategy, episode(*made), **INNER)
+    torch.testing.assert_close(found.logits[0], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_images_in_float32_are_taken_in_the_precision_of_the_parameters():
+    """As with `torch.set_default_dtype(torch.float64)`: the sampler gives float32."""
+    support, labels, queries = (x.float() if isinstance(x, torch.Tensor) else x for x in photographs())
+    strategy = small_strategy("km", WAYS)
+    loss = metakm.meta_loss(strategy, episode(support, labels, queries), **INNER).loss
+    assert loss.dtype == torch.float64
+    doubled = metakm.meta_loss(strategy, episode(support.double(), labels, queries.double()), **INNER).loss
+    assert loss.item() == pytest.approx(doubled.item(), rel=1e-12)

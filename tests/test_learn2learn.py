@@ -309,3 +309,25 @@ def test_without_learn2learn_the_message_names_the_script_that_installs_it(monke
     with pytest.raises(ImportError, match=r"benchmarks/install_peers\.sh"):
         importlib.import_module("metakm.interop.learn2learn")
     monkeypatch.delitem(sys.modules, "metakm.interop.learn2learn", raising=False)
+
+
+def test_a_convolution_under_two_names_is_modulated_once_and_used_twice(interop):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = self.second = torch.nn.Conv2d(2, 2, 3, padding=1)
+            self.fc = torch.nn.Linear(2, 3)
+
+        def forward(self, x):
+            return self.fc(self.second(self.first(x)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    network, x = Net(), torch.rand(4, 2, 5, 5)
+    learner = interop.KernelModulation(network, lr=LR, start="exact")
+    assert learner.kernel_names == ("first.weight",)
+    torch.testing.assert_close(learner.clone()(x), network(x), rtol=1e-12, atol=0)
+    clone = learner.clone()
+    clone.adapt(clone(x).square().sum())
+    clone(x).square().sum().backward()
+    assert isinstance(network.first.weight, torch.nn.Parameter)
+    assert network.first.weight.grad.abs().sum() > 0

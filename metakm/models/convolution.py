@@ -45,13 +45,13 @@ def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     return output
 
 
-def plain_strides(weight: Tensor) -> Tensor:
+def plain_strides(weight: Tensor, kernel_size: Sequence[int]) -> Tensor:
     """The same weight `[..., C, kh, kw]`; one of 1x1 kernels has the strides of a contiguous tensor afterwards.
 
     Without a copy, for such a weight stands in memory alike either way. With the strides of channels-last it would turn
     a convolution of contiguous images into one in channels-last, whose weight gradient `_derivatives` says more of.
     """
-    return weight.contiguous().view(-1).view(weight.shape) if weight.shape[-2:] == (1, 1) else weight
+    return weight.contiguous().view(-1).view(weight.shape) if tuple(kernel_size) == (1, 1) else weight
 
 
 class _Convolve(torch.autograd.Function):
@@ -64,7 +64,7 @@ class _Convolve(torch.autograd.Function):
             from metakm.gpu import convolution as kernels
 
             return kernels.convolution(x, weight, geometry)
-        return torch.conv2d(x, plain_strides(weight), None, *geometry)
+        return torch.conv2d(x, plain_strides(weight, weight.shape[-2:]), None, *geometry)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None]:
@@ -138,8 +138,9 @@ def _derivatives(
         assert not wanted[0], "the images' gradient needs all pixels"
         x = _strided(x, grad.shape[-2:], stride, padding)
         stride, padding = (1, 1), (0, 0)
+    weight = plain_strides(weight, weight.shape[-2:])
     for_x, for_w, _ = torch.ops.aten.convolution_backward(
-        grad, x, plain_strides(weight), None, stride, padding, dilation, False, (0, 0), groups, (*wanted, False)
+        grad, x, weight, None, stride, padding, dilation, False, (0, 0), groups, (*wanted, False)
     )
     return for_x, for_w
 

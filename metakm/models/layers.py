@@ -4,8 +4,8 @@ Feature maps of T tasks travel as `[n, T*C, H, W]`: image i of every task side b
 layout a convolution with one weight a task is one grouped convolution, and batch normalisation over the T*C channels is
 per-task batch normalisation. Each layer tells shared weights from weights of `[T, ...]` by their rank, so the same
 network runs with either, or with a mixture. The memory format is channels-last, in which oneDNN returns the input
-gradient without a copy. Feature maps keep the precision of the images: bfloat16 images run the
-convolutions in bfloat16, on float32 parameters.
+gradient without a copy. Feature maps have the precision of the parameters, unless the images have 16 bits: bfloat16
+images run the convolutions in bfloat16, on float32 parameters. Autocast does the same.
 """
 
 from __future__ import annotations
@@ -63,9 +63,8 @@ class Conv2d(nn.Conv2d):
         no effect, is not added, and receives a gradient of exactly zero.
         """
         tasks = input.shape[1] // self.in_channels
-        if torch.is_autocast_enabled(input.device.type):
-            input = input.to(torch.get_autocast_dtype(input.device.type))  # noqa: A001
         weight = self.weight  # read once: under a modulator each reading computes it
+        input = input.to(_precision(input, weight))  # noqa: A001
         weight = weight if weight.dim() == 5 else weight.expand(tasks, *weight.shape)
         kernels = weight.flatten(0, 1).to(input.dtype)  # [T*O, C, kh, kw]
         output = convolve(input, kernels, self.geometry._replace(groups=tasks * self.groups))  # [n, T*O, H', W']
@@ -75,6 +74,13 @@ class Conv2d(nn.Conv2d):
             unchanged: Tensor = _WithoutEffect.apply(output, self.bias)
             return unchanged
         return output + per_channel(self.bias, tasks).to(input.dtype)[:, None, None]
+
+
+def _precision(images: Tensor, weight: Tensor) -> torch.dtype:
+    """What to compute in: what autocast says, that of images of 16 bits, or else that of the weight."""
+    if torch.is_autocast_enabled(images.device.type):
+        return torch.get_autocast_dtype(images.device.type)
+    return images.dtype if images.dtype in (torch.bfloat16, torch.float16) else weight.dtype
 
 
 class Linear(nn.Linear):

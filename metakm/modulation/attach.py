@@ -20,12 +20,14 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from metakm.errors import UserError
+from metakm.modulation.coverage import check_coverage, check_plain
 from metakm.modulation.kernel import Activation, Initialisation, KernelModulator, Start, start_scale
 from metakm.modulation.norms import is_norm
 
 Layers = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
 _ATTACHMENT = "_metakm_attachment"
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,9 @@ def modulate(
 ) -> nn.Module:
     """Freeze `model` but for kernel modulators, the norms' affine parameters and the classifier (Sec. III).
 
-    Changes `model` and returns it. Convolution biases, and linear layers outside the classifier, are frozen too.
+    Changes `model` and returns it. All else is frozen: convolution biases, linear layers outside the classifier,
+    convolutions in one or three dimensions, transposed ones. Where `layers` does not choose, a warning is logged that
+    names such layers.
 
     By default W~ starts at W, whatever the size of its values, and the model computes what it did before. With
     `start="paper"` it starts at (I + E2) tanh((I + E1) W), as published, E of standard deviation 0.001, drawn from the
@@ -78,7 +82,9 @@ def modulate(
 
     Raises:
         UserError: a name that matches no convolution, an unknown classifier, activation, init or start, a modulator
-            without a scale for an exact start, a model that is modulated already. `model` is then unchanged.
+            without a scale for an exact start, a layer whose weight is computed (weight_norm, pruning), a model that is
+            modulated already, or without `layers` one whose convolutions hold less than a tenth of the parameters
+            outside the classifier. `model` is then unchanged.
     """
     if is_modulated(model):
         raise UserError("Expected a model that is not modulated yet, got a modulated one; merge() it first")
@@ -97,6 +103,8 @@ def modulate(
     modulators = {
         name: _modulator_for(convolutions[name], name, modulator, start, depth, activation, init) for name in chosen
     }
+    head = [] if classifier is None else list(model.get_submodule(classifier).modules())
+    check_coverage(model, {name: convolutions[name] for name in chosen}, head, chosen=layers is not None)
     model.requires_grad_(False)
     for name, network in modulators.items():
         parametrize.register_parametrization(convolutions[name], "weight", network)
@@ -105,6 +113,18 @@ def modulate(
             module.requires_grad_(True)
     setattr(model, _ATTACHMENT, Attachment(chosen, implicit, classifier, modulator, activation, init, depth, start))
     return model
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network within `torch.compile`, `nn.DataParallel` and `nn.parallel.DistributedDataParallel`.
+
+    They put a prefix before each name; a task pack has the names of the network itself.
+    """
+    while True:
+        inner = model.module if isinstance(model, _PARALLEL) else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
 
 
 def is_modulated(model: nn.Module) -> bool:
@@ -196,8 +216,7 @@ def _modulator_for(
     activation: Activation,
     init: Initialisation,
 ) -> nn.Module:
-    if parametrize.is_parametrized(layer):
-        raise UserError(f"Expected a plain layer {name!r}, got a parametrized one; remove its parametrization first")
+    check_plain(layer, name)
     if is_lazy(layer.weight):
         raise UserError(f"Expected an initialised weight in {name!r}, got a lazy one; run the model once first")
     scale = start_scale(start, layer.weight)

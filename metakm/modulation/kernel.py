@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from metakm.errors import UserError, unknown_name
 from metakm.models.convolution import plain_strides
+from metakm.modulation.coverage import check_plain
 from metakm.modulation.two_layers import two_layers
 
 Activation = Literal["tanh", "sin", "leaky_relu", "relu"]
@@ -98,7 +99,7 @@ class KernelModulator(nn.Module):
         columns = kernel.flatten(-2).movedim(-1, -3).flatten(-2)  # [..., kh*kw, O*C]
         by_pixel = self._by_pixel(columns, kernel.shape[-4])  # [..., O, kh*kw, C], contiguous
         modulated = by_pixel.view(*by_pixel.shape[:-2], *self.kernel_size, -1).movedim(-1, -3)  # channels-last
-        return plain_strides(modulated.contiguous() if kernel.is_contiguous() else modulated)
+        return plain_strides(modulated.contiguous() if kernel.is_contiguous() else modulated, self.kernel_size)
 
     def _by_pixel(self, columns: Tensor, out_channels: int) -> Tensor:
         network = self._two_layers if self._as_published(columns) else self._layers
@@ -115,7 +116,10 @@ class KernelModulator(nn.Module):
         return columns
 
     def _as_published(self, columns: Tensor) -> bool:
-        return len(self.layers) == 2 and self.activation == "tanh" and not self.diagonal and columns.dim() == 2
+        """Whether the closed form serves; under torch.func and tracing, plain operations do."""
+        looked_into = torch._C._functorch.maybe_current_level() is not None or torch._C._get_tracing_state() is not None
+        published = len(self.layers) == 2 and self.activation == "tanh" and not self.diagonal
+        return published and columns.dim() == 2 and not looked_into
 
     def _two_layers(self, columns: Tensor, out_channels: int) -> Tensor:
         first, second = self.layers
@@ -192,6 +196,8 @@ class KernelModulators(nn.Module):
         }
         if not layers:
             raise UserError("Expected a network with Conv2d layers to modulate, got one without; pass a ConvNet")
+        for name, layer in layers.items():
+            check_plain(layer, name.removesuffix("weight").removesuffix("."))
         self.weight_names = tuple(layers)
         self.modulators = nn.ModuleList(
             KernelModulator(_size(layer), depth, activation, init, start_scale(start, layer.weight))

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from metakm.modulation.attach import attachment, detach, modulated_layers
+from metakm.modulation.attach import attachment, detach, modulated_layers, unwrapped
 
 
 @torch.no_grad()
@@ -32,6 +32,7 @@ def merge(model: nn.Module, norms: bool = True) -> nn.Module:
     Warns:
         UserWarning: `norms`, and the model cannot be traced; only the weights were folded.
     """
+    model = unwrapped(model)
     attachment(model)  # refuses a plain model before it is copied
     merged = copy.deepcopy(model).eval()
     kernels = [(layer, layer.weight) for layer in modulated_layers(merged).values()]

@@ -9,10 +9,20 @@ from torch import nn
 from metakm.errors import UserError, unknown_name
 from metakm.models.layers import BatchNorm2d
 
+_KNOWN = (BatchNorm2d, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+_AFFINE = frozenset({"weight", "bias", "gamma", "beta", "scale"})
+
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether `module` normalises feature maps: batch, instance, group or layer norm."""
-    return isinstance(module, BatchNorm2d | nn.modules.batchnorm._NormBase | nn.GroupNorm | nn.LayerNorm)
+    """Whether `module` normalises feature maps: batch, instance, group, layer or RMS norm.
+
+    Norms of other libraries that build on none of torch's are known by their class's name, such as timm's RmsNorm, and
+    by having no parameters but a scale and a shift.
+    """
+    if isinstance(module, _KNOWN):
+        return True
+    own = {name for name, _ in module.named_parameters(recurse=False)}
+    return "norm" in type(module).__name__.lower() and bool(own) and own <= _AFFINE
 
 
 def replace_norm(model: nn.Module, kind: Literal["group"] = "group", groups: int = 32) -> nn.Module:
@@ -25,20 +35,27 @@ def replace_norm(model: nn.Module, kind: Literal["group"] = "group", groups: int
             two channels in each; a group of one channel would lose all that a 1x1 feature map says.
 
     Raises:
-        UserError: another `kind`, fewer than 1 group, or a model without `nn.BatchNorm2d` (metakm's own backbones
-            choose their statistics by `bn_mode` instead).
+        UserError: another `kind`, fewer than 1 group, a model without `nn.BatchNorm2d` (metakm's own backbones choose
+            their statistics by `bn_mode` instead), or with a subclass of it, which may do more than normalise (timm's
+            BatchNormAct2d). `model` is then unchanged.
     """
     if kind != "group":
         raise unknown_name("norm", kind, ["group"])
     if groups < 1:
         raise UserError(f"Expected groups to be at least 1, got {groups}; group norm's usual choice is 32")
-    replaced = 0
+    found = {name: m for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d | nn.SyncBatchNorm)}
+    for name, module in found.items():
+        if type(module) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
+            raise UserError(
+                f"Expected nn.BatchNorm2d itself, got its subclass {type(module).__name__} at {name!r}, which may do "
+                "more than normalise; replace it by hand"
+            )
+    group_norms = {id(module): _group_norm(module, groups) for module in found.values()}
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm):
-                setattr(parent, name, _group_norm(child, groups))
-                replaced += 1
-    if not replaced:
+        for name, child in list(parent._modules.items()):  # a module under two names is replaced under both
+            if id(child) in group_norms:
+                setattr(parent, name, group_norms[id(child)])
+    if not group_norms:
         raise UserError(
             f"Expected a model with nn.BatchNorm2d layers, got {type(model).__name__} without; leave replace_norm out "
             "(metakm's own backbones take bn_mode instead)"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metakm.errors import UserError
-from metakm.modulation.attach import Attachment, attachment, detach, is_modulated, modulate, within
+from metakm.modulation.attach import Attachment, attachment, detach, is_modulated, modulate, unwrapped, within
 from metakm.modulation.channel import ChannelModulator
 from metakm.modulation.kernel import KernelModulator
 from metakm.modulation.pack import Pack, read_pack, write_pack
@@ -30,6 +30,7 @@ def make_pack(
     Raises:
         UserError: a model that is not modulated, or another number of classes than the classifier has outputs.
     """
+    model = unwrapped(model)
     found = attachment(model)
     outputs = _outputs(model, found.classifier)
     if classes and outputs is not None and len(classes) != outputs:
@@ -70,7 +71,7 @@ def load_pack(model: nn.Module, path: Path | str) -> Pack:
     Raises:
         UserError: see `read_pack` and `swap`. `model` is then unchanged.
     """
-    pack = read_pack(path)
+    pack, model = read_pack(path), unwrapped(model)
     if is_modulated(model):
         _install(model, pack, trusted=False)
         return pack
@@ -95,7 +96,7 @@ def swap(model: nn.Module, pack: Pack) -> None:
         UserError: a pack of another base, other modulators, or tensors of other shapes (the classifier's number of
             outputs may differ). `model` is then unchanged.
     """
-    _install(model, pack, trusted=True)
+    _install(unwrapped(model), pack, trusted=True)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -238,13 +238,19 @@ class SharedParameters(nn.Module):
 
     def __init__(self, network: nn.Module, names: Iterable[str]) -> None:
         super().__init__()
-        self.names = tuple(names)
-        for name in self.names:
-            self.register_parameter(_key(name), network.get_parameter(name))
+        self.keys: dict[str, str] = {}
+        for name in names:
+            self.keys[name] = key = _key(name, self.keys.values())
+            self.register_parameter(key, network.get_parameter(name))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the parameters in the network."""
+        return tuple(self.keys)
 
     def forward(self) -> dict[str, Tensor]:
         """The parameters by the network's names."""
-        return {name: getattr(self, _key(name)) for name in self.names}
+        return {name: getattr(self, key) for name, key in self.keys.items()}
 
 
 def is_norm_affine(network: nn.Module, name: str) -> bool:
@@ -254,10 +260,36 @@ def is_norm_affine(network: nn.Module, name: str) -> bool:
 
 
 def call_with(network: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """`network(images)` with the named parameters replaced; the others stay as they are."""
-    logits: Tensor = functional_call(network, dict(parameters), (images,))
+    """`network(images)` with the named parameters replaced; the others stay as they are.
+
+    A parameter that the network has in several places is replaced in all of them, but for those that are named, too.
+    """
+    logits: Tensor = functional_call(network, _everywhere(network, parameters), (images,), tie_weights=False)
     return logits
 
 
-def _key(name: str) -> str:
-    return name.replace(".", "__")
+def _everywhere(network: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters with those places added that share one of them; a module that has two names counts once.
+
+    `functional_call` would replace a module's parameter once for each name, and not put the right one back (PyTorch's
+    issue 164759).
+    """
+    places = {
+        f"{prefix}.{leaf}" if prefix else leaf: parameter
+        for prefix, module in network.named_modules()  # each module once
+        for leaf, parameter in module._parameters.items()
+        if parameter is not None
+    }
+    if len(places) == len({id(parameter) for parameter in places.values()}):
+        return dict(parameters)
+    given = {id(places[name]): value for name, value in parameters.items() if name in places}
+    tied = {name: given[id(parameter)] for name, parameter in places.items() if id(parameter) in given}
+    return {**tied, **parameters}
+
+
+def _key(name: str, taken: Collection[str]) -> str:
+    """A name without dots, and none that is taken: `a.b__c` and `a__b.c` would be one."""
+    key = name.replace(".", "__")
+    while key in taken:
+        key += "_"
+    return key
