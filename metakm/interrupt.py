@@ -11,10 +11,14 @@ from typing import Any, Protocol
 
 
 class StopRequest:
-    """A context in which the first SIGINT or SIGTERM sets `requested` instead of raising."""
+    """A context in which the first SIGINT or SIGTERM sets `requested` instead of raising.
 
-    def __init__(self) -> None:
-        self.requested = False
+    Args:
+        once: a second signal changes nothing. A cluster sends several, and kills what takes too long.
+    """
+
+    def __init__(self, *, once: bool = False) -> None:
+        self.requested, self.once = False, once
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -31,9 +35,12 @@ class StopRequest:
 
     def _receive(self, _number: int, _frame: FrameType | None) -> None:
         if self.requested:
+            if self.once:
+                return
             raise KeyboardInterrupt
         self.requested = True
-        print("Stopping at the next safe point; once more to stop at once.", file=sys.stderr, flush=True)  # noqa: T201
+        again = "" if self.once else "; once more to stop at once"
+        print(f"Stopping at the next safe point{again}.", file=sys.stderr, flush=True)  # noqa: T201
 
 
 class Stoppable(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from pathlib import Path
@@ -76,14 +77,22 @@ def halved(chunk: int) -> int:
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes of the GPU, or of the machine or the container that this process runs in, whichever is less."""
+    """Bytes of the GPU; else of the machine, its container or the SLURM job that this process runs in, the least."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        return min(physical, int(CONTAINER_LIMIT.read_text()))
-    except (OSError, ValueError):  # no such file, or "max"
-        return physical
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        physical = min(physical, int(CONTAINER_LIMIT.read_text()))
+    return min(physical, _slurm_memory() or physical)
+
+
+def _slurm_memory() -> int:
+    """Bytes that SLURM gave to this job on this node; 0 where it says nothing, or all."""
+    of_node, of_cpu, cpus = (
+        int(value) if (value := os.environ.get(f"SLURM_{name}", "")).isdecimal() else 0
+        for name in ("MEM_PER_NODE", "MEM_PER_CPU", "CPUS_ON_NODE")
+    )
+    return (of_node or of_cpu * cpus) * 2**20  # SLURM counts in MiB
 
 
 def _activation_bytes(strategy: Strategy, image_shape: tuple[int, int, int], ways: int, device: torch.device) -> int:

@@ -368,6 +368,26 @@ def test_memory_is_that_of_the_container_where_it_is_less(monkeypatch, tmp_path,
     assert device_memory(CPU) == expected
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"MEM_PER_NODE": "300"}, 300 << 20),
+        ({"MEM_PER_CPU": "100", "CPUS_ON_NODE": "2"}, 200 << 20),
+        ({"MEM_PER_NODE": "0"}, 1 << 30),
+        ({"MEM_PER_NODE": "9999"}, 1 << 30),
+        ({}, 1 << 30),
+    ],
+)
+def test_memory_is_that_of_a_slurm_job_where_it_is_less(monkeypatch, tmp_path, given, expected):
+    for name in ("MEM_PER_NODE", "MEM_PER_CPU", "CPUS_ON_NODE"):
+        monkeypatch.delenv(f"SLURM_{name}", raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setattr("metakm.memory.CONTAINER_LIMIT", tmp_path / "absent")
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 1 << 30}.get)
+    assert device_memory(CPU) == expected
+
+
 def test_memory_of_a_task_grows_with_its_images_and_steps():
     strategy = small_strategy("km")
 

@@ -447,7 +447,8 @@ def test_runs_that_share_a_device_are_counted(monkeypatch, tmp_path):
 
 def test_what_slurm_is_asked_for(monkeypatch, tmp_path, planned):
     """A stand-in for the cluster's sbatch keeps the script that submitit hands to it."""
-    for name, script in (("srun", ""), ("sbatch", f"cp $1 {tmp_path}/script; echo Submitted batch job 17")):
+    take = f"cp $1 {tmp_path}/script; echo Submitted batch job 17"
+    for name, script in (("srun", ""), ("squeue", ""), ("sbatch", take)):
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
@@ -460,6 +461,7 @@ def test_what_slurm_is_asked_for(monkeypatch, tmp_path, planned):
     script = (tmp_path / "script").read_text()
     for line in ("partition=gpu", "time=90", "cpus-per-task=4", "gpus-per-node=1", "account=lab", "job-name=metakm"):
         assert f"#SBATCH --{line}\n" in script
+    assert "\nexport OMP_NUM_THREADS=4 " in script
     sent = DelayedSubmission.load(job.paths.submitted_pickle).function
     assert sent.config == planned[0].config
     assert sent.checkpoint().function == sent, "a job that came to its limit is queued again"
@@ -470,7 +472,8 @@ def test_what_slurm_is_asked_for(monkeypatch, tmp_path, planned):
 
 
 def test_a_sweep_goes_on_past_a_job_that_the_cluster_does_not_take(monkeypatch, tmp_path, planned):
-    for name, script in (("srun", ""), ("sbatch", "echo invalid partition specified: typo >&2; exit 1")):
+    refuse = "echo invalid partition specified: typo >&2; exit 1"
+    for name, script in (("srun", ""), ("squeue", ""), ("sbatch", refuse)):
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
@@ -509,6 +512,50 @@ def test_a_job_beyond_the_limit_of_a_cluster_waits_for_another_to_end(planned, m
     sweeper.run()
     assert [outcome.kind for outcome in sweeper.outcomes.values()] == ["interrupted"] * 5
     assert max(most) == 2
+
+
+class Ended:
+    """A job that has ended."""
+
+    paths = SimpleNamespace(stderr="log")
+
+    def done(self):
+        return True
+
+
+def test_a_run_that_was_preempted_for_good_is_sent_again(planned, monkeypatch):
+    plan, pool = planned
+    outcomes = [Outcome("preempted"), Outcome("preempted"), Outcome("failed")]
+    monkeypatch.setattr(pool, "submit", lambda *_: Ended())
+    monkeypatch.setattr(pool, "outcome", lambda _: outcomes.pop(0))
+    monkeypatch.setattr(type(pool), "in_process", False)
+    sweeper = Sweeper([plan], pool, StopRequest())
+    sweeper.run()
+    assert [outcome.kind for outcome in sweeper.outcomes.values()] == ["failed"]
+    assert not outcomes
+
+
+@pytest.mark.parametrize("patience", [600, 0.0])
+def test_runs_wait_while_a_cluster_does_not_answer_but_not_without_end(planned, monkeypatch, patience):
+    plan, pool = planned
+    tries = []
+
+    def submit(*_):
+        tries.append(1)
+        if len(tries) < 3:
+            raise NotTakenError("no answer", silent=True)
+        return Ended()
+
+    monkeypatch.setattr("metakm.scheduling.sweeper.PATIENCE_SECONDS", patience)
+    monkeypatch.setattr("metakm.scheduling.sweeper.POLL_SECONDS", 0.01)
+    monkeypatch.setattr(pool, "options", dataclasses.replace(pool.options, poll_seconds=1))
+    monkeypatch.setattr(pool, "submit", submit)
+    monkeypatch.setattr(pool, "outcome", lambda _: Outcome("in use"))
+    sweeper = Sweeper([plan], pool, StopRequest())
+    sweeper.run()
+    expected = Outcome("in use") if patience else Outcome("failed", "no answer")
+    assert list(sweeper.outcomes.values()) == [expected]
+    assert len(tries) == (3 if patience else 1)
 
 
 def test_two_processes_killed_half_way_and_started_again_end_as_an_unbroken_sweep(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import submitit
+from submitit.core.utils import pickle_load
 from submitit.helpers import DelayedSubmission
 
 from metakm.allocator import keep_freed_memory
@@ -22,7 +25,7 @@ from metakm.runner import Run
 class Outcome(NamedTuple):
     """How a job ended, and why."""
 
-    kind: Literal["done", "in use", "interrupted", "failed"]
+    kind: Literal["done", "in use", "interrupted", "preempted", "failed"]
     note: str = ""
 
 
@@ -35,16 +38,16 @@ class RunJob:
 
     config: RunConfig
     stop: Path
-    own_devices: bool = False  # keep CUDA_VISIBLE_DEVICES as it is where the job runs: a cluster assigns GPUs by it
+    on_cluster: bool = False  # keep CUDA_VISIBLE_DEVICES as it is where the job runs: a cluster assigns GPUs by it
     visible_devices: str | None = None  # else that of the sweep, which submitit's local executor replaces
 
     def __call__(self) -> Outcome:
         """Never raises: a debugger would open in submitit's debug executor."""
         keep_freed_memory()
-        if not self.own_devices:
+        if not self.on_cluster:
             set_environment("CUDA_VISIBLE_DEVICES", self.visible_devices)
         try:
-            with StopRequest() as stop:
+            with StopRequest(once=self.on_cluster) as stop:
                 if self.stop.exists():
                     return Outcome("interrupted", "before it began")
                 return _outcome(Run(self.config, stop).execute())
@@ -62,6 +65,19 @@ class RunJob:
     def checkpoint(self) -> DelayedSubmission:
         """What submitit queues again when the cluster takes the machine back: the same run, which resumes."""
         return DelayedSubmission(self)
+
+
+def result_of(job: submitit.Job[Outcome]) -> Outcome | None:
+    """What a job left behind; None where it left nothing, or not yet. Asks no cluster."""
+    with contextlib.suppress(OSError):
+        job.paths.folder.chmod(job.paths.folder.stat().st_mode)  # NFS then shows what is new, as submitit knows
+    try:
+        kind, result = pickle_load(job.paths.result_pickle)
+    except FileNotFoundError:
+        return None
+    if kind == "error":  # the trace of an error outside RunJob, such as a package that is missing on the node
+        return Outcome("failed", result.strip().rpartition("\n")[2])
+    return Outcome(*result)
 
 
 def set_environment(name: str, value: str | None) -> None:

@@ -56,11 +56,14 @@ class SweepOptions:
     """Partition, on slurm."""
     time: int = 0
     """Minutes after which slurm ends a job, which then is queued again and resumes. 0: 240."""
+    poll_seconds: int = 15
+    """Seconds between two questions to slurm about its jobs."""
     slurm: Names = ()
     """More options of sbatch as NAME=VALUE, such as account=lab."""
 
     def __post_init__(self) -> None:
-        for field, low in (("seeds", 1), ("jobs", 0), ("cpus_per_task", 0), ("gpus_per_node", 0), ("time", 0)):
+        least = {"seeds": 1, "jobs": 0, "cpus_per_task": 0, "gpus_per_node": 0, "time": 0, "poll_seconds": 1}
+        for field, low in least.items():
             require(getattr(self, field) >= low, field, f"at least {low}", getattr(self, field))
         for field in ("algo", "shots"):
             if not getattr(self, field):

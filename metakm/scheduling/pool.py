@@ -13,13 +13,14 @@ from pathlib import Path
 
 import submitit
 import torch
-from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from metakm.config import RunConfig
 from metakm.errors import UserError
 from metakm.memory import RUNS_HERE
-from metakm.scheduling.job import Outcome, RunJob, set_environment
+from metakm.scheduling.job import Outcome, RunJob, result_of, set_environment
 from metakm.scheduling.options import SweepOptions
+from metakm.scheduling.slurm import SlurmQueue
 
 Job = submitit.Job[Outcome]
 _MINUTES = 240  # of a slurm job, unless told
@@ -28,7 +29,15 @@ _REQUEUES = 100  # of a slurm job that came to its time limit; it resumes each t
 
 
 class NotTakenError(RuntimeError):
-    """A cluster did not take a job: an unknown partition, a limit on jobs, a controller that does not answer."""
+    """A cluster did not take a job: an unknown partition, a limit on jobs, a controller that does not answer.
+
+    Args:
+        silent: the controller answers nothing at all, as while it restarts.
+    """
+
+    def __init__(self, message: str, *, silent: bool = False) -> None:
+        super().__init__(message)
+        self.silent = silent
 
 
 class Pool:
@@ -43,6 +52,7 @@ class Pool:
         self.gpus = torch.cuda.device_count() if options.executor == "local" else 0
         self.size = options.jobs or _default_jobs(options, self.gpus)
         self.threads = _threads(options, self.size)
+        self.queue = SlurmQueue(options.poll_seconds) if options.executor == "slurm" else None
 
     @functools.cached_property
     def executor(self) -> submitit.AutoExecutor:
@@ -51,6 +61,8 @@ class Pool:
         Raises:
             UserError: no cluster here.
         """
+        if self.queue is not None and (error := self.queue.look()):
+            raise UserError(f"Expected a cluster for --executor slurm, got: {error}; start it where SLURM answers")
         return _executor(self.options, self.folder)
 
     @property
@@ -71,38 +83,45 @@ class Pool:
         environment = self.environment(config.device)
         if self._spreads(config.device):
             config = dataclasses.replace(config, device=f"cuda:{slot % self.gpus}")
-        on_cluster = self.options.executor == "slurm"
-        job = RunJob(config, self.stop_file, on_cluster, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        run = RunJob(config, self.stop_file, self.queue is not None, os.environ.get("CUDA_VISIBLE_DEVICES"))
         try:
-            with environment, self._deaf():
-                return self.executor.submit(job)
+            with environment, _deaf():
+                job = self.executor.submit(run)
         except (FailedJobError, FailedSubmissionError) as error:
-            raise NotTakenError(" ".join(str(error).split()) or "the cluster gave no reason") from error
+            silent = self.queue is not None and self.queue.look() != ""
+            message = " ".join(str(error).split()) or "the cluster gave no reason"
+            raise NotTakenError(message, silent=silent) from error
+        if self.queue is not None:
+            self.queue.watch(job.job_id, config.run_id)
+        return job
 
     def done(self, job: Job) -> bool:
         """Whether a job has ended; with `debug`, it runs now."""
+        if self.queue is not None:
+            return self.queue.ended(job)
         with self._threads_here():
             return job.done()
 
     def outcome(self, job: Job) -> Outcome:
         """How a job ended; to be asked for when it is done."""
-        if self.options.executor == "local" and not job.paths.result_pickle.exists():  # else submitit waits for it
-            stopped = self.stop_file.exists()
-            return Outcome("interrupted", "before it began") if stopped else Outcome("failed", "its process was killed")
-        try:
+        if self.queue is not None:
+            return self.queue.outcome(job)
+        if self.in_process:
             return job.result()
-        except (UncompletedJobError, FailedJobError) as error:
-            return Outcome("failed", str(error).partition("\n")[0])
+        stopped = self.stop_file.exists()
+        nothing = Outcome("interrupted", "before it began") if stopped else Outcome("failed", "its process was killed")
+        return result_of(job) or nothing
 
     def stop(self, jobs: Iterable[Job]) -> None:
         """Ask jobs to save their state and end; a second time, to end at once."""
         self.stop_file.touch()
-        for job in jobs:
-            if self.options.executor == "slurm":
-                job.cancel(check=False)
-            elif self.options.executor == "local":
+        ids = [job.job_id for job in jobs]
+        if self.queue is not None:
+            self.queue.cancel(ids)
+        elif not self.in_process:
+            for process in map(int, ids):  # submitit's controllers, which hand it on
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller, which hands it on
+                    os.kill(process, signal.SIGTERM)
 
     @contextlib.contextmanager
     def _threads_here(self) -> Iterator[None]:
@@ -137,20 +156,19 @@ class Pool:
             for name, value in before.items():
                 set_environment(name, value)
 
-    @contextlib.contextmanager
-    def _deaf(self) -> Iterator[None]:
-        """Local jobs inherit a deaf ear for Ctrl-C, which is for the sweep alone.
 
-        A terminal sends Ctrl-C to all processes; submitit's controllers would kill their runs within a second of it.
-        """
-        if self.options.executor != "local":
-            yield
-            return
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """What starts here inherits a deaf ear for Ctrl-C, which is for the sweep alone.
+
+    A terminal sends Ctrl-C to all processes: submitit's local controllers would kill their runs within a second of it,
+    and an `sbatch` that is killed may leave a job that nobody knows of.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def cores() -> int:
@@ -191,12 +209,14 @@ def _executor(options: SweepOptions, folder: Path) -> submitit.AutoExecutor:
 
 
 def _slurm_parameters(options: SweepOptions) -> dict[str, object]:
-    """What was asked for, under submitit's names."""
-    more = dict(option.split("=", 1) for option in options.slurm)
+    """What was asked for, under submitit's names, and what a job does before it starts Python."""
+    threads = str(options.cpus_per_task or "$SLURM_CPUS_ON_NODE")  # those of the job, not all of the node's
     parameters = {
         "slurm_partition": options.partition,
         "cpus_per_task": options.cpus_per_task,
         "gpus_per_node": options.gpus_per_node,
-        "slurm_additional_parameters": more,
+        "slurm_additional_parameters": dict(option.split("=", 1) for option in options.slurm),
+        # from 22.05 on, srun may bind its task to one core unless told
+        "slurm_setup": [f"export OMP_NUM_THREADS={threads} SRUN_CPUS_PER_TASK={threads}"],
     }
     return {name: value for name, value in parameters.items() if value}
