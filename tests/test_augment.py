@@ -27,7 +27,7 @@ def flags(tmp_path, cache, monkeypatch):
             path = tmp_path / "photographs" / split / f"{split}{number % 5}" / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(generator.integers(0, 256, (21, 21, 3), dtype=np.uint8)).save(path)
-    own = f"--device cpu --iterations 6 --val-every 3 --dataset folder --image-size 21"
+    own = "--device cpu --iterations 6 --val-every 3 --dataset folder --image-size 21"
     return [*SMALL.split(), *own.split(), "--data-root", str(tmp_path / "photographs")]
 
 
