@@ -91,6 +91,8 @@ class RunConfig:
     """Iterations over which the outer loss moves from the mean of the query losses after all inner steps to the one after the last (MAML++, Antoniou et al. 2019); each step then costs a pass over the queries. 0, as published: the last alone."""
     ema: float = 0.0
     """Decay of an exponential moving average of all that the outer loop learns, such as 0.999; the average is what is validated, tested and saved. 0, as published: none."""
+    augment: bool = False
+    """Crop and mirror each image of the meta-training episodes at random, support and query; photographs only. Off as published."""
     bn_mode: BatchNormMode = "transductive"
     """Where batch statistics come from. transductive, as published: the batch at hand; support: the support images alone; running: averages over meta-training when evaluating; frozen: never."""
     precision: Precision = "fp32"
@@ -170,7 +172,7 @@ class RunConfig:
     @property
     def run_id(self) -> str:
         """Readable name of what this run computes, with a digest of every field that matters for it."""
-        variants = [name for name in ("implicit", *VARIANTS) if getattr(self, name)]
+        variants = [name for name in ("implicit", "augment", *VARIANTS) if getattr(self, name)]
         variants += [self.precision] if self.precision != "fp32" else []
         parts = [self.setting, self.algo, *(v.replace("_", "-") for v in variants), self.preset, f"seed{self.seed}"]
         return "-".join([*parts, hashlib.sha256(json.dumps(self.identity()).encode()).hexdigest()[:8]])

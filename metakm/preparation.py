@@ -18,14 +18,14 @@ from metakm.strategies.registry import strategy_class
 
 
 def make_sampler(config: RunConfig, split: str) -> EpisodeSampler:
-    """Episodes of one split; only those of meta-training depend on the run's seed.
+    """Episodes of one split; only those of meta-training depend on the run's seed and on `augment`.
 
     Raises:
         UserError: data that are missing, or episodes that cannot be drawn from them.
     """
     dataset = load_dataset(config.dataset, split=split, root=config.data_root, image_size=config.image_size)
-    seed = config.seed if split == "train" else EVALUATION_SEED
-    return EpisodeSampler(dataset, ways=config.ways, shots=config.shots, queries=config.queries, seed=seed)
+    seed, augment = (config.seed, config.augment) if split == "train" else (EVALUATION_SEED, False)
+    return EpisodeSampler(dataset, config.ways, config.shots, config.queries, seed, augment)
 
 
 def with_data_here(config: RunConfig, data_root: Path | None = None) -> RunConfig:

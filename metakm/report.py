@@ -16,6 +16,7 @@ from metakm.flags import read_options
 from metakm.inspection import inspect_cells
 from metakm.results import build_table, read_runs
 from metakm.results.page import render_page
+from metakm.results.selection import main_table
 from metakm.strategies import load_plugin
 
 
@@ -30,6 +31,8 @@ class ReportOptions:
     """Folder with the runs; every result.csv below it is read."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
     """The page, replaced if it is there."""
+    all: bool = False
+    """Show every protocol and setting that was measured; without it those that python -m metakm.table shows."""
     baseline: str = "anil"
     """Strategy that the differences of the others are taken to."""
     episodes: int = 2
@@ -62,6 +65,7 @@ def _write(options: ReportOptions) -> None:
             "with python -m metakm.run"
         )
     table = build_table(collection, options.baseline)
+    table = table if options.all else main_table(table)
     seen, unseen = inspect_cells(table.cells, options.episodes, options.data_root) if options.episodes else ({}, ())
     page = render_page(str(options.results), collection, table, seen, unseen)
     try:

@@ -13,20 +13,23 @@ import tyro
 from metakm.errors import UserError
 from metakm.files import replacing, write_text
 from metakm.flags import read_options
-from metakm.results import build_table, comparisons_between, read_runs
+from metakm.results import Table, build_table, comparisons_between, read_runs
 from metakm.results.experiment import read_experiments
 from metakm.results.fig5 import fig5_picture
 from metakm.results.forest import forest_picture, picture_format
 from metakm.results.paper import PaperTable, layout_paper
 from metakm.results.rendering import Format, render_comparisons, render_layout, render_table
+from metakm.results.selection import best_first, main_table, only
 from metakm.strategies import load_plugin
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions:
-    """Put the rows of all runs below a folder into Table III, beside published ones.
+    """Put the runs below a folder into Table III, beside the published rows.
 
-    Listed below by name: runs not done, duplicates, other data, unreadable files.
+    Shown are those of preset table3 without changes; if none, of other presets.
+
+    --all shows every protocol and setting, and names what was left out and why.
     """
 
     results: Annotated[Path, tyro.conf.Positional] = Path("results")
@@ -35,6 +38,14 @@ class TableOptions:
     """table for a terminal, csv, markdown, latex (with booktabs) or json."""
     out: Path | None = None
     """File to write instead of printing."""
+    all: bool = False
+    """Show every protocol and setting that was measured, differences to --baseline, and all remarks."""
+    only: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: all)")] = ()
+    """Strategies to show alone, such as km."""
+    sort: bool = False
+    """Best first, by the first column; else strategies as published."""
+    paper_columns: bool = False
+    """Keep columns of the paper that nothing was measured for; --all does."""
     baseline: str = "anil"
     """Strategy that the differences of the others are taken to."""
     compare: tuple[str, str] | None = None
@@ -61,21 +72,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: TableOptions) -> int:
+    _check(options)
     for plugin in options.plugin:
         load_plugin(plugin)
     if options.paper is not None:
         return _run_paper(options, options.paper)
     form = None if options.plot is None else picture_format(options.plot)
     collection = read_runs(options.results)
-    table = build_table(collection, options.baseline)
+    whole = build_table(collection, options.baseline)
+    table = _selected(whole, options)
     if options.compare is None:
-        text = render_table(table, options.format)
+        text = render_table(table, options.format, compact=not options.all)
     else:
-        text = render_comparisons(*comparisons_between(table.cells, *options.compare), table, options.format)
+        text = render_comparisons(*comparisons_between(whole.cells, *options.compare), whole, options.format)
     _write(options, text, None if form is None else lambda: forest_picture(table, form))
     for problem in collection.problems:
         print(f"not read: {problem.path}: {problem.reason}", file=sys.stderr)  # noqa: T201
     return 1 if options.strict and collection.problems else 0
+
+
+def _check(options: TableOptions) -> None:
+    """Refuse flags that do not go together."""
+    selecting = {"--all": options.all, "--only": options.only, "--sort": options.sort}
+    selecting["--paper-columns"] = options.paper_columns
+    for flag, given in selecting.items():
+        if given and (options.compare or options.paper):
+            other = "--compare" if options.compare else "--paper"
+            raise UserError(f"Expected {flag} without {other}, got both; leave one of them out")
+    if options.all and options.paper_columns:
+        raise UserError("Expected --all or --paper-columns, got both; leave one of them out")
+
+
+def _selected(table: Table, options: TableOptions) -> Table:
+    """The part of the table that is asked for."""
+    table = only(table, options.only) if options.only else table
+    table = table if options.all else main_table(table, options.paper_columns)
+    return best_first(table) if options.sort else table
 
 
 def _run_paper(options: TableOptions, table: PaperTable) -> int:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
 TABLES = sorted(path for path in RESULTS.rglob("*.md") if path.name != "README.md")
 PAPER = {name: ["--paper", name] for name in ("table1", "table2", "fig5")}
-FLAGS = {"table3": [], "km-maml": ["--compare", "km", "maml"], **PAPER}  # by the table's name
+FLAGS = {"table3": ["--all"], "km-maml": ["--compare", "km", "maml"], **PAPER}  # by the table's name
 
 
 def rebuilt(table, out):

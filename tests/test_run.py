@@ -382,6 +382,7 @@ def test_too_little_memory_for_one_task_is_a_failed_run_with_advice(tmp_path, mo
         (["--plugin", "missing.py"], "missing.py"),
         (["--inner-lr", "-1"], "Expected --inner-lr to be a positive number"),
         (["--resume", "--overwrite"], "drop one"),
+        (["--augment"], "Expected photographs to augment, got glyphs train"),
     ],
 )
 def test_a_users_mistake_ends_with_one_message_and_code_2_and_writes_nothing(tmp_path, capsys, extra, message):

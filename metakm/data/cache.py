@@ -1,18 +1,21 @@
 """Decoded splits on disk: a uint8 `.npy` and a JSON sidecar that pins its content.
 
 A pair that is missing, damaged or of another format is decoded again; a cache that cannot be written is done
-without.
+without. The checksum is taken again only when size or time of the `.npy` are not those of the last check, so that
+later uses read no more of a large split than the images they draw.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import operator
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,11 +39,13 @@ class Plan:
 
     classes: the classes of all three splits; image_shape: (C, H, W);
     arrays: starts decoding; yields one uint8 `[count, C, H, W]` per class of the split, in the order of `classes`.
+    also: further splits, whose arrays follow: those that are cheaper to decode along than later.
     """
 
     classes: Mapping[str, Classes]
     image_shape: tuple[int, int, int]
     arrays: Callable[[], Iterator[npt.NDArray[np.uint8]]]
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,34 +97,57 @@ def _load(entry: Entry) -> FewShotDataset:
     side = json.loads(entry.path.with_suffix(".json").read_text(encoding="utf-8"))
     if side["format"] != FORMAT:
         raise _DamagedError(f"Expected format {FORMAT}, got {side['format']}")
-    if _sha256(entry.path) != side["sha256"]:
-        raise _DamagedError("Expected the checksum of the sidecar, got another")
+    stamp = _stamp(entry.path)
+    if side.get("checked") != [side["sha256"], *stamp]:
+        if _sha256(entry.path) != side["sha256"]:
+            raise _DamagedError("Expected the checksum of the sidecar, got another")
+        with contextlib.suppress(OSError):  # a cache that is read only is checked every time
+            _write_side(entry, {**side, "checked": [side["sha256"], *stamp]})
     images = np.load(entry.path, mmap_mode="r", allow_pickle=False)
     classes = [(str(name), operator.index(count)) for name, count in side["classes"]]
     return _dataset(entry, images, classes, str(side["split_hash"]))
 
 
 def _store(entry: Entry, plan: Plan) -> None:
+    """Decode and write the split, and those that come along."""
+    arrays = plan.arrays()
+    for split in (entry.split, *plan.also):
+        _store_split(replace(entry, split=split), plan, arrays)
+
+
+def _store_split(entry: Entry, plan: Plan, arrays: Iterator[npt.NDArray[np.uint8]]) -> None:
     digest = hashlib.sha256()
     with replacing(entry.path) as file:
         out = _Hashing(file, digest)
         header = {"descr": "|u1", "fortran_order": False, "shape": _shape(entry, plan)}
         np.lib.format.write_array_header_1_0(out, header)  # type: ignore[no-untyped-call, unused-ignore]
-        for array in _progress(entry, plan):
+        for array in _progress(entry, plan, arrays):
             out.write(array.tobytes())
+    checksum = digest.hexdigest()
     side = {
         "format": FORMAT,
-        "sha256": digest.hexdigest(),
+        "sha256": checksum,
+        "checked": [checksum, *_stamp(entry.path)],
         "classes": plan.classes[entry.split],
         "split_hash": split_hash(plan.classes),
     }
+    _write_side(entry, side)
+
+
+def _write_side(entry: Entry, side: Mapping[str, Any]) -> None:
     write_text(entry.path.with_suffix(".json"), json.dumps(side))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Size and modification time in ns."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _in_memory(entry: Entry, plan: Plan) -> FewShotDataset:
     images = np.empty(_shape(entry, plan), dtype=np.uint8)
     start = 0
-    for array in _progress(entry, plan):
+    for array in _progress(entry, plan, plan.arrays()):
         images[start : start + len(array)] = array
         start += len(array)
     return _dataset(entry, images, plan.classes[entry.split], split_hash(plan.classes))
@@ -141,8 +169,8 @@ def _shape(entry: Entry, plan: Plan) -> tuple[int, int, int, int]:
     return (sum(count for _, count in plan.classes[entry.split]), *plan.image_shape)
 
 
-def _progress(entry: Entry, plan: Plan) -> Iterator[npt.NDArray[np.uint8]]:
-    """Yield the arrays of the plan, with a bar on stderr if that is a terminal."""
+def _progress(entry: Entry, plan: Plan, arrays: Iterator[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield the arrays of the entry's split, with a bar on stderr if that is a terminal."""
     with tqdm(
         desc=f"decoding {entry.name} {entry.split}",
         total=_shape(entry, plan)[0],
@@ -150,7 +178,7 @@ def _progress(entry: Entry, plan: Plan) -> Iterator[npt.NDArray[np.uint8]]:
         disable=None,
         leave=False,
     ) as bar:
-        for array in plan.arrays():
+        for array in itertools.islice(arrays, len(plan.classes[entry.split])):
             yield array
             bar.update(len(array))
 

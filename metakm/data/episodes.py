@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from metakm.data.augmentation import pad_crop_flip
 from metakm.data.dataset import FewShotDataset
 from metakm.data.streams import STREAMS, raw_words, smallest, stream_key
 from metakm.errors import UserError
@@ -106,15 +107,22 @@ class EpisodeSampler:
     Support and query images are different images. If the dataset rotates, each class of a task is turned
     counter-clockwise by 0, 90, 180 or 270 degrees, support and query alike.
 
-    Raises UserError if the dataset has too few classes or images, or a number is not positive.
+    With `augment` each image, support and query, is cropped and mirrored at random (see `augmentation.py`). That has
+    a stream of its own, so the same images are drawn as without; it too depends on nothing but what is said above.
+
+    Raises UserError if the dataset has too few classes or images, or a number is not positive; and for `augment` with
+    a dataset that rotates, or with another split than "train".
     """
 
-    def __init__(self, dataset: FewShotDataset, ways: int, shots: int, queries: int, seed: int = 0) -> None:
-        self.dataset = dataset
+    def __init__(
+        self, dataset: FewShotDataset, ways: int, shots: int, queries: int, seed: int = 0, augment: bool = False
+    ) -> None:
+        self.dataset, self.augment = dataset, augment
         self.ways, self.shots, self.queries = ways, shots, queries
         self.seed = operator.index(seed)
         self._check()
         self._key = stream_key("metakm episode 1", dataset.name, dataset.split, self.seed)
+        self._augmentation_key = stream_key("metakm augmentation 1", dataset.name, dataset.split, self.seed)
         self._words = dataset.n_classes + ways * (1 + int(dataset.counts.max()))  # of an episode's stream
         self._images = np.asarray(dataset.images)  # a memory map stays mapped
 
@@ -126,10 +134,16 @@ class EpisodeSampler:
         Raises UserError if `tasks` is below 1 or `index` negative.
         """
         drawn = self.draw(index, tasks)
+        support = self._pictures(drawn.rows[:, :, : self.shots], drawn.turns)
+        queries = self._pictures(drawn.rows[:, :, self.shots :], drawn.turns)
+        if self.augment:
+            words = self._augmentation(index, tasks)
+            support = pad_crop_flip(support, words[:, :, : self.shots])
+            queries = pad_crop_flip(queries, words[:, :, self.shots :])
         return Episodes(
-            _to_unit(self._pictures(drawn.rows[:, :, : self.shots], drawn.turns)),
+            _to_unit(support),
             self._labels(tasks, self.shots),
-            _to_unit(self._pictures(drawn.rows[:, :, self.shots :], drawn.turns)),
+            _to_unit(queries),
             self._labels(tasks, self.queries),
             range(index, index + tasks),
         )
@@ -138,7 +152,7 @@ class EpisodeSampler:
         """Identify these episodes by 16 hex digits: equal if and only if the same images take the same roles.
 
         An image is known by its class's name and its place there, not by its pixels: two sources of a dataset that
-        agree in the classes and their sizes are one.
+        agree in the classes and their sizes are one. Nor does `augment` change it.
 
         Raises UserError as `batch` does.
         """
@@ -187,6 +201,12 @@ class EpisodeSampler:
             pictures[turned] = np.rot90(pictures[turned], turn, axes=(-2, -1))
         return pictures
 
+    def _augmentation(self, index: int, tasks: int) -> npt.NDArray[np.uint64]:
+        """A random word for each image, `[T, N, K+Q]`; those of a class do not depend on `ways` and `queries`."""
+        largest = int(self.dataset.counts.max())
+        words = raw_words(self._augmentation_key, range(index, index + tasks), self.ways * largest)
+        return words.reshape(tasks, self.ways, largest)[:, :, : self.shots + self.queries]
+
     def _labels(self, tasks: int, each: int) -> Tensor:
         return torch.from_numpy(np.arange(self.ways).repeat(each)[None].repeat(tasks, axis=0))  # [T, N*each]
 
@@ -196,6 +216,10 @@ class EpisodeSampler:
             if number < 1:
                 raise UserError(f"Expected {name} >= 1, got {number}; raise it")
         named = f"{self.dataset.name} {self.dataset.split}"
+        if self.augment and self.dataset.rotations:
+            raise UserError(f"Expected photographs to augment, got {named}, of characters; leave --augment out")
+        if self.augment and self.dataset.split != "train":
+            raise UserError(f"Expected the train split to augment, got {named}; test on images as they are")
         if self.ways > self.dataset.n_classes:
             raise UserError(
                 f"Expected at most {self.dataset.n_classes} ways (the classes of {named}), got {self.ways}; lower ways"

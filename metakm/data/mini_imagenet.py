@@ -1,22 +1,29 @@
 """mini-ImageNet: 100 classes of ImageNet, 600 photographs each, 84x84, split 64 / 16 / 20.
 
 Vinyals et al., "Matching Networks for One Shot Learning", NeurIPS 2016; the split is that of Ravi & Larochelle,
-"Optimization as a Model for Few-Shot Learning", ICLR 2017. It may not be passed on, so nothing is downloaded. Both
-forms in circulation are read:
+"Optimization as a Model for Few-Shot Learning", ICLR 2017. It may not be passed on, so nothing is downloaded. Three
+forms are read:
 
 - `images/*.jpg` with `train.csv`, `val.csv`, `test.csv` (columns filename, label), resized to 84x84 by LANCZOS;
+- `mini-imagenet-train.tar.xz` and `mini-imagenet-val-test.tar.xz`, with these files below `mini-imagenet/`, each with
+  all three tables and the images of its splits;
 - `mini-imagenet-cache-{train,val,test}.pkl`: a dict of `image_data`, uint8 [M, 84, 84, 3], and `class_dict`, class
   name -> list of row numbers.
+
+As published it has 8 pairs of byte-identical images, 7 of them of two classes: 2 pairs within train (one of two
+classes), 6 of a train and a val image, none with a test image.
 """
 
 from __future__ import annotations
 
 import csv
+import io
+import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,34 +32,59 @@ from metakm.data.cache import Entry, Plan, cached
 from metakm.data.dataset import FewShotDataset
 from metakm.data.pickles import read_pickle
 from metakm.data.pictures import decode_classes
-from metakm.data.sources import FolderSource, Member, fingerprint, missing
-from metakm.data.splits import SPLITS, check_disjoint
+from metakm.data.sources import FolderSource, Member, Source, TarSource, fingerprint, missing
+from metakm.data.splits import SPLITS, Classes, check_disjoint, split_hash
 from metakm.errors import UserError
 
 VERSION = "mini-imagenet 1"  # raise it when decoding changes
 SIDE = 84
+ARCHIVES = {
+    "train": "mini-imagenet-train.tar.xz",
+    "val": "mini-imagenet-val-test.tar.xz",
+    "test": "mini-imagenet-val-test.tar.xz",
+}
+PUBLISHED = "1de524a5f7c08cdc"
+"""The `split_hash` of the published data: 38,400, 9,600 and 12,000 images."""
+_log = logging.getLogger(__name__)
 
 
 def load_mini_imagenet(split: str, roots: Sequence[Path]) -> FewShotDataset:
     """Load a split.
 
-    Looks in each root for `mini-imagenet/` and the root itself, and there for one of the two forms, the files of
-    all three splits.
+    Looks in each root for `mini-imagenet/` and the root itself, and there for one of the three forms, the files of
+    all three splits. Of the archives val and test, which share one, are decoded together.
     Raises UserError if the data are missing or damaged.
     """
     folders = [root / sub for root in roots for sub in ("mini-imagenet", ".")]
     for folder in folders:
         tables = {key: folder / f"{key}.csv" for key in SPLITS}
+        archives = {name: TarSource(folder / name) for name in ARCHIVES.values()}
         pickles = {key: folder / f"mini-imagenet-cache-{key}.pkl" for key in SPLITS}
         if (folder / "images").is_dir() and all(path.is_file() for path in tables.values()):
             images = FolderSource(folder / "images")
             stamp = fingerprint(VERSION, [images], tables.values())
-            return cached(_entry(split, stamp), partial(_plan_tables, split, tables, images))
+            return cached(_entry(split, stamp), partial(_plan_folder, split, tables, images))
+        if all(source.path.is_file() for source in archives.values()):
+            stamp = fingerprint(VERSION, archives.values())
+            return cached(_entry(split, stamp), partial(_plan_archives, split, archives))
         if all(path.is_file() for path in pickles.values()):
             stamp = fingerprint(VERSION, [], pickles.values())
             return cached(_entry(split, stamp), partial(_plan_pickles, split, pickles))
-    raise missing(
-        "images/ with train.csv, val.csv and test.csv, or mini-imagenet-cache-{train,val,test}.pkl,",
+    raise _missing(folders)
+
+
+def _missing(folders: Sequence[Path]) -> UserError:
+    """Build the error for data that are not there, or of which one archive is not."""
+    for folder in folders:
+        there, absent = (
+            [name for name in sorted(set(ARCHIVES.values())) if (folder / name).is_file() == found]
+            for found in (True, False)
+        )
+        if there:
+            return UserError(f"Expected {absent[0]} beside {folder / there[0]}, got none; fetch it too")
+    return missing(
+        "images/ with train.csv, val.csv and test.csv, or mini-imagenet-train.tar.xz with "
+        "mini-imagenet-val-test.tar.xz, or mini-imagenet-cache-{train,val,test}.pkl,",
         folders,
         "ask for mini-ImageNet where you may (it cannot be downloaded here) and set METAKM_DATA to its folder",
     )
@@ -62,38 +94,84 @@ def _entry(split: str, stamp: str) -> Entry:
     return Entry("mini-imagenet", split, rotations=False, fingerprint=stamp)
 
 
-def _plan_tables(split: str, tables: dict[str, Path], images: FolderSource) -> Plan:
-    members = {key: _table(path, images) for key, path in tables.items()}
-    check_disjoint(members, images.path.parent, "fetch the tables again")
+class _Table(NamedTuple):
+    """A CSV of file names and labels, where it was read, and the images that it lists: `<folder><file name>`."""
+
+    data: bytes
+    where: str
+    images: Source
+    folder: str
+
+
+def _plan_folder(split: str, paths: Mapping[str, Path], images: FolderSource) -> Plan:
+    try:
+        tables = {key: _Table(path.read_bytes(), str(path), images, "images/") for key, path in paths.items()}
+    except OSError as error:
+        raise UserError(f"Expected tables that can be read, got {error}; fetch them again") from error
+    return _plan_tables(split, tables)
+
+
+def _plan_archives(split: str, archives: Mapping[str, TarSource]) -> Plan:
+    names = {key: f"mini-imagenet/{key}.csv" for key in SPLITS}
+    found = {archive: source.first(names.values()) for archive, source in archives.items()}
+    first, *others = found.values()
+    if any(other != first for other in others):
+        places = " and ".join(str(source.path) for source in archives.values())
+        raise UserError(f"Expected the same tables in {places}, got different ones; fetch both again")
+    tables = {}
+    for key, archive in ARCHIVES.items():
+        source = archives[archive]
+        where = f"{source.path}: {names[key]}"
+        tables[key] = _Table(found[archive][names[key]], where, source, "mini-imagenet/images/")
+    also = tuple(key for key in SPLITS if key != split and ARCHIVES[key] == ARCHIVES[split])
+    return _plan_tables(split, tables, also)
+
+
+def _plan_tables(split: str, tables: Mapping[str, _Table], also: tuple[str, ...] = ()) -> Plan:
+    members = {key: _members(table) for key, table in tables.items()}
+    check_disjoint(members, ", ".join(table.where for table in tables.values()), "fetch the tables again")
     _check_once(tables, [m.name for found in members.values() for own in found.values() for m in own])
     classes = {key: [(name, len(found[name])) for name in sorted(found)] for key, found in members.items()}
-    wanted = [members[split][name] for name, _ in classes[split]]
-    return Plan(classes, (3, SIDE, SIDE), lambda: decode_classes(wanted, "RGB", SIDE))
+    wanted = [members[key][name] for key in (split, *also) for name, _ in classes[key]]
+    _tell(split, classes)
+    return Plan(classes, (3, SIDE, SIDE), lambda: decode_classes(wanted, "RGB", SIDE), also)
 
 
-def _table(path: Path, images: FolderSource) -> dict[str, list[Member]]:
-    """Read a CSV of file names and labels: the images of each class, in the order of the table."""
+def _tell(split: str, classes: Mapping[str, Classes]) -> None:
+    """Say once what a user of the published images should know."""
+    if split == "train" and split_hash(classes) == PUBLISHED:
+        _log.warning(
+            "mini-ImageNet as published has 8 pairs of byte-identical images, 7 of them across classes and 6 of those "
+            "across train and val; none is in test. They are kept."
+        )
+
+
+def _members(table: _Table) -> dict[str, list[Member]]:
+    """The images of each class, in the order of the table."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [(row["filename"], row["label"]) for row in csv.DictReader(file)]
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
-        raise UserError(f"Expected columns filename and label, got {error!r} in {path}; fetch it again") from error
+        rows = [(row["filename"], row["label"]) for row in csv.DictReader(io.StringIO(table.data.decode(), newline=""))]
+    except (UnicodeDecodeError, csv.Error, KeyError) as error:
+        raise UserError(
+            f"Expected columns filename and label, got {error!r} in {table.where}; fetch it again"
+        ) from error
     found: dict[str, list[Member]] = {}
     for name, label in rows:
         if not name or not label or "/" in name or "\\" in name:
-            raise UserError(f"Expected a file name and a label, got {name!r}, {label!r} in {path}; mend the table")
-        found.setdefault(label, []).append(Member(images, f"images/{name}"))
+            raise UserError(
+                f"Expected a file name and a label, got {name!r}, {label!r} in {table.where}; mend the table"
+            )
+        found.setdefault(label, []).append(Member(table.images, f"{table.folder}{name}"))
     if not found:
-        raise UserError(f"Expected rows of filename and label, got none in {path}; fetch it again")
+        raise UserError(f"Expected rows of filename and label, got none in {table.where}; fetch it again")
     return found
 
 
-def _check_once(tables: dict[str, Path], names: Sequence[str]) -> None:
+def _check_once(tables: Mapping[str, _Table], names: Sequence[str]) -> None:
     """An image listed twice could be support and query of one episode."""
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise UserError(
-            f"Expected every image once in {', '.join(str(path) for path in tables.values())}, got {twice} twice; "
+            f"Expected every image once in {', '.join(table.where for table in tables.values())}, got {twice} twice; "
             "fetch the tables again"
         )
 
@@ -104,6 +182,7 @@ def _plan_pickles(split: str, pickles: dict[str, Path]) -> Plan:
         _, rows = _pickle(path)
         classes[key] = [(name, len(rows[name])) for name in sorted(rows)]
     check_disjoint({key: dict(own) for key, own in classes.items()}, pickles[split].parent, "fetch them again")
+    _tell(split, classes)
 
     def arrays() -> Iterator[npt.NDArray[np.uint8]]:
         pictures, rows = _pickle(pickles[split])

@@ -5,17 +5,16 @@ from __future__ import annotations
 import abc
 import contextlib
 import hashlib
-import io
 import json
 import lzma
 import os
-import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
+from metakm.data.tar_stream import bounded, tar_files
 from metakm.errors import UserError
 
 Read = Callable[[str], bytes]
@@ -71,7 +70,7 @@ class ZipSource(Source):
                 where = f"{self.path}: {name}"
                 try:
                     with archive.open(name) as file:
-                        return _bounded(file, where)
+                        return bounded(file, where, LARGEST_FILE)
                 except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, LookupError) as error:
                     raise _unreadable(where, error) from error
                 except (RuntimeError, ValueError) as error:  # encrypted, or a method that is not known here
@@ -91,39 +90,39 @@ class ZipSource(Source):
 
 
 class TarSource(Source):
-    """The members of a tar.xz archive. It is unpacked in memory as a whole: xz cannot be read from the middle."""
+    """The files of a tar.xz archive. It is read from its beginning every time, see `tar_stream.py`."""
 
     def names(self) -> list[str]:
         """List the members that are files."""
-        with self._archive() as archive:
-            return sorted(member.name for member in archive.getmembers() if member.isfile())
+        return sorted(name for name, _ in tar_files(self.path, LARGEST_FILE))
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Read]:
-        """Keep the unpacked archive in memory; xz checks it as a whole."""
-        with self._archive() as archive:
-            members = {member.name: member for member in archive}  # tarfile's own look-up searches from the end
+        """Keep the unpacked files in memory; xz checks the archive as a whole."""
+        files = dict(tar_files(self.path, LARGEST_FILE))
 
-            def read(name: str) -> bytes:
-                try:
-                    file = archive.extractfile(members[name])
-                    if file is None:
-                        raise KeyError("not a file")
-                    return file.read()
-                except (tarfile.TarError, OSError, EOFError, KeyError) as error:
-                    raise _unreadable(f"{self.path}: {name}", error) from error
+        def read(name: str) -> bytes:
+            if name not in files:
+                raise UserError(f"Expected a readable file, got none of the name {name} in {self.path}; fetch it again")
+            return files[name]
 
-            yield read
+        yield read
+
+    def first(self, names: Collection[str]) -> dict[str, bytes]:
+        """Read some files, and the archive no further than needed. Raises UserError if one is not there."""
+        found: dict[str, bytes] = {}
+        with contextlib.closing(tar_files(self.path, LARGEST_FILE)) as files:
+            for name, data in files:
+                if name in names:
+                    found[name] = data
+                if len(found) == len(names):
+                    return found
+        absent = ", ".join(sorted(set(names) - set(found)))
+        raise UserError(f"Expected {absent} in {self.path}, got none; fetch it again")
 
     def stamps(self) -> list[tuple[str, int, int]]:
         """The archive's own name, size and time."""
         return [_stamp(self.path, self.path.name)]
-
-    def _archive(self) -> tarfile.TarFile:
-        try:
-            return tarfile.open(fileobj=io.BytesIO(lzma.decompress(self.path.read_bytes())))
-        except (tarfile.TarError, lzma.LZMAError, OSError, EOFError) as error:
-            raise _unreadable(str(self.path), error) from error
 
 
 _LINKED_LEVELS = 2  # a class is at most in the folder of a split
@@ -150,7 +149,7 @@ class FolderSource(Source):
                 if path.exists() and not path.is_file():
                     raise OSError("something that is not a file")  # a named pipe would wait forever
                 with path.open("rb") as file:
-                    return _bounded(file, str(path))
+                    return bounded(file, str(path), LARGEST_FILE)
             except (OSError, ValueError) as error:
                 raise _unreadable(str(path), error) from error
 
@@ -208,14 +207,6 @@ def missing(wanted: str, folders: Iterable[Path], remedy: str) -> UserError:
         f"Expected {wanted} in one of {places}, got none; {remedy}, "
         "or take the built-in dataset, which needs no files: --dataset glyphs"
     )
-
-
-def _bounded(file: IO[bytes], where: str) -> bytes:
-    """The whole file. What its header says of its length is not believed."""
-    data = file.read(LARGEST_FILE + 1)
-    if len(data) > LARGEST_FILE:
-        raise UserError(f"Expected a file of at most {LARGEST_FILE} bytes, got more from {where}; fetch it again")
-    return data
 
 
 def _stamp(path: Path, name: str) -> tuple[str, int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from metakm.errors import UserError, unknown_name
@@ -52,6 +52,7 @@ class Table:
     left_out: tuple[LeftOut, ...]
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
+    hidden: int = 0  # measured rows that a selection left out, see selection.py
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -93,7 +94,7 @@ def build_table(collection: Collection, baseline: str = "anil") -> Table:
         claims=_claims(comparisons),
         left_out=left_out,
         problems=collection.problems,
-        notes=(*_notes(cells), *refused),
+        notes=(*notes_of(cells), *refused),
     )
 
 
@@ -132,7 +133,7 @@ def _claims(comparisons: tuple[Comparison, ...]) -> tuple[Claim, ...]:
     )
 
 
-def _notes(cells: tuple[Cell, ...]) -> list[str]:
+def notes_of(cells: Sequence[Cell]) -> list[str]:
     """What a reader of the cells must know beside their numbers, by name."""
     notes = []
     for cell in cells:

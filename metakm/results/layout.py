@@ -11,7 +11,7 @@ from metakm.results.pairing import Comparison
 from metakm.results.published import KM_CLAIMED_ABOVE, Published, published_results
 from metakm.results.setting import Setting
 
-_marks = {"above": ">", "below": "<", "not separated": "~"}
+MARKS = {"above": ">", "below": "<", "not separated": "~"}
 
 
 class Grid(NamedTuple):
@@ -30,15 +30,16 @@ class Listing(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Grids, then the lists that are not empty."""
+    """Grids, then the lists that are not empty; `width` is where a terminal's lines are broken, None: nowhere."""
 
     grids: tuple[Grid, ...]
     listings: tuple[Listing, ...]
+    width: int | None = None
 
 
 def layout_table(table: Table) -> Layout:
     """Each block as the paper lays it out, its measured cells in full, the paper's claims, and the lists below."""
-    grids = [_claims(table.claims)]
+    grids = [_claims(table.claims)] if table.claims else []
     for block in reversed(table.blocks):
         details = _details(table, block)
         grids = [_overview(table, block), *([details] if details.lines else []), *grids]
@@ -95,10 +96,16 @@ def _layout(
             "Left out", tuple(f"{item.run.name} ({item.run.row.run_id}): {item.reason}" for item in table.left_out)
         ),
         Listing("Not read", tuple(f"{problem.name}: {problem.reason}" for problem in table.problems)),
-        Listing("Notes", table.notes),
+        Listing("Notes", (*table.notes, *hidden_rows(table))),
         Listing("How to read this", tuple(reading)),
     )
     return Layout(tuple(grids), tuple(listing for listing in listings if listing.items))
+
+
+def hidden_rows(table: Table) -> tuple[str, ...]:
+    """How many measured rows are not shown, if any."""
+    rows = "1 row" if table.hidden == 1 else f"{table.hidden} rows"
+    return (f"{rows} of other protocols or settings: --all",) if table.hidden else ()
 
 
 def _overview(table: Table, block: Block) -> Grid:
@@ -116,7 +123,7 @@ def _cell_text(table: Table, cell: Published | Cell | None) -> str:
         claims = [f">{peer.upper()}" for peer in ("anil", "maml") if own and (peer, cell.setting) in KM_CLAIMED_ABOVE]
         return " ".join([f"{cell.accuracy:.2f} ± {cell.plus_minus:.2f}", *claims])
     found = {peer: table.comparison(cell, peer) for peer in ("anil", "maml") if cell.algo == "km"}
-    marks = [f"{_marks[c.verdict]}{peer.upper()}" for peer, c in found.items() if c is not None]
+    marks = [f"{MARKS[c.verdict]}{peer.upper()}" for peer, c in found.items() if c is not None]
     return " ".join([_with_intervals(f"{cell.mean:.2f}", cell.seeds_ci95, cell.tasks_ci95), *marks])
 
 

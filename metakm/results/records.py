@@ -7,6 +7,7 @@ from typing import Any
 
 from metakm.results.blocks import Table
 from metakm.results.cells import Cell
+from metakm.results.layout import hidden_rows
 from metakm.results.pairing import Comparison
 from metakm.results.published import Published
 from metakm.results.setting import Setting
@@ -66,7 +67,7 @@ def _listed(table: Table) -> Records:
             {"runs": item.run.name, "run_id": item.run.row.run_id, "reason": item.reason} for item in table.left_out
         ],
         "problem": [{"runs": problem.name, "reason": problem.reason} for problem in table.problems],
-        "note": [{"reason": note} for note in table.notes],
+        "note": [{"reason": note} for note in (*table.notes, *hidden_rows(table))],
     }
 
 

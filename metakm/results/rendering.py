@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from metakm.results.blocks import Table
+from metakm.results.compact import layout_compact
 from metakm.results.layout import Grid, Layout, Listing, layout_comparisons, layout_table
 from metakm.results.pairing import Comparison
 from metakm.results.records import COLUMNS, Records, comparison_records, table_records
@@ -16,11 +19,11 @@ from metakm.results.records import COLUMNS, Records, comparison_records, table_r
 Format = Literal["table", "csv", "markdown", "latex", "json"]
 
 
-def render_table(table: Table, form: Format = "table") -> str:
-    """The whole table as text that ends in a line break."""
+def render_table(table: Table, form: Format = "table", *, compact: bool = False) -> str:
+    """The whole table as text that ends in a line break; `compact` as it fits on a page, with remarks counted."""
     if form in _records:
         return _records[form](table_records(table))
-    return _layouts[form](layout_table(table))
+    return _layouts[form](layout_compact(table) if compact else layout_table(table))
 
 
 def render_comparisons(
@@ -44,20 +47,53 @@ def render_layout(layout: Layout, form: Format = "table") -> str:
 
 
 def _text(layout: Layout) -> str:
-    parts = [*map(_text_grid, layout.grids), *map(_list, layout.listings)]
+    grids = [_text_grid(grid, layout.width) for grid in layout.grids]
+    parts = [*grids, *(_list(listing, layout.width) for listing in layout.listings)]
     return "\n".join(parts).replace("±", "+-")
 
 
-def _text_grid(grid: Grid) -> str:
-    lines = [[text.replace("±", "+-") for text in line] for line in (grid.header, *grid.lines)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(grid.header))]
-    padded = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    return "\n".join([grid.title, rule, padded[0], rule, *padded[1:], rule]) + "\n"
+def _text_grid(grid: Grid, width: int | None) -> str:
+    lines = [[[text.replace("±", "+-")] for text in line] for line in (grid.header, *grid.lines)]
+    if width is not None and _width(_widths(lines)) > width:
+        lines = _narrowed(lines, width)
+    widths = _widths(lines)
+    header, *padded = [_padded(line, widths) for line in lines]
+    rule = "-" * _width(widths)
+    return "\n".join([grid.title, rule, header, rule, *padded, rule]) + "\n"
 
 
-def _list(listing: Listing) -> str:
-    return "\n".join([f"{listing.title}:", *(f"- {item}" for item in listing.items)]) + "\n"
+Broken = list[list[str]]  # the texts of a line, each broken into lines of its own
+
+
+def _widths(lines: Sequence[Broken]) -> list[int]:
+    return [max(len(part) for text in column for part in text) for column in zip(*lines, strict=True)]
+
+
+def _width(widths: Sequence[int]) -> int:
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _narrowed(lines: Sequence[Broken], width: int) -> list[Broken]:
+    """Headers broken behind their first word; the first column broken to what is left, or to 16 characters."""
+    header, *body = lines
+    lines = [[header[0], *(name.split(" ", 1) for (name,) in header[1:])], *body]
+    widths = _widths(lines)
+    first = max(16, width - _width([0, *widths[1:]]))
+    return [[textwrap.wrap(line[0][0], first, subsequent_indent="  ") or [""], *line[1:]] for line in lines]
+
+
+def _padded(line: Broken, widths: Sequence[int]) -> str:
+    rows = itertools.zip_longest(*line, fillvalue="")
+    return "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _list(listing: Listing, width: int | None) -> str:
+    items = [f"- {item.replace('±', '+-')}" for item in listing.items]
+    if width is not None:
+        items = [textwrap.fill(item, width, subsequent_indent="  ") for item in items]
+    return "\n".join([f"{listing.title}:", *items]) + "\n"
 
 
 def _markdown(layout: Layout) -> str:

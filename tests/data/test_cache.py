@@ -2,12 +2,14 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from metakm.data import FewShotDataset
+from metakm.data import EpisodeSampler, FewShotDataset
+from metakm.data import cache as module
 from metakm.data.cache import Entry, Plan, cache_folder, cached
 from metakm.errors import UserError
 
@@ -53,6 +55,59 @@ def test_a_split_is_decoded_once_and_then_mapped_read_only(cache: Path) -> None:
     ]
 
 
+def test_the_whole_file_is_read_again_only_after_a_change_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, whole = [], module._sha256
+    monkeypatch.setattr(module, "_sha256", lambda path: (read.append(path), whole(path))[1])
+    cached(ENTRY, Decoder())
+    check(cached(ENTRY, Decoder()))
+    assert not read
+    os.utime(ENTRY.path, ns=(1, 1))
+    check(cached(ENTRY, Decoder()))
+    check(cached(ENTRY, Decoder()))
+    assert read == [ENTRY.path]
+
+
+def test_a_sidecar_of_before_the_last_check_was_noted_is_read() -> None:
+    cached(ENTRY, Decoder())
+    side = ENTRY.path.with_suffix(".json")
+    side.write_text(json.dumps({k: v for k, v in json.loads(side.read_text()).items() if k != "checked"}))
+    decoder = Decoder()
+    check(cached(ENTRY, decoder))
+    assert decoder.runs == 0
+    assert "checked" in json.loads(side.read_text())
+
+
+def test_episodes_are_drawn_from_the_map_without_a_copy_of_it() -> None:
+    dataset = cached(ENTRY, Decoder())
+    assert np.shares_memory(EpisodeSampler(dataset, 2, 1, 1)._images, dataset.images)
+
+
+class Together(Decoder):
+    """A plan that decodes the test split along."""
+
+    def __call__(self) -> Plan:
+        return Plan(CLASSES, (2, 3, 3), self.arrays, also=("test",))
+
+    def arrays(self) -> Iterator[np.ndarray]:
+        yield from super().arrays()
+        yield IMAGES[4:]
+
+
+def test_a_split_decoded_along_is_kept_too() -> None:
+    decoder = Together()
+    check(cached(ENTRY, decoder))
+    found = cached(replace(ENTRY, split="test"), decoder)
+    assert decoder.runs == 1
+    assert np.array_equal(found.images, IMAGES[4:])
+    assert (found.split, found.class_names) == ("test", ("d",))
+
+
+def test_without_a_cache_only_the_split_asked_for_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("METAKM_CACHE", str(tmp_path / "file"))
+    check(cached(ENTRY, Together()))
+
+
 def test_another_fingerprint_is_decoded_anew() -> None:
     decoder = Decoder()
     cached(ENTRY, decoder)
@@ -64,6 +119,7 @@ def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(bytes(data))
+    os.utime(path, ns=(1, 1))  # a clock may be too coarse to tell two writes apart
 
 
 def edit(**changes: object) -> Callable[[Path], None]:

@@ -1,4 +1,8 @@
+import io
+import logging
 import pickle
+import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metakm.data import load_dataset
+from metakm.data import load_dataset, mini_imagenet, tar_stream
+from metakm.data.sources import TarSource
+from metakm.data.splits import split_hash
 from metakm.errors import UserError
 
 CLASSES = {"train": {"n02": 3, "n01": 2}, "val": {"n03": 2}, "test": {"n05": 1, "n04": 4}}
@@ -27,6 +33,24 @@ def write_tables(folder: Path) -> None:
             Image.new("RGB", (120, 90), (level, 0, 0)).save(folder / "images" / f"{name}{level:08}.jpg")
             lines.append(f"{name}{level:08}.jpg,{name}")
         (folder / f"{split}.csv").write_text("\n".join(lines))
+
+
+ARCHIVES = {"mini-imagenet-train.tar.xz": ("train",), "mini-imagenet-val-test.tar.xz": ("val", "test")}
+
+
+def write_archives(folder: Path, files: Path, **other: bytes | None) -> None:
+    """Pack the files of `write_tables` as the two archives; `other` replaces or drops files by their stems."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for archive, splits in ARCHIVES.items():
+        names = [f"{split}.csv" for split in SPLITS]
+        names += [f"images/{name}{level:08}.jpg" for split in splits for name, level in levels(split)]
+        with tarfile.open(folder / archive, "w:xz") as tar:
+            for name in reversed(names):
+                data = other.get(Path(name).stem, (files / name).read_bytes())
+                if data is not None:
+                    info = tarfile.TarInfo(f"mini-imagenet/{name}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
 
 
 def content(split: str) -> dict[str, Any]:
@@ -66,6 +90,131 @@ def test_tables_and_pickles_of_every_protocol_give_the_same_classes(tmp_path: Pa
         write_pickles(tmp_path / str(protocol) / "mini-imagenet", protocol)
         hashes.add(check(tmp_path / str(protocol)))
     assert len(hashes) == 1
+
+
+def test_the_archives_hold_the_same_images_in_the_tables_order(tmp_path: Path) -> None:
+    write_tables(tmp_path / "files")
+    write_archives(tmp_path / "packed" / "mini-imagenet", tmp_path / "files")
+    assert check(tmp_path / "packed") == check(tmp_path / "files")
+    for split in SPLITS:
+        packed, files = (load_dataset("mini-imagenet", split, root=tmp_path / name) for name in ("packed", "files"))
+        assert np.array_equal(packed.images, files.images)
+        assert isinstance(packed.images, np.memmap)
+
+
+def test_an_archive_is_unpacked_once_for_all_its_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tables(tmp_path / "files")
+    write_archives(tmp_path, tmp_path / "files")
+    unpacked, opened = [], TarSource.opened
+    monkeypatch.setattr(TarSource, "opened", lambda self: (unpacked.append(self.path.name), opened(self))[1])
+    for split in (*SPLITS, *SPLITS):
+        load_dataset("mini-imagenet", split, root=tmp_path)
+    assert unpacked == list(ARCHIVES)
+
+
+@pytest.mark.parametrize("absent", list(ARCHIVES))
+def test_an_archive_without_the_other_is_named(tmp_path: Path, absent: str) -> None:
+    write_tables(tmp_path / "files")
+    write_archives(tmp_path, tmp_path / "files")
+    (tmp_path / absent).unlink()
+    with pytest.raises(UserError, match=rf"Expected {absent} beside .*mini-imagenet-[a-z-]*\.tar\.xz, got none"):
+        load_dataset("mini-imagenet", root=tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 0.5, 0.99])
+def test_a_truncated_archive_is_named(tmp_path: Path, keep: float, cache: Path) -> None:
+    write_tables(tmp_path / "files")
+    write_archives(tmp_path, tmp_path / "files")
+    path = tmp_path / "mini-imagenet-val-test.tar.xz"
+    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+    with pytest.raises(UserError, match=r"readable file, got .* from .*mini-imagenet-val-test\.tar\.xz; fetch it"):
+        load_dataset("mini-imagenet", "test", root=tmp_path)
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"n0200000080": None}, r"got none of the name mini-imagenet/images/n0200000080\.jpg in .*train\.tar\.xz"),
+        ({"val": None}, r"Expected mini-imagenet/val\.csv in .*train\.tar\.xz, got none"),
+        ({"val": b"filename,label\nn0200000080.jpg,n02"}, "every class in one split, got 'n02' in train and val"),
+        ({"n0200000080": b"no image"}, r"Expected an image, got .*train\.tar\.xz: mini-imagenet/images/n0200000080"),
+    ],
+)
+def test_archives_without_what_the_tables_promise_are_refused(
+    tmp_path: Path, other: Mapping[str, bytes | None], said: str
+) -> None:
+    write_tables(tmp_path / "files")
+    write_archives(tmp_path, tmp_path / "files", **other)
+    with pytest.raises(UserError, match=said):
+        load_dataset("mini-imagenet", root=tmp_path)
+
+
+def test_archives_with_different_tables_are_refused(tmp_path: Path) -> None:
+    write_tables(tmp_path / "files")
+    write_archives(tmp_path / "other", tmp_path / "files", val=b"filename,label\na.jpg,n03")
+    write_archives(tmp_path, tmp_path / "files")
+    (tmp_path / "other" / "mini-imagenet-train.tar.xz").replace(tmp_path / "mini-imagenet-train.tar.xz")
+    with pytest.raises(UserError, match=r"Expected the same tables in .*train.* and .*val-test"):
+        load_dataset("mini-imagenet", root=tmp_path)
+
+
+def test_a_link_in_an_archive_leads_nowhere_and_nothing_is_extracted(tmp_path: Path) -> None:
+    write_tables(tmp_path / "files")
+    secret = tmp_path / "secret.jpg"
+    Image.new("RGB", (84, 84)).save(secret)
+    write_archives(tmp_path, tmp_path / "files", n0200000080=None)
+    with tarfile.open(tmp_path / "mini-imagenet-train.tar.xz", "r:xz") as old:
+        files = [(info, old.extractfile(info).read()) for info in old]  # type: ignore[union-attr]
+    with tarfile.open(tmp_path / "mini-imagenet-train.tar.xz", "w:xz") as tar:
+        for info, data in files:
+            tar.addfile(info, io.BytesIO(data))
+        link = tarfile.TarInfo("mini-imagenet/images/n0200000080.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, str(secret)
+        tar.addfile(link)
+        outside = tarfile.TarInfo("../outside.jpg")
+        tar.addfile(outside)
+    with pytest.raises(UserError, match=r"got none of the name mini-imagenet/images/n0200000080\.jpg"):
+        load_dataset("mini-imagenet", root=tmp_path)
+    assert not list(tmp_path.parent.rglob("outside.jpg"))
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tables(tmp_path / "files")
+    write_archives(tmp_path, tmp_path / "files", more=None)
+    monkeypatch.setattr(tar_stream, "LARGEST_ARCHIVE", 4096)
+    with pytest.raises(UserError, match=r"at most 4096 bytes, got more from .*mini-imagenet-train\.tar\.xz"):
+        load_dataset("mini-imagenet", root=tmp_path)
+
+
+def test_the_identical_images_of_the_published_data_are_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_tables(tmp_path)
+    load_dataset("mini-imagenet", root=tmp_path / ".")
+    assert not caplog.records
+    (tmp_path / "again").mkdir()
+    write_archives(tmp_path / "again", tmp_path)
+    monkeypatch.setattr(mini_imagenet, "PUBLISHED", load_dataset("mini-imagenet", root=tmp_path).split_hash)
+    for split in (*SPLITS, *SPLITS):
+        load_dataset("mini-imagenet", split, root=tmp_path / "again")
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "8 pairs of byte-identical images, 7 of them across classes" in caplog.text
+
+
+def test_the_real_archives_are_the_published_split(real_data: Path) -> None:
+    """Their tables only; decoding takes most of a minute."""
+    found = [TarSource(real_data / "mini-imagenet" / name) for name in ARCHIVES]
+    if not all(source.path.exists() for source in found):
+        pytest.skip("the archives of mini-imagenet/ are not under METAKM_DATA")
+    plan = mini_imagenet._plan_archives("val", {source.path.name: source for source in found})
+    assert {key: (len(own), {count for _, count in own}) for key, own in plan.classes.items()} == {
+        "train": (64, {600}),
+        "val": (16, {600}),
+        "test": (20, {600}),
+    }
+    assert split_hash(plan.classes) == mini_imagenet.PUBLISHED
+    assert plan.also == ("test",)
 
 
 def test_a_pickle_with_numpy_1_or_python_2_names_is_read(tmp_path: Path) -> None:
