@@ -29,11 +29,12 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _receive(self, _number: int, _frame: FrameType | None) -> None:
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        print("Stopping at the next safe point; once more to stop at once.", file=sys.stderr, flush=True)  # noqa: T201
+        if number == signal.SIGINT:  # SIGTERM comes from a program, such as torchrun after it has lost a process
+            print("Stopping at the next safe point; once more to stop at once.", file=sys.stderr, flush=True)  # noqa: T201
 
 
 class Stoppable(Protocol):
