@@ -6,7 +6,8 @@ hold the same parameters. The meta-gradient is a mean over tasks, so with P_r th
     grad = sum_r [ (1/T) sum_{t in P_r} grad L_t ]
 
 is the same on every process up to the order of the sum, and so are all steps that follow from it. CPU tensors travel by
-gloo, GPU tensors by NCCL. Process 0 alone writes files and prints.
+gloo, GPU tensors by NCCL. Process 0 alone writes files and prints. When a process or a host is lost the others end: see
+`metakm/watch.py`.
 """
 
 from __future__ import annotations
@@ -14,26 +15,49 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
+from metakm.errors import UserError
+from metakm.last_acts import LastActs
+from metakm.launched import from_torchrun, print_anyway
+from metakm.meeting import MEETING_SECONDS, Meeting, mark_begun, meet
+from metakm.watch import Watch
+
+# Torch's limit for a collective, in which a process may have to wait for another's download. `Watch` knows who is gone.
+PATIENCE = timedelta(days=30)
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class _Ties:
+    """What binds this process to the others."""
+
+    store: Store  # torchrun's, which outlives a restart
+    meeting: Meeting
+    watch: Watch
+    last_acts: LastActs
 
 
 class Processes:
     """The processes of one run, of which this one has number `rank` of `size`.
 
-    All methods but `part` wait for all processes: each must call them, in the same order. With one process they do
-    nothing.
+    From `sum_gradients` on all methods wait for all processes: each must call them, in the same order. With one process
+    they do nothing.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int = 0, size: int = 1, ties: _Ties | None = None) -> None:
+        self.rank, self.size, self._ties = rank, size, ties
 
     @property
     def first(self) -> bool:
@@ -44,16 +68,55 @@ class Processes:
         """Which of the tasks 0..tasks-1 are this process's: consecutive, none twice, sizes apart by at most 1."""
         return range(tasks * self.rank // self.size, tasks * (self.rank + 1) // self.size)
 
+    @property
+    def restarted(self) -> bool:
+        """Whether torchrun has started the processes again, after a run had begun."""
+        return self._ties is not None and self._ties.meeting.restarted
+
+    def mark_begun(self) -> None:
+        """A run has begun: what it leaves behind is to be resumed after a restart."""
+        if self._ties is not None:
+            mark_begun(self._ties.store)
+
+    def when_lost(self, write: Callable[[], object]) -> None:
+        """Have `write` called, from another thread, before this process ends because another one is lost."""
+        if self._ties is not None:
+            self._ties.last_acts.write = write
+
+    @contextlib.contextmanager
+    def counting(self, total: int, progress: Callable[[int], None]) -> Iterator[Callable[[int], None]]:
+        """In the block, where each process counts what it does, `progress` is told what all have done so far.
+
+        Nobody waits. After the block all have done their part of `total`, and `progress` is told the rest.
+        """
+        if self._ties is None:
+            yield progress
+            return
+        watch, seen = self._ties.watch, 0
+        watch.begin_count()
+
+        def advance(done: int) -> None:
+            nonlocal seen
+            before, seen = seen, watch.count(done)
+            progress(seen - before)
+
+        yield advance
+        if seen < total:
+            with contextlib.suppress(StopIteration):  # too late to stop
+                progress(total - seen)
+
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Replace each `grad` by its sum over the processes; None counts as 0, and stays where all have None."""
         if self.size == 1:
             return
         here = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
-        dist.all_reduce(here)
+        with self._collective():
+            dist.all_reduce(here)
         used = [p for p, count in zip(parameters, here.tolist(), strict=True) if count]
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in used]
         flat = torch.cat([g.reshape(-1) for g in grads])
-        dist.all_reduce(flat)
+        with self._collective():
+            dist.all_reduce(flat)
         totals = torch.split(flat, [g.numel() for g in grads])
         for parameter, grad, total in zip(used, grads, totals, strict=True):
             parameter.grad = grad.copy_(total.view_as(grad))
@@ -63,7 +126,8 @@ class Processes:
         if self.size == 1:
             return values
         total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
+        with self._collective():
+            dist.all_reduce(total)
         return tuple(total.tolist())
 
     def any(self, condition: bool) -> bool:
@@ -75,7 +139,8 @@ class Processes:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        with self._collective():
+            dist.all_gather_object(values, value)
         return values
 
     def from_first(self, value: _T) -> _T:
@@ -86,13 +151,17 @@ class Processes:
         if self.first:
             torch.save(value, file)
         box = [file.getvalue()]
-        dist.broadcast_object_list(box)
+        with self._collective():
+            dist.broadcast_object_list(box)
         received: _T = torch.load(io.BytesIO(box[0]), map_location="cpu", weights_only=False)  # our own process's
         return received
 
     def agreed(self, *kinds: type[Exception]) -> contextlib.AbstractContextManager[None]:
         """Raise on every process the error of one of these kinds that any of them raises within the block."""
         return _Agreed(self, kinds)
+
+    def _collective(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._ties is None else self._ties.watch.judging()
 
 
 class _Agreed(contextlib.AbstractContextManager[None]):
@@ -114,44 +183,55 @@ ALONE = Processes()
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Processes]:
-    """The processes that torchrun has started; `ALONE` without it. To be entered once in the life of a process."""
-    size = _number("WORLD_SIZE", 1)
+def joined(again: str = "repeat the same command") -> Iterator[Processes]:
+    """The processes that torchrun has started; `ALONE` without it. To be entered once in the life of a process.
+
+    Args:
+        again: how to go on after a process is lost, for the user.
+
+    Raises:
+        UserError: the processes do not find each other within 2 minutes.
+    """
+    size = from_torchrun("WORLD_SIZE", 1)
     if size == 1:
         yield ALONE
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    rank = from_torchrun("RANK", 0)
     try:
-        yield Processes(dist.get_rank(), size)
+        ties = _tied(rank, size, again)
+    except UserError as error:
+        if rank != 0:  # each process has its own view of why
+            print_anyway(f"error: process {rank} on {socket.gethostname()}: {error}")
+        raise
+    try:
+        _connect(ties, rank, size)
+        yield Processes(rank, size, ties)
+    except BaseException as error:
+        ties.watch.close(error)
+        raise
+    else:
+        ties.watch.close()
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
-@contextlib.contextmanager
-def only_first_prints() -> Iterator[None]:
-    """Within the block other processes than number 0 print nothing. An exception that leaves it is printed by all."""
-    if _number("RANK", 0) == 0:
-        yield
-        return
-    with (
-        open(os.devnull, "w") as nothing,  # noqa: PTH123 (not a path of ours)
-        contextlib.redirect_stdout(nothing),
-        contextlib.redirect_stderr(nothing),
-    ):
-        yield
+def _tied(rank: int, size: int, again: str) -> _Ties:
+    try:
+        store, *_ = next(rendezvous("env://", timeout=timedelta(seconds=MEETING_SECONDS)))
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"Expected to reach torchrun on {os.environ['MASTER_ADDR']}, got {said}; see whether that host takes "
+            "connections from this one"
+        ) from error
+    meeting, connections = meet(store, rank, size, from_torchrun("GROUP_RANK", 0))
+    last_acts = LastActs(rank, meeting, again)
+    return _Ties(store, meeting, Watch(rank, connections, last_acts), last_acts)
 
 
-def local_device(name: str) -> str:
-    """The device of this process where `--device` is `name`: of several processes on GPUs each has its own."""
-    several_gpus = _number("LOCAL_WORLD_SIZE", 1) > 1 and torch.cuda.is_available()
-    return f"cuda:{_number('LOCAL_RANK', 0)}" if several_gpus and name in ("auto", "cuda") else name
-
-
-def processes_here() -> int:
-    """How many processes of the run share this machine's memory."""
-    return _number("LOCAL_WORLD_SIZE", 1)
-
-
-def _number(variable: str, default: int) -> int:
-    """A number that torchrun has set."""
-    return int(os.environ[variable]) if dist.is_torchelastic_launched() else default
+def _connect(ties: _Ties, rank: int, size: int) -> None:
+    store = PrefixStore(ties.meeting.key, ties.store)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    with ties.watch.judging():
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)

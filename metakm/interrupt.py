@@ -33,14 +33,15 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _receive(self, _number: int, _frame: FrameType | None) -> None:
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
         if self.requested:
             if self.once:
                 return
             raise KeyboardInterrupt
         self.requested = True
-        again = "" if self.once else "; once more to stop at once"
-        print(f"Stopping at the next safe point{again}.", file=sys.stderr, flush=True)  # noqa: T201
+        if number == signal.SIGINT:  # SIGTERM comes from a program, such as torchrun after it has lost a process
+            again = "" if self.once else "; once more to stop at once"
+            print(f"Stopping at the next safe point{again}.", file=sys.stderr, flush=True)  # noqa: T201
 
 
 class Stoppable(Protocol):

@@ -48,6 +48,11 @@ class Lock:
         self.path = path
         self._descriptor: int | None = None
 
+    @property
+    def held(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._descriptor is not None
+
     def acquire(self) -> None:
         """Take the lock, and write this process into the file.
 

@@ -17,10 +17,11 @@ from torch import nn
 from metakm.averaging import ParameterAverage
 from metakm.config import RunConfig
 from metakm.data import Episodes, EpisodeSampler, EpisodeSource
-from metakm.distributed import ALONE, Processes, processes_here
+from metakm.distributed import ALONE, Processes
 from metakm.evaluation import accuracies
 from metakm.inner_loop import InnerLR, meta_loss
 from metakm.inner_rates import InnerRates
+from metakm.launched import processes_here
 from metakm.memory import TooLittleMemoryError, automatic_chunk, halved, is_out_of_memory, sharing, task_bytes
 from metakm.recordings import MetaGradient, Recordings
 from metakm.strategies import Strategy
@@ -111,14 +112,18 @@ class OuterLoop:
         """Query accuracies `[tasks]` of the model, averaged with `config.ema`, on the sampler's first episodes.
 
         Args:
-            progress: called with the number of tasks that this process has just done.
+            progress: called with the number of tasks just done, by all processes.
 
         Raises:
             StopIteration: on all processes if `progress` raises it on any.
             TooLittleMemoryError: a single task does not fit into memory.
         """
         mine = self.processes.part(tasks)
-        with self.processes.agreed(StopIteration, TooLittleMemoryError), self._evaluated():
+        with (
+            self.processes.counting(tasks, progress) as advance,
+            self.processes.agreed(StopIteration, TooLittleMemoryError),
+            self._evaluated(),
+        ):
             own = accuracies(
                 self.strategy,
                 sampler,
@@ -129,7 +134,7 @@ class OuterLoop:
                 chunk=self.test_chunk,
                 device=self.device,
                 dtype=self.dtype,
-                progress=progress,
+                progress=advance,
             )
         return np.concatenate(self.processes.gather(own))
 

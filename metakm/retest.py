@@ -12,11 +12,12 @@ from typing import Annotated, Any, Literal
 import numpy.typing as npt
 import tyro
 
-from metakm.distributed import Processes, joined, local_device
+from metakm.distributed import Processes, joined
 from metakm.errors import UserError, unknown_name
 from metakm.event_log import EventLog
 from metakm.flags import flag, read_some_options
 from metakm.interrupt import StopRequest, ending
+from metakm.launched import local_device
 from metakm.measured import SPLIT_NAMES, measured_columns, summary
 from metakm.memory import TooLittleMemoryError
 from metakm.outer_loop import OuterLoop
@@ -84,9 +85,9 @@ def retest(options: RetestOptions) -> int:
             with processes.agreed(UserError):
                 loop = _prepare(options, processes)
             log = EventLog(loop.config)
-            share, name = len(processes.part(loop.config.eval_tasks)), SPLIT_NAMES[options.split]
-            with Progress(name, share, unit="task", quiet=options.quiet, report=log.progressed) as progress:
-                tested = loop.accuracies(loop.sampler, loop.config.eval_tasks, ending(stop, progress.advance))
+            tasks, name = loop.config.eval_tasks, SPLIT_NAMES[options.split]
+            with Progress(name, tasks, unit="task", quiet=options.quiet, report=log.progressed) as progress:
+                tested = loop.accuracies(loop.sampler, tasks, ending(stop, progress.advance))
     except TooLittleMemoryError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1

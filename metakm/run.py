@@ -5,21 +5,23 @@ With `--evaluate` it repeats the last step alone and writes nothing: see `metakm
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
 from metakm.allocator import keep_freed_memory
-from metakm.command_line import parse
-from metakm.distributed import joined, only_first_prints
+from metakm.command_line import how_to_resume, parse
+from metakm.distributed import joined
 from metakm.errors import UserError
 from metakm.exit_code import exit_code
 from metakm.interrupt import StopRequest
+from metakm.launched import only_first_prints
 from metakm.retest import asks_for_retest, parse_retest, retest
 from metakm.runner import Run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 diverged or a file that cannot be written, 2 the user's mistake, 130 interrupted."""
+    """Exit code: 0 done, 1 diverged, a process lost or a file not written, 2 the user's mistake, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     keep_freed_memory()
     with only_first_prints():
@@ -30,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     config = parse(arguments)
-    with StopRequest() as stop, joined() as processes:
+    with StopRequest() as stop, joined(f"to go on from the last checkpoint, {how_to_resume(config)}") as processes:
+        if processes.restarted:
+            config = dataclasses.replace(config, resume=True, overwrite=False)
         with processes.agreed(UserError):
             run = Run(config, stop, processes)
         return run.execute()

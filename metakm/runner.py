@@ -13,12 +13,13 @@ import torch
 
 from metakm import provenance
 from metakm.checkpoint import load_checkpoint, restoring, save_checkpoint
-from metakm.command_line import command
+from metakm.command_line import command, how_to_resume
 from metakm.config import RunConfig
 from metakm.course import Course
-from metakm.distributed import ALONE, Processes, local_device
+from metakm.distributed import ALONE, Processes
 from metakm.event_log import EventLog
 from metakm.interrupt import StopRequest, ending
+from metakm.launched import local_device
 from metakm.measured import SPLIT_NAMES, measured_columns, summary
 from metakm.memory import TooLittleMemoryError
 from metakm.outer_loop import DivergedError, OuterLoop
@@ -61,10 +62,17 @@ class Run:
 
     def execute(self) -> int:
         """Train, validate, evaluate, write, let others into the folder; return the exit code of `main`."""
+        self.processes.when_lost(self._mark_interrupted)
         try:
             return self._execute()
         finally:
             self.folder.release()
+
+    def _mark_interrupted(self) -> None:
+        """Called from another thread when a process is lost. The first process knows more than the row on disk."""
+        row = self.folder.mark_interrupted(self._trained() if self.processes.first else {})
+        if row is not None:
+            self.log.ended(row)
 
     def _execute(self) -> int:
         found = (self.finished, self._state() if self.course.curve else None)
@@ -96,8 +104,7 @@ class Run:
         tested = None if self._stopping() else self._test()
         if tested is None:
             self._write_row("interrupted")
-            change = "replace --overwrite by --resume in" if self.config.overwrite else "add --resume to"
-            say(f"Interrupted after {self.loop.iteration} iterations. To go on, {change} the same command.")
+            say(f"Interrupted after {self.loop.iteration} iterations. To go on, {how_to_resume(self.config)}.")
             return 130
         if self.processes.first:
             self.folder.write_tasks(tested)
@@ -130,7 +137,9 @@ class Run:
     def _open_folder(self) -> dict[str, Any] | None:
         """Claim the run folder; take up its checkpoint, or return its row, when resuming."""
         config = self.config
-        return self.folder.begin(config.to_json(), self._load, resume=config.resume, overwrite=config.overwrite)
+        row = self.folder.begin(config.to_json(), self._load, resume=config.resume, overwrite=config.overwrite)
+        self.processes.mark_begun()
+        return row
 
     def _announce(self) -> None:
         if self.config.quiet:
@@ -189,8 +198,7 @@ class Run:
     def _test(self) -> npt.NDArray[np.float64] | None:
         """Meta-test accuracies `[eval_tasks]` of the best checkpoint; None when asked to stop."""
         self.loop.load_model_state(self.best["model"])
-        share = len(self.processes.part(self.config.eval_tasks))
-        with self._progress(SPLIT_NAMES["test"], share, unit="task") as progress:
+        with self._progress(SPLIT_NAMES["test"], self.config.eval_tasks, unit="task") as progress:
             try:
                 return self.accuracies("test", self.config.eval_tasks, ending(self.stop, progress.advance))
             except StopIteration:
@@ -231,16 +239,22 @@ class Run:
             return
         row = ResultRow(
             **measured_columns(self.loop, self.samplers["test"], tested),
+            **self._trained(),
             status=status,
-            val_accuracy=self.best["val_accuracy"] if self.course.curve else None,
-            train_seconds=round(self.course.train_seconds, 3),
-            ms_per_iteration=self.course.ms_per_iteration(self.loop.iteration),
             git_commit=self.git_commit,
             started_at=self.course.started_at,
         )
         self.folder.write_row(row)
         if status != "running":
             self.log.ended(dataclasses.asdict(row))
+
+    def _trained(self) -> dict[str, Any]:
+        """The columns that tell of the training so far."""
+        return {
+            "val_accuracy": self.best["val_accuracy"] if self.course.curve else None,
+            "train_seconds": round(self.course.train_seconds, 3),
+            "ms_per_iteration": self.course.ms_per_iteration(self.loop.iteration),
+        }
 
     def _report(self, accuracy: float, ci95: float, word: str) -> None:
         if not self.config.json:

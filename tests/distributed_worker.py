@@ -7,8 +7,9 @@ import torch
 from distributed_cases import CASES, RUN, train, vector
 
 from metakm.command_line import parse
-from metakm.distributed import joined, only_first_prints
+from metakm.distributed import joined
 from metakm.errors import UserError
+from metakm.launched import only_first_prints
 from metakm.run import main
 from metakm.runner import Run
 

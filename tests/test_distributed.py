@@ -81,6 +81,12 @@ def test_only_the_first_process_prints(outcome):
     assert done.stdout.count("meta-test accuracy") == 1
 
 
+def test_the_meta_tests_progress_counts_the_tasks_of_all_processes(outcome):
+    _, done, _ = outcome
+    counts = [line.split(":")[0] for line in done.stderr.splitlines() if line.startswith("meta-test ")]
+    assert counts == ["meta-test 7/7"]
+
+
 def test_a_users_mistake_is_printed_once_and_is_code_2_for_all(outcome):
     ranks, done, _ = outcome
     assert [rank["mistake"] for rank in ranks] == [2, 2]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pytest
+from runs import write_run
 
 from metakm import UserError
 from metakm.results import COLUMNS, CurvePoint, RunFolder, curve_csv, interval_over_tasks
@@ -70,3 +71,20 @@ def test_a_column_added_later_has_its_default_in_older_rows():
     assert Grown.from_cells({"seed": "3", "start": "exact"}).start == "exact"
     with pytest.raises(UserError, match="Expected a column 'seed'"):
         Grown.from_cells({"start": "exact"})
+
+
+def test_a_row_that_says_running_is_marked_interrupted_unless_its_process_lives(tmp_path):
+    folder = RunFolder(write_run(tmp_path / "run", row={"status": "running", "accuracy": None, "ci95": None}))
+    before = folder.read_row()
+    other = RunFolder(folder.path)
+    with other.opening():
+        assert folder.mark_interrupted({}) is None
+        assert folder.read_row() == before
+        other.release()
+    marked = folder.mark_interrupted({"train_seconds": 2.5})
+    assert folder.read_row() == marked == {**before, "status": "interrupted", "train_seconds": 2.5}
+    assert not folder.lock.path.exists()
+    for path in (folder.path, write_run(tmp_path / "done"), tmp_path / "not there"):
+        assert RunFolder(path).mark_interrupted({"train_seconds": 9.0}) is None
+    assert RunFolder(tmp_path / "done").read_row()["status"] == "done"
+    assert not (tmp_path / "not there").exists()

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pandas as pd
 
 from metakm.errors import UserError
 from metakm.files import replacing, write_text
-from metakm.lock import Lock
+from metakm.lock import InUseError, Lock
 from metakm.results.curve import CurvePoint, curve_csv, curve_png
 from metakm.results.row import CsvRow, ResultRow
 
@@ -164,6 +164,26 @@ class RunFolder:
     def write_row(self, row: CsvRow) -> None:
         """The row's file."""
         write_text(self.result, row.to_csv())
+
+    def mark_interrupted(self, columns: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Let a row that says running say interrupted, and take over `columns`; then let other processes in.
+
+        Returns the row; None where there is none to change, or where another process works in the folder.
+        """
+        if not self.result.exists():
+            return None
+        with contextlib.suppress(InUseError):
+            if not self.lock.held:
+                self.lock.acquire()
+            try:
+                row = self.read_row()
+                if row is not None and row["status"] == "running":
+                    row |= {**columns, "status": "interrupted"}
+                    self.write_row(self.row(**row))
+                    return row
+            finally:
+                self.release()
+        return None
 
     def read_row(self) -> dict[str, Any] | None:
         """The row of an earlier run as JSON values; None where there is none that can be read."""
