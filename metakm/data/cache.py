@@ -64,9 +64,20 @@ class Entry:
 
 
 def cache_folder() -> Path:
-    """METAKM_CACHE, or the user's cache folder of the platform."""
+    """METAKM_CACHE, or the user's cache folder of the platform.
+
+    Raises:
+        UserError: a user without a home, as in a container that runs as a number.
+    """
     chosen = os.environ.get("METAKM_CACHE")
-    return expanded(chosen, "METAKM_CACHE") if chosen else platformdirs.user_cache_path("metakm")
+    if chosen:
+        return expanded(chosen, "METAKM_CACHE")
+    try:
+        return platformdirs.user_cache_path("metakm")
+    except (RuntimeError, KeyError, OSError) as error:
+        raise UserError(
+            f"Expected a user with a home for the cache, got {error}; set METAKM_CACHE to a folder that can be written"
+        ) from error
 
 
 def cached(entry: Entry, plan: Callable[[], Plan]) -> FewShotDataset:
