@@ -16,9 +16,10 @@ from metakm.interrupt import StopRequest
 from metakm.progress import duration, say
 from metakm.scheduling.estimate import estimate
 from metakm.scheduling.options import parse_sweep
-from metakm.scheduling.plan import Planned, expand, make_plan
+from metakm.scheduling.plan import Planned, expand, inspect, make_plan
 from metakm.scheduling.pool import Pool
 from metakm.scheduling.report import counts_text, outcome_text, plan_text
+from metakm.scheduling.status import status_text
 from metakm.scheduling.sweeper import Sweeper
 
 
@@ -30,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     options, rest = parse_sweep(sys.argv[1:] if arguments is None else list(arguments))
     configs = expand(options, rest)
+    if options.status:
+        print(status_text([inspect(config) for config in configs], options.jobs or 1))  # noqa: T201
+        return 0
     pool = Pool(options, _log_folder(configs[0].out))
     plan = make_plan(configs)
     with StopRequest() as stop:

@@ -34,6 +34,7 @@ from metakm.scheduling.options import SweepOptions, parse_sweep
 from metakm.scheduling.plan import Planned, expand, inspect, make_plan
 from metakm.scheduling.pool import NotTakenError, Pool, cores
 from metakm.scheduling.report import outcome_text
+from metakm.scheduling.status import Pace, status_text
 from metakm.scheduling.sweeper import Sweeper
 from metakm.sweep import main
 from metakm.table import main as make_table
@@ -602,3 +603,40 @@ def test_two_processes_killed_half_way_and_started_again_end_as_an_unbroken_swee
     assert all(f"{algo} (quick" in table.read_text() for algo, _ in runs)
     assert make_report([str(cut), "--out", str(report), "--episodes", "1"]) == 0
     assert "left out" not in report.read_text().lower()
+
+
+def test_status_says_how_far_each_run_is_and_writes_nothing(half_done, tmp_path, capsys):
+    before = snapshot(tmp_path)
+    assert main([*half_done, "--seeds", "3", "--status"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert snapshot(tmp_path) == before
+    assert states("\n".join(lines)) == {
+        ("km", 1): "to resume",
+        ("km", 2): "to do",
+        ("anil", 0): "in use",
+        ("anil", 1): "blocked",
+        ("anil", 2): "to do",
+    }
+    of_km = [line for line in lines if "-km-" in line]
+    assert "iteration 3 of 4, 00:0" in of_km[0], "timed by its own checkpoint"
+    assert "iteration 0 of 4, 00:0" in of_km[1], "timed by the other seeds"
+    assert all("iteration 0 of 4, not timed yet" in line for line in lines if "-anil-" in line)
+    assert re.fullmatch(r"1 of 6 done; 00:0\d left \(until [\d-]+ [\d:]+\), and 3 that are not timed yet", last)
+
+
+def test_the_time_left_is_that_of_the_iterations_left(tmp_path, monkeypatch):
+    """Two of ten runs are done; the others take as long as their seconds an iteration say, two at a time."""
+    plan = [
+        Planned(preset_config(algo=algo, seed=seed, iterations=100, out=tmp_path), "done" if seed == 0 else "to do")
+        for seed in range(5)
+        for algo in ("km", "anil")
+    ]
+    seconds = {"km": 50.0, "anil": 10.0}
+    monkeypatch.setattr(
+        "metakm.scheduling.status.pace",
+        lambda c: Pace(100, seconds[c.algo]) if c.seed == 0 else Pace(50, 50.0) if c.seed == 1 else None,
+    )
+    *_, last = status_text(plan, at_a_time=2).splitlines()
+    # seed 1: 2 runs x 50 iterations x 1 s; seeds 2 to 4: 3 x (mean of 0.5 and 1 s, and of 0.1 and 1 s) x 100
+    assert last.startswith("2 of 10 done; 04:")
+    assert "04:" + f"{int((100 + 3 * (75 + 55)) / 2) - 240:02d} left" in last

@@ -44,6 +44,8 @@ class SweepOptions:
     """How many seeds, from 0 on."""
     dry_run: bool = False
     """Show the plan with time estimates measured on this machine, write nothing, and stop."""
+    status: bool = False
+    """Show how far the sweep is and when it will be done, from the files of its runs, and stop."""
     executor: ExecutorName = "local"
     """local: processes of this machine; slurm: jobs of a cluster; debug: inside this process, one after the other."""
     jobs: int = 0
@@ -77,6 +79,8 @@ class SweepOptions:
         for field in ("partition", "gpus_per_node", "time", "slurm"):
             if self.executor != "slurm" and getattr(self, field):
                 raise UserError(f"Expected {flag_of(field)} with --executor slurm, got --executor {self.executor}")
+        if self.dry_run and self.status:
+            raise UserError("Expected --dry-run or --status, got both; drop one of them")
         if self.executor == "debug" and self.jobs > 1:
             raise UserError(f"Expected --jobs 1 with --executor debug, got {self.jobs}; debug runs one after the other")
 
