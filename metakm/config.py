@@ -29,7 +29,7 @@ EXECUTION_FIELDS = frozenset(
 # Fields that change the strategies which name them among their `variants`; the others refuse them.
 VARIANTS = (
     "first_order", "learn_inner_lr", "inner_lr_per_step", "nonnegative_inner_lr", "first_head_lr", "zero_head",
-    "multi_step_loss",
+    "scaled_distance", "multi_step_loss",
 )  # fmt: skip
 
 
@@ -93,6 +93,8 @@ class RunConfig:
     """Decay of an exponential moving average of all that the outer loop learns, such as 0.999; the average is what is validated, tested and saved. 0, as published: none."""
     augment: bool = False
     """Crop and mirror each image of the meta-training episodes at random, support and query; photographs only. Off as published."""
+    scaled_distance: bool = False
+    """Where class means are compared by squared distance (protonet, *-proto): take 8 times its mean over features in place of its sum. On with every preset; off as published, which starts from a loss above 50 on photographs."""
     bn_mode: BatchNormMode = "transductive"
     """Where batch statistics come from. transductive, as published: the batch at hand; support: the support images alone; running: averages over meta-training when evaluating; frozen: never."""
     precision: Precision = "fp32"

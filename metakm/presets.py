@@ -36,15 +36,16 @@ def preset_config(
 
 
 def _refused(algo: str) -> frozenset[str]:
-    """What a preset must not set for a strategy; nothing for one that is not known yet, such as a plugin's."""
+    """What a preset must not set for a strategy. One that is not known yet, such as a plugin's, has no prototypes."""
     if algo not in available_strategies():
-        return frozenset()
+        return frozenset({"scaled_distance"})
     return frozenset(VARIANTS) - strategy_class(algo).variants
 
 
 def _paper(dataset: str, ways: int, shots: int) -> dict[str, Any]:
     """Finn et al. 2017, App. A.1 and their code; Raghu et al. 2020 use the same."""
     common = {"meta_lr": 1e-3, "iterations": 60_000, "schedule": "constant", "val_tasks": 200, "val_every": 1000}
+    common |= {"scaled_distance": True}
     if dataset in _photographs:
         return common | {
             "backbone": "conv4-32-pool",

@@ -1,5 +1,6 @@
 """The strategies with an adaptation or an outer loss of their own, each against a loop written from its paper."""
 
+import math
 import re
 import types
 
@@ -127,9 +128,11 @@ def test_reptile_adapts_to_the_support_set_alone_in_evaluation():
     torch.testing.assert_close(actual, expected.detach(), rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize("bn_mode", BN_MODES)
-def test_protonet_equals_a_hand_written_one(bn_mode):
+def test_protonet_equals_a_hand_written_one(bn_mode, scaled):
     strategy, episodes = small_strategy("protonet", bn_mode=bn_mode), random_episodes(ways=3, shots=4)
+    strategy.scaled_distance = scaled
     episodes.support_labels = torch.tensor([[2, 0, 1, 1, 0, 2, 2, 0, 0, 0, 2, 2]] * 3)  # uneven, in any order
     identity = {"head.weight": torch.eye(3), "head.bias": torch.zeros(3)}
     parameters = {**{f"backbone.{k}": p for k, p in strategy.backbone.named_parameters()}, **identity}
@@ -140,7 +143,7 @@ def test_protonet_equals_a_hand_written_one(bn_mode):
         prototypes = [z[labels == k].mean(0) for k in range(3)]
         reference = support if bn_mode == "support" else None
         x = conv4(parameters, episodes.query_images[t], "stride", reference, frozen)
-        logits = torch.stack([-((x - c) ** 2).sum(1) for c in prototypes], 1)
+        logits = torch.stack([-((x - c) ** 2).sum(1) for c in prototypes], 1) * (8 / x.shape[1] if scaled else 1)
         losses.append(F.cross_entropy(logits, episodes.query_labels[t]))
         right.append((logits.argmax(1) == episodes.query_labels[t]).double().mean())
     expected = torch.stack(losses).mean()
@@ -168,9 +171,11 @@ def backbone_of(strategy):
 
 @pytest.mark.parametrize("bn_mode", ["transductive", "support"])
 @pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize("algo", PROTOTYPE_HEADS)
-def test_prototype_heads_get_the_gradient_of_a_hand_unrolled_loop(algo, first_order, bn_mode):
+def test_prototype_heads_get_the_gradient_of_a_hand_unrolled_loop(algo, scaled, first_order, bn_mode):
     strategy, episodes = small_strategy(algo, bn_mode=bn_mode), random_episodes(ways=3, shots=4)
+    strategy.scaled_distance = scaled
     episodes.support_labels = torch.tensor([[2, 0, 1, 1, 0, 2, 2, 0, 0, 0, 2, 2]] * 3)  # uneven, in any order
     body = {f"backbone.{k}": p for k, p in backbone_of(strategy).named_parameters()}
     modulators = dict(strategy.adapted.modulators.named_parameters()) if algo == "km-proto" else {}
@@ -192,7 +197,8 @@ def test_prototype_heads_get_the_gradient_of_a_hand_unrolled_loop(algo, first_or
         )
         means = torch.stack([features[labels == k].mean(0) for k in range(3)])
         own = {k: p.clone() for k, p in adapted.items()}  # so that no inner gradient takes the way through the means
-        start = {**own, "head.weight": 2 * means, "head.bias": -(means**2).sum(1)}
+        scale = 8 / means.shape[1] if scaled else 1.0
+        start = {**own, "head.weight": 2 * scale * means, "head.bias": -scale * (means**2).sum(1)}
         task = type(episodes)(**{k: v[t : t + 1] for k, v in vars(episodes).items()})
         losses.append(unrolled_loss(predict, start, task, LR, STEPS, first_order))
     expected = torch.stack(losses).mean()
@@ -215,6 +221,26 @@ def test_prototype_heads_start_as_a_prototypical_network_of_any_number_of_ways(a
     torch.testing.assert_close(actual.logits.softmax(-1), expected.logits.softmax(-1))
     moved = evaluate_episodes(strategy, episodes, inner_lr=LR, inner_steps=STEPS)
     assert (moved.logits - actual.logits).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("algo", ["protonet", *PROTOTYPE_HEADS])
+def test_a_run_from_before_distances_had_a_scale_keeps_its_predictions(algo):
+    config = preset_config(algo=algo, dataset="omniglot", ways=3, backbone="conv4-4-stride")
+    older = {name: value for name, value in config.to_json().items() if name != "scaled_distance"}
+    now, then = (build_strategy(c, (1, 14, 14)).double() for c in (config, RunConfig.from_json(older)))
+    assert (now.scaled_distance, then.scaled_distance) == (True, False)
+    episodes, first = random_episodes(ways=3), {"inner_lr": LR, "inner_steps": 0}
+    apart = [evaluate_episodes(s, episodes, **first).logits.diff(dim=-1) for s in (now, then)]
+    torch.testing.assert_close(apart[0], 2 * apart[1])  # 4 features
+
+
+@pytest.mark.parametrize("algo", ["protonet", *PROTOTYPE_HEADS])
+def test_on_photographs_the_loss_of_class_means_starts_near_that_of_a_guess(algo):
+    config = preset_config(algo=algo, dataset="mini-imagenet", ways=5)
+    strategy = build_strategy(config, (3, 84, 84)).double()
+    episodes = random_episodes(tasks=2, ways=5, shots=1, channels=3, size=84)
+    loss = evaluate_episodes(strategy, episodes, inner_lr=config.inner_lr, inner_steps=0).loss
+    assert loss < 2 * math.log(5)
 
 
 def test_a_start_of_an_unknown_parameter_is_refused():
