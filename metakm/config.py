@@ -94,7 +94,7 @@ class RunConfig:
     augment: bool = False
     """Crop and mirror each image of the meta-training episodes at random, support and query; photographs only. Off as published."""
     scaled_distance: bool = False
-    """Where class means are compared by squared distance (protonet, *-proto): take 8 times its mean over features in place of its sum. On with every preset; off as published, which starts from a loss above 50 on photographs."""
+    """Where class means are compared by squared distance (protonet, *-proto): multiply it by 8 / (number of features), if that is below 1. On with every preset; off as published, which starts from a loss above 50 on photographs."""
     bn_mode: BatchNormMode = "transductive"
     """Where batch statistics come from. transductive, as published: the batch at hand; support: the support images alone; running: averages over meta-training when evaluating; frozen: never."""
     precision: Precision = "fp32"

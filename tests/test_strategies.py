@@ -131,10 +131,10 @@ def test_reptile_adapts_to_the_support_set_alone_in_evaluation():
 @pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize("bn_mode", BN_MODES)
 def test_protonet_equals_a_hand_written_one(bn_mode, scaled):
-    strategy, episodes = small_strategy("protonet", bn_mode=bn_mode), random_episodes(ways=3, shots=4)
+    strategy, episodes = small_strategy("protonet", bn_mode=bn_mode, filters=12), random_episodes(ways=3, shots=4)
     strategy.scaled_distance = scaled
     episodes.support_labels = torch.tensor([[2, 0, 1, 1, 0, 2, 2, 0, 0, 0, 2, 2]] * 3)  # uneven, in any order
-    identity = {"head.weight": torch.eye(3), "head.bias": torch.zeros(3)}
+    identity = {"head.weight": torch.eye(12), "head.bias": torch.zeros(12)}
     parameters = {**{f"backbone.{k}": p for k, p in strategy.backbone.named_parameters()}, **identity}
     frozen, losses, right = bn_mode == "frozen", [], []
     for t in range(3):
@@ -174,7 +174,7 @@ def backbone_of(strategy):
 @pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize("algo", PROTOTYPE_HEADS)
 def test_prototype_heads_get_the_gradient_of_a_hand_unrolled_loop(algo, scaled, first_order, bn_mode):
-    strategy, episodes = small_strategy(algo, bn_mode=bn_mode), random_episodes(ways=3, shots=4)
+    strategy, episodes = small_strategy(algo, bn_mode=bn_mode, filters=12), random_episodes(ways=3, shots=4)
     strategy.scaled_distance = scaled
     episodes.support_labels = torch.tensor([[2, 0, 1, 1, 0, 2, 2, 0, 0, 0, 2, 2]] * 3)  # uneven, in any order
     body = {f"backbone.{k}": p for k, p in backbone_of(strategy).named_parameters()}
@@ -193,7 +193,7 @@ def test_prototype_heads_get_the_gradient_of_a_hand_unrolled_loop(algo, scaled, 
     for t in range(3):
         labels = episodes.support_labels[t]
         features = predict(
-            {**adapted, "head.weight": torch.eye(3), "head.bias": torch.zeros(3)}, episodes.support_images[t]
+            {**adapted, "head.weight": torch.eye(12), "head.bias": torch.zeros(12)}, episodes.support_images[t]
         )
         means = torch.stack([features[labels == k].mean(0) for k in range(3)])
         own = {k: p.clone() for k, p in adapted.items()}  # so that no inner gradient takes the way through the means
@@ -225,13 +225,13 @@ def test_prototype_heads_start_as_a_prototypical_network_of_any_number_of_ways(a
 
 @pytest.mark.parametrize("algo", ["protonet", *PROTOTYPE_HEADS])
 def test_a_run_from_before_distances_had_a_scale_keeps_its_predictions(algo):
-    config = preset_config(algo=algo, dataset="omniglot", ways=3, backbone="conv4-4-stride")
+    config = preset_config(algo=algo, dataset="omniglot", ways=3, backbone="conv4-12-stride")
     older = {name: value for name, value in config.to_json().items() if name != "scaled_distance"}
     now, then = (build_strategy(c, (1, 14, 14)).double() for c in (config, RunConfig.from_json(older)))
     assert (now.scaled_distance, then.scaled_distance) == (True, False)
     episodes, first = random_episodes(ways=3), {"inner_lr": LR, "inner_steps": 0}
     apart = [evaluate_episodes(s, episodes, **first).logits.diff(dim=-1) for s in (now, then)]
-    torch.testing.assert_close(apart[0], 2 * apart[1])  # 4 features
+    torch.testing.assert_close(apart[0], apart[1] * 2 / 3)  # 12 features
 
 
 @pytest.mark.parametrize("algo", ["protonet", *PROTOTYPE_HEADS])

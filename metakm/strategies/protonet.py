@@ -1,7 +1,7 @@
 """Prototypical networks: the nearest class mean (Snell, Swersky & Zemel 2017, Eq. 1 and 2), at a scale.
 
     c_k = mean of f(x) over the support images x of class k
-    p(y = k | x) = softmax_k(-s |f(x) - c_k|^2),    s = 8 / F for F features
+    p(y = k | x) = softmax_k(-s |f(x) - c_k|^2),    s = min(1, 8/F) for F features
 
 A baseline without an inner loop: nothing is adapted by gradients, the inner learning rate and steps have no effect, and
 there is no head. To adapt to a task is to compute its prototypes, as many as its support set has classes.
@@ -31,11 +31,11 @@ class Prototypical(Strategy):
     recordable: ClassVar[bool] = False  # `prototypes` counts the classes
 
     scaled_distance: bool = True
-    """s = 8 / F; False: s = 1, as published and as in runs made before there was a scale."""
+    """s = min(1, 8/F); False: s = 1, as published and as in runs made before there was a scale."""
 
     def distance_scale(self, features: int) -> float:
         """The factor s of squared distances between vectors of that many features."""
-        return 8 / features if self.scaled_distance else 1.0
+        return min(1.0, 8 / features) if self.scaled_distance else 1.0
 
 
 @register_strategy("protonet")

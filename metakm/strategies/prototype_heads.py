@@ -4,10 +4,10 @@
     head of class k at the start of the inner loop: weight 2 s c_k, bias -s |c_k|^2
 
 Before the first inner step the predictions are so those of a prototypical network (its logits less s |f(x)|^2, which is
-the same for every class). s = 8 / F is that of `protonet`, whose module says why; the paper has 1. The inner loop then
-adapts what it adapts in `maml`, `anil` and `km`, the head included. The meta-gradient reaches the features through the
-prototypes too, also to first order. The values of the head's own parameters are never read: they only say which tensors
-the inner loop adapts.
+the same for every class). s = min(1, 8/F) is that of `protonet`, whose module says why; the paper has 1. The inner loop
+then adapts what it adapts in `maml`, `anil` and `km`, the head included. The meta-gradient reaches the features through
+the prototypes too, also to first order. The values of the head's own parameters are never read: they only say which
+tensors the inner loop adapts.
 """
 
 from __future__ import annotations
