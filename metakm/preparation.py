@@ -14,6 +14,7 @@ from metakm.errors import UserError
 from metakm.evaluation import EVALUATION_SEED
 from metakm.models.catalogue import make_backbone
 from metakm.strategies import Strategy, make_strategy
+from metakm.strategies.independence import require_independent_tasks
 from metakm.strategies.protonet import Prototypical
 from metakm.strategies.registry import strategy_class
 
@@ -52,6 +53,7 @@ def build_strategy(config: RunConfig, image_shape: tuple[int, int, int]) -> Stra
         torch.default_generator.manual_seed(config.seed)
         backbone = make_backbone(config.backbone, image_shape, config.bn_mode)
         strategy = make_strategy(config.algo, backbone, config.ways, **options)
+    require_independent_tasks(strategy.train())
     if isinstance(strategy, Prototypical):
         strategy.scaled_distance = config.scaled_distance
     head = strategy.head_parameters()

@@ -132,6 +132,7 @@ class Strategy(nn.Module):
 
         def query(adapted: Any) -> tuple[Tensor, Tensor]:
             logits = self.query_logits(adapted, episodes.support_images, episodes.query_images)
+            require_ways(logits, episodes.support_labels)
             return cross_entropy(logits, episodes.query_labels).mean(), logits
 
         def after(step: int, adapted: nn.Module) -> None:
@@ -193,6 +194,28 @@ class Strategy(nn.Module):
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of each task, `[T]`, from logits `[T, n, N]` and labels `[T, n]`."""
     return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(dim=1)
+
+
+def require_ways(logits: Tensor, labels: Tensor, *, or_fewer: bool = False) -> None:
+    """Refuse logits `[T, n, N]` for tasks of other than N classes, as the labels `[T, N*K]` of a support set tell.
+
+    With fewer classes the surplus logits would count as wrong answers. While a GPU records its kernels, labels cannot
+    be read: the same ones were checked before, when the kernels were launched.
+
+    Args:
+        or_fewer: the labels need not be of all classes.
+
+    Raises:
+        UserError: it says both numbers.
+    """
+    if labels.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    ways = int(labels.max()) + 1
+    if ways > logits.shape[-1] or (ways < logits.shape[-1] and not or_fewer):
+        raise UserError(
+            f"Expected tasks of {logits.shape[-1]} classes, the ways of the strategy, got tasks of {ways}; draw them "
+            f"with ways={logits.shape[-1]}, or build the strategy for {ways}"
+        )
 
 
 class Classifier(nn.Module):

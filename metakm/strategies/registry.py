@@ -15,6 +15,7 @@ from torch import nn
 
 from metakm.errors import UserError, unknown_name
 from metakm.strategies.base import Strategy
+from metakm.strategies.independence import require_independent_tasks
 
 GROUP = "metakm.strategies"
 
@@ -68,7 +69,8 @@ def make_strategy(name: str, backbone: nn.Module, ways: int, **options: Any) -> 
     """Build the strategy `name` on `backbone` for `ways` classes.
 
     Raises:
-        UserError: an unknown name, an option that the strategy does not have, or a constructor that fails.
+        UserError: an unknown name, an option that the strategy does not have, a constructor that fails, or layers that
+            mix the tasks of a batch.
     """
     cls = strategy_class(name)
     known = [p for p in inspect.signature(cls).parameters if p not in ("backbone", "ways")]
@@ -87,6 +89,7 @@ def make_strategy(name: str, backbone: nn.Module, ways: int, **options: Any) -> 
         ) from error
     if not isinstance(getattr(strategy, "adapted", None), nn.Module):
         raise UserError(f"Expected {cls.__qualname__}.__init__ to set self.adapted to a module; set it")
+    require_independent_tasks(strategy)
     return strategy
 
 
