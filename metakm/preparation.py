@@ -26,8 +26,10 @@ def make_sampler(config: RunConfig, split: str) -> EpisodeSampler:
         UserError: data that are missing, or episodes that cannot be drawn from them.
     """
     dataset = load_dataset(config.dataset, split=split, root=config.data_root, image_size=config.image_size)
-    seed, augment = (config.seed, config.augment) if split == "train" else (EVALUATION_SEED, False)
-    return EpisodeSampler(dataset, config.ways, config.shots, config.queries, seed, augment)
+    if split == "train":
+        return EpisodeSampler(dataset, config.ways, config.shots, config.queries, config.seed, config.augment)
+    queries = config.test_queries or config.queries
+    return EpisodeSampler(dataset, config.ways, config.shots, queries, EVALUATION_SEED)
 
 
 def with_data_here(config: RunConfig, data_root: Path | None = None) -> RunConfig:
@@ -53,9 +55,15 @@ def build_strategy(config: RunConfig, image_shape: tuple[int, int, int]) -> Stra
         torch.default_generator.manual_seed(config.seed)
         backbone = make_backbone(config.backbone, image_shape, config.bn_mode)
         strategy = make_strategy(config.algo, backbone, config.ways, **options)
+        _start_head(strategy, config)
     require_independent_tasks(strategy.train())
     if isinstance(strategy, Prototypical):
         strategy.scaled_distance = config.scaled_distance
+    return strategy
+
+
+def _start_head(strategy: Strategy, config: RunConfig) -> None:
+    """Give the head the start that the config asks for."""
     head = strategy.head_parameters()
     for name in sorted(Strategy.head_variants - Strategy.variants):
         if getattr(config, name) and not head:
@@ -63,10 +71,11 @@ def build_strategy(config: RunConfig, image_shape: tuple[int, int, int]) -> Stra
                 f"Expected {type(strategy).__qualname__}.head_prefix to name a head in `adapted` for {name}, got "
                 f"{strategy.head_prefix!r}; set it, or leave {name} out of its variants"
             )
-    if config.zero_head:
+    if config.zero_head or config.normal_head:
         for parameter in head.values():
             nn.init.zeros_(parameter)
-    return strategy
+    if config.normal_head:
+        nn.init.normal_(head[f"{strategy.head_prefix}weight"])
 
 
 def resolve_device(name: str) -> torch.device:

@@ -265,6 +265,8 @@ def test_a_start_of_an_unknown_parameter_is_refused():
         ("km-proto", "first_head_lr"),
         ("boil", "zero_head"),
         ("km-proto", "zero_head"),
+        ("km-proto", "normal_head"),
+        ("km", "scaled_distance"),
     ],
 )
 def test_options_that_would_change_nothing_are_refused(algo, option):
@@ -274,6 +276,22 @@ def test_options_that_would_change_nothing_are_refused(algo, option):
     off = f"{flag} 0" if option == "first_head_lr" else f"--no-{flag[2:]}"
     with pytest.raises(metakm.UserError, match=f"{flag} changes, got '{algo}'; use {off}$"):
         build_strategy(config, (1, 28, 28))
+
+
+@pytest.mark.parametrize("algo", strategies_with("normal_head"))
+def test_a_normal_head_is_drawn_by_the_seed_and_changes_nothing_else(algo):
+    config = preset_config(algo=algo, ways=20, backbone="conv4-64-stride", normal_head=True)
+    plain = build_strategy(preset_config(algo=algo, ways=20, backbone="conv4-64-stride"), (1, 28, 28))
+    strategy, again = (build_strategy(config, (1, 28, 28)) for _ in range(2))
+    head = strategy.head_parameters()
+    weight, bias = (next(p for name, p in head.items() if name.endswith(end)) for end in ("weight", "bias"))
+    assert weight.std().item() == pytest.approx(1, abs=0.1)
+    assert weight.abs().max() > 2, "normal, not uniform"
+    assert not bias.any()
+    ours = {id(p) for p in head.values()}
+    for (name, p), q, other in zip(strategy.named_parameters(), again.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(p, q), name
+        assert torch.equal(p, other) != (id(p) in ours), name
 
 
 @pytest.mark.parametrize("algo", strategies_with("zero_head"))

@@ -86,7 +86,7 @@ class Strategy(nn.Module):
         {"first_order", "learn_inner_lr", "inner_lr_per_step", "nonnegative_inner_lr", "multi_step_loss"}
     )
     """The options of a run that change this strategy; the others are refused rather than ignored."""
-    head_variants: ClassVar[frozenset[str]] = variants | {"first_head_lr", "zero_head"}
+    head_variants: ClassVar[frozenset[str]] = variants | {"first_head_lr", "zero_head", "normal_head"}
     """`variants` of a strategy whose head starts at its own parameters, which `head_parameters` then returns."""
 
     recordable: ClassVar[bool] = True
