@@ -59,7 +59,7 @@ class RunConfig:
     preset: PresetName = "quick"
     """Where the other defaults come from. quick: scaled down, chosen for km on the meta-validation of omniglot 20-way 1-shot and only estimated for other settings; paper: the published protocol of Finn et al. 2017 and Raghu et al. 2020 (metakm/presets.py lists what still differs); tuned: longer than quick, with smaller clipping, a zero head and 10 inner steps in the meta-test, for characters with pooling and learned inner rates too, searched on omniglot 20-way 1-shot, in part on 5-shot, and on tiny-imagenet 5-way 1-shot (results/search), and only estimated for other settings."""
     backbone: str
-    """conv4-<filters>-stride, conv4-<filters>-pool or resnet<depth>. Default from --preset; paper: conv4-64-stride for characters, conv4-32-pool for photographs."""
+    """conv4-<filters>-stride, conv4-<filters>-pool or resnet<depth>; own where a strategy brings a network of its own. Default from --preset; paper: conv4-64-stride for characters, conv4-32-pool for photographs."""
     inner_lr: float
     """Inner learning rate on the mean support cross-entropy. Default from --preset; paper: 2.0 for characters (MAML's 0.1 on ways x mean, 0.4 with 5 ways), 0.05 for photographs (0.01 likewise)."""
     inner_steps: int

@@ -12,7 +12,7 @@ from metakm.config import VARIANTS, RunConfig
 from metakm.data import EpisodeSampler, load_dataset
 from metakm.errors import UserError
 from metakm.evaluation import EVALUATION_SEED
-from metakm.models.catalogue import make_backbone
+from metakm.models.catalogue import OWN, make_backbone
 from metakm.strategies import Strategy, make_strategy
 from metakm.strategies.independence import require_independent_tasks
 from metakm.strategies.protonet import Prototypical
@@ -44,16 +44,22 @@ def build_strategy(config: RunConfig, image_shape: tuple[int, int, int]) -> Stra
     Raises:
         UserError: a name, backbone or option that does not exist or does not fit the strategy.
     """
-    variants = strategy_class(config.algo).variants
+    cls = strategy_class(config.algo)
+    variants = cls.variants
     for name in VARIANTS:
         if getattr(config, name) and name not in variants:
             flag = name.replace("_", "-")
             off = f"--no-{flag}" if isinstance(getattr(config, name), bool) else f"--{flag} 0"
             raise UserError(f"Expected a strategy that --{flag} changes, got {config.algo!r}; use {off}")
+    if cls.own_network and config.backbone != OWN:
+        raise UserError(
+            f"Expected --backbone {OWN} with {config.algo!r}, which brings a network of its own, got "
+            f"{config.backbone!r}; name that"
+        )
     options = {"implicit": True} if config.implicit else {}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
-        backbone = make_backbone(config.backbone, image_shape, config.bn_mode)
+        backbone = None if cls.own_network else make_backbone(config.backbone, image_shape, config.bn_mode)
         strategy = make_strategy(config.algo, backbone, config.ways, **options)
         _start_head(strategy, config)
     require_independent_tasks(strategy.train())

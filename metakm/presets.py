@@ -21,6 +21,7 @@ from typing import Any
 
 from metakm.config import VARIANTS, RunConfig
 from metakm.data.catalogue import family_of
+from metakm.models.catalogue import OWN
 from metakm.strategies.registry import available_strategies, strategy_class
 
 
@@ -49,7 +50,10 @@ def preset_config(
     ways = default_ways(dataset) if ways is None else ways
     build = {"paper": _paper, "tuned": _tuned}.get(preset, _quick)
     refused = _refused(algo)
-    values = {k: v for k, v in build(dataset, ways, shots).items() if k not in refused} | overrides
+    values = {k: v for k, v in build(dataset, ways, shots).items() if k not in refused}
+    if algo in available_strategies() and strategy_class(algo).own_network:
+        values["backbone"] = OWN
+    values |= overrides
     return RunConfig(preset=preset, algo=algo, dataset=dataset, ways=ways, shots=shots, **values)  # type: ignore[arg-type]
 
 

@@ -89,6 +89,9 @@ class Strategy(nn.Module):
     head_variants: ClassVar[frozenset[str]] = variants | {"first_head_lr", "zero_head", "normal_head"}
     """`variants` of a strategy whose head starts at its own parameters, which `head_parameters` then returns."""
 
+    own_network: ClassVar[bool] = False
+    """True: the strategy brings a network of its own and gets None as `backbone`; its runs have `--backbone own`."""
+
     recordable: ClassVar[bool] = True
     """Whether a GPU may replay the kernels of its meta-gradient without running its Python code again. False where that
     waits for the GPU, as for the number of classes, or decides anew at each call (a counter, a random number)."""
