@@ -19,6 +19,7 @@ from metakm.models.layers import BatchNormMode
 PresetName = Literal["quick", "paper", "tuned"]
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["fp32", "bf16"]
+Selection = Literal["best", "last"]
 
 # Fields that say where and how a run is executed, not what it computes; a resumed run may change them.
 EXECUTION_FIELDS = frozenset(
@@ -29,7 +30,7 @@ EXECUTION_FIELDS = frozenset(
 # Fields that change the strategies which name them among their `variants`; the others refuse them.
 VARIANTS = (
     "first_order", "learn_inner_lr", "inner_lr_per_step", "nonnegative_inner_lr", "first_head_lr", "zero_head",
-    "multi_step_loss",
+    "normal_head", "scaled_distance", "multi_step_loss",
 )  # fmt: skip
 
 
@@ -52,19 +53,21 @@ class RunConfig:
     shots: int = 1
     """Support images of each class. The published settings have 1 and 5."""
     queries: int
-    """Query images of each class. Default from --preset; paper: the shots for 20-way characters (MAML's code), 15 for photographs."""
+    """Query images of each class. Default from --preset; paper: the shots for characters (MAML's code), 15 for photographs."""
+    test_queries: int = 0
+    """Query images of each class in meta-validation and meta-test; 0: as --queries. With --preset paper: the shots for photographs (MAML's code)."""
     preset: PresetName = "quick"
-    """Where the other defaults come from. quick: scaled down, chosen for km on the meta-validation of omniglot 20-way 1-shot and only estimated for other settings; paper: the published protocol of Finn et al. 2017 and Raghu et al. 2020; tuned: longer than quick, with smaller clipping, a zero head and 10 inner steps in the meta-test, for characters with pooling and learned inner rates too, searched on omniglot 20-way 1-shot, in part on 5-shot, and on tiny-imagenet 5-way 1-shot (results/search), and only estimated for other settings."""
+    """Where the other defaults come from. quick: scaled down, chosen for km on the meta-validation of omniglot 20-way 1-shot and only estimated for other settings; paper: the published protocol of Finn et al. 2017 and Raghu et al. 2020 (metakm/presets.py lists what still differs); tuned: longer than quick, with smaller clipping, a zero head and 10 inner steps in the meta-test, for characters with pooling and learned inner rates too, searched on omniglot 20-way 1-shot, in part on 5-shot, and on tiny-imagenet 5-way 1-shot (results/search), and only estimated for other settings."""
     backbone: str
-    """conv4-<filters>-stride, conv4-<filters>-pool or resnet<depth>. Default from --preset; paper: conv4-64-stride for characters, conv4-32-pool for photographs."""
+    """conv4-<filters>-stride, conv4-<filters>-pool or resnet<depth>; own where a strategy brings a network of its own. Default from --preset; paper: conv4-64-stride for characters, conv4-32-pool for photographs."""
     inner_lr: float
-    """Inner learning rate on the mean support cross-entropy. Default from --preset; paper: 2.0 for 20-way characters (MAML's 0.1 on ways x mean), 0.05 for photographs (0.01 likewise)."""
+    """Inner learning rate on the mean support cross-entropy. Default from --preset; paper: 2.0 for characters (MAML's 0.1 on ways x mean, 0.4 with 5 ways), 0.05 for photographs (0.01 likewise)."""
     inner_steps: int
-    """Inner steps in meta-training. Default from --preset; paper: 5."""
+    """Inner steps in meta-training. Default from --preset; paper: 5, for 5-way characters 1."""
     test_inner_steps: int
-    """Inner steps in meta-validation and meta-test. Default from --preset; paper: 5 for characters, 10 for photographs."""
+    """Inner steps in meta-validation and meta-test. Default from --preset; paper: 5 for characters (5-way: 3), 10 for photographs."""
     meta_batch: int
-    """Tasks in a meta-batch. Default from --preset; paper: 16 for characters, 4 or 2 for photographs with 1 or 5 shots."""
+    """Tasks in a meta-batch. Default from --preset; paper: 16 for characters (5-way: 32), 4 or 2 for photographs with 1 or 5 shots."""
     meta_lr: float
     """Adam's learning rate in the outer loop. Default from --preset; paper: 1e-3."""
     iterations: int
@@ -72,7 +75,7 @@ class RunConfig:
     schedule: Schedule
     """Course of the meta learning rate. Default from --preset; paper: constant."""
     grad_clip: float
-    """Clip each entry of the meta-gradient to +- this value; 0 clips nothing. Default from --preset; paper: 10 for photographs, 0 for characters."""
+    """Clip each entry of the meta-gradient to +- this value; 0 clips nothing. Default from --preset; paper: 0.133 or 0.667 for photographs with 1 or 5 shots (MAML's 10 on the sum over queries / shots), 0 for characters."""
     first_order: bool = False
     """Treat the inner gradients as constants (first-order MAML). Off as published."""
     implicit: bool = False
@@ -93,6 +96,10 @@ class RunConfig:
     """Decay of an exponential moving average of all that the outer loop learns, such as 0.999; the average is what is validated, tested and saved. 0, as published: none."""
     augment: bool = False
     """Crop and mirror each image of the meta-training episodes at random, support and query; photographs only. Off as published."""
+    normal_head: bool = False
+    """Draw the classifier's first weights from N(0, 1), with a bias of 0, instead of from U(-1/sqrt(F), 1/sqrt(F)) for F features. On with --preset paper for characters (MAML's code)."""
+    scaled_distance: bool = False
+    """Where class means are compared by squared distance (protonet, *-proto): multiply it by 8 / (number of features), if that is below 1. On with every preset; off as published, which starts from a loss above 50 on photographs."""
     bn_mode: BatchNormMode = "transductive"
     """Where batch statistics come from. transductive, as published: the batch at hand; support: the support images alone; running: averages over meta-training when evaluating; frozen: never."""
     precision: Precision = "fp32"
@@ -123,6 +130,8 @@ class RunConfig:
     """Meta-test tasks. 600 as published (Finn et al. 2017)."""
     val_tasks: int
     """Meta-validation tasks at each validation. Default from --preset."""
+    select: Selection = "best"
+    """Which model the meta-test is of: the best on meta-validation, or the last. Last with --preset paper (MAML's code)."""
     val_every: int
     """Iterations between validations; the last iteration always validates. Default from --preset."""
     task_chunk: int = 0
@@ -150,12 +159,15 @@ class RunConfig:
             ("schedule", Schedule),
             ("bn_mode", BatchNormMode),
             ("precision", Precision),
+            ("select", Selection),
         ):
             if getattr(self, field) not in get_args(choices):
                 raise unknown_name(flag(field), getattr(self, field), get_args(choices))
         for field, needed in _needs.items():
             if getattr(self, field) and not getattr(self, needed):
                 raise UserError(f"Expected {flag(needed)} with {flag(field)}, got none; add it or drop the other")
+        if self.zero_head and self.normal_head:
+            raise UserError("Expected --zero-head or --normal-head, got both; drop one of them")
         if self.resume and self.overwrite:
             raise UserError("Expected --resume or --overwrite, got both; drop one of them")
 
@@ -216,6 +228,7 @@ _at_least = {
     "ways": 2,
     "shots": 1,
     "queries": 1,
+    "test_queries": 0,
     "inner_steps": 1,
     "test_inner_steps": 0,
     "meta_batch": 1,

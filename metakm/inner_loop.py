@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from metakm.errors import UserError, unknown_name
-from metakm.strategies.base import EpisodeBatch, InnerLR, Strategy, cross_entropy
+from metakm.strategies.base import EpisodeBatch, InnerLR, Strategy, cross_entropy, require_ways
+from metakm.strategies.independence import require_independent_tasks
 
 __all__ = ["EpisodeBatch", "GradientDescent", "InnerLR", "MetaLoss", "evaluate_episodes", "meta_loss"]
 
@@ -59,11 +60,13 @@ def meta_loss(
 
     Raises:
         UserError: negative steps, as many rates as do not match the adapted parameters, as many weights as do not match
-            the steps, or weights for a strategy that has an outer loss of its own or no inner steps.
+            the steps, weights for a strategy that has an outer loss of its own or no inner steps, tasks of other ways
+            than the strategy's, or layers that mix the tasks.
     """
     inner = GradientDescent(strategy, inner_lr, inner_steps, first_order, graph=True)
     inner.step_weights = _checked_weights(step_weights, strategy, inner_steps)
     loss, logits = strategy.outer_loss(inner, episodes)
+    require_ways(logits, episodes.support_labels)
     inner.release()
     return MetaLoss(loss, _accuracy(logits, episodes.query_labels), logits.detach())
 
@@ -74,12 +77,16 @@ def evaluate_episodes(strategy: Strategy, episodes: EpisodeBatch, *, inner_lr: I
     """Query loss and accuracy after adaptation, without any graph across steps: nothing in it requires a gradient.
 
     Memory does not grow with the number of steps. Works within `torch.inference_mode`, too.
+
+    Raises:
+        UserError: see `meta_loss`.
     """
     episodes = _outside_inference(episodes)
     inner = GradientDescent(strategy, inner_lr, inner_steps)
     adapted = strategy.adapt(inner, strategy.encode(episodes.support_images), episodes.support_labels)
     logits = strategy.query_logits(adapted, episodes.support_images, episodes.query_images)
     inner.release()
+    require_ways(logits, episodes.support_labels)
     loss = cross_entropy(logits, episodes.query_labels).mean()
     return MetaLoss(loss, _accuracy(logits, episodes.query_labels), logits)
 
@@ -112,6 +119,7 @@ class GradientDescent:
     ) -> None:
         if steps < 0:
             raise UserError(f"Expected inner_steps to be at least 0, got {steps}")
+        require_independent_tasks(strategy)
         self.strategy, self.steps, self.first_order, self.graph = strategy, steps, first_order, graph
         self.rates = _one_each(inner_lr, len(list(strategy.adapted.parameters())))
         self.step_weights: Sequence[float] | None = None
@@ -145,7 +153,10 @@ class GradientDescent:
         by_step = [_by_step(rate) for rate in self.rates]
         for step in range(self.steps):
             encoded, labels = batches[step % len(batches)]
-            losses = cross_entropy(self.strategy.predict(adapted, encoded), labels)  # [T]
+            logits = self.strategy.predict(adapted, encoded)
+            if step == 0:
+                require_ways(logits, labels, or_fewer=True)
+            losses = cross_entropy(logits, labels)  # [T]
             rates = [each[min(step, len(each) - 1)] for each in by_step]
             rates = rates if factors is None else [r * f for r, f in zip(rates, factors, strict=True)]
             optimiser.step(losses.sum(), override={"lr": rates}, grad_callback=constant)

@@ -12,8 +12,10 @@ from metakm.config import VARIANTS, RunConfig
 from metakm.data import EpisodeSampler, load_dataset
 from metakm.errors import UserError
 from metakm.evaluation import EVALUATION_SEED
-from metakm.models.catalogue import make_backbone
+from metakm.models.catalogue import OWN, make_backbone
 from metakm.strategies import Strategy, make_strategy
+from metakm.strategies.independence import require_independent_tasks
+from metakm.strategies.protonet import Prototypical
 from metakm.strategies.registry import strategy_class
 
 
@@ -24,8 +26,10 @@ def make_sampler(config: RunConfig, split: str) -> EpisodeSampler:
         UserError: data that are missing, or episodes that cannot be drawn from them.
     """
     dataset = load_dataset(config.dataset, split=split, root=config.data_root, image_size=config.image_size)
-    seed, augment = (config.seed, config.augment) if split == "train" else (EVALUATION_SEED, False)
-    return EpisodeSampler(dataset, config.ways, config.shots, config.queries, seed, augment)
+    if split == "train":
+        return EpisodeSampler(dataset, config.ways, config.shots, config.queries, config.seed, config.augment)
+    queries = config.test_queries or config.queries
+    return EpisodeSampler(dataset, config.ways, config.shots, queries, EVALUATION_SEED)
 
 
 def with_data_here(config: RunConfig, data_root: Path | None = None) -> RunConfig:
@@ -40,17 +44,32 @@ def build_strategy(config: RunConfig, image_shape: tuple[int, int, int]) -> Stra
     Raises:
         UserError: a name, backbone or option that does not exist or does not fit the strategy.
     """
-    variants = strategy_class(config.algo).variants
+    cls = strategy_class(config.algo)
+    variants = cls.variants
     for name in VARIANTS:
         if getattr(config, name) and name not in variants:
             flag = name.replace("_", "-")
             off = f"--no-{flag}" if isinstance(getattr(config, name), bool) else f"--{flag} 0"
             raise UserError(f"Expected a strategy that --{flag} changes, got {config.algo!r}; use {off}")
+    if cls.own_network and config.backbone != OWN:
+        raise UserError(
+            f"Expected --backbone {OWN} with {config.algo!r}, which brings a network of its own, got "
+            f"{config.backbone!r}; name that"
+        )
     options = {"implicit": True} if config.implicit else {}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
-        backbone = make_backbone(config.backbone, image_shape, config.bn_mode)
+        backbone = None if cls.own_network else make_backbone(config.backbone, image_shape, config.bn_mode)
         strategy = make_strategy(config.algo, backbone, config.ways, **options)
+        _start_head(strategy, config)
+    require_independent_tasks(strategy.train())
+    if isinstance(strategy, Prototypical):
+        strategy.scaled_distance = config.scaled_distance
+    return strategy
+
+
+def _start_head(strategy: Strategy, config: RunConfig) -> None:
+    """Give the head the start that the config asks for."""
     head = strategy.head_parameters()
     for name in sorted(Strategy.head_variants - Strategy.variants):
         if getattr(config, name) and not head:
@@ -58,10 +77,11 @@ def build_strategy(config: RunConfig, image_shape: tuple[int, int, int]) -> Stra
                 f"Expected {type(strategy).__qualname__}.head_prefix to name a head in `adapted` for {name}, got "
                 f"{strategy.head_prefix!r}; set it, or leave {name} out of its variants"
             )
-    if config.zero_head:
+    if config.zero_head or config.normal_head:
         for parameter in head.values():
             nn.init.zeros_(parameter)
-    return strategy
+    if config.normal_head:
+        nn.init.normal_(head[f"{strategy.head_prefix}weight"])
 
 
 def resolve_device(name: str) -> torch.device:

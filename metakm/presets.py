@@ -1,18 +1,37 @@
-"""Defaults of a run by preset and setting: the published protocols, a scaled-down quick one, and a tuned one."""
+"""Defaults of a run by preset and setting: the published protocols, a scaled-down quick one, and a tuned one.
+
+`paper` is the protocol of Finn et al. 2017, App. A.1, and of their code, which Raghu et al. 2020 share. Losses are sums
+over the images there and means here, so inner rates and the clipping are converted: a rate on the sum over N*K support
+images divided by K is N times as large on their mean, and a gradient of the sum over N*Q queries divided by K is N*Q/K
+times that of their mean. What still differs from the published protocol:
+
+- Batch norm has a learned scale (gamma), and 1e-5 under the root; theirs has a shift alone, and 1e-3.
+- A stride of 2 pads 1 pixel on all sides; TensorFlow's "SAME" pads an even image at the bottom and on the right.
+- The head starts at U(-1/sqrt(F), 1/sqrt(F)) on photographs, theirs by Xavier's rule from a bias of 0.
+- Meta-training tasks are drawn anew without end; their code draws 200,000 beforehand.
+- Meta-validation, which chooses nothing (`select` is `last`), tests as the meta-test does, with more steps than theirs.
+- `protonet` and the strategies with prototypes scale distances (`metakm/strategies/protonet.py`).
+- `tiny-imagenet`, `folder`, `glyphs`, and ways and shots other than 5 or 20 and 1 or 5 have no published protocol: they
+  get that of photographs (mini-ImageNet's) or of characters (Omniglot's), 20-way but for exactly 5 ways.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from metakm.config import VARIANTS, RunConfig
+from metakm.data.catalogue import family_of
+from metakm.models.catalogue import OWN
 from metakm.strategies.registry import available_strategies, strategy_class
-
-_photographs = frozenset({"folder", "mini-imagenet", "tiny-imagenet"})
 
 
 def default_ways(dataset: str) -> int:
-    """Ways of the published protocol of a dataset."""
-    return 5 if dataset in _photographs else 20
+    """Ways of the published protocol of a dataset.
+
+    Raises:
+        UserError: an unknown dataset.
+    """
+    return 5 if family_of(dataset) == "photographs" else 20
 
 
 def preset_config(
@@ -26,44 +45,52 @@ def preset_config(
     """The `RunConfig` of a preset for one setting; `overrides` are fields of `RunConfig`.
 
     Raises:
-        UserError: a value out of range (see `RunConfig`).
+        UserError: an unknown dataset, or a value out of range (see `RunConfig`).
     """
     ways = default_ways(dataset) if ways is None else ways
     build = {"paper": _paper, "tuned": _tuned}.get(preset, _quick)
     refused = _refused(algo)
-    values = {k: v for k, v in build(dataset, ways, shots).items() if k not in refused} | overrides
+    values = {k: v for k, v in build(dataset, ways, shots).items() if k not in refused}
+    if algo in available_strategies() and strategy_class(algo).own_network:
+        values["backbone"] = OWN
+    values |= overrides
     return RunConfig(preset=preset, algo=algo, dataset=dataset, ways=ways, shots=shots, **values)  # type: ignore[arg-type]
 
 
 def _refused(algo: str) -> frozenset[str]:
-    """What a preset must not set for a strategy; nothing for one that is not known yet, such as a plugin's."""
+    """What a preset must not set for a strategy. One that is not known yet, such as a plugin's, has no prototypes."""
     if algo not in available_strategies():
-        return frozenset()
+        return frozenset({"scaled_distance"})
     return frozenset(VARIANTS) - strategy_class(algo).variants
 
 
 def _paper(dataset: str, ways: int, shots: int) -> dict[str, Any]:
-    """Finn et al. 2017, App. A.1 and their code; Raghu et al. 2020 use the same."""
-    common = {"meta_lr": 1e-3, "iterations": 60_000, "schedule": "constant", "val_tasks": 200, "val_every": 1000}
-    if dataset in _photographs:
+    """See the module: Finn et al. 2017, App. A.1 and their code."""
+    common = {
+        "meta_lr": 1e-3,
+        "iterations": 60_000,
+        "schedule": "constant",
+        "val_tasks": 200,
+        "val_every": 1000,
+        "select": "last",
+        "scaled_distance": True,
+    }
+    if family_of(dataset) == "photographs":
+        queries = 15
         return common | {
             "backbone": "conv4-32-pool",
-            "queries": 15,
+            "queries": queries,
+            "test_queries": shots,
             "inner_lr": 0.01 * ways,
             "inner_steps": 5,
             "test_inner_steps": 10,
             "meta_batch": 4 if shots == 1 else 2,
-            "grad_clip": 10.0,
+            "grad_clip": 10 * shots / (ways * queries),  # of the mean over queries; theirs is the sum / shots
         }
-    return common | {
-        "backbone": "conv4-64-stride",
-        "queries": shots,
-        "inner_lr": 0.1 * ways,
-        "inner_steps": 5,
-        "test_inner_steps": 5,
-        "meta_batch": 16,
-        "grad_clip": 0.0,
-    }
+    five = {"inner_lr": 0.4 * ways, "inner_steps": 1, "test_inner_steps": 3, "meta_batch": 32}
+    others = {"inner_lr": 0.1 * ways, "inner_steps": 5, "test_inner_steps": 5, "meta_batch": 16}
+    own = five if ways == 5 else others
+    return common | own | {"backbone": "conv4-64-stride", "queries": shots, "grad_clip": 0.0, "normal_head": True}
 
 
 def _quick(dataset: str, ways: int, shots: int) -> dict[str, Any]:
@@ -71,20 +98,24 @@ def _quick(dataset: str, ways: int, shots: int) -> dict[str, Any]:
 
     Chosen for KM on Omniglot's 20-way 1-shot meta-validation; the other settings are scaled by estimate.
     """
-    quick = {"schedule": "cosine", "meta_lr": 3e-3, "grad_clip": 10.0, "val_every": 100, "val_tasks": 100}
-    if dataset in _photographs:
-        return {
-            **_paper(dataset, ways, shots),
-            **quick,
-            "iterations": 400 if shots == 1 else 250,
-            "test_inner_steps": 5,
-            "val_tasks": 50,
-        }
-    return {
+    quick = {
         **_paper(dataset, ways, shots),
-        **quick,
+        "schedule": "cosine",
+        "meta_lr": 3e-3,
+        "grad_clip": 10.0,
+        "val_every": 100,
+        "inner_steps": 5,
+        "test_inner_steps": 5,
+        "test_queries": 0,
+        "select": "best",
+        "normal_head": False,
+    }
+    if family_of(dataset) == "photographs":
+        return quick | {"iterations": 400 if shots == 1 else 250, "val_tasks": 50}
+    return quick | {
         "iterations": 500 if shots == 1 else 350,
         "meta_batch": 8 if shots == 1 else 4,
+        "val_tasks": 100,
         "queries": 5,
         "inner_lr": 0.5,
     }
@@ -106,7 +137,7 @@ def _tuned(dataset: str, ways: int, shots: int) -> dict[str, Any]:
         "val_every": 500 if shots == 1 else 1000,
         "val_tasks": 200,
     }
-    if dataset in _photographs:
+    if family_of(dataset) == "photographs":
         return tuned | {"iterations": 2500}
     return tuned | {
         "backbone": "conv4-64-pool",

@@ -189,14 +189,14 @@ class Run:
         tasks = self.config.val_tasks
         point = self.course.validate(self.loop.iteration, lambda: float(self.accuracies("val", tasks).mean()))
         self.log.validated(point)
-        if point.val_accuracy > self.best["val_accuracy"]:
+        if point.val_accuracy > self.best["val_accuracy"] or self.config.select == "last":
             self.best = {"val_accuracy": point.val_accuracy, "model": self.loop.model_state()}
         self._save()
         if progress is not None:
             progress.note(f"iteration {point.iteration}: {SPLIT_NAMES['val']} accuracy {point.val_accuracy:.4f}")
 
     def _test(self) -> npt.NDArray[np.float64] | None:
-        """Meta-test accuracies `[eval_tasks]` of the best checkpoint; None when asked to stop."""
+        """Meta-test accuracies `[eval_tasks]` of the model that `--select` names; None when asked to stop."""
         self.loop.load_model_state(self.best["model"])
         with self._progress(SPLIT_NAMES["test"], self.config.eval_tasks, unit="task") as progress:
             try:

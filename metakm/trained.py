@@ -22,7 +22,7 @@ from metakm.weights import ImageShape, read_weights
 class TrainedRun(NamedTuple):
     """What a run learned, and how it was evaluated.
 
-    strategy: the best checkpoint by meta-validation, on the CPU, in evaluation mode.
+    strategy: the model that was tested, on the CPU, in evaluation mode.
     inner_lr: the config's number, or the learned rates.
     image_shape: (C, H, W) of the images that it was trained on.
     """
@@ -40,7 +40,7 @@ class TrainedRun(NamedTuple):
 
 
 def load_run(folder: str | Path) -> TrainedRun:
-    """Load a run's best model from its folder, `<out>/<setting>/<algo>/seed<k>/`; its data are not needed.
+    """Load a run's tested model from its folder, `<out>/<setting>/<algo>/seed<k>/`; its data are not needed.
 
     It is in checkpoint.pt and, once the run is done, in weights.safetensors: a folder with either will do. Of both,
     which then hold the same model, the latter is read: it travels with the row and is no pickle.

@@ -1,4 +1,4 @@
-"""weights.safetensors: the best model of a finished run, in a file small enough to travel with its row."""
+"""weights.safetensors: the tested model of a finished run, in a file small enough to travel with its row."""
 
 from __future__ import annotations
 

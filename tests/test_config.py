@@ -2,11 +2,13 @@ import dataclasses
 import json
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from metakm.command_line import command, parse
-from metakm.config import RunConfig
+from metakm.config import PresetName, RunConfig
+from metakm.data.catalogue import Family, available_datasets, family_of
 from metakm.errors import UserError
 from metakm.presets import preset_config
 from metakm.strategies import registry
@@ -24,11 +26,46 @@ def test_paper_preset_is_the_published_protocol():
     assert (omniglot.queries, omniglot.meta_batch, omniglot.iterations) == (5, 16, 60_000)
     assert (omniglot.inner_lr, omniglot.inner_steps, omniglot.test_inner_steps) == (2.0, 5, 5)
     assert (omniglot.backbone, omniglot.meta_lr, omniglot.grad_clip) == ("conv4-64-stride", 1e-3, 0.0)
-    for shots, tasks in ((1, 4), (5, 2)):
+    assert (omniglot.test_queries, omniglot.select, omniglot.normal_head) == (0, "last", True)
+    five = preset_config("paper", "maml", "omniglot", 5, 1)
+    assert (five.queries, five.meta_batch, five.inner_steps, five.test_inner_steps) == (1, 32, 1, 3)
+    assert five.inner_lr == pytest.approx(0.4 * 5)
+    for shots, tasks, clip in ((1, 4, 10 / 75), (5, 2, 50 / 75)):
         mini = preset_config("paper", "km", "mini-imagenet", 5, shots)
-        assert (mini.queries, mini.meta_batch, mini.grad_clip) == (15, tasks, 10.0)
+        assert (mini.queries, mini.test_queries, mini.meta_batch) == (15, shots, tasks)
+        assert mini.grad_clip == pytest.approx(clip)
         assert (mini.inner_lr, mini.inner_steps, mini.test_inner_steps) == (0.05, 5, 10)
-        assert mini.backbone == "conv4-32-pool"
+        assert (mini.backbone, mini.select, mini.normal_head) == ("conv4-32-pool", "last", False)
+
+
+@pytest.mark.parametrize("preset", ["quick", "tuned"])
+@pytest.mark.parametrize(("dataset", "ways"), [("omniglot", 20), ("omniglot", 5), ("mini-imagenet", 5)])
+def test_what_is_scaled_down_keeps_its_own_test(preset, dataset, ways):
+    config = preset_config(preset, "anil", dataset, ways)
+    assert (config.test_queries, config.select, config.normal_head, config.inner_steps) == (0, "best", False, 5)
+    assert config.test_inner_steps == (5 if preset == "quick" else 10)
+    assert config.grad_clip == (10.0 if preset == "quick" else 0.01)
+
+
+@pytest.mark.parametrize("preset", get_args(PresetName))
+def test_a_dataset_whose_protocol_is_not_known_is_refused(preset):
+    with pytest.raises(UserError, match=r"Expected dataset .*got 'tiny_imagenet'; did you mean 'tiny-imagenet'"):
+        preset_config(preset, dataset="tiny_imagenet", ways=5)
+    with pytest.raises(UserError, match="got 'cifar-fs'"):
+        parse(["--preset", preset, "--dataset", "cifar-fs"])
+
+
+def test_every_dataset_states_its_family():
+    assert {family_of(name) for name in available_datasets()} == set(get_args(Family))
+    of = {name: preset_config("paper", dataset=name).backbone for name in available_datasets()}
+    assert of == dict.fromkeys(("folder", "mini-imagenet", "tiny-imagenet"), "conv4-32-pool") | dict.fromkeys(
+        ("glyphs", "omniglot"), "conv4-64-stride"
+    )
+
+
+def test_a_head_starts_in_one_way():
+    with pytest.raises(UserError, match="--zero-head or --normal-head, got both"):
+        preset_config(zero_head=True, normal_head=True)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +74,7 @@ def test_paper_preset_is_the_published_protocol():
         ("ways", 1),
         ("shots", 0),
         ("queries", 0),
+        ("test_queries", -1),
         ("inner_lr", 0.0),
         ("inner_lr", float("nan")),
         ("meta_lr", -1.0),
@@ -52,6 +90,7 @@ def test_paper_preset_is_the_published_protocol():
         ("val_every", 0),
         ("task_chunk", -1),
         ("schedule", "linear"),
+        ("select", "newest"),
         ("bn_mode", "eval"),
         ("preset", "fast"),
     ],

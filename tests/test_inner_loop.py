@@ -8,6 +8,7 @@ from small import assert_close, gradients, learned_parameters, random_episodes, 
 import metakm
 from metakm import inner_loop
 from metakm.inner_loop import evaluate_episodes, meta_loss
+from metakm.strategies.registry import strategy_class
 
 CASES = {
     "maml": ("maml", {}),
@@ -19,6 +20,7 @@ CASES = {
     "km-implicit": ("km", {"implicit": True}),
 }
 LR, STEPS = 0.4, 3
+WITH_A_HEAD = [name for name in metakm.available_strategies() if "proto" not in name]
 
 
 def per_task(algo, strategy, options, downsample, bn_mode="transductive"):
@@ -237,6 +239,24 @@ def test_rates_of_each_step_equal_a_hand_unrolled_loop_and_the_last_is_that_of_f
     ]
     assert_close(*of_rates)
     assert_close(gradients(strategy, actual), gradients(strategy, expected))
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("ways", [3, 5])
+@pytest.mark.parametrize("run", [meta_loss, evaluate_episodes])
+@pytest.mark.parametrize("algo", WITH_A_HEAD)
+def test_tasks_of_other_ways_than_the_strategys_are_refused(algo, run, ways, steps):
+    with pytest.raises(metakm.UserError, match=f"tasks of 4 classes, the ways of the strategy, got tasks of {ways}; "):
+        run(small_strategy(algo, ways=4), random_episodes(ways=ways), inner_lr=0.1, inner_steps=steps)
+
+
+def test_inner_steps_may_go_without_some_classes_but_not_beyond_them():
+    class Partial(strategy_class("anil")):
+        def adapt(self, inner, encoded, labels):
+            return inner.descend((encoded, labels.clamp(max=highest)))
+
+    strategy, highest = Partial(metakm.Conv4(1, 3, "stride", image_size=14), 4), 2
+    assert meta_loss(strategy, random_episodes(ways=4), inner_lr=0.1, inner_steps=1).loss.isfinite()
 
 
 def test_wrong_number_of_rates_and_negative_steps_are_refused():

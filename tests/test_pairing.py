@@ -44,6 +44,21 @@ def test_the_papers_claims_are_those_of_its_text(tmp_path):
     assert claimed == {*(("anil", setting) for setting in TABLE3), ("maml", TABLE3[0]), ("maml", TABLE3[3])}
 
 
+def test_a_difference_between_its_larger_interval_and_both_together_is_not_separated(tmp_path):
+    # by task 5 and 15 points over both seeds, by seed 10 -+ x: 1.96 * 5 over tasks, 12.706 x over seeds
+    for name, half, verdict in (("one", 0.001, "above"), ("both", 0.005, "not separated")):
+        for seed, shift in enumerate((half, -half)):
+            write_run(tmp_path / name / f"km{seed}", "km", np.array([0.45, 0.55]) + shift, seed)
+            write_run(tmp_path / name / f"anil{seed}", "anil", [0.4, 0.4], seed)
+        ((c,), _) = comparisons_between(table_of(tmp_path / name).cells, "km", "anil")
+        assert c.difference == pytest.approx(10)
+        assert c.tasks_ci95 == pytest.approx(1.96 * 5)
+        assert c.seeds_ci95 == pytest.approx(12.706205 * 100 * half, rel=1e-6)
+        assert max(c.tasks_ci95, c.seeds_ci95) < c.difference
+        assert c.ci95 == pytest.approx(np.sqrt(c.tasks_ci95**2 + c.seeds_ci95**2))
+        assert c.verdict == verdict
+
+
 def refusal(folder, first="km", second="anil"):
     with pytest.raises(UserError) as caught:
         comparisons_between(table_of(folder).cells, first, second)

@@ -1,3 +1,4 @@
+import copy
 import textwrap
 from importlib.metadata import EntryPoint
 
@@ -6,7 +7,10 @@ import torch
 from torch import nn
 
 import metakm
+from metakm.results import read_runs
+from metakm.run import main
 from metakm.strategies import registry
+from metakm.strategies.anil import ANIL
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +70,58 @@ def test_a_backbone_must_say_how_many_features_it_has():
         metakm.make_strategy("maml", nn.Sequential(nn.Conv2d(1, 2, 3)), 5)
     with pytest.raises(metakm.UserError, match="at least 2"):
         metakm.make_strategy("maml", metakm.Conv4(1, 4), 1)
+
+
+class OwnNet(metakm.Strategy):
+    """Images to logits by one layer of its own, whatever the backbone."""
+
+    def __init__(self, backbone, ways):  # noqa: ARG002
+        super().__init__()
+        self.adapted = metakm.models.Linear(28 * 28, ways)
+
+    def predict(self, adapted, encoded):
+        return adapted(encoded.flatten(2))
+
+
+def test_a_strategy_that_ignores_its_backbone_or_copies_it_is_refused():
+    metakm.register_strategy("ignorant")(OwnNet)
+    said = r"OwnNet to be made of the backbone that it is given, got none of its layers .* set own_network = True"
+    with pytest.raises(metakm.UserError, match=said):
+        metakm.make_strategy("ignorant", metakm.Conv4(1, 4), 5)
+
+    @metakm.register_strategy("copying")
+    class Copying(ANIL):
+        def __init__(self, backbone, ways):
+            super().__init__(copy.deepcopy(backbone), ways)
+
+    with pytest.raises(metakm.UserError, match="a copy has others"):
+        metakm.make_strategy("copying", metakm.Conv4(1, 4), 5)
+
+    @metakm.register_strategy("half")
+    class Half(ANIL):
+        def __init__(self, backbone, ways):
+            super().__init__(backbone, ways)
+            self.backbone = nn.Sequential(backbone.blocks[0])
+
+    assert isinstance(metakm.make_strategy("half", metakm.Conv4(1, 4), 5), Half), "a part of it will do"
+
+
+@pytest.mark.float32
+def test_a_strategy_with_a_network_of_its_own_says_so_in_its_row(tmp_path, monkeypatch, cache, capsys):
+    monkeypatch.setenv("METAKM_CACHE", str(cache))
+    metakm.register_strategy("own-net")(type("Own", (OwnNet,), {"own_network": True}))
+    small = "--algo own-net --ways 3 --iterations 1 --meta-batch 2 --val-tasks 2 --eval-tasks 2 --device cpu"
+    assert main([*small.split(), "--out", str(tmp_path), "--backbone", "conv4-4-stride"]) == 2
+    assert "Expected --backbone own with 'own-net'" in capsys.readouterr().err
+    assert main([*small.split(), "--out", str(tmp_path)]) == 0
+    row = read_runs(tmp_path).runs[0]
+    assert row.row.backbone == "own"
+    assert [name for name, _ in row.changes] == ["eval_tasks", "iterations", "meta_batch", "val_tasks"]
+    assert main(["--evaluate", str(row.path.parent)]) == 0
+    with pytest.raises(metakm.UserError, match="'own-net' to be None, as it brings a network of its own, got Conv4"):
+        metakm.make_strategy("own-net", metakm.Conv4(1, 4), 5)
+    with pytest.raises(metakm.UserError, match="'anil' to be a network, got NoneType"):
+        metakm.make_strategy("anil", None, 5)
 
 
 def install(monkeypatch, *points):

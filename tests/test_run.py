@@ -19,6 +19,7 @@ import metakm
 from metakm.lock import Lock
 from metakm.memory import TooLittleMemoryError
 from metakm.outer_loop import OuterLoop
+from metakm.preparation import make_sampler
 from metakm.progress import Progress
 from metakm.results import COLUMNS
 from metakm.run import main
@@ -99,6 +100,30 @@ def test_the_checkpoint_tested_is_the_best_on_meta_validation(tmp_path):
     best = torch.load(path / "checkpoint.pt", weights_only=True)["best"]
     assert row.val_accuracy == best["val_accuracy"] == curve.val_accuracy.max()
     assert curve.val_accuracy.iloc[-1] < curve.val_accuracy.max(), "choose a run whose last state is not the best"
+
+
+def test_the_last_model_is_tested_where_that_is_asked_for(tmp_path):
+    run(tmp_path, "--meta-lr", "0.5", "--select", "last", iterations=8, every=1)
+    path = folder(tmp_path)
+    curve, row = pd.read_csv(path / "curve.csv"), pd.read_csv(path / "result.csv").iloc[0]
+    saved = torch.load(path / "checkpoint.pt", weights_only=True)
+    assert row.select == "last"
+    assert row.val_accuracy == curve.val_accuracy.iloc[-1] < curve.val_accuracy.max(), "choose a run that tells"
+    tested, last = saved["best"]["model"]["strategy"], saved["loop"]["model"]["strategy"]
+    assert all(torch.equal(tested[name], last[name]) for name in last)
+
+
+def test_meta_validation_and_meta_test_may_have_other_queries_than_meta_training(tmp_path):
+    assert run(tmp_path / "as-training") == run(tmp_path / "own", "--test-queries", "5") == 0
+    usual, own = (pd.read_csv(folder(tmp_path / name) / "result.csv").iloc[0] for name in ("as-training", "own"))
+    assert [(row.queries, row.test_queries) for row in (usual, own)] == [(2, 0), (2, 5)]
+    assert own.episodes_hash != usual.episodes_hash
+    tasks = pd.read_csv(folder(tmp_path / "own") / "tasks.csv")
+    right = tasks.accuracy * 3 * 5
+    assert np.allclose(right, right.round())
+    config = metakm.config.RunConfig.from_json(json.loads((folder(tmp_path / "own") / "config.json").read_text()))
+    assert [make_sampler(config, split).queries for split in ("train", "val", "test")] == [2, 5, 5]
+    assert main(["--evaluate", str(folder(tmp_path / "own"))]) == 0
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(tmp_path):

@@ -6,7 +6,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from metakm import UserError
-from metakm.results import interval_over_seeds, interval_over_tasks, paired_difference
+from metakm.results import combined_interval, interval_over_seeds, interval_over_tasks, paired_difference
 
 pytestmark = pytest.mark.filterwarnings("ignore:Precision loss occurred")  # scipy's own, where values are equal
 accuracies = st.floats(0, 1).map(lambda value: round(value, 4))
@@ -55,6 +55,25 @@ def test_paired_by_hand():
     assert mean == pytest.approx(0.2)
     assert tasks_ci95 == pytest.approx(1.96 * 0.1 / np.sqrt(3))
     assert seeds_ci95 == pytest.approx(12.706205 * 0.05, rel=1e-6)
+
+
+def test_intervals_add_in_quadrature_and_one_stands_for_itself():
+    assert combined_interval(3.0, 4.0) == 5.0
+    assert combined_interval(None, 4.0) == 4.0
+    assert combined_interval(3.0, None) == 3.0
+    assert combined_interval(None, None) is None
+
+
+def test_the_combined_interval_holds_the_mean_where_the_larger_does_not():
+    """Seeds and tasks matter alike, and neither interval knows of the other's part."""
+    generator, repeats, seeds, tasks = np.random.default_rng(0), 4000, 5, 50
+    of_seed = generator.standard_normal((repeats, seeds, 1)) * np.sqrt(seeds)
+    of_task = generator.standard_normal((repeats, 1, tasks)) * np.sqrt(tasks)
+    zero = np.zeros((seeds, tasks))
+    found = [paired_difference(one, zero) for one in of_seed + of_task]
+    larger = np.mean([abs(d.mean) <= max(d.seeds_ci95, d.tasks_ci95) for d in found])
+    both = np.mean([abs(d.mean) <= combined_interval(d.seeds_ci95, d.tasks_ci95) for d in found])
+    assert larger < 0.93 < 0.945 < both < 0.98
 
 
 @settings(deadline=None, max_examples=60)

@@ -1,5 +1,6 @@
 """The strategies with an adaptation or an outer loss of their own, each against a loop written from its paper."""
 
+import math
 import re
 import types
 
@@ -127,11 +128,13 @@ def test_reptile_adapts_to_the_support_set_alone_in_evaluation():
     torch.testing.assert_close(actual, expected.detach(), rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize("bn_mode", BN_MODES)
-def test_protonet_equals_a_hand_written_one(bn_mode):
-    strategy, episodes = small_strategy("protonet", bn_mode=bn_mode), random_episodes(ways=3, shots=4)
+def test_protonet_equals_a_hand_written_one(bn_mode, scaled):
+    strategy, episodes = small_strategy("protonet", bn_mode=bn_mode, filters=12), random_episodes(ways=3, shots=4)
+    strategy.scaled_distance = scaled
     episodes.support_labels = torch.tensor([[2, 0, 1, 1, 0, 2, 2, 0, 0, 0, 2, 2]] * 3)  # uneven, in any order
-    identity = {"head.weight": torch.eye(3), "head.bias": torch.zeros(3)}
+    identity = {"head.weight": torch.eye(12), "head.bias": torch.zeros(12)}
     parameters = {**{f"backbone.{k}": p for k, p in strategy.backbone.named_parameters()}, **identity}
     frozen, losses, right = bn_mode == "frozen", [], []
     for t in range(3):
@@ -140,7 +143,7 @@ def test_protonet_equals_a_hand_written_one(bn_mode):
         prototypes = [z[labels == k].mean(0) for k in range(3)]
         reference = support if bn_mode == "support" else None
         x = conv4(parameters, episodes.query_images[t], "stride", reference, frozen)
-        logits = torch.stack([-((x - c) ** 2).sum(1) for c in prototypes], 1)
+        logits = torch.stack([-((x - c) ** 2).sum(1) for c in prototypes], 1) * (8 / x.shape[1] if scaled else 1)
         losses.append(F.cross_entropy(logits, episodes.query_labels[t]))
         right.append((logits.argmax(1) == episodes.query_labels[t]).double().mean())
     expected = torch.stack(losses).mean()
@@ -168,9 +171,11 @@ def backbone_of(strategy):
 
 @pytest.mark.parametrize("bn_mode", ["transductive", "support"])
 @pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize("algo", PROTOTYPE_HEADS)
-def test_prototype_heads_get_the_gradient_of_a_hand_unrolled_loop(algo, first_order, bn_mode):
-    strategy, episodes = small_strategy(algo, bn_mode=bn_mode), random_episodes(ways=3, shots=4)
+def test_prototype_heads_get_the_gradient_of_a_hand_unrolled_loop(algo, scaled, first_order, bn_mode):
+    strategy, episodes = small_strategy(algo, bn_mode=bn_mode, filters=12), random_episodes(ways=3, shots=4)
+    strategy.scaled_distance = scaled
     episodes.support_labels = torch.tensor([[2, 0, 1, 1, 0, 2, 2, 0, 0, 0, 2, 2]] * 3)  # uneven, in any order
     body = {f"backbone.{k}": p for k, p in backbone_of(strategy).named_parameters()}
     modulators = dict(strategy.adapted.modulators.named_parameters()) if algo == "km-proto" else {}
@@ -188,11 +193,12 @@ def test_prototype_heads_get_the_gradient_of_a_hand_unrolled_loop(algo, first_or
     for t in range(3):
         labels = episodes.support_labels[t]
         features = predict(
-            {**adapted, "head.weight": torch.eye(3), "head.bias": torch.zeros(3)}, episodes.support_images[t]
+            {**adapted, "head.weight": torch.eye(12), "head.bias": torch.zeros(12)}, episodes.support_images[t]
         )
         means = torch.stack([features[labels == k].mean(0) for k in range(3)])
         own = {k: p.clone() for k, p in adapted.items()}  # so that no inner gradient takes the way through the means
-        start = {**own, "head.weight": 2 * means, "head.bias": -(means**2).sum(1)}
+        scale = 8 / means.shape[1] if scaled else 1.0
+        start = {**own, "head.weight": 2 * scale * means, "head.bias": -scale * (means**2).sum(1)}
         task = type(episodes)(**{k: v[t : t + 1] for k, v in vars(episodes).items()})
         losses.append(unrolled_loss(predict, start, task, LR, STEPS, first_order))
     expected = torch.stack(losses).mean()
@@ -217,6 +223,26 @@ def test_prototype_heads_start_as_a_prototypical_network_of_any_number_of_ways(a
     assert (moved.logits - actual.logits).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("algo", ["protonet", *PROTOTYPE_HEADS])
+def test_a_run_from_before_distances_had_a_scale_keeps_its_predictions(algo):
+    config = preset_config(algo=algo, dataset="omniglot", ways=3, backbone="conv4-12-stride")
+    older = {name: value for name, value in config.to_json().items() if name != "scaled_distance"}
+    now, then = (build_strategy(c, (1, 14, 14)).double() for c in (config, RunConfig.from_json(older)))
+    assert (now.scaled_distance, then.scaled_distance) == (True, False)
+    episodes, first = random_episodes(ways=3), {"inner_lr": LR, "inner_steps": 0}
+    apart = [evaluate_episodes(s, episodes, **first).logits.diff(dim=-1) for s in (now, then)]
+    torch.testing.assert_close(apart[0], apart[1] * 2 / 3)  # 12 features
+
+
+@pytest.mark.parametrize("algo", ["protonet", *PROTOTYPE_HEADS])
+def test_on_photographs_the_loss_of_class_means_starts_near_that_of_a_guess(algo):
+    config = preset_config(algo=algo, dataset="mini-imagenet", ways=5)
+    strategy = build_strategy(config, (3, 84, 84)).double()
+    episodes = random_episodes(tasks=2, ways=5, shots=1, channels=3, size=84)
+    loss = evaluate_episodes(strategy, episodes, inner_lr=config.inner_lr, inner_steps=0).loss
+    assert loss < 2 * math.log(5)
+
+
 def test_a_start_of_an_unknown_parameter_is_refused():
     class Misled(ANIL):
         def adapt(self, inner, encoded, labels):
@@ -239,6 +265,8 @@ def test_a_start_of_an_unknown_parameter_is_refused():
         ("km-proto", "first_head_lr"),
         ("boil", "zero_head"),
         ("km-proto", "zero_head"),
+        ("km-proto", "normal_head"),
+        ("km", "scaled_distance"),
     ],
 )
 def test_options_that_would_change_nothing_are_refused(algo, option):
@@ -248,6 +276,22 @@ def test_options_that_would_change_nothing_are_refused(algo, option):
     off = f"{flag} 0" if option == "first_head_lr" else f"--no-{flag[2:]}"
     with pytest.raises(metakm.UserError, match=f"{flag} changes, got '{algo}'; use {off}$"):
         build_strategy(config, (1, 28, 28))
+
+
+@pytest.mark.parametrize("algo", strategies_with("normal_head"))
+def test_a_normal_head_is_drawn_by_the_seed_and_changes_nothing_else(algo):
+    config = preset_config(algo=algo, ways=20, backbone="conv4-64-stride", normal_head=True)
+    plain = build_strategy(preset_config(algo=algo, ways=20, backbone="conv4-64-stride"), (1, 28, 28))
+    strategy, again = (build_strategy(config, (1, 28, 28)) for _ in range(2))
+    head = strategy.head_parameters()
+    weight, bias = (next(p for name, p in head.items() if name.endswith(end)) for end in ("weight", "bias"))
+    assert weight.std().item() == pytest.approx(1, abs=0.1)
+    assert weight.abs().max() > 2, "normal, not uniform"
+    assert not bias.any()
+    ours = {id(p) for p in head.values()}
+    for (name, p), q, other in zip(strategy.named_parameters(), again.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(p, q), name
+        assert torch.equal(p, other) != (id(p) in ours), name
 
 
 @pytest.mark.parametrize("algo", strategies_with("zero_head"))

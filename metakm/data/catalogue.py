@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from metakm.data.cache import cache_folder
 from metakm.data.dataset import FewShotDataset
@@ -17,19 +18,44 @@ from metakm.data.tiny_imagenet import load_tiny_imagenet
 from metakm.errors import UserError, unknown_name
 from metakm.files import expanded
 
-LOADERS: dict[str, Callable[..., FewShotDataset]] = {
-    "folder": load_folder,
-    "glyphs": load_glyphs,
-    "mini-imagenet": load_mini_imagenet,
-    "omniglot": load_omniglot,
-    "tiny-imagenet": load_tiny_imagenet,
+Family = Literal["characters", "photographs"]
+
+
+class Listed(NamedTuple):
+    """A dataset of the catalogue.
+
+    load: called with the split and the roots, see `load_dataset`.
+    family: what the images show; the published protocols, and so the presets, differ by it.
+    """
+
+    load: Callable[..., FewShotDataset]
+    family: Family
+
+
+DATASETS = {
+    "folder": Listed(load_folder, "photographs"),
+    "glyphs": Listed(load_glyphs, "characters"),
+    "mini-imagenet": Listed(load_mini_imagenet, "photographs"),
+    "omniglot": Listed(load_omniglot, "characters"),
+    "tiny-imagenet": Listed(load_tiny_imagenet, "photographs"),
 }
 RESIZED = frozenset({"folder"})
 
 
 def available_datasets() -> tuple[str, ...]:
     """Return the names that `load_dataset` knows, sorted."""
-    return tuple(sorted(LOADERS))
+    return tuple(sorted(DATASETS))
+
+
+def family_of(name: str) -> Family:
+    """What the images of a dataset show.
+
+    Raises:
+        UserError: an unknown dataset; what it shows, and so its protocol, cannot be told.
+    """
+    if name not in DATASETS:
+        raise unknown_name("dataset", name, DATASETS)
+    return DATASETS[name].family
 
 
 def load_dataset(
@@ -42,8 +68,8 @@ def load_dataset(
     read the cache. `image_size` is the side in pixels to which the images of "folder" are resized; 0 is its default.
     Raises UserError for an unknown name or split, and for data that are missing, damaged or not to be read.
     """
-    if name not in LOADERS:
-        raise unknown_name("dataset", name, LOADERS)
+    if name not in DATASETS:
+        raise unknown_name("dataset", name, DATASETS)
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
     if image_size < 0 or (image_size and name not in RESIZED):
@@ -54,7 +80,7 @@ def load_dataset(
     size = {"side": image_size} if image_size else {}
     roots = data_roots(root)
     try:
-        return LOADERS[name](split, roots, **size)
+        return DATASETS[name].load(split, roots, **size)
     except OSError as error:
         raise UserError(
             f"Expected data that can be read under {', '.join(map(str, roots))}, got {error}; mend that, or choose "

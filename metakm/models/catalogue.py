@@ -11,6 +11,8 @@ from metakm.models.conv4 import Conv4, Downsample
 from metakm.models.layers import BatchNormMode
 from metakm.models.resnet import CifarResNet
 
+OWN = "own"
+"""In place of a backbone's name: the strategy brings a network of its own."""
 NAMES = "conv4-<filters>-stride, conv4-<filters>-pool, resnet<depth>"
 
 

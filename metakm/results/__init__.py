@@ -9,7 +9,7 @@ from metakm.results.pairing import Comparison, comparisons_between
 from metakm.results.published import Published, published_results
 from metakm.results.row import COLUMNS, ResultRow, Status
 from metakm.results.setting import TABLE3, Setting
-from metakm.results.statistics import interval_over_seeds, interval_over_tasks, paired_difference
+from metakm.results.statistics import combined_interval, interval_over_seeds, interval_over_tasks, paired_difference
 
 __all__ = [
     "COLUMNS",
@@ -32,6 +32,7 @@ __all__ = [
     "Status",
     "Table",
     "build_table",
+    "combined_interval",
     "comparisons_between",
     "curve_csv",
     "curve_png",

@@ -10,7 +10,7 @@ import numpy as np
 
 from metakm.results.collect import Changes, RecordedRun
 from metakm.results.setting import Setting
-from metakm.results.statistics import interval_over_seeds, interval_over_tasks
+from metakm.results.statistics import combined_interval, interval_over_seeds, interval_over_tasks
 
 _PUBLISHED_ORDER = ("maml", "anil", "km")  # the others follow by name
 # What need not change a number but may: told below the table where it differs within a cell.
@@ -70,6 +70,11 @@ class Cell:
     def bn_mode(self) -> str:
         """Where batch statistics come from; one protocol has one."""
         return self.runs[0].row.bn_mode
+
+    @property
+    def ci95(self) -> float | None:
+        """Half-width of the 95 % interval over seeds and tasks together; with one seed over tasks alone."""
+        return combined_interval(self.seeds_ci95, self.tasks_ci95)
 
     @property
     def n_seeds(self) -> int:

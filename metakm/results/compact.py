@@ -33,7 +33,7 @@ def _cell(cell: Published | Cell | None) -> str:
         return ""
     if isinstance(cell, Published):
         return f"{cell.accuracy:.2f} ± {cell.plus_minus:.2f}"
-    return f"{_with_interval(f'{cell.mean:.2f}', cell.seeds_ci95, cell.tasks_ci95)} ({cell.n_seeds})"
+    return f"{_with_interval(f'{cell.mean:.2f}', cell.ci95)} ({cell.n_seeds})"
 
 
 def _claims(table: Table) -> Grid:
@@ -53,13 +53,11 @@ def _claims(table: Table) -> Grid:
 
 
 def _difference(c: Comparison) -> str:
-    return f"{_with_interval(f'{c.difference:+.2f}', c.seeds_ci95, c.tasks_ci95)} {MARKS[c.verdict]}"
+    return f"{_with_interval(f'{c.difference:+.2f}', c.ci95)} {MARKS[c.verdict]}"
 
 
-def _with_interval(text: str, *widths: float | None) -> str:
-    """The wider of the intervals that there are."""
-    known = [width for width in widths if width is not None]
-    return f"{text} ± {max(known):.2f}" if known else text
+def _with_interval(text: str, width: float | None) -> str:
+    return text if width is None else f"{text} ± {width:.2f}"
 
 
 def _remarks(table: Table) -> Iterator[str]:
@@ -87,7 +85,7 @@ def _reading(table: Table) -> Iterator[str]:
         yield f"± of published rows: {'; '.join(said)}."
     if table.cells:
         yield (
-            "± of measured rows and differences: the wider of the 95 % intervals over seeds (Student-t) and over "
-            "meta-test tasks; behind it the number of seeds."
+            "± of measured rows and differences: the 95 % interval, over seeds (Student-t) and meta-test tasks in "
+            "quadrature; with one seed over tasks alone. Behind it the number of seeds."
         )
         yield "A measured row is named by strategy and preset. Only preset paper is the published protocol."

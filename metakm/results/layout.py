@@ -68,7 +68,8 @@ def layout_comparisons(comparisons: Sequence[Comparison], refused: Sequence[str]
 _READING_PAIRS = (
     "Differences: (seeds) is the 95 % Student-t interval of the mean difference over seeds; (tasks) is 1.96 std / "
     "sqrt(n) of the differences by meta-test task, each averaged over the seeds: it holds for these trained models.",
-    "Above or below: the difference exceeds every interval given; with one seed that says nothing about other seeds.",
+    "Above or below: the difference exceeds sqrt(seeds^2 + tasks^2) of its intervals; with one seed, that over tasks, "
+    "which says nothing about other seeds.",
 )
 _READING = (
     "± of measured rows, half-widths of 95 % intervals: (seeds) Student-t over seeds; (tasks) 1.96 std / sqrt(n) over "

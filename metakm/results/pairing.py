@@ -12,7 +12,7 @@ import numpy.typing as npt
 from metakm.errors import UserError, unknown_name
 from metakm.results.cells import PROVENANCE, Cell, names_by_value
 from metakm.results.collect import RecordedRun
-from metakm.results.statistics import paired_difference
+from metakm.results.statistics import combined_interval, paired_difference
 
 Verdict = Literal["above", "below", "not separated"]
 
@@ -30,10 +30,17 @@ class Comparison:
     caveats: tuple[str, ...]  # what else differs between the two
 
     @property
+    def ci95(self) -> float | None:
+        """Half-width over seeds and tasks together; with one seed over tasks alone."""
+        return combined_interval(self.seeds_ci95, self.tasks_ci95)
+
+    @property
     def verdict(self) -> Verdict:
-        """Above or below if the difference exceeds every interval that there is, over tasks and over seeds."""
-        widths = [width for width in (self.tasks_ci95, self.seeds_ci95) if width is not None]
-        if not widths or abs(self.difference) <= max(widths):
+        """Above or below if the difference exceeds its interval over seeds and tasks together.
+
+        With one seed it is a verdict on these trained models, not on the strategies.
+        """
+        if self.ci95 is None or abs(self.difference) <= self.ci95:
             return "not separated"
         return "above" if self.difference > 0 else "below"
 

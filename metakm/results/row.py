@@ -73,6 +73,7 @@ class ResultRow(CsvRow):
     ways: int
     shots: int
     queries: int
+    test_queries: int = 0  # in meta-validation and meta-test; 0: as many
     seed: int
     preset: str
     backbone: str
@@ -86,7 +87,8 @@ class ResultRow(CsvRow):
     iterations: int
     adapted_parameters: int
     total_parameters: int
-    val_accuracy: float | None  # best meta-validation accuracy, of the checkpoint that was tested
+    select: str = "best"  # the model that was tested: the best on meta-validation, or the last
+    val_accuracy: float | None  # meta-validation accuracy of that model
     accuracy: float | None  # mean over the meta-test tasks
     ci95: float | None  # half-width of the 95 % interval of that mean over tasks
     n_tasks: int

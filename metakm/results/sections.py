@@ -108,7 +108,7 @@ def _charts(here: Sequence[_Measured], curves: Sequence[Curve], anchor: str) -> 
             "Meta-validation accuracy, marked, and meta-training accuracy, thin; a line for each run.",
         )
     outcomes = [
-        Outcome(one.label, one.look, one.cell.adapted_parameters, one.cell.mean, _interval(one.cell))
+        Outcome(one.label, one.look, one.cell.adapted_parameters, one.cell.mean, one.cell.ci95 or 0.0)
         for one in here
         if one.cell.adapted_parameters is not None
     ]
@@ -117,9 +117,5 @@ def _charts(here: Sequence[_Measured], curves: Sequence[Curve], anchor: str) -> 
         yield Chart(
             "Accuracy against adapted parameters",
             accuracy_by_parameters(outcomes, f"{anchor}-cost", f"Meta-test accuracy by adapted parameters: {values}"),
-            "Meta-test accuracy with the wider of its 95 % intervals, over tasks or over seeds.",
+            "Meta-test accuracy with its 95 % interval over seeds and tasks together.",
         )
-
-
-def _interval(cell: Cell) -> float:
-    return max((width for width in (cell.seeds_ci95, cell.tasks_ci95) if width is not None), default=0.0)

@@ -2,6 +2,7 @@
 
 An interval over tasks says how far the mean would move with other meta-test tasks, for the models as trained.
 An interval over seeds says how far it would move with other initial weights and meta-training episodes.
+Together they say how far it would move with both: their half-widths add in quadrature (`combined_interval`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,21 @@ def interval_over_seeds(means: npt.NDArray[np.float64]) -> float | None:
     if n < 2:
         return None
     return float(stats.t.ppf(0.975, n - 1) * means.std(ddof=1) / math.sqrt(n))
+
+
+def combined_interval(over_seeds: float | None, over_tasks: float | None) -> float | None:
+    """Half-width of the 95 % interval with other seeds and other tasks, sqrt(over_seeds^2 + over_tasks^2).
+
+    With one seed there is the interval over tasks alone, which holds for these trained models. None without either.
+
+    In a model of accuracies with an effect of the seed, one of the task and a rest, variances s, t and r, the mean over
+    S seeds and n tasks has variance s/S + t/n + r/(S n). The interval over seeds estimates s/S + r/(S n), as all seeds
+    meet the same tasks, and that over tasks t/n + r/(S n). Their sum counts the rest twice, and the quantile of the
+    seeds stays Student's, so the interval is rather too wide: simulated with 2, 3 and 5 seeds and 200 tasks it held the
+    true mean in 95 to 99 % of cases (2 seeds without an effect: 93.8 %), the larger of the two in as few as 92.6 %.
+    """
+    known = [width for width in (over_seeds, over_tasks) if width is not None]
+    return math.hypot(*known) if known else None
 
 
 class PairedDifference(NamedTuple):

@@ -86,8 +86,11 @@ class Strategy(nn.Module):
         {"first_order", "learn_inner_lr", "inner_lr_per_step", "nonnegative_inner_lr", "multi_step_loss"}
     )
     """The options of a run that change this strategy; the others are refused rather than ignored."""
-    head_variants: ClassVar[frozenset[str]] = variants | {"first_head_lr", "zero_head"}
+    head_variants: ClassVar[frozenset[str]] = variants | {"first_head_lr", "zero_head", "normal_head"}
     """`variants` of a strategy whose head starts at its own parameters, which `head_parameters` then returns."""
+
+    own_network: ClassVar[bool] = False
+    """True: the strategy brings a network of its own and gets None as `backbone`; its runs have `--backbone own`."""
 
     recordable: ClassVar[bool] = True
     """Whether a GPU may replay the kernels of its meta-gradient without running its Python code again. False where that
@@ -132,6 +135,7 @@ class Strategy(nn.Module):
 
         def query(adapted: Any) -> tuple[Tensor, Tensor]:
             logits = self.query_logits(adapted, episodes.support_images, episodes.query_images)
+            require_ways(logits, episodes.support_labels)
             return cross_entropy(logits, episodes.query_labels).mean(), logits
 
         def after(step: int, adapted: nn.Module) -> None:
@@ -193,6 +197,28 @@ class Strategy(nn.Module):
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of each task, `[T]`, from logits `[T, n, N]` and labels `[T, n]`."""
     return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(dim=1)
+
+
+def require_ways(logits: Tensor, labels: Tensor, *, or_fewer: bool = False) -> None:
+    """Refuse logits `[T, n, N]` for tasks of other than N classes, as the labels `[T, N*K]` of a support set tell.
+
+    With fewer classes the surplus logits would count as wrong answers. While a GPU records its kernels, labels cannot
+    be read: the same ones were checked before, when the kernels were launched.
+
+    Args:
+        or_fewer: the labels need not be of all classes.
+
+    Raises:
+        UserError: it says both numbers.
+    """
+    if labels.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    ways = int(labels.max()) + 1
+    if ways > logits.shape[-1] or (ways < logits.shape[-1] and not or_fewer):
+        raise UserError(
+            f"Expected tasks of {logits.shape[-1]} classes, the ways of the strategy, got tasks of {ways}; draw them "
+            f"with ways={logits.shape[-1]}, or build the strategy for {ways}"
+        )
 
 
 class Classifier(nn.Module):

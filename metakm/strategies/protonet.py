@@ -1,10 +1,15 @@
-"""Prototypical networks: the nearest class mean (Snell, Swersky & Zemel 2017, Eq. 1 and 2).
+"""Prototypical networks: the nearest class mean (Snell, Swersky & Zemel 2017, Eq. 1 and 2), at a scale.
 
     c_k = mean of f(x) over the support images x of class k
-    p(y = k | x) = softmax_k(-|f(x) - c_k|^2)
+    p(y = k | x) = softmax_k(-s |f(x) - c_k|^2),    s = min(1, 8/F) for F features
 
 A baseline without an inner loop: nothing is adapted by gradients, the inner learning rate and steps have no effect, and
 there is no head. To adapt to a task is to compute its prototypes, as many as its support set has classes.
+
+The paper has s = 1, and its distance grows with F: on photographs (F = 800) the logits of an untrained network are more
+than a hundred apart, and the loss of `protonet` was 32 in iterations 21 to 40 of `--preset quick`. It is 1.54 with 8/F
+and 1.51 with 1/F. On Omniglot 20-way 1-shot (F = 64), after 250 iterations of `--preset tuned`, `protonet` has 89.7 %
+on meta-validation with s = 1, 91.4 % with 8/F and 88.5 % with 1/F (seed 0).
 """
 
 from __future__ import annotations
@@ -19,12 +24,23 @@ from metakm.strategies.base import InnerLoop, Strategy
 from metakm.strategies.registry import register_strategy
 
 
-@register_strategy("protonet")
-class ProtoNet(Strategy):
-    """`adapted` = nothing."""
+class Prototypical(Strategy):
+    """A strategy whose logits, before any inner step, are minus s times squared distances to prototypes."""
 
-    variants: ClassVar[frozenset[str]] = frozenset()
+    variants: ClassVar[frozenset[str]] = frozenset({"scaled_distance"})
     recordable: ClassVar[bool] = False  # `prototypes` counts the classes
+
+    scaled_distance: bool = True
+    """s = min(1, 8/F); False: s = 1, as published and as in runs made before there was a scale."""
+
+    def distance_scale(self, features: int) -> float:
+        """The factor s of squared distances between vectors of that many features."""
+        return min(1.0, 8 / features) if self.scaled_distance else 1.0
+
+
+@register_strategy("protonet")
+class ProtoNet(Prototypical):
+    """`adapted` = nothing."""
 
     def __init__(self, backbone: nn.Module, ways: int) -> None:
         super().__init__()
@@ -43,9 +59,10 @@ class ProtoNet(Strategy):
         return prototypes(encoded, labels)
 
     def predict(self, adapted: Tensor, encoded: Tensor) -> Tensor:
-        """Minus the squared distances of the features to the prototypes."""
+        """Minus s times the squared distances of the features to the prototypes."""
+        s = self.distance_scale(encoded.shape[-1])
         squares = encoded.square().sum(-1, keepdim=True) + adapted.square().sum(-1).unsqueeze(1)  # [T, n, N]
-        return torch.baddbmm(squares, encoded, adapted.transpose(1, 2), beta=-1, alpha=2)
+        return torch.baddbmm(squares, encoded, adapted.transpose(1, 2), beta=-s, alpha=2 * s)
 
     def forward(self, images: Tensor) -> Tensor:
         """Features `[T, n, F]`: without a support set there are no logits."""

@@ -1,12 +1,13 @@
 """Heads that start from the support prototypes (Triantafillou et al. 2020, "Meta-Dataset", Sec. 3, Proto-MAML).
 
     c_k = mean of f(x) over the support images x of class k,    f = the features before adaptation
-    head of class k at the start of the inner loop: weight 2 c_k, bias -|c_k|^2
+    head of class k at the start of the inner loop: weight 2 s c_k, bias -s |c_k|^2
 
-Before the first inner step the predictions are so those of a prototypical network (its logits less |f(x)|^2, which is
-the same for every class); the inner loop then adapts what it adapts in `maml`, `anil` and `km`, the head included. The
-meta-gradient reaches the features through the prototypes too, also to first order. The values of the head's own
-parameters are never read: they only say which tensors the inner loop adapts.
+Before the first inner step the predictions are so those of a prototypical network (its logits less s |f(x)|^2, which is
+the same for every class). s = min(1, 8/F) is that of `protonet`, whose module says why; the paper has 1. The inner loop
+then adapts what it adapts in `maml`, `anil` and `km`, the head included. The meta-gradient reaches the features through
+the prototypes too, also to first order. The values of the head's own parameters are never read: they only say which
+tensors the inner loop adapts.
 """
 
 from __future__ import annotations
@@ -19,15 +20,14 @@ from metakm.strategies.anil import ANIL
 from metakm.strategies.base import Classifier, InnerLoop, Strategy, call_with
 from metakm.strategies.km import KM
 from metakm.strategies.maml import MAML
-from metakm.strategies.protonet import prototypes
+from metakm.strategies.protonet import Prototypical, prototypes
 from metakm.strategies.registry import register_strategy
 
 
-class PrototypeHead(Strategy):
+class PrototypeHead(Prototypical):
     """Mixed into a strategy whose `adapted` has a linear head, as `head_prefix` says."""
 
-    variants: ClassVar[frozenset[str]] = Strategy.variants
-    recordable: ClassVar[bool] = False  # `prototypes` counts the classes
+    variants: ClassVar[frozenset[str]] = Strategy.variants | Prototypical.variants
 
     def features(self, encoded: Tensor) -> Tensor:
         """Features `[T, n, F]` before adaptation, of what `encode` returned."""
@@ -37,7 +37,8 @@ class PrototypeHead(Strategy):
         """See `Strategy`. The support labels may have any number of classes."""
         features = self.features(encoded).to(next(self.adapted.parameters()).dtype)
         means = prototypes(features, labels)  # [T, N, F]
-        start = {f"{self.head_prefix}weight": 2 * means, f"{self.head_prefix}bias": -means.square().sum(-1)}
+        s = self.distance_scale(means.shape[-1])
+        start = {f"{self.head_prefix}weight": 2 * s * means, f"{self.head_prefix}bias": -s * means.square().sum(-1)}
         return inner.descend((encoded, labels), start=start)
 
     def forward(self, images: Tensor) -> Tensor:

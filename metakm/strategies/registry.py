@@ -15,6 +15,7 @@ from torch import nn
 
 from metakm.errors import UserError, unknown_name
 from metakm.strategies.base import Strategy
+from metakm.strategies.independence import require_independent_tasks
 
 GROUP = "metakm.strategies"
 
@@ -64,13 +65,20 @@ def strategy_class(name: str) -> type[Strategy]:
     return _registry[name]
 
 
-def make_strategy(name: str, backbone: nn.Module, ways: int, **options: Any) -> Strategy:
+def make_strategy(name: str, backbone: nn.Module | None, ways: int, **options: Any) -> Strategy:
     """Build the strategy `name` on `backbone` for `ways` classes.
 
+    Args:
+        backbone: None for a strategy with a network of its own (`own_network`).
+
     Raises:
-        UserError: an unknown name, an option that the strategy does not have, or a constructor that fails.
+        UserError: an unknown name, an option that the strategy does not have, a constructor that fails, a
+            strategy that is not made of the backbone, or layers that mix the tasks of a batch.
     """
     cls = strategy_class(name)
+    if cls.own_network != (backbone is None):
+        wanted = "None, as it brings a network of its own" if cls.own_network else "a network"
+        raise UserError(f"Expected the backbone of {name!r} to be {wanted}, got {type(backbone).__name__}; pass that")
     known = [p for p in inspect.signature(cls).parameters if p not in ("backbone", "ways")]
     for option in options:
         if option not in known:
@@ -87,7 +95,18 @@ def make_strategy(name: str, backbone: nn.Module, ways: int, **options: Any) -> 
         ) from error
     if not isinstance(getattr(strategy, "adapted", None), nn.Module):
         raise UserError(f"Expected {cls.__qualname__}.__init__ to set self.adapted to a module; set it")
+    if backbone is not None and not _shares_a_part(strategy, backbone):
+        raise UserError(
+            f"Expected {_full_name(cls)} to be made of the backbone that it is given, got none of its layers (a copy "
+            "has others); use it, or set own_network = True, for runs with --backbone own"
+        )
+    require_independent_tasks(strategy)
     return strategy
+
+
+def _shares_a_part(strategy: Strategy, backbone: nn.Module) -> bool:
+    parts = {id(part) for part in (*strategy.modules(), *strategy.parameters())}
+    return any(id(part) in parts for part in (*backbone.modules(), *backbone.parameters()))
 
 
 def load_plugin(path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from metakm.strategies.base import EpisodeBatch, InnerLoop, cross_entropy
+from metakm.strategies.base import EpisodeBatch, InnerLoop, cross_entropy, require_ways
 from metakm.strategies.direct import DirectStrategy
 from metakm.strategies.registry import register_strategy
 
@@ -39,6 +39,7 @@ class Reptile(DirectStrategy):
         adapted = inner.descend(*minibatches(episodes), graph=False)  # phi~: [T, ...]
         with torch.no_grad():
             logits = self.query_logits(adapted, episodes.support_images, episodes.query_images)
+            require_ways(logits, episodes.support_labels)
             loss = cross_entropy(logits, episodes.query_labels).mean()
             directions = [
                 (phi - fast.mean(dim=0)) / rate
