@@ -96,11 +96,6 @@ class FewShotDataset:
                 f"Expected one label an image, got labels {list(marks.shape)} for images "
                 f"{list(pictures.shape)}; pass labels as [M] and images as [M, C, H, W]"
             )
-        if pictures.ndim == 4 and pictures.shape[1] not in (1, 3) and pictures.shape[3] in (1, 3):
-            raise UserError(
-                f"Expected images as [M, C, H, W], got {list(pictures.shape)}, which looks like channels last; pass "
-                "images.transpose(0, 3, 1, 2)"
-            )
         _check_labels(marks)
         kinds, counts = np.unique(marks, return_counts=True)
         names = tuple(str(kind) for kind in kinds)
@@ -210,6 +205,11 @@ def _check_images(images: npt.NDArray[np.uint8], rotations: bool) -> None:
         raise UserError(
             f"Expected images as uint8 [M, C, H, W], got {images.dtype} {list(images.shape)}; "
             "scale values to 0..255 and add the channel axis"
+        )
+    if images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+        raise UserError(
+            f"Expected images as [M, C, H, W], got {list(images.shape)}, which looks like channels last; pass "
+            "images.transpose(0, 3, 1, 2)"
         )
     if rotations and images.shape[2] != images.shape[3]:
         raise UserError(
