@@ -12,7 +12,6 @@ from pathlib import Path
 
 import metakm
 from metakm.errors import unknown_name
-from metakm.exit_code import exit_code
 
 WIDTH = 80
 
@@ -48,11 +47,7 @@ def listing(found: Mapping[str, str]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: that of the command; 0 after the list or the version, 2 for an unknown name."""
-    return exit_code(lambda: _run(sys.argv[1:] if arguments is None else arguments), "repeat the command")
-
-
-def _run(arguments: Sequence[str]) -> int:
-    first, *rest = [*arguments] or ["--help"]
+    first, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
     found = commands()
     if first in found:
         return int(importlib.import_module(f"metakm.{first}").main(rest))

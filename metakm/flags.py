@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
 from metakm.errors import UserError, unknown_name
-from metakm.files import expanded
 
 _T = TypeVar("_T")
 
@@ -33,26 +30,13 @@ def read_options(options: type[_T], prog: str, arguments: Sequence[str] | None =
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     start: dict[str, Any] = {} if default is None else {"default": default}
     read: _T = _read(options, prog, arguments, **start)
-    return _at_home(read)
+    return read
 
 
 def read_some_options(options: type[_T], prog: str, arguments: Sequence[str]) -> tuple[_T, list[str]]:
     """Like `read_options`, but return the arguments that are not flags of `options` instead of refusing them."""
     read, rest = _read(options, prog, arguments, return_unknown_args=True)
-    return _at_home(read), rest
-
-
-def _at_home(options: _T) -> _T:
-    """The options with ~ in paths as the user's home: no shell expands that of `--out=~/results`."""
-
-    def path(name: str, value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(path(name, each) for each in value)
-        return expanded(value, flag(name)) if isinstance(value, Path) else value
-
-    fields = dataclasses.fields(options)  # type: ignore[arg-type]
-    changed = {f.name: new for f in fields if (new := path(f.name, old := getattr(options, f.name))) != old}
-    return dataclasses.replace(options, **changed) if changed else options  # type: ignore[type-var]
+    return read, rest
 
 
 def _read(options: type[Any], prog: str, arguments: Sequence[str], **more: Any) -> Any:

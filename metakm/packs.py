@@ -11,8 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from metakm.exit_code import exit_code
-from metakm.files import expanded
+from metakm.errors import UserError
 from metakm.modulation.attach import within
 from metakm.modulation.pack import read_pack
 from metakm.modulation.plan import paper_plan, plan_storage, table
@@ -51,8 +50,7 @@ class Inspect:
 
     def __call__(self) -> str:
         """The text to print."""
-        file = expanded(self.file, "FILE")
-        pack = read_pack(file)
+        pack = read_pack(self.file)
         layers, classifier = pack.modulation["layers"], pack.modulation["classifier"]
         values = Counter[str]()
         for name, tensor in pack.tensors.items():
@@ -66,7 +64,7 @@ class Inspect:
             "modulation": ", ".join(f"{k}={v}" for k, v in pack.modulation.items() if k != "layers"),
             "layers": f"{len(layers)}: {', '.join(layers[:4])}{', ...' if len(layers) > 4 else ''}",
             "values": ", ".join(f"{part} {n:,}" for part, n in sorted(values.items())),
-            "size": f"{file.stat().st_size:,} bytes",
+            "size": f"{self.file.stat().st_size:,} bytes",
         }
         return "\n".join(f"{name:<12}{value}" for name, value in lines.items())
 
@@ -76,12 +74,15 @@ Command = Annotated[Plan, tyro.conf.subcommand("plan")] | Annotated[Inspect, tyr
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 a file that cannot be written, 2 the user's mistake."""
-    return exit_code(lambda: _run(arguments), "repeat the command")
-
-
-def _run(arguments: Sequence[str] | None) -> int:
-    command: Plan | Inspect = tyro.cli(Command, prog="python -m metakm.packs", args=arguments)
-    print(command())  # noqa: T201
+    try:
+        command: Plan | Inspect = tyro.cli(Command, prog="python -m metakm.packs", args=arguments)
+        print(command())  # noqa: T201
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except OSError as error:
+        print(f"error: {error}; mend that and repeat the command", file=sys.stderr)  # noqa: T201
+        return 1
     return 0
 
 

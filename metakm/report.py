@@ -11,7 +11,6 @@ from typing import Annotated
 import tyro
 
 from metakm.errors import UserError
-from metakm.exit_code import exit_code
 from metakm.files import write_text
 from metakm.flags import read_options
 from metakm.inspection import inspect_cells
@@ -44,15 +43,17 @@ class ReportOptions:
     """Python files that register strategies of the runs; they run with your rights. Those that the runs name are not loaded by themselves."""  # noqa: E501
 
 
-_AGAIN = "repeat the command"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 the user's mistake."""
-    return exit_code(lambda: _write(read_options(ReportOptions, "python -m metakm.report", arguments)), _AGAIN)
+    try:
+        _write(read_options(ReportOptions, "python -m metakm.report", arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    return 0
 
 
-def _write(options: ReportOptions) -> int:
+def _write(options: ReportOptions) -> None:
     if options.episodes < 0:
         raise UserError(f"Expected --episodes to be 0 or more, got {options.episodes}")
     for plugin in options.plugin:
@@ -72,7 +73,6 @@ def _write(options: ReportOptions) -> int:
     except OSError as error:
         raise UserError(f"Expected a file that can be written, got {error}; choose another --out") from error
     print(f"{options.out}: {len(table.cells)} measured cells, {len(seen)} runs looked into")  # noqa: T201
-    return 0
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from typing import Annotated
 import tyro
 
 from metakm.errors import UserError
-from metakm.exit_code import exit_code
 from metakm.files import replacing, write_text
 from metakm.flags import read_options
 from metakm.results import Table, build_table, comparisons_between, read_runs
@@ -65,9 +64,11 @@ class TableOptions:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 a file that could not be used under --strict, 2 the user's mistake."""
-    return exit_code(
-        lambda: _run(read_options(TableOptions, "python -m metakm.table", arguments)), "repeat the command"
-    )
+    try:
+        return _run(read_options(TableOptions, "python -m metakm.table", arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
 
 
 def _run(options: TableOptions) -> int:

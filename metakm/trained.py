@@ -11,7 +11,6 @@ import torch
 from metakm.checkpoint import load_checkpoint
 from metakm.config import RunConfig
 from metakm.errors import UserError
-from metakm.files import expanded
 from metakm.inner_rates import InnerRates
 from metakm.preparation import build_strategy
 from metakm.strategies import Strategy
@@ -52,7 +51,7 @@ def load_run(folder: str | Path) -> TrainedRun:
     """
     from metakm.results import RunFolder  # brings pandas along, which `import metakm` should not
 
-    run = RunFolder(expanded(folder, "folder"))
+    run = RunFolder(Path(folder))
     config = read_config(run.path)
     path = run.weights if run.weights.is_file() else run.checkpoint
     if not path.is_file():

@@ -64,20 +64,9 @@ class Entry:
 
 
 def cache_folder() -> Path:
-    """METAKM_CACHE, or the user's cache folder of the platform.
-
-    Raises:
-        UserError: a user without a home, as in a container that runs as a number.
-    """
+    """METAKM_CACHE, or the user's cache folder of the platform."""
     chosen = os.environ.get("METAKM_CACHE")
-    if chosen:
-        return expanded(chosen, "METAKM_CACHE")
-    try:
-        return platformdirs.user_cache_path("metakm")
-    except (RuntimeError, KeyError, OSError) as error:
-        raise UserError(
-            f"Expected a user with a home for the cache, got {error}; set METAKM_CACHE to a folder that can be written"
-        ) from error
+    return expanded(chosen, "METAKM_CACHE") if chosen else platformdirs.user_cache_path("metakm")
 
 
 def cached(entry: Entry, plan: Callable[[], Plan]) -> FewShotDataset:

@@ -7,7 +7,7 @@ import json
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -125,14 +125,6 @@ class EpisodeSampler:
         self._augmentation_key = stream_key("metakm augmentation 1", dataset.name, dataset.split, self.seed)
         self._words = dataset.n_classes + ways * (1 + int(dataset.counts.max()))  # of an episode's stream
         self._images = np.asarray(dataset.images)  # a memory map stays mapped
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without a second copy of the dataset's images, for workers of a data loader."""
-        return {name: value for name, value in vars(self).items() if name != "_images"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._images = np.asarray(self.dataset.images)
 
     def batch(self, index: int, tasks: int) -> Episodes:
         """Build episodes number `index`, ..., `index + tasks - 1`, on the CPU.

@@ -2,8 +2,7 @@
 
 The layout is that of `torchvision.datasets.ImageFolder` within each of the three, but a class belongs to one of them
 only: meta-test classes are unseen classes. Images may lie at any depth below their class's folder, which may be a link
-to a folder elsewhere; other files, and those that are hidden or in hidden folders (a NAS's thumbnails in @eaDir
-included), are left alone. Every image becomes
+to a folder elsewhere; other files, and hidden ones and those in hidden folders, are left alone. Every image becomes
 RGB, is turned upright by its EXIF orientation, and is resized to a square by LANCZOS, which does not keep its
 proportions (as in mini-ImageNet).
 """
@@ -25,19 +24,10 @@ VERSION = "folder 1"  # raise it when decoding changes
 SIDE = 84
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
-SYSTEM = frozenset({"@eaDir", "@Recycle", "@Recently-Snapshot", "@tmp", "#recycle", "#snapshot", "$RECYCLE.BIN"}) | {
-    "System Volume Information", "__MACOSX", "lost+found",
-}  # fmt: skip
-
 
 def is_image(parts: Sequence[str]) -> bool:
     """Whether a file, by the names of its folders and its own, is an image, and neither it nor a folder is hidden."""
-    return PurePosixPath(parts[-1]).suffix.lower() in SUFFIXES and not any(map(is_hidden, parts))
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is not the user's own: hidden, or what a system or a NAS keeps beside the images."""
-    return name.startswith(".") or name in SYSTEM
+    return PurePosixPath(parts[-1]).suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in parts)
 
 
 def load_folder(split: str, roots: Sequence[Path], side: int = SIDE) -> FewShotDataset:
@@ -70,7 +60,7 @@ def _plan(split: str, sources: Mapping[str, FolderSource], side: int) -> Plan:
 def _members(source: FolderSource) -> dict[str, list[Member]]:
     """The images of each class, by name."""
     found: dict[str, list[Member]] = {
-        path.name: [] for path in source.path.iterdir() if path.is_dir() and not is_hidden(path.name)
+        path.name: [] for path in source.path.iterdir() if path.is_dir() and not path.name.startswith(".")
     }
     for name in source.names():
         _, kind, *inner = PurePosixPath(name).parts

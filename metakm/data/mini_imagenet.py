@@ -149,10 +149,7 @@ def _tell(split: str, classes: Mapping[str, Classes]) -> None:
 def _members(table: _Table) -> dict[str, list[Member]]:
     """The images of each class, in the order of the table."""
     try:
-        rows = [
-            (row["filename"], row["label"])
-            for row in csv.DictReader(io.StringIO(table.data.decode("utf-8-sig"), newline=""))
-        ]
+        rows = [(row["filename"], row["label"]) for row in csv.DictReader(io.StringIO(table.data.decode(), newline=""))]
     except (UnicodeDecodeError, csv.Error, KeyError) as error:
         raise UserError(
             f"Expected columns filename and label, got {error!r} in {table.where}; fetch it again"
@@ -200,8 +197,7 @@ def _pickle(path: Path) -> tuple[npt.NDArray[np.uint8], dict[str, list[int]]]:
     try:
         images = np.asarray(data["image_data"])
         rows = {
-            name.decode() if isinstance(name, bytes) else str(name): [int(row) for row in np.asarray(found).tolist()]
-            for name, found in data["class_dict"].items()
+            str(name): [int(row) for row in np.asarray(found).tolist()] for name, found in data["class_dict"].items()
         }
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise _unlike(path, repr(error)) from error

@@ -61,7 +61,7 @@ def split_characters(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _find(part: str, folders: Sequence[Path]) -> Source | None:
-    return find_source(folders, (f"{part}.zip", f"{part}/{part}", part))  # the second: unpacked into its own name
+    return find_source(folders, (f"{part}.zip", part))
 
 
 def _plan(split: str, sources: Sequence[Source]) -> Plan:

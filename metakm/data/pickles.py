@@ -80,14 +80,7 @@ def _from_buffer(buffer: Any, kind: Any, shape: tuple[int, ...], order: str) -> 
     return _Array(np.frombuffer(plain, kind.dtype).reshape(shape, order="F" if order == "F" else "C"))
 
 
-def _scalar(kind: Any, data: Any) -> Any:
-    """Stand in for numpy's `scalar`: a plain number."""
-    return np.asarray(_from_buffer(data, kind, (), "C")).item()
-
-
 _ALLOWED = {
-    ("collections", "OrderedDict"): dict,
-    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
     ("_codecs", "encode"): _latin1,
     ("numpy", "dtype"): _Kind,
     ("numpy", "ndarray"): _Array,

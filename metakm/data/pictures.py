@@ -11,21 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image
+from PIL import Image, ImageOps
 
 from metakm.data.sources import Member, Read
 from metakm.errors import UserError
-from metakm.files import expanded
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 
 
@@ -41,7 +31,7 @@ def decode(data: bytes, where: str, mode: str, side: int, upright: bool = False)
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as image:
                 _check(image, where)
-                turned = _upright(image) if upright else image
+                turned = ImageOps.exif_transpose(image) if upright else image
                 small = turned.convert(mode).resize((side, side), Image.Resampling.LANCZOS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"Expected an image of usual size, got {error} from {where}; make it smaller") from error
@@ -49,16 +39,6 @@ def decode(data: bytes, where: str, mode: str, side: int, upright: bool = False)
         raise UserError(f"Expected an image, got {error} from {where}; fetch it again") from error
     array = np.asarray(small)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """The image turned by its EXIF orientation; as it is where that cannot be read, for its pixels may be whole."""
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
-        return image
-    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
 
 
 def _check(image: Image.Image, where: str) -> None:
@@ -100,7 +80,7 @@ def read_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) 
     channels, height, width = image_shape
     if channels not in (1, 3) or height != width:
         raise UserError(f"Expected an image shape of 1 or 3 channels and a square, got {image_shape}; resize by hand")
-    files = [expanded(path, "paths") for path in paths]
+    files = [Path(path) for path in paths]
     if not files:
         raise UserError("Expected at least one image file, got none; pass their paths")
     mode = "L" if channels == 1 else "RGB"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metakm.errors import UserError
-from metakm.files import expanded, replacing
+from metakm.files import replacing
 from metakm.modulation.attach import is_modulated
 from metakm.modulation.merge import merge
 
@@ -46,5 +46,5 @@ def export_onnx(model: nn.Module, path: Path | str, images: Tensor) -> None:
     finally:
         plain.train(training)
     assert program is not None  # with dynamo=True it is returned
-    with replacing(expanded(path, "path")) as file:
+    with replacing(Path(path)) as file:
         file.write(program.model_proto.SerializeToString())

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from metakm.files import expanded, replacing
+from metakm.files import replacing
 from metakm.tensor_file import TensorFile
 
 _FILE = TensorFile("pack", key="metakm", version=1, source="save_pack() writes one")
@@ -52,7 +52,7 @@ class Pack:
 def write_pack(pack: Pack, path: Path | str) -> None:
     """Write `pack` as one file; `path` is replaced whole or left as it was."""
     data = _FILE.to_bytes(pack.header(), pack.tensors)
-    with replacing(expanded(path, "path")) as file:
+    with replacing(Path(path)) as file:
         file.write(data)
 
 
@@ -63,6 +63,6 @@ def read_pack(path: Path | str) -> Pack:
         UserError: no such file; one that is truncated, damaged, changed since it was written, not a pack, or of
             another format version.
     """
-    header, tensors = _FILE.read(expanded(path, "path"))
+    header, tensors = _FILE.read(path)
     modulation = {"start": "paper", **header["modulation"]}  # packs that do not say it are from before there were two
     return Pack(tensors, header["base"], header["task"], tuple(header["classes"]), header["metrics"], modulation)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,7 +32,6 @@ def make_pack(
     """
     model = unwrapped(model)
     found = attachment(model)
-    classes = [name.item() if isinstance(name, np.generic) else name for name in classes]
     outputs = _outputs(model, found.classifier)
     if classes and outputs is not None and len(classes) != outputs:
         raise UserError(f"Expected {outputs} class names, one for each output of the classifier, got {len(classes)}")

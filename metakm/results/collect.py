@@ -91,7 +91,7 @@ def _read_row(path: Path) -> ResultRow:
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The lines of a CSV file below its header, as the text of each column."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             header, *lines = list(csv.reader(file, strict=True)) or [[]]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"Expected {path.name} to be a CSV file that can be read, got: {error}") from error

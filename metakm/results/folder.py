@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,6 @@ from metakm.lock import InUseError, Lock
 from metakm.results.curve import CurvePoint, curve_csv, curve_png
 from metakm.results.row import CsvRow, ResultRow
 
-_log = logging.getLogger(__name__)
 _OUTCOMES = ("tasks.csv", "pack.safetensors")  # beside the row and the weights
 
 
@@ -149,14 +147,9 @@ class RunFolder:
         write_text(self.path / "curve.csv", curve_csv(points))
 
     def write_picture(self, points: Sequence[CurvePoint], title: str, stage: str = "meta-") -> None:
-        """curve.png. A picture that cannot be drawn is done without: the table beside it says the same."""
-        try:
-            picture = curve_png(points, title, stage)
-        except Exception as error:  # matplotlib depends on fonts, settings and folders that a machine may lack
-            _log.warning("no curve.png: it could not be drawn (%s)", " ".join(str(error).split())[:200])
-            return
+        """curve.png."""
         with replacing(self.path / "curve.png") as file:
-            file.write(picture)
+            file.write(curve_png(points, title, stage))
 
     def write_tasks(self, accuracies: npt.NDArray[np.float64]) -> None:
         """tasks.csv: the accuracy `[n]` of each meta-test task with its episode index."""

@@ -1,5 +1,4 @@
 import dataclasses
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from metakm.data import EpisodeSampler, FewShotDataset
+from metakm.data import FewShotDataset
 from metakm.errors import UserError
 
 IMAGES = np.arange(5 * 3 * 2 * 2, dtype=np.uint8).reshape(5, 3, 2, 2)
@@ -162,37 +161,3 @@ GOOD = (np.zeros((1, 2, 2), np.uint8), 0)
 def test_from_dataset_refuses_what_does_not_fit_and_numbers_it(dataset: object, said: str) -> None:
     with pytest.raises(UserError, match=said):
         FewShotDataset.from_dataset(dataset)
-
-
-@pytest.mark.parametrize(
-    ("labels", "first"), [([0.0, 0, 1, np.nan], 3), (["a", None, "b", "b"], 1), ([0, 1, None, 1], 2)]
-)
-def test_a_label_that_is_missing_is_refused_and_numbered(labels: list[object], first: int) -> None:
-    images = np.zeros((4, 1, 8, 8), np.uint8)
-    for given in (labels, np.array(labels, dtype=object)):
-        with pytest.raises(UserError, match=f"a label for every image, got 1 missing, the first at {first}"):
-            FewShotDataset.from_arrays(images, given)
-
-
-def test_images_with_channels_last_are_refused() -> None:
-    with pytest.raises(UserError, match=r"got \[4, 84, 84, 3\], which looks like channels last"):
-        FewShotDataset.from_arrays(np.zeros((4, 84, 84, 3), np.uint8), [0, 0, 1, 1])
-
-
-def test_items_that_are_dicts_and_labels_that_are_vectors_are_refused() -> None:
-    image = np.zeros((1, 8, 8), np.uint8)
-    with pytest.raises(UserError, match="pairs of image and label, got dict for item 0"):
-        FewShotDataset.from_dataset([{"image": image, "label": i} for i in range(4)])
-    with pytest.raises(UserError, match=r"label, got one of shape \[2\] for item 0; take the argmax"):
-        FewShotDataset.from_dataset([(image, np.eye(2)[i % 2]) for i in range(4)])
-
-
-def test_a_sampler_in_a_worker_has_its_images_once() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (40, 1, 28, 28), dtype=np.uint8)
-    dataset = FewShotDataset.from_arrays(images, np.arange(40) // 4, rotations=True)
-    sampler = EpisodeSampler(dataset, ways=5, shots=1, queries=1)
-    expected = sampler.batch(0, 3)  # turns the images
-    sent = pickle.dumps(sampler)
-    assert len(sent) < 1.1 * images.nbytes
-    found = pickle.loads(sent).batch(0, 3)
-    assert torch.equal(found.support_images, expected.support_images)

@@ -161,12 +161,3 @@ def test_episodes_can_be_drawn(root: Path) -> None:
     episodes = EpisodeSampler(load_dataset("folder", "train", root=root), ways=2, shots=1, queries=1).batch(0, 3)
     assert episodes.support_images.shape == (3, 2, 3, 84, 84)
     assert np.isclose(episodes.support_images[:, :, 0] + episodes.support_images[:, :, 2], 1).all()
-
-
-@pytest.mark.parametrize("system", ["@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN"])
-def test_what_a_nas_or_a_system_keeps_beside_the_images_is_left_alone(root: Path, system: str) -> None:
-    picture(root / "train" / "robin" / system / "0.png" / "SYNOPHOTO_THUMB_XL.jpg", 99)
-    picture(root / "train" / system / "0.png", 99)
-    found = load_dataset("folder", "train", root=root)
-    assert found.class_names == ("robin", "wren")
-    assert found.counts.tolist() == [3, 2]

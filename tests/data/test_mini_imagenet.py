@@ -321,20 +321,3 @@ def test_missing_data_say_what_where_and_how(tmp_path: Path) -> None:
         load_dataset("mini-imagenet", root=tmp_path)
     for part in ("val.csv", "mini-imagenet-cache-", str(tmp_path), "METAKM_DATA", "--dataset glyphs"):
         assert part in str(caught.value)
-
-
-def test_a_table_that_excel_saved_is_read(tmp_path: Path) -> None:
-    write_tables(tmp_path)
-    for split in SPLITS:
-        table = tmp_path / f"{split}.csv"
-        table.write_text(table.read_text(), encoding="utf-8-sig")  # begins with a byte-order mark
-    check(tmp_path)
-
-
-def test_a_pickle_whose_class_names_are_bytes_is_read(tmp_path: Path) -> None:
-    named = {}
-    for split in SPLITS:
-        data = content(split)
-        named[split] = {**data, "class_dict": {name.encode(): rows for name, rows in data["class_dict"].items()}}
-    write_pickles(tmp_path, **named)
-    check(tmp_path)

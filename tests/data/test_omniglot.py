@@ -177,12 +177,3 @@ def test_what_is_missing_is_downloaded_into_the_first_root(tmp_path: Path, monke
     assert asked == [(f"{official.download_url_prefix}/images_background.zip", official.zips_md5["images_background"])]
     assert asked[0][0].startswith("https://")
     assert [p.name for p in (tmp_path / "data" / "omniglot-py").iterdir()] == ["images_background.zip"]
-
-
-def test_folders_unpacked_into_their_own_names_are_found(tmp_path: Path) -> None:
-    for part in omniglot.PARTS:
-        path = tmp_path / part / part / "Latin" / "character01" / "1.png"
-        path.parent.mkdir(parents=True)
-        Image.new("1", (105, 105)).save(path)
-    with pytest.raises(UserError, match="got 1 characters, 0 of them whole"):
-        load_dataset("omniglot", root=tmp_path)

@@ -1,6 +1,5 @@
 """What a pickle may build: nothing that runs, nothing whose memory it describes itself."""
 
-import collections
 import contextlib
 import pickle
 import pickletools
@@ -127,11 +126,3 @@ def test_a_damaged_pickle_gives_data_or_a_user_error(tmp_path_factory, changes, 
     path = written(tmp_path_factory.getbasetemp() / "damaged.pkl", bytes(damaged))
     with contextlib.suppress(UserError):
         read_pickle(path)
-
-
-def test_scalars_of_numpy_and_ordered_dicts_are_plain_data(tmp_path: Path) -> None:
-    data = collections.OrderedDict(rows=list(np.arange(3)), half=np.float32(0.5), flag=np.bool_(True))
-    for protocol in range(2, 6):
-        found = read_pickle(written(tmp_path / "a.pkl", pickle.dumps(data, protocol)))
-        assert found == {"rows": [0, 1, 2], "half": 0.5, "flag": True}
-        assert all(type(row) is int for row in found["rows"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
 from metakm.data.pictures import decode, read_images
 from metakm.errors import UserError
@@ -141,23 +141,3 @@ def test_files_or_shapes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for shape in ((3, 20, 21), (2, 20, 20)):
         with pytest.raises(UserError, match="1 or 3 channels and a square"):
             read_images([tmp_path / "a.png"], shape)
-
-
-def test_a_damaged_exif_leaves_the_pixels_as_they_are(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(encoded(picture(), exif=b"Exif\0\0\0\x08\0\x02\x01\x12\0\x03"))
-    (tmp_path / "plain.png").write_bytes(png())
-    assert np.array_equal(read_images([path], (3, 20, 20)), read_images([tmp_path / "plain.png"], (3, 20, 20)))
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_turned_as_pillow_does(orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    asymmetric = picture()
-    asymmetric.paste((0, 90, 0), (0, 0, 10, 10))
-    data = encoded(asymmetric, exif=exif)
-    with Image.open(io.BytesIO(data)) as image:
-        expected = ImageOps.exif_transpose(image).convert("RGB").resize((20, 20), Image.Resampling.LANCZOS)
-    found = decode(data, "here", "RGB", 20, upright=True)
-    assert np.array_equal(found, np.asarray(expected).transpose(2, 0, 1))
