@@ -17,7 +17,7 @@ from metakm.data.cache import Entry, Plan, cached
 from metakm.data.dataset import FewShotDataset, offsets_of
 from metakm.data.folder import is_image
 from metakm.data.pictures import decode_classes
-from metakm.data.sources import FolderSource, Member, Source, find_source, fingerprint, missing
+from metakm.data.sources import FolderSource, Member, Source, find_source, fingerprint, missing, unnested
 from metakm.data.splits import SPLITS
 from metakm.data.streams import raw_words, stream_key
 from metakm.data.tiny_imagenet import find_tiny_imagenet, members_by_class, split_classes
@@ -87,7 +87,7 @@ def load_image_folder(path: Path, side: int) -> Classification:
     """
     if not path.is_dir():
         raise UserError(f"Expected a folder of images, got {path}; give a folder with one folder of images a class")
-    return load_images(path.resolve().name, FolderSource(path.resolve()), side, upright=True)
+    return load_images(path.resolve().name, FolderSource(unnested(path.resolve())), side, upright=True)
 
 
 def load_images(name: str, source: Source, side: int, upright: bool = False) -> Classification:

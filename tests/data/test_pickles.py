@@ -60,7 +60,6 @@ FORGED = {
     "negative": Call(np.ndarray, (0,), state=(1, (-4, -2), np.dtype("u1"), False, b"\0" * 7)),
     "no bytes": Call(np.ndarray, (0,), state=(1, (1,), np.dtype("u1"), False, [1])),
     "no type": Call(np.ndarray, (0,), state=(1, (1,), "u1", False, b"\0")),
-    "text": np.array(["a", "b"]),
     "real objects": np.array([{}, []], dtype=object),
     "complex": np.zeros(2, complex),
     "records": np.zeros(2, [("x", "i4")]),
