@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from metakm.errors import UserError
+from metakm.exit_code import exit_code
+from metakm.files import expanded
 from metakm.modulation.attach import within
 from metakm.modulation.pack import read_pack
 from metakm.modulation.plan import paper_plan, plan_storage, table
@@ -50,7 +51,8 @@ class Inspect:
 
     def __call__(self) -> str:
         """The text to print."""
-        pack = read_pack(self.file)
+        file = expanded(self.file, "FILE")
+        pack = read_pack(file)
         layers, classifier = pack.modulation["layers"], pack.modulation["classifier"]
         values = Counter[str]()
         for name, tensor in pack.tensors.items():
@@ -64,7 +66,7 @@ class Inspect:
             "modulation": ", ".join(f"{k}={v}" for k, v in pack.modulation.items() if k != "layers"),
             "layers": f"{len(layers)}: {', '.join(layers[:4])}{', ...' if len(layers) > 4 else ''}",
             "values": ", ".join(f"{part} {n:,}" for part, n in sorted(values.items())),
-            "size": f"{self.file.stat().st_size:,} bytes",
+            "size": f"{file.stat().st_size:,} bytes",
         }
         return "\n".join(f"{name:<12}{value}" for name, value in lines.items())
 
@@ -74,15 +76,12 @@ Command = Annotated[Plan, tyro.conf.subcommand("plan")] | Annotated[Inspect, tyr
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 a file that cannot be written, 2 the user's mistake."""
-    try:
-        command: Plan | Inspect = tyro.cli(Command, prog="python -m metakm.packs", args=arguments)
-        print(command())  # noqa: T201
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    except OSError as error:
-        print(f"error: {error}; mend that and repeat the command", file=sys.stderr)  # noqa: T201
-        return 1
+    return exit_code(lambda: _run(arguments), "repeat the same command", resumes=False)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    command: Plan | Inspect = tyro.cli(Command, prog="python -m metakm.packs", args=arguments)
+    print(command())  # noqa: T201
     return 0
 
 
