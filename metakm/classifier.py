@@ -36,7 +36,8 @@ def adapt(
         inner_lr, inner_steps: see `meta_loss`; a trained run has both (`load_run`).
 
     Raises:
-        UserError: labels that are missing or do not fit the images or the strategy's ways, or images that do not fit its network.
+        UserError: labels that are missing, or do not fit the images or the strategy's ways; images that do not fit
+            its network.
     """
     return AdaptedClassifier(strategy, support_images, support_labels, inner_lr, inner_steps)
 

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from metakm.exit_code import exit_code
-from metakm.files import expanded
+from metakm.flags import with_paths_expanded
 from metakm.modulation.attach import within
 from metakm.modulation.pack import read_pack
 from metakm.modulation.plan import paper_plan, plan_storage, table
@@ -51,8 +51,7 @@ class Inspect:
 
     def __call__(self) -> str:
         """The text to print."""
-        file = expanded(self.file, "FILE")
-        pack = read_pack(file)
+        pack = read_pack(self.file)
         layers, classifier = pack.modulation["layers"], pack.modulation["classifier"]
         values = Counter[str]()
         for name, tensor in pack.tensors.items():
@@ -66,7 +65,7 @@ class Inspect:
             "modulation": ", ".join(f"{k}={v}" for k, v in pack.modulation.items() if k != "layers"),
             "layers": f"{len(layers)}: {', '.join(layers[:4])}{', ...' if len(layers) > 4 else ''}",
             "values": ", ".join(f"{part} {n:,}" for part, n in sorted(values.items())),
-            "size": f"{file.stat().st_size:,} bytes",
+            "size": f"{self.file.stat().st_size:,} bytes",
         }
         return "\n".join(f"{name:<12}{value}" for name, value in lines.items())
 
@@ -81,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     command: Plan | Inspect = tyro.cli(Command, prog="python -m metakm.packs", args=arguments)
-    print(command())  # noqa: T201
+    print(with_paths_expanded(command)())  # noqa: T201
     return 0
 
 

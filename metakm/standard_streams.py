@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TextIO, cast
 
 
 @contextlib.contextmanager
 def lasting_streams() -> Iterator[None]:
-    """Within the block, what is printed to a reader that has gone (`| head`), or to no stream at all (`2>&-`), is lost.
+    """Within the block a command goes on, to the exit code of its work, when nobody reads what it prints.
 
-    The command goes on, and its exit code is what it would have been. At the end of the block both are flushed.
+    Standard output or error then leads nowhere: after the reader has gone (`| head`, a closed terminal), or where there
+    is none (`2>&-`, daemons, windowed programs). At the end of the block both are flushed.
 
     Raises:
         OSError: at the end, what was printed cannot be written for another reason, such as a full disk.
@@ -34,7 +37,7 @@ class _Lasting:
     """A stream that turns to nowhere once its reader has gone."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self._stream, self._terminal = stream, stream.isatty()  # a terminal that has gone is none any more
 
     def write(self, text: str) -> int:
         try:
@@ -62,18 +65,19 @@ class _Lasting:
         with contextlib.suppress(OSError):  # a stream without a descriptor
             os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
-        if not isinstance(error, BrokenPipeError):
+        gone = isinstance(error, BrokenPipeError) or (self._terminal and error.errno == errno.EIO)
+        if not gone:
             raise error
 
 
 def _lasting(stream: TextIO | None, stack: contextlib.ExitStack) -> TextIO:
     if stream is None:
-        stream = stack.enter_context(open(os.devnull, "w"))  # noqa: PTH123 (not a path of ours)
+        stream = stack.enter_context(Path(os.devnull).open("w"))  # noqa: SIM115 (the stack closes it)
     return cast(TextIO, _Lasting(stream))
 
 
 def _occupy_standard_descriptors() -> None:
-    """Open the closed ones of 0, 1 and 2, so that no file of ours gets their number, and with it what libraries print."""
+    """Open the closed ones of 0, 1 and 2, so that no file gets their number, and what libraries print."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from metakm.data.labels import as_text, label_array, plain_label
+from metakm.data.labels import label_array, plain_label
 from metakm.data.splits import SPLITS, split_hash
 from metakm.errors import UserError, unknown_name
 
@@ -123,7 +123,9 @@ class FewShotDataset:
         Raises UserError for a dataset without a length, and for an item that does not fit, which it numbers.
         """
         if isinstance(dataset, Mapping):
-            raise UserError(f"Expected one dataset, got a {type(dataset).__name__} of {_keys(dataset)}; pass one of them")
+            raise UserError(
+                f"Expected one dataset, got a {type(dataset).__name__} of {_keys(dataset)}; pass one of them"
+            )
         try:
             count = len(dataset)
         except TypeError as error:

@@ -2,9 +2,9 @@
 
 The layout is that of `torchvision.datasets.ImageFolder` within each of the three, but a class belongs to one of them
 only: meta-test classes are unseen classes. Images may lie at any depth below their class's folder, which may be a link
-to a folder elsewhere; other files, and hidden ones and those in hidden folders (see `is_hidden`), are left alone. Every image becomes
-RGB, is turned upright by its EXIF orientation, and is resized to a square by LANCZOS, which does not keep its
-proportions (as in mini-ImageNet).
+to a folder elsewhere; other files, and hidden ones and those in hidden folders (see `is_hidden`), are left alone.
+Every image becomes RGB, is turned upright by its EXIF orientation, and is resized to a square by LANCZOS, which does
+not keep its proportions (as in mini-ImageNet).
 """
 
 from __future__ import annotations

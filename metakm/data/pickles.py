@@ -48,7 +48,9 @@ class _Kind:
 
     def __init__(self, code: str, *_: bool) -> None:
         if not re.fullmatch(r"[<>|=]?([biuf][1248]|[SU][0-9]{1,4})", code):
-            raise UserError(f"Expected arrays of numbers or text, got element type {code!r:.50}; fetch the file from elsewhere")
+            raise UserError(
+                f"Expected arrays of numbers or text, got element type {code!r:.50}; fetch the file from elsewhere"
+            )
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:

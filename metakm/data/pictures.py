@@ -15,6 +15,7 @@ from PIL import ExifTags, Image
 
 from metakm.data.sources import Member, Read
 from metakm.errors import UserError
+from metakm.files import expanded
 
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 
@@ -106,7 +107,7 @@ def read_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) 
     channels, height, width = image_shape
     if channels not in (1, 3) or height != width:
         raise UserError(f"Expected an image shape of 1 or 3 channels and a square, got {image_shape}; resize by hand")
-    files = [Path(path) for path in paths]
+    files = [expanded(path, "an image's path") for path in paths]
     if not files:
         raise UserError("Expected at least one image file, got none; pass their paths")
     mode = "L" if channels == 1 else "RGB"

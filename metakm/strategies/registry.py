@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from metakm.errors import UserError, unknown_name
+from metakm.files import expanded
 from metakm.strategies.base import Strategy
 
 GROUP = "metakm.strategies"
@@ -90,12 +91,13 @@ def make_strategy(name: str, backbone: nn.Module, ways: int, **options: Any) -> 
     return strategy
 
 
-def load_plugin(path: Path) -> None:
+def load_plugin(path: str | Path) -> None:
     """Run a Python file that registers strategies, once. It runs with the rights of this process.
 
     Raises:
         UserError: no such file, or the file raises, or registers nothing.
     """
+    path = expanded(path, "--plugin")
     if not is_plugin_file(path):
         raise UserError(f"Expected --plugin to name a Python file, got {str(path)!r}, which is not a file")
     if path.resolve() in _plugins:
