@@ -12,6 +12,7 @@ from pathlib import Path
 
 import metakm
 from metakm.errors import unknown_name
+from metakm.exit_code import exit_code
 
 WIDTH = 80
 
@@ -51,13 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = commands()
     if first in found:
         return int(importlib.import_module(f"metakm.{first}").main(rest))
+    return exit_code(lambda: _answer(first, found), "repeat the same command", resumes=False)
+
+
+def _answer(first: str, found: Mapping[str, str]) -> int:
     if first in ("-h", "--help"):
         print(listing(found))  # noqa: T201
     elif first == "--version":
         print(f"metakm {metakm.__version__}")  # noqa: T201
     else:
-        print(f"error: {unknown_name('command', first, [*found, '--help', '--version'])}", file=sys.stderr)  # noqa: T201
-        return 2
+        raise unknown_name("command", first, [*found, "--help", "--version"])
     return 0
 
 

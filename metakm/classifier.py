@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from metakm.data.labels import check_labels, plain_label
 from metakm.errors import UserError
 from metakm.inner_loop import GradientDescent
 from metakm.strategies.base import InnerLR, Strategy
@@ -35,7 +36,8 @@ def adapt(
         inner_lr, inner_steps: see `meta_loss`; a trained run has both (`load_run`).
 
     Raises:
-        UserError: labels that do not fit the images or the strategy's ways, or images that do not fit its network.
+        UserError: labels that are missing, or do not fit the images or the strategy's ways; images that do not fit
+            its network.
     """
     return AdaptedClassifier(strategy, support_images, support_labels, inner_lr, inner_steps)
 
@@ -74,7 +76,7 @@ class AdaptedClassifier:
         marks = _plain(support_labels)
         if len(marks) != self._support.shape[1]:
             raise UserError(f"Expected one label an image, got {len(marks)} for {self._support.shape[1]} images")
-        self.labels = _sorted(marks)
+        self.labels = sorted(set(marks))
         self._classes = torch.tensor([[self.labels.index(mark) for mark in marks]], device=self._support.device)
         self._adapted = self._adapt(self._encode(self._classes))
 
@@ -142,11 +144,8 @@ class AdaptedClassifier:
 
 
 def _plain(labels: Sequence[Any] | Tensor | npt.NDArray[Any]) -> list[Any]:
-    return labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
-
-
-def _sorted(marks: Sequence[Any]) -> list[Any]:
-    try:
-        return sorted(set(marks))
-    except TypeError as error:
-        raise UserError(f"Expected labels that are all strings or all numbers, got a mixture: {error}") from error
+    """The labels as Python's own numbers or strings, checked."""
+    listed = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
+    plain = [plain_label(label) for label in listed]
+    check_labels(plain)
+    return plain

@@ -6,10 +6,10 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import get_args
 
 from metakm.config import PresetName, RunConfig
+from metakm.files import expanded
 from metakm.flags import list_given, read_options, texts_given
 from metakm.presets import default_ways, preset_config
 from metakm.strategies.registry import available_strategies, is_plugin_file, load_plugin
@@ -56,8 +56,9 @@ def _defaults(arguments: Sequence[str]) -> RunConfig:
     preset = given["preset"] or "quick"
     preset = preset if preset in get_args(PresetName) else "quick"
     if algo not in available_strategies():
-        for plugin in filter(is_plugin_file, map(Path, list_given(arguments, "plugin"))):
-            load_plugin(plugin)
+        for plugin in (expanded(path, "--plugin") for path in list_given(arguments, "plugin")):
+            if is_plugin_file(plugin):
+                load_plugin(plugin)
     try:
         ways, shots = int(given["ways"] or default_ways(dataset)), int(given["shots"] or 1)
         return preset_config(preset, algo, dataset, ways, shots)

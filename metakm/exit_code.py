@@ -1,26 +1,42 @@
-"""What ends a command that makes runs, as its exit code."""
+"""What ends a command, as its exit code."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 from metakm.errors import UserError
+from metakm.progress import say
+from metakm.standard_streams import lasting_streams
 
 
-def exit_code(command: Callable[[], int], again: str = "add --resume to the same command") -> int:
-    """Call a command that makes runs; print what ended it early, and how to go on.
+def exit_code(
+    command: Callable[[], int], again: str = "add --resume to the same command", *, resumes: bool = True
+) -> int:
+    """Call a command; print what ended it early, and how to go on. See `lasting_streams` for where it prints.
 
     The command's own code, or 1 for a file that cannot be written, 2 for the user's mistake, 130 for an interrupt.
+
+    Args:
+        resumes: whether the command writes checkpoints.
     """
+    stopped = f"Stopped. To go on from the last checkpoint, if there is one, {again}." if resumes else "Stopped."
+    try:
+        with lasting_streams():
+            return _exit_code(command, again, stopped)
+    except OSError as error:  # what was printed cannot be written
+        say(f"error: {error}; mend that, then {again}")
+        return 1
+
+
+def _exit_code(command: Callable[[], int], again: str, stopped: str) -> int:
     try:
         return command()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        say(f"error: {error}")
         return 2
     except OSError as error:
-        print(f"error: {error}; mend that, then {again}", file=sys.stderr)  # noqa: T201
+        say(f"error: {error}; mend that, then {again}")
         return 1
     except KeyboardInterrupt:
-        print(f"Stopped. To go on from the last checkpoint, if there is one, {again}.", file=sys.stderr)  # noqa: T201
+        say(stopped)
         return 130

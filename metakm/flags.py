@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
 from metakm.errors import UserError, unknown_name
+from metakm.files import expanded
 
 _T = TypeVar("_T")
 
@@ -42,7 +45,26 @@ def read_some_options(options: type[_T], prog: str, arguments: Sequence[str]) ->
 def _read(options: type[Any], prog: str, arguments: Sequence[str], **more: Any) -> Any:
     _check_choices(options, arguments)
     config = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
-    return tyro.cli(options, prog=prog, args=arguments, config=config, **more)
+    read = tyro.cli(options, prog=prog, args=arguments, config=config, **more)
+    if more.get("return_unknown_args"):
+        return with_paths_expanded(read[0]), read[1]
+    return with_paths_expanded(read)
+
+
+def with_paths_expanded(options: _T) -> _T:
+    """The dataclass with ~ as the user's home in its paths: in `--out=~/results` no shell expands it.
+
+    Raises:
+        UserError: the home of a user that is not known.
+    """
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        value = getattr(options, field.name)
+        if isinstance(value, Path):
+            changed[field.name] = expanded(value, flag(field.name))
+        elif isinstance(value, tuple) and any(isinstance(item, Path) for item in value):
+            changed[field.name] = tuple(expanded(item, flag(field.name)) for item in value)
+    return dataclasses.replace(options, **changed)  # type: ignore[type-var]
 
 
 def texts_given(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str | None]:

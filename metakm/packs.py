@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from metakm.errors import UserError
+from metakm.exit_code import exit_code
+from metakm.flags import with_paths_expanded
 from metakm.modulation.attach import within
 from metakm.modulation.pack import read_pack
 from metakm.modulation.plan import paper_plan, plan_storage, table
@@ -74,15 +75,12 @@ Command = Annotated[Plan, tyro.conf.subcommand("plan")] | Annotated[Inspect, tyr
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 a file that cannot be written, 2 the user's mistake."""
-    try:
-        command: Plan | Inspect = tyro.cli(Command, prog="python -m metakm.packs", args=arguments)
-        print(command())  # noqa: T201
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    except OSError as error:
-        print(f"error: {error}; mend that and repeat the command", file=sys.stderr)  # noqa: T201
-        return 1
+    return exit_code(lambda: _run(arguments), "repeat the same command", resumes=False)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    command: Plan | Inspect = tyro.cli(Command, prog="python -m metakm.packs", args=arguments)
+    print(with_paths_expanded(command)())  # noqa: T201
     return 0
 
 

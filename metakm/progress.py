@@ -35,7 +35,7 @@ class Progress:
         self.accuracy: float | None = None
         self.began = self.spoke = time.monotonic()
         self.quiet, self.report = quiet, report
-        bar = sys.stderr.isatty() and not quiet
+        bar = sys.stderr is not None and sys.stderr.isatty() and not quiet
         self.bar = tqdm(total=total, initial=start, desc=description, unit=unit, leave=False) if bar else None
 
     def __enter__(self) -> Progress:
@@ -81,8 +81,9 @@ class Progress:
 
 
 def say(line: str) -> None:
-    """Print to standard error."""
-    print(line, file=sys.stderr, flush=True)  # noqa: T201
+    """Print to standard error, if there is one (a daemon or a windowed program may have none)."""
+    if sys.stderr is not None:
+        print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def duration(seconds: float) -> str:

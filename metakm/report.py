@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from metakm.errors import UserError
+from metakm.exit_code import exit_code
 from metakm.files import write_text
 from metakm.flags import read_options
 from metakm.inspection import inspect_cells
@@ -44,16 +45,15 @@ class ReportOptions:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 2 the user's mistake."""
-    try:
-        _write(read_options(ReportOptions, "python -m metakm.report", arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    return 0
+    """Exit code: 0 done, 1 standard output that cannot be written, 2 the user's mistake."""
+    return exit_code(
+        lambda: _write(read_options(ReportOptions, "python -m metakm.report", arguments)),
+        "repeat the same command",
+        resumes=False,
+    )
 
 
-def _write(options: ReportOptions) -> None:
+def _write(options: ReportOptions) -> int:
     if options.episodes < 0:
         raise UserError(f"Expected --episodes to be 0 or more, got {options.episodes}")
     for plugin in options.plugin:
@@ -73,6 +73,7 @@ def _write(options: ReportOptions) -> None:
     except OSError as error:
         raise UserError(f"Expected a file that can be written, got {error}; choose another --out") from error
     print(f"{options.out}: {len(table.cells)} measured cells, {len(seen)} runs looked into")  # noqa: T201
+    return 0
 
 
 if __name__ == "__main__":

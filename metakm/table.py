@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from metakm.errors import UserError
+from metakm.exit_code import exit_code
 from metakm.files import replacing, write_text
 from metakm.flags import read_options
 from metakm.results import Table, build_table, comparisons_between, read_runs
@@ -63,12 +64,12 @@ class TableOptions:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 a file that could not be used under --strict, 2 the user's mistake."""
-    try:
-        return _run(read_options(TableOptions, "python -m metakm.table", arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
+    """Exit code: 0 done, 1 a file that could not be used under --strict or not be written, 2 the user's mistake."""
+    return exit_code(
+        lambda: _run(read_options(TableOptions, "python -m metakm.table", arguments)),
+        "repeat the same command",
+        resumes=False,
+    )
 
 
 def _run(options: TableOptions) -> int:

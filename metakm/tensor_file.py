@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from metakm.errors import UserError
+from metakm.files import expanded
 
 
 class TensorFile(NamedTuple):
@@ -60,7 +61,7 @@ class TensorFile(NamedTuple):
             UserError: no such file; one that is truncated, damaged, changed since it was written, of another kind, or
                 of another format version.
         """
-        a = f"Expected a {self.name}"
+        a, path = f"Expected a {self.name}", expanded(path, f"the {self.name}'s path")
         try:
             with safetensors.safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}

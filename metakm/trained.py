@@ -11,6 +11,7 @@ import torch
 from metakm.checkpoint import load_checkpoint
 from metakm.config import RunConfig
 from metakm.errors import UserError
+from metakm.files import expanded
 from metakm.inner_rates import InnerRates
 from metakm.preparation import build_strategy
 from metakm.strategies import Strategy
@@ -51,7 +52,7 @@ def load_run(folder: str | Path) -> TrainedRun:
     """
     from metakm.results import RunFolder  # brings pandas along, which `import metakm` should not
 
-    run = RunFolder(Path(folder))
+    run = RunFolder(expanded(folder, "the run's folder"))
     config = read_config(run.path)
     path = run.weights if run.weights.is_file() else run.checkpoint
     if not path.is_file():
@@ -99,6 +100,6 @@ def read_config(folder: Path) -> RunConfig:
     """
     path = folder / "config.json"
     try:
-        return RunConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return RunConfig.from_json(json.loads(path.read_text(encoding="utf-8-sig")))
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(f"Expected the run's settings in {path}, got {error}; name a run's own folder") from error

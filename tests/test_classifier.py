@@ -269,3 +269,26 @@ def test_images_in_float32_are_taken_in_the_precision_of_the_parameters():
     assert loss.dtype == torch.float64
     doubled = metakm.meta_loss(strategy, episode(support.double(), labels, queries.double()), **INNER).loss
     assert loss.item() == pytest.approx(doubled.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([0, 0, 1, 1, 2, None], "a label for every image, got none for 1 of 6"),
+        (pd.Series(["a", "a", "b", "b", "c", None]), "a label for every image"),
+        (torch.tensor([0, 0, 1, 1, 2, float("nan")]), "a label for every image"),
+        (np.eye(3)[[0, 0, 1, 1, 2, 2]], "all strings or all numbers, got list"),
+        ([np.eye(3)[0]] * 6, "one-hot vectors, take the argmax"),
+    ],
+)
+def test_labels_that_name_no_class_are_refused(labels, said):
+    with pytest.raises(metakm.UserError, match=said):
+        metakm.adapt(small_strategy("km", WAYS), torch.rand(6, 1, 14, 14), labels, **INNER)
+
+
+def test_labels_as_a_table_has_them_are_taken():
+    support, labels, queries = photographs()
+    named = metakm.adapt(small_strategy("anil", WAYS), support, labels, **INNER)
+    column = metakm.adapt(small_strategy("anil", WAYS), support, pd.Series(labels, dtype="category"), **INNER)
+    assert column.labels == NAMES
+    assert torch.equal(column(queries), named(queries))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from runs import write_run
 
 from metakm import UserError
-from metakm.results import COLUMNS, ResultRow, read_runs
+from metakm.results import COLUMNS, ResultRow, RunFolder, read_runs
+from metakm.trained import read_config
 
 
 def the_run(folder):
@@ -31,6 +32,18 @@ def edit(path, old, new):
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
+
+
+def test_files_saved_by_excel_or_an_editor_with_a_byte_order_mark_are_read(tmp_path):
+    write_run(tmp_path / "a")
+    expected = the_run(tmp_path)
+    for name in ("result.csv", "tasks.csv", "config.json"):
+        path = tmp_path / "a" / name
+        path.write_text(path.read_text(), encoding="utf-8-sig")
+    found = the_run(tmp_path)
+    assert (found.row, found.changes) == (expected.row, expected.changes)
+    assert RunFolder(tmp_path / "a").read_row() == vars(expected.row)
+    assert read_config(tmp_path / "a").algo == "km"
 
 
 def test_a_run_is_read_as_it_was_written(tmp_path):

@@ -10,6 +10,7 @@ from metakm.command_line import command, parse
 from metakm.config import PresetName, RunConfig
 from metakm.data.catalogue import Family, available_datasets, family_of
 from metakm.errors import UserError
+from metakm.flags import with_paths_expanded
 from metakm.presets import preset_config
 from metakm.strategies import registry
 
@@ -185,7 +186,7 @@ def test_the_command_of_a_config_gives_that_config(changes):
     config = preset_config(**changes)
     words = shlex.split(command(config))
     assert words[:3] == ["python", "-m", "metakm.run"]
-    assert parse(words[3:]) == config
+    assert parse(words[3:]) == with_paths_expanded(config)
 
 
 def test_a_preset_sets_nothing_that_the_strategy_of_a_plugin_would_refuse(tmp_path, monkeypatch):

@@ -1,7 +1,10 @@
 """Task packs: bit-equal round trips, and one base with many tasks."""
 
 import copy
+import dataclasses
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from convnets import CASES, Mixed, images, mobilenet, perturb, train
@@ -9,7 +12,7 @@ from packing import assert_bit_equal, packed_task, state
 from torch import nn
 
 import metakm
-from metakm.modulation import ChannelModulator, load_pack, make_pack, modulate, read_pack, save_pack, swap
+from metakm.modulation import ChannelModulator, load_pack, make_pack, modulate, read_pack, save_pack, swap, write_pack
 from metakm.modulation.attach import modulated_layers
 from metakm.modulation.tensors import fingerprint
 
@@ -160,3 +163,36 @@ def test_swap_hashes_the_base_once_and_again_after_it_was_written_to(base, packe
     assert len(calls) == 2
     with pytest.raises(metakm.UserError, match="modulated model, got a plain"):
         swap(Mixed(), pack)
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        (np.array(["owl", "wren", "kite"]), ("owl", "wren", "kite")),
+        (list(np.unique([7, 5, 6])), ("5", "6", "7")),
+        (np.unique([7, 5, 6]), ("5", "6", "7")),
+        (pd.Series(["owl", "wren", "kite"]), ("owl", "wren", "kite")),
+        (torch.arange(3), ("0", "1", "2")),
+        ([b"owl", np.bytes_(b"wren"), np.str_("kite")], ("owl", "wren", "kite")),
+        (np.array([]), ()),
+    ],
+    ids=repr,
+)
+def test_class_names_are_taken_as_numpy_pandas_and_torch_give_them(classes, names, tmp_path):
+    metrics = {"accuracy": np.float32(0.5), "loss": torch.tensor(0.25)}
+    save_pack(modulate(Mixed()), tmp_path / "a.safetensors", classes=classes, metrics=metrics)
+    read = read_pack(tmp_path / "a.safetensors")
+    assert (read.classes, read.metrics) == (names, {"accuracy": 0.5, "loss": 0.25})
+
+
+def test_a_pack_made_by_hand_may_have_names_of_numpy(tmp_path):
+    pack = dataclasses.replace(make_pack(modulate(Mixed())), classes=tuple(np.arange(3)), metrics={"a": np.float64(1)})
+    write_pack(pack, tmp_path / "a.safetensors")
+    read = read_pack(tmp_path / "a.safetensors")
+    assert (read.classes, read.metrics) == (("0", "1", "2"), {"a": 1.0})
+
+
+@pytest.mark.parametrize("classes", ["owl", b"owl"])
+def test_one_string_is_not_three_class_names(classes):
+    with pytest.raises(metakm.UserError, match=r"Expected a list of class names, got b?'owl'; put it into a list"):
+        make_pack(modulate(Mixed()), classes=classes)

@@ -14,6 +14,7 @@ import json
 import logging
 import operator
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,9 +65,20 @@ class Entry:
 
 
 def cache_folder() -> Path:
-    """METAKM_CACHE, or the user's cache folder of the platform."""
+    """METAKM_CACHE, or the user's cache folder of the platform.
+
+    Raises:
+        UserError: neither is there: a user without a home, as in a container under a number of its own.
+    """
     chosen = os.environ.get("METAKM_CACHE")
-    return expanded(chosen, "METAKM_CACHE") if chosen else platformdirs.user_cache_path("metakm")
+    if chosen:
+        return expanded(chosen, "METAKM_CACHE")
+    try:
+        return platformdirs.user_cache_path("metakm").expanduser()  # older releases leave ~ in it
+    except RuntimeError as error:
+        raise UserError(
+            "Expected METAKM_CACHE, or a home folder to keep decoded data in, got neither; set METAKM_CACHE to a folder"
+        ) from error
 
 
 def cached(entry: Entry, plan: Callable[[], Plan]) -> FewShotDataset:
@@ -175,7 +187,7 @@ def _progress(entry: Entry, plan: Plan, arrays: Iterator[npt.NDArray[np.uint8]])
         desc=f"decoding {entry.name} {entry.split}",
         total=_shape(entry, plan)[0],
         unit="image",
-        disable=None,
+        disable=None if sys.stderr is not None else True,
         leave=False,
     ) as bar:
         for array in itertools.islice(arrays, len(plan.classes[entry.split])):

@@ -17,11 +17,12 @@ from metakm.data.cache import Entry, Plan, cached
 from metakm.data.dataset import FewShotDataset, offsets_of
 from metakm.data.folder import is_image
 from metakm.data.pictures import decode_classes
-from metakm.data.sources import FolderSource, Member, Source, find_source, fingerprint, missing
+from metakm.data.sources import FolderSource, Member, Source, find_source, fingerprint, missing, unnested
 from metakm.data.splits import SPLITS
 from metakm.data.streams import raw_words, stream_key
 from metakm.data.tiny_imagenet import find_tiny_imagenet, members_by_class, split_classes
 from metakm.errors import UserError
+from metakm.files import expanded
 
 VERSION = "classification 1"  # raise it when decoding changes
 VALIDATION_SHARE = 0.1  # of the training images of a class
@@ -80,14 +81,15 @@ def load_cifar10(side: int, roots: Sequence[Path]) -> Classification:
     return load_images("cifar10", source, side)
 
 
-def load_image_folder(path: Path, side: int) -> Classification:
+def load_image_folder(path: str | Path, side: int) -> Classification:
     """An image folder of the user's: `{train,test}/<class>/` (with or without `val/<class>/`), or just `<class>/`.
 
     Raises UserError if there is no such folder, or the images in it do not make a classification problem.
     """
+    path = expanded(path, "the folder of images")
     if not path.is_dir():
         raise UserError(f"Expected a folder of images, got {path}; give a folder with one folder of images a class")
-    return load_images(path.resolve().name, FolderSource(path.resolve()), side, upright=True)
+    return load_images(path.resolve().name, FolderSource(unnested(path.resolve())), side, upright=True)
 
 
 def load_images(name: str, source: Source, side: int, upright: bool = False) -> Classification:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from metakm.data.labels import label_array, plain_label
 from metakm.data.splits import SPLITS, split_hash
 from metakm.errors import UserError, unknown_name
 
@@ -41,6 +43,10 @@ class FewShotDataset:
             raise unknown_name("split", self.split, SPLITS)
         _check_images(self.images, self.rotations)
         _check_classes(self.class_names, self.offsets, len(self.images))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone, for pickles and copies: what is made of them is made again."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -81,13 +87,13 @@ class FewShotDataset:
     ) -> FewShotDataset:
         """Make a dataset of your own arrays.
 
-        images: uint8 `[M, C, H, W]`; labels: `[M]`, numbers or strings, in any order. Classes are sorted by
+        images: uint8 `[M, C, H, W]`; labels: `[M]`, all numbers or all strings, in any order. Classes are sorted by
         label and keep the order of their images. `split_hash` then covers this split alone. Copies the images.
 
-        Raises UserError if the shapes do not fit.
+        Raises UserError if the shapes do not fit, or a label is missing.
         """
-        pictures, marks = np.asarray(images), np.asarray(labels)
-        if marks.ndim != 1 or pictures.ndim < 1 or len(marks) != len(pictures):
+        pictures, marks = np.asarray(images), label_array(labels)
+        if pictures.ndim < 1 or len(marks) != len(pictures):
             raise UserError(
                 f"Expected one label an image, got labels {list(marks.shape)} for images "
                 f"{list(pictures.shape)}; pass labels as [M] and images as [M, C, H, W]"
@@ -116,6 +122,10 @@ class FewShotDataset:
 
         Raises UserError for a dataset without a length, and for an item that does not fit, which it numbers.
         """
+        if isinstance(dataset, Mapping):
+            raise UserError(
+                f"Expected one dataset, got a {type(dataset).__name__} of {_keys(dataset)}; pass one of them"
+            )
         try:
             count = len(dataset)
         except TypeError as error:
@@ -143,12 +153,16 @@ def offsets_of(counts: npt.ArrayLike) -> npt.NDArray[np.int64]:
 
 def _pair(item: Any, index: int) -> tuple[npt.NDArray[np.uint8], Any]:
     """The image as uint8 `[C, H, W]`, and the label as a plain number or string."""
-    try:
-        image, label = item
-    except (TypeError, ValueError) as error:
+    if isinstance(item, Mapping):
+        raise UserError(
+            f"Expected pairs of image and label, got a {type(item).__name__} of {_keys(item)} for item {index}; pass "
+            '[(item["image"], item["label"]) for item in dataset], with its keys for them'
+        )
+    if not isinstance(item, tuple | list) or len(item) != 2:
         raise UserError(
             f"Expected pairs of image and label, got {type(item).__name__} for item {index}; wrap the dataset"
-        ) from error
+        )
+    image, label = item
     if isinstance(image, Image.Image):
         if image.mode not in ("L", "RGB"):
             raise UserError(f'Expected images in mode "L" or "RGB", got {image.mode} for item {index}; convert them')
@@ -160,7 +174,18 @@ def _pair(item: Any, index: int) -> tuple[npt.NDArray[np.uint8], Any]:
             f"Expected images as [C, H, W] with 1 or 3 channels, got {list(array.shape)} for item {index}; channels "
             "come first"
         )
-    return _to_bytes(array, index), label.item() if hasattr(label, "item") else label
+    return _to_bytes(array, index), _label(label, index)
+
+
+def _label(label: Any, index: int) -> Any:
+    try:
+        return plain_label(label)
+    except UserError as error:
+        raise UserError(f"{error} (item {index})") from error
+
+
+def _keys(mapping: Mapping[Any, Any]) -> str:
+    return ", ".join(map(repr, mapping))
 
 
 def _to_bytes(array: npt.NDArray[Any], index: int) -> npt.NDArray[np.uint8]:
@@ -180,6 +205,12 @@ def _check_images(images: npt.NDArray[np.uint8], rotations: bool) -> None:
         raise UserError(
             f"Expected images as uint8 [M, C, H, W], got {images.dtype} {list(images.shape)}; "
             "scale values to 0..255 and add the channel axis"
+        )
+    _, channels, height, width = images.shape
+    if channels > 4 and (channels == height != width or (width == 3 and height > 3)):
+        raise UserError(
+            f"Expected images as [M, C, H, W], got {list(images.shape)}, which looks like [M, H, W, C]; move the "
+            "channels to the front: images.transpose(0, 3, 1, 2)"
         )
     if rotations and images.shape[2] != images.shape[3]:
         raise UserError(

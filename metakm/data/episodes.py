@@ -124,7 +124,11 @@ class EpisodeSampler:
         self._key = stream_key("metakm episode 1", dataset.name, dataset.split, self.seed)
         self._augmentation_key = stream_key("metakm augmentation 1", dataset.name, dataset.split, self.seed)
         self._words = dataset.n_classes + ways * (1 + int(dataset.counts.max()))  # of an episode's stream
-        self._images = np.asarray(dataset.images)  # a memory map stays mapped
+
+    @property
+    def _images(self) -> npt.NDArray[np.uint8]:
+        """A memory map stays mapped. Not an attribute: a pickle would hold the images twice."""
+        return np.asarray(self.dataset.images)
 
     def batch(self, index: int, tasks: int) -> Episodes:
         """Build episodes number `index`, ..., `index + tasks - 1`, on the CPU.

@@ -2,9 +2,9 @@
 
 The layout is that of `torchvision.datasets.ImageFolder` within each of the three, but a class belongs to one of them
 only: meta-test classes are unseen classes. Images may lie at any depth below their class's folder, which may be a link
-to a folder elsewhere; other files, and hidden ones and those in hidden folders, are left alone. Every image becomes
-RGB, is turned upright by its EXIF orientation, and is resized to a square by LANCZOS, which does not keep its
-proportions (as in mini-ImageNet).
+to a folder elsewhere; other files, and hidden ones and those in hidden folders (see `is_hidden`), are left alone.
+Every image becomes RGB, is turned upright by its EXIF orientation, and is resized to a square by LANCZOS, which does
+not keep its proportions (as in mini-ImageNet).
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path, PurePosixPath
 
 from metakm.data.cache import Entry, Plan, cached
 from metakm.data.dataset import FewShotDataset
+from metakm.data.hidden import is_hidden
 from metakm.data.pictures import decode_classes
-from metakm.data.sources import FolderSource, Member, fingerprint, missing
+from metakm.data.sources import FolderSource, Member, fingerprint, missing, unnested
 from metakm.data.splits import SPLITS, check_disjoint
 from metakm.errors import UserError
 
@@ -27,7 +28,7 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", "
 
 def is_image(parts: Sequence[str]) -> bool:
     """Whether a file, by the names of its folders and its own, is an image, and neither it nor a folder is hidden."""
-    return PurePosixPath(parts[-1]).suffix.lower() in SUFFIXES and not any(part.startswith(".") for part in parts)
+    return PurePosixPath(parts[-1]).suffix.lower() in SUFFIXES and not any(map(is_hidden, parts))
 
 
 def load_folder(split: str, roots: Sequence[Path], side: int = SIDE) -> FewShotDataset:
@@ -44,7 +45,7 @@ def load_folder(split: str, roots: Sequence[Path], side: int = SIDE) -> FewShotD
             roots,
             "put a folder of images for each class into each of them and give their parent as --data-root",
         )
-    sources = {key: FolderSource(root / key) for key in SPLITS}
+    sources = {key: FolderSource(unnested(root / key)) for key in SPLITS}
     stamp = fingerprint(f"{VERSION} {side}", sources.values())
     return cached(Entry("folder", split, rotations=False, fingerprint=stamp), partial(_plan, split, sources, side))
 
@@ -60,7 +61,7 @@ def _plan(split: str, sources: Mapping[str, FolderSource], side: int) -> Plan:
 def _members(source: FolderSource) -> dict[str, list[Member]]:
     """The images of each class, by name."""
     found: dict[str, list[Member]] = {
-        path.name: [] for path in source.path.iterdir() if path.is_dir() and not path.name.startswith(".")
+        path.name: [] for path in source.path.iterdir() if path.is_dir() and not is_hidden(path.name)
     }
     for name in source.names():
         _, kind, *inner = PurePosixPath(name).parts

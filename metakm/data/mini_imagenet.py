@@ -30,9 +30,10 @@ import numpy.typing as npt
 
 from metakm.data.cache import Entry, Plan, cached
 from metakm.data.dataset import FewShotDataset
+from metakm.data.labels import as_text
 from metakm.data.pickles import read_pickle
 from metakm.data.pictures import decode_classes
-from metakm.data.sources import FolderSource, Member, Source, TarSource, fingerprint, missing
+from metakm.data.sources import FolderSource, Member, Source, TarSource, fingerprint, missing, unnested
 from metakm.data.splits import SPLITS, Classes, check_disjoint, split_hash
 from metakm.errors import UserError
 
@@ -61,7 +62,7 @@ def load_mini_imagenet(split: str, roots: Sequence[Path]) -> FewShotDataset:
         archives = {name: TarSource(folder / name) for name in ARCHIVES.values()}
         pickles = {key: folder / f"mini-imagenet-cache-{key}.pkl" for key in SPLITS}
         if (folder / "images").is_dir() and all(path.is_file() for path in tables.values()):
-            images = FolderSource(folder / "images")
+            images = FolderSource(unnested(folder / "images"))
             stamp = fingerprint(VERSION, [images], tables.values())
             return cached(_entry(split, stamp), partial(_plan_folder, split, tables, images))
         if all(source.path.is_file() for source in archives.values()):
@@ -149,7 +150,8 @@ def _tell(split: str, classes: Mapping[str, Classes]) -> None:
 def _members(table: _Table) -> dict[str, list[Member]]:
     """The images of each class, in the order of the table."""
     try:
-        rows = [(row["filename"], row["label"]) for row in csv.DictReader(io.StringIO(table.data.decode(), newline=""))]
+        text = io.StringIO(table.data.decode("utf-8-sig"), newline="")  # Excel writes a byte-order mark
+        rows = [(row["filename"], row["label"]) for row in csv.DictReader(text)]
     except (UnicodeDecodeError, csv.Error, KeyError) as error:
         raise UserError(
             f"Expected columns filename and label, got {error!r} in {table.where}; fetch it again"
@@ -193,12 +195,11 @@ def _plan_pickles(split: str, pickles: dict[str, Path]) -> Plan:
 
 def _pickle(path: Path) -> tuple[npt.NDArray[np.uint8], dict[str, list[int]]]:
     """Read images `[M, 84, 84, 3]` and the rows of each class."""
-    data: Any = read_pickle(path)
+    read: Any = read_pickle(path)
     try:
+        data = {as_text(key): value for key, value in read.items()}
         images = np.asarray(data["image_data"])
-        rows = {
-            str(name): [int(row) for row in np.asarray(found).tolist()] for name, found in data["class_dict"].items()
-        }
+        rows = {as_text(name): _rows(found) for name, found in data["class_dict"].items()}
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise _unlike(path, repr(error)) from error
     if images.dtype != np.uint8 or images.shape[1:] != (SIDE, SIDE, 3):
@@ -209,6 +210,11 @@ def _pickle(path: Path) -> tuple[npt.NDArray[np.uint8], dict[str, list[int]]]:
     if len(set(listed)) != len(listed):
         raise _unlike(path, "a row twice in class_dict")
     return images, rows
+
+
+def _rows(found: Any) -> list[int]:
+    listed = sorted(found) if isinstance(found, set | frozenset) else np.asarray(found).tolist()
+    return [int(row) for row in listed]
 
 
 def _unlike(path: Path, got: str) -> UserError:

@@ -1,7 +1,7 @@
 """Reading pickled arrays of unknown origin: nothing but arrays, dicts, lists, strings and numbers may be built.
 
-A pickle is a program; what it may call is decided in `find_class`. Here that is what numpy needs to rebuild an
-array, under the module names of numpy 1 and 2, for pickles written by Python 2 and 3.
+A pickle is a program; what it may call is decided in `find_class`. Here that is what numpy needs to rebuild an array or
+a scalar, under the module names of numpy 1 and 2, and Python's own containers, for pickles written by Python 2 and 3.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ import numpy.typing as npt
 
 from metakm.errors import UserError
 
+LONGEST_RANGE = 2**20
+
 
 def read_pickle(path: Path) -> Any:
     """Unpickle plain data.
 
-    Arrays come as objects that `numpy.asarray` takes, without a copy.
+    Arrays come as objects that `numpy.asarray` takes, without a copy; numpy's scalars as Python's; the dicts of
+    `collections` as dicts.
     Raises UserError, which names the file, if the pickle asks for anything else or is damaged.
     """
     try:
@@ -44,8 +47,10 @@ class _Kind:
     """
 
     def __init__(self, code: str, *_: bool) -> None:
-        if not re.fullmatch(r"[<>|=]?[biuf][1248]", code):
-            raise UserError(f"Expected arrays of numbers, got element type {code!r:.50}; fetch the file from elsewhere")
+        if not re.fullmatch(r"[<>|=]?([biuf][1248]|[SU][0-9]{1,4})", code):
+            raise UserError(
+                f"Expected arrays of numbers or text, got element type {code!r:.50}; fetch the file from elsewhere"
+            )
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -80,7 +85,31 @@ def _from_buffer(buffer: Any, kind: Any, shape: tuple[int, ...], order: str) -> 
     return _Array(np.frombuffer(plain, kind.dtype).reshape(shape, order="F" if order == "F" else "C"))
 
 
-_ALLOWED = {
+def _scalar(kind: Any, data: Any) -> Any:
+    """Stand in for numpy's `scalar`: Python's own number or string."""
+    return _from_buffer(data, kind, (), "C").array.item()
+
+
+def _range(*bounds: int) -> range:
+    """Stand in for `range`, which takes a few bytes for any number of rows."""
+    rows = range(*bounds)
+    if len(rows) > LONGEST_RANGE:
+        raise UserError(f"Expected at most {LONGEST_RANGE} rows, got {len(rows)}; fetch the file from elsewhere")
+    return rows
+
+
+def _empty(*_: Any) -> dict[Any, Any]:
+    """Stand in for `defaultdict`, which the pickle then fills, and for what makes its values, which nobody calls."""
+    return {}
+
+
+_BUILTINS = {"set": set, "frozenset": frozenset, "range": _range, "xrange": _range, "list": _empty, "int": _empty}
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): dict,
+    ("collections", "Counter"): dict,
+    ("collections", "defaultdict"): _empty,
+    **{(module, name): call for module in ("builtins", "__builtin__") for name, call in _BUILTINS.items()},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
     ("_codecs", "encode"): _latin1,
     ("numpy", "dtype"): _Kind,
     ("numpy", "ndarray"): _Array,

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from metakm.data.sources import Member, Read
 from metakm.errors import UserError
+from metakm.files import expanded
 
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
+
+_DAMAGED_EXIF = (SyntaxError, struct.error, LookupError, TypeError, ValueError, ArithmeticError, OSError)
+"""What Pillow raises over them."""
 
 
 def decode(data: bytes, where: str, mode: str, side: int, upright: bool = False) -> npt.NDArray[np.uint8]:
@@ -29,9 +33,10 @@ def decode(data: bytes, where: str, mode: str, side: int, upright: bool = False)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)  # Pillow's about metadata, one a file
             with Image.open(io.BytesIO(data)) as image:
                 _check(image, where)
-                turned = ImageOps.exif_transpose(image) if upright else image
+                turned = _upright(image) if upright else image
                 small = turned.convert(mode).resize((side, side), Image.Resampling.LANCZOS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"Expected an image of usual size, got {error} from {where}; make it smaller") from error
@@ -52,6 +57,28 @@ def _check(image: Image.Image, where: str) -> None:
     alpha = "A" in image.getbands() or "transparency" in image.info
     if alpha and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
         raise UserError(f"Expected an opaque image, got transparent pixels from {where}; give it a background")
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How to turn an image upright, by its EXIF orientation."""
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Follow the EXIF orientation; damaged EXIF data are none, for the pixels are whole."""
+    image.load()  # damaged pixels raise here
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except _DAMAGED_EXIF:
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def decode_classes(
@@ -80,7 +107,7 @@ def read_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) 
     channels, height, width = image_shape
     if channels not in (1, 3) or height != width:
         raise UserError(f"Expected an image shape of 1 or 3 channels and a square, got {image_shape}; resize by hand")
-    files = [Path(path) for path in paths]
+    files = [expanded(path, "an image's path") for path in paths]
     if not files:
         raise UserError("Expected at least one image file, got none; pass their paths")
     mode = "L" if channels == 1 else "RGB"

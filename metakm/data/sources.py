@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from metakm.data.hidden import is_hidden
 from metakm.data.tar_stream import bounded, tar_files
 from metakm.errors import UserError
 
@@ -132,7 +133,7 @@ class FolderSource(Source):
     """The files below a folder; their names begin with the folder's own name, as in an archive of it."""
 
     def names(self) -> list[str]:
-        """List the files at any depth, without hidden ones and those in hidden folders.
+        """List the files at any depth, without hidden ones and those in hidden folders (see `is_hidden`).
 
         Links to folders are followed in the upper two levels, where classes are, if they lead elsewhere: one into this
         folder would bring its files twice, one to a folder that it is in would never end.
@@ -162,10 +163,10 @@ class FolderSource(Source):
     def _walk(self) -> list[tuple[str, Path]]:
         found = []
         for folder, folders, files in os.walk(self.path, followlinks=True):
-            shown = [name for name in folders if not name.startswith(".")]
+            shown = [name for name in folders if not is_hidden(name)]
             folders[:] = [name for name in shown if self._leads_on(Path(folder, name))]
             start = Path(folder).relative_to(self.path.parent).as_posix()
-            found += [(f"{start}/{file}", Path(folder, file)) for file in files if not file.startswith(".")]
+            found += [(f"{start}/{file}", Path(folder, file)) for file in files if not is_hidden(file)]
         return sorted(found)
 
     def _leads_on(self, folder: Path) -> bool:
@@ -196,8 +197,18 @@ def find_source(folders: Iterable[Path], names: Iterable[str]) -> Source | None:
             if archive is not None and path.is_file():
                 return archive(path)
             if archive is None and path.is_dir():
-                return FolderSource(path)
+                return FolderSource(unnested(path))
     return None
+
+
+def unnested(path: Path) -> Path:
+    """The folder, or the one of the same name that is all it has: unpacking into a folder of that name makes two."""
+    inner = path / path.name
+    if not inner.is_dir():
+        return path
+    with os.scandir(path) as entries:
+        others = any(not is_hidden(entry.name) and entry.name != path.name for entry in entries)
+    return path if others else inner
 
 
 def missing(wanted: str, folders: Iterable[Path], remedy: str) -> UserError:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metakm.errors import UserError
-from metakm.files import replacing
+from metakm.files import expanded, replacing
 from metakm.modulation.attach import is_modulated
 from metakm.modulation.merge import merge
 
@@ -26,6 +26,7 @@ def export_onnx(model: nn.Module, path: Path | str, images: Tensor) -> None:
     Raises:
         UserError: the exporter is not installed, or fewer than 2 images (PyTorch would fix n to 1).
     """
+    file_path = expanded(path, "the ONNX file's path")
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
         raise UserError(f"Expected {' and '.join(missing)} to be installed, got none; pip install 'metakm[onnx]'")
@@ -46,5 +47,5 @@ def export_onnx(model: nn.Module, path: Path | str, images: Tensor) -> None:
     finally:
         plain.train(training)
     assert program is not None  # with dynamo=True it is returned
-    with replacing(Path(path)) as file:
+    with replacing(file_path) as file:
         file.write(program.model_proto.SerializeToString())

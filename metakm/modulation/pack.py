@@ -6,13 +6,16 @@ arguments of `modulate`; see `metakm.tensor_file`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from metakm.files import replacing
+from metakm.data.labels import as_text, plain_label
+from metakm.errors import UserError
+from metakm.files import expanded, replacing
 from metakm.tensor_file import TensorFile
 
 _FILE = TensorFile("pack", key="metakm", version=1, source="save_pack() writes one")
@@ -43,16 +46,27 @@ class Pack:
         return {
             "base": self.base,
             "task": self.task,
-            "classes": list(self.classes),
-            "metrics": self.metrics,
+            "classes": list(class_names(self.classes)),
+            "metrics": {name: float(value) for name, value in self.metrics.items()},
             "modulation": self.modulation,
         }
+
+
+def class_names(classes: Iterable[Any]) -> tuple[str, ...]:
+    """Names, or numbers of classes, from a list, an array or a column of a table, as text.
+
+    Raises:
+        UserError: one string instead of several.
+    """
+    if isinstance(classes, str | bytes):
+        raise UserError(f"Expected a list of class names, got {classes!r:.50}; put it into a list")
+    return tuple(as_text(plain_label(name)) for name in classes)
 
 
 def write_pack(pack: Pack, path: Path | str) -> None:
     """Write `pack` as one file; `path` is replaced whole or left as it was."""
     data = _FILE.to_bytes(pack.header(), pack.tensors)
-    with replacing(Path(path)) as file:
+    with replacing(expanded(path, "the pack's path")) as file:
         file.write(data)
 
 

@@ -15,7 +15,7 @@ from metakm.errors import UserError
 from metakm.modulation.attach import Attachment, attachment, detach, is_modulated, modulate, unwrapped, within
 from metakm.modulation.channel import ChannelModulator
 from metakm.modulation.kernel import KernelModulator
-from metakm.modulation.pack import Pack, read_pack, write_pack
+from metakm.modulation.pack import Pack, class_names, read_pack, write_pack
 from metakm.modulation.tensors import fingerprint, split
 
 _MODULATORS: dict[str, type[nn.Module]] = {c.__name__: c for c in (KernelModulator, ChannelModulator)}
@@ -32,15 +32,15 @@ def make_pack(
     """
     model = unwrapped(model)
     found = attachment(model)
-    outputs = _outputs(model, found.classifier)
-    if classes and outputs is not None and len(classes) != outputs:
-        raise UserError(f"Expected {outputs} class names, one for each output of the classifier, got {len(classes)}")
+    outputs, names = _outputs(model, found.classifier), class_names(classes)
+    if names and outputs is not None and len(names) != outputs:
+        raise UserError(f"Expected {outputs} class names, one for each output of the classifier, got {len(names)}")
     tensors = split(model, found.implicit, found.classifier)
     return Pack(
         {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.task.items()},
         _resident_fingerprint(model, found, tensors.base, trusted=False),
         task,
-        tuple(classes),
+        names,
         {name: float(value) for name, value in (metrics or {}).items()},
         _arguments(found),
     )

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 
 from metakm.results.curve import CurvePoint
+from metakm.results.figure import import_matplotlib, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -185,15 +185,13 @@ def inline(svg: str, name: str, description: str) -> str:
 @contextlib.contextmanager
 def page_style() -> Iterator[None]:
     """Within the block matplotlib draws for a page."""
-    with mpl.rc_context(_style):
+    with import_matplotlib().rc_context(_style):
         yield
 
 
 def _chart(paint: Callable[[Axes], None], name: str, description: str) -> str:
-    from matplotlib.figure import Figure  # slow to import
-
     with page_style():
-        figure = Figure(figsize=(4.6, 3.3), layout="constrained")
+        figure = new_figure(figsize=(4.6, 3.3), layout="constrained")
         axes = figure.subplots()
         paint(axes)
         handles, labels = axes.get_legend_handles_labels()

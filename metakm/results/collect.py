@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from metakm.config import EXECUTION_FIELDS, PresetName, RunConfig
 from metakm.errors import UserError, unknown_name
+from metakm.files import expanded
 from metakm.presets import preset_config
 from metakm.results.row import COLUMNS, ResultRow
 from metakm.results.statistics import interval_over_tasks
@@ -54,12 +55,13 @@ class Collection:
     problems: tuple[Problem, ...]
 
 
-def read_runs(folder: Path) -> Collection:
+def read_runs(folder: str | Path) -> Collection:
     """Read every `result.csv` below `folder`; a file that is damaged, foreign or at odds with others is a problem.
 
     Raises:
         UserError: `folder` is no folder.
     """
+    folder = expanded(folder, "the folder of results")
     if not folder.is_dir():
         raise UserError(f"Expected a folder of results, got {folder}; give the --out of your runs")
     runs, problems = [], []
@@ -91,7 +93,7 @@ def _read_row(path: Path) -> ResultRow:
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The lines of a CSV file below its header, as the text of each column."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel writes a byte-order mark
             header, *lines = list(csv.reader(file, strict=True)) or [[]]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"Expected {path.name} to be a CSV file that can be read, got: {error}") from error
@@ -126,7 +128,7 @@ def read_config(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"Expected config.json to be JSON, got {error}") from error
     if not isinstance(config, dict):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from metakm.errors import UserError
+from metakm.results.figure import new_figure
 
 
 class CurvePoint(NamedTuple):
@@ -52,9 +53,7 @@ def read_curve(path: Path) -> list[CurvePoint]:
 
 def curve_png(points: Sequence[CurvePoint], title: str, stage: str = "meta-") -> bytes:
     """Accuracy in training and validation by iteration, as a PNG file's bytes; `stage` stands before these words."""
-    from matplotlib.figure import Figure  # slow to import, needed once a run
-
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = new_figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     iterations = [p.iteration for p in points]
     trained = [(p.iteration, p.train_accuracy) for p in points if p.train_accuracy is not None]

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metakm.errors import UserError
+from metakm.files import expanded
 from metakm.results.collect import read_config, read_csv
 from metakm.results.row import CsvRow, Status
 from metakm.results.statistics import interval_over_seeds
@@ -128,12 +129,13 @@ class Line:
         return 100 * (self.first.ci95 or 0.0) if over_seeds is None else over_seeds
 
 
-def read_experiments(folder: Path) -> tuple[list[RecordedExperiment], list[str]]:
+def read_experiments(folder: str | Path) -> tuple[list[RecordedExperiment], list[str]]:
     """The rows of every `experiment.csv` below a folder, and what could not be read, by name.
 
     Raises:
         UserError: `folder` is no folder.
     """
+    folder = expanded(folder, "the folder of results")
     if not folder.is_dir():
         raise UserError(f"Expected a folder of results, got {folder}; give the --out of your runs")
     runs, problems = [], []

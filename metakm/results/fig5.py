@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from metakm.errors import UserError
 from metakm.results.experiment import Line, RecordedExperiment, lines_of, schedule_titles
+from metakm.results.figure import new_figure
 from metakm.results.forest import PictureFormat
 from metakm.results.paper import FIG5_PANELS, panel_lines
 
@@ -21,13 +22,11 @@ def fig5_picture(runs: Iterable[RecordedExperiment], form: PictureFormat = "png"
     Raises:
         UserError: no finished run.
     """
-    from matplotlib.figure import Figure  # slow to import, needed for a picture only
-
     lines, _ = lines_of(run for run in runs if run.row.experiment == "ablation")
     schedules = schedule_titles({line.schedule for line in lines})
     if not schedules:
         raise UserError("Expected finished runs to draw, got none; run python -m metakm.experiments.ablation first")
-    figure = Figure(figsize=(9, 3.4 * len(schedules)), layout="constrained")
+    figure = new_figure(figsize=(9, 3.4 * len(schedules)), layout="constrained")
     all_axes = figure.subplots(len(schedules), len(FIG5_PANELS), squeeze=False, sharey="row")
     for row_axes, (schedule, title) in zip(all_axes, schedules.items(), strict=True):
         own = [line for line in lines if line.schedule == schedule]

@@ -17,6 +17,7 @@ import pandas as pd
 from metakm.errors import UserError
 from metakm.files import replacing, write_text
 from metakm.lock import InUseError, Lock
+from metakm.progress import say
 from metakm.results.curve import CurvePoint, curve_csv, curve_png
 from metakm.results.row import CsvRow, ResultRow
 
@@ -147,9 +148,12 @@ class RunFolder:
         write_text(self.path / "curve.csv", curve_csv(points))
 
     def write_picture(self, points: Sequence[CurvePoint], title: str, stage: str = "meta-") -> None:
-        """curve.png."""
-        with replacing(self.path / "curve.png") as file:
-            file.write(curve_png(points, title, stage))
+        """curve.png, if it can be drawn; the run does not fail for want of it."""
+        try:
+            with replacing(self.path / "curve.png") as file:
+                file.write(curve_png(points, title, stage))
+        except Exception as error:  # matplotlib's settings and installation may raise anything
+            say(f"curve.png could not be drawn ({error}); curve.csv has its figures")
 
     def write_tasks(self, accuracies: npt.NDArray[np.float64]) -> None:
         """tasks.csv: the accuracy `[n]` of each meta-test task with its episode index."""

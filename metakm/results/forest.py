@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from metakm.errors import UserError
 from metakm.results.blocks import Table
 from metakm.results.cells import Cell
+from metakm.results.figure import new_figure
 from metakm.results.published import Published
 from metakm.results.setting import Setting
 
@@ -40,11 +41,9 @@ def forest_picture(table: Table, form: PictureFormat = "png") -> bytes:
     A measured cell is a dot; the thick bar is its interval over seeds, the thin one with caps that over tasks. A
     published value is a hollow diamond with the +- of its source, which is not the same quantity in each.
     """
-    from matplotlib.figure import Figure  # slow to import, needed for a picture only
-
     panels = [(setting, lines) for setting in _settings(table) if (lines := _lines(table, setting))]
     heights = [sum(_height(label) for label, _ in lines) + 1.5 for _, lines in panels]
-    figure = Figure(figsize=(8, 0.9 + 0.3 * sum(heights)), layout="constrained")
+    figure = new_figure(figsize=(8, 0.9 + 0.3 * sum(heights)), layout="constrained")
     all_axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (setting, lines) in zip(all_axes, panels, strict=True):
         _panel(axes, setting, lines)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from metakm.errors import UserError, unknown_name
+from metakm.files import expanded
 from metakm.strategies.base import Strategy
 from metakm.strategies.independence import require_independent_tasks
 
@@ -109,12 +110,13 @@ def _shares_a_part(strategy: Strategy, backbone: nn.Module) -> bool:
     return any(id(part) in parts for part in (*backbone.modules(), *backbone.parameters()))
 
 
-def load_plugin(path: Path) -> None:
+def load_plugin(path: str | Path) -> None:
     """Run a Python file that registers strategies, once. It runs with the rights of this process.
 
     Raises:
         UserError: no such file, or the file raises, or registers nothing.
     """
+    path = expanded(path, "--plugin")
     if not is_plugin_file(path):
         raise UserError(f"Expected --plugin to name a Python file, got {str(path)!r}, which is not a file")
     if path.resolve() in _plugins:

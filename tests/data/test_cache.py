@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metakm.data import EpisodeSampler, FewShotDataset
+from metakm.data import EpisodeSampler, FewShotDataset, load_dataset
 from metakm.data import cache as module
 from metakm.data.cache import Entry, Plan, cache_folder, cached
 from metakm.errors import UserError
@@ -203,3 +203,19 @@ def test_the_folder_is_metakm_cache_or_the_platforms(monkeypatch: pytest.MonkeyP
     assert cache_folder() == Path.home() / "there"
     monkeypatch.delenv("METAKM_CACHE")
     assert cache_folder().name == "metakm"
+
+
+def test_a_user_without_a_home_is_told_to_set_metakm_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    for name in ("HOME", "METAKM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="set METAKM_CACHE to a folder"):
+        load_dataset("glyphs")
+
+
+def test_a_program_without_standard_error_decodes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    assert load_dataset("glyphs").n_classes == 800

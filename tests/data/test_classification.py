@@ -277,3 +277,15 @@ def test_a_resized_crop_stays_within_the_image():
     widths = (crops_of := resized_crop(ramp, torch.rand(50, 4, generator=generator), 8)).amax(3) - crops_of.amin(3)
     assert 0.2 < widths.min() < 0.7
     assert widths.max() <= 1
+
+
+def test_a_folder_unpacked_into_one_of_its_name_and_a_servers_thumbnails_change_nothing(flat, tmp_path):
+    before = load_image_folder(flat, side=4)
+    (tmp_path / "nested").mkdir()
+    flat.rename(tmp_path / "nested" / "pets")
+    (tmp_path / "nested").rename(flat)
+    write(flat / "@eaDir" / "pets" / "thumbnail.jpg", 7)
+    write(flat / "pets" / "kind0" / "@eaDir" / "00.png" / "thumbnail.jpg", 7)
+    after = load_image_folder(str(flat), side=4)
+    assert np.array_equal(after.train.images, before.train.images)
+    assert after.class_names == before.class_names

@@ -71,6 +71,19 @@ def test_from_arrays_refuses_what_does_not_fit(images: np.ndarray, labels: objec
         FewShotDataset.from_arrays(images, labels)
 
 
+@pytest.mark.parametrize("shape", [(84, 84, 3), (84, 100, 3), (28, 28, 1), (64, 64, 13), (84, 84, 4)])
+def test_channels_that_come_last_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match=r"which looks like \[M, H, W, C\]; move the channels to the front"):
+        FewShotDataset.from_arrays(np.zeros((2, *shape), np.uint8), [0, 1])
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 84, 84), (1, 28, 28), (13, 64, 64), (3, 3, 3), (2, 4, 3), (200, 11, 11), (8, 1, 3)]
+)
+def test_channels_that_come_first_are_taken_whatever_their_number(shape: tuple[int, ...]) -> None:
+    assert FewShotDataset.from_arrays(np.zeros((2, *shape), np.uint8), [0, 1]).image_shape == shape
+
+
 def test_rotations_need_square_images() -> None:
     with pytest.raises(UserError, match="square"):
         FewShotDataset.from_arrays(np.zeros((2, 1, 4, 5), np.uint8), [0, 1], rotations=True)
@@ -156,6 +169,13 @@ GOOD = (np.zeros((1, 2, 2), np.uint8), 0)
         (Items((np.full((1, 2, 2), np.nan), 0)), "floats from 0 to 1"),
         (Items((np.zeros((1, 2, 2), np.int32), 0)), "uint8 images, or floats from 0 to 1, got int32"),
         (Items((Image.new("RGBA", (2, 2)), 0)), 'mode "L" or "RGB", got RGBA for item 0'),
+        (Items({"image": GOOD[0], "label": 0}), r"a dict of 'image', 'label' for item 0; pass \[\(item\["),
+        (Items(GOOD, "ab"), "pairs of image and label, got str for item 1"),
+        ({"train": [GOOD], "test": [GOOD]}, "one dataset, got a dict of 'train', 'test'; pass one of them"),
+        (Items(GOOD, (GOOD[0], np.eye(2)[1])), r"a vector \[2\]; of one-hot vectors, take the argmax \(item 1\)"),
+        (Items((GOOD[0], torch.eye(3)[1])), r"a vector \[3\]"),
+        (Items((GOOD[0], [0, 1])), "one label an image"),
+        (Items(GOOD, (GOOD[0], None)), r"none for 1 of 2 \(image 1"),
     ],
 )
 def test_from_dataset_refuses_what_does_not_fit_and_numbers_it(dataset: object, said: str) -> None:

@@ -1,5 +1,8 @@
+import dataclasses
+import pickle
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -256,3 +259,16 @@ def test_to_moves_every_tensor(make: Make) -> None:
     tensors = [moved.support_images, moved.support_labels, moved.query_images, moved.query_labels]
     assert {t.device.type for t in tensors} == {"meta"}
     assert moved.index == range(2)
+
+
+@pytest.mark.parametrize("rotations", [False, True])
+def test_a_pickled_sampler_has_its_images_once_and_draws_the_same(rotations: bool, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 1, 32, 32), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    data = FewShotDataset.from_arrays(images, np.arange(40) // 8, rotations=rotations)
+    data = dataclasses.replace(data, images=np.load(tmp_path / "images.npy", mmap_mode="r"))  # as the cache gives them
+    sampler = EpisodeSampler(data, ways=3, shots=1, queries=2)
+    expected = sampler.batch(0, 3)  # from here on it keeps the images turned
+    for sent in (sampler, data):
+        assert len(pickle.dumps(sent)) < 1.1 * images.nbytes
+    assert same(pickle.loads(pickle.dumps(sampler)).batch(0, 3), expected)

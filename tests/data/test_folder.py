@@ -161,3 +161,35 @@ def test_episodes_can_be_drawn(root: Path) -> None:
     episodes = EpisodeSampler(load_dataset("folder", "train", root=root), ways=2, shots=1, queries=1).batch(0, 3)
     assert episodes.support_images.shape == (3, 2, 3, 84, 84)
     assert np.isclose(episodes.support_images[:, :, 0] + episodes.support_images[:, :, 2], 1).all()
+
+
+SYSTEM_FOLDERS = ("@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "__MACOSX", "lost+found")
+
+
+@pytest.mark.parametrize("name", SYSTEM_FOLDERS)
+def test_what_servers_and_systems_leave_among_the_images_is_no_data(root: Path, name: str) -> None:
+    before = load_dataset("folder", "train", root=root)
+    for place in ("train", "train/robin", "train/robin/more"):
+        picture(root / place / name / "0.png" / "SYNOPHOTO_THUMB_XL.jpg", 200)
+        picture(root / place / name / "1.png", 200)
+    found = load_dataset("folder", "train", root=root)
+    assert (found.class_names, found.counts.tolist()) == (before.class_names, before.counts.tolist())
+    assert np.array_equal(found.images, before.images)
+    assert found.split_hash == before.split_hash
+
+
+def test_splits_unpacked_into_folders_of_their_names_are_read(root: Path) -> None:
+    before = load_dataset("folder", "train", root=root)
+    for split in LAYOUT:
+        (root / split).rename(root / "unpacked")
+        (root / split).mkdir()
+        (root / "unpacked").rename(root / split / split)
+        (root / split / "Thumbs.db").write_bytes(b"left by a system")
+    found = load_dataset("folder", "train", root=root)
+    assert np.array_equal(found.images, before.images)
+    assert found.split_hash == before.split_hash
+
+
+def test_a_class_may_be_called_as_its_split(root: Path) -> None:
+    picture(root / "train" / "train" / "0.png", 10)  # a locomotive
+    assert load_dataset("folder", "train", root=root).class_names == ("robin", "train", "wren")

@@ -2,6 +2,7 @@ import io
 import logging
 import pickle
 import tarfile
+from collections import OrderedDict, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -321,3 +322,37 @@ def test_missing_data_say_what_where_and_how(tmp_path: Path) -> None:
         load_dataset("mini-imagenet", root=tmp_path)
     for part in ("val.csv", "mini-imagenet-cache-", str(tmp_path), "METAKM_DATA", "--dataset glyphs"):
         assert part in str(caught.value)
+
+
+def harmless(data: dict[str, Any], form: str) -> dict[str, Any]:
+    """The same content as numpy, `collections` or an older Python would have left it in the pickle."""
+    rows = data["class_dict"]
+    changed: dict[str, Any] = {
+        "numbers of numpy": {name: list(np.array(own)) for name, own in rows.items()},
+        "names of numpy": {np.str_(name): np.array(own) for name, own in rows.items()},
+        "OrderedDict": OrderedDict(rows),
+        "defaultdict": defaultdict(list, rows),
+        "sets": {name: set(own) for name, own in rows.items()},
+        "bytes": {name.encode(): own for name, own in rows.items()},
+    }
+    if form == "bytes":
+        return {b"image_data": data["image_data"], b"class_dict": changed[form]}
+    return {"image_data": data["image_data"], "class_dict": changed[form]}
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("form", ["numbers of numpy", "names of numpy", "OrderedDict", "defaultdict", "sets", "bytes"])
+def test_harmless_forms_of_the_content_are_read_alike(tmp_path: Path, form: str, protocol: int) -> None:
+    write_pickles(tmp_path, protocol, **{split: harmless(content(split), form) for split in SPLITS})
+    check(tmp_path)
+
+
+def test_tables_saved_by_excel_and_images_unpacked_into_a_folder_of_their_name_are_read(tmp_path: Path) -> None:
+    write_tables(tmp_path)
+    (tmp_path / "images").rename(tmp_path / "unpacked")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "unpacked").rename(tmp_path / "images" / "images")
+    for split in SPLITS:
+        path = tmp_path / f"{split}.csv"
+        path.write_text(path.read_text().replace("\n", "\r\n"), encoding="utf-8-sig")
+    check(tmp_path)

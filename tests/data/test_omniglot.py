@@ -93,13 +93,15 @@ def test_zip_and_folder_give_the_same_arrays_wherever_they_lie(tmp_path: Path) -
         for part in omniglot.PARTS:
             pack(made, part, tmp_path / sub)
     shutil.copytree(made, tmp_path / "d" / "omniglot")
+    for part in omniglot.PARTS:
+        shutil.copytree(made / part, tmp_path / "f" / part / part)  # unpacked into a folder of its name
     pack(made, omniglot.PARTS[0], tmp_path / "e")
     shutil.copytree(made / omniglot.PARTS[1], tmp_path / "e" / "omniglot-py" / omniglot.PARTS[1])
     for split, size in omniglot.SIZES.items():
         expected = load_dataset("omniglot", split, root=made)
         assert expected.images.shape == (2 * size, 1, 28, 28)
         assert expected.images.std() > 10
-        for root in "abcde":
+        for root in "abcdef":
             found = load_dataset("omniglot", split, root=tmp_path / root)
             assert found.class_names == expected.class_names
             assert found.split_hash == expected.split_hash

@@ -1,5 +1,6 @@
 """What a pickle may build: nothing that runs, nothing whose memory it describes itself."""
 
+import collections
 import contextlib
 import pickle
 import pickletools
@@ -60,7 +61,6 @@ FORGED = {
     "negative": Call(np.ndarray, (0,), state=(1, (-4, -2), np.dtype("u1"), False, b"\0" * 7)),
     "no bytes": Call(np.ndarray, (0,), state=(1, (1,), np.dtype("u1"), False, [1])),
     "no type": Call(np.ndarray, (0,), state=(1, (1,), "u1", False, b"\0")),
-    "text": np.array(["a", "b"]),
     "real objects": np.array([{}, []], dtype=object),
     "complex": np.zeros(2, complex),
     "records": np.zeros(2, [("x", "i4")]),
@@ -125,4 +125,53 @@ def test_a_damaged_pickle_gives_data_or_a_user_error(tmp_path_factory, changes, 
         damaged[position % length] = value
     path = written(tmp_path_factory.getbasetemp() / "damaged.pkl", bytes(damaged))
     with contextlib.suppress(UserError):
+        read_pickle(path)
+
+
+PLAIN = {
+    "int64": np.int64(3),
+    "bool": np.bool_(True),
+    "float32": np.float32(0.5),
+    "str": np.str_("\u00e4b"),
+    "bytes": np.bytes_(b"ab"),
+    "ordered": collections.OrderedDict(a=1, b=[2]),
+    "counter": collections.Counter("aab"),
+    "set": {1, 2},
+    "frozenset": frozenset({1, 2}),
+    "range": range(2, 9, 3),
+}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("name", PLAIN)
+def test_scalars_and_containers_of_plain_data_come_back_as_pythons(tmp_path: Path, name: str, protocol: int) -> None:
+    found = read_pickle(written(tmp_path / "a.pkl", pickle.dumps({"a": [PLAIN[name]]}, protocol)))["a"][0]
+    assert found == PLAIN[name]
+    assert not isinstance(found, np.generic)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_defaultdict_comes_back_as_a_dict(tmp_path: Path, protocol: int) -> None:
+    rows = collections.defaultdict(list, a=[1], b=[2, 3])
+    found = read_pickle(written(tmp_path / "a.pkl", pickle.dumps(rows, protocol)))
+    assert (type(found), found) == (dict, {"a": [1], "b": [2, 3]})
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_an_array_of_text_comes_back(tmp_path: Path, protocol: int) -> None:
+    names = np.array(["a", "bcd"])
+    found = read_pickle(written(tmp_path / "a.pkl", pickle.dumps(names, protocol)))
+    assert np.asarray(found).tolist() == ["a", "bcd"]
+
+
+def test_a_range_does_not_ask_for_more_memory_than_there_is(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Expected at most"):
+        read_pickle(written(tmp_path / "a.pkl", pickle.dumps(range(10**9))))
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_a_scalar_of_objects_is_refused(tmp_path: Path, protocol: int) -> None:
+    scalar = np.float64(0).__reduce__()[0]
+    path = written(tmp_path / "forged.pkl", pickle.dumps(Call(scalar, np.dtype("O"), b"\x10" * 8), protocol))
+    with pytest.raises(UserError, match=r"forged\.pkl"):
         read_pickle(path)

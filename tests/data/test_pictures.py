@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from metakm.data.pictures import decode, read_images
 from metakm.errors import UserError
@@ -141,3 +141,46 @@ def test_files_or_shapes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     for shape in ((3, 20, 21), (2, 20, 20)):
         with pytest.raises(UserError, match="1 or 3 channels and a square"):
             read_images([tmp_path / "a.png"], shape)
+
+
+def tagged(kind: str, exif: bytes) -> bytes:
+    """`picture` with EXIF data that need not be whole."""
+    return encoded(picture(), kind, exif=exif)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0\0\x08\0\x02\x01\x12\0\x03",
+        b"Exif\0\0",
+        b"Exif\0\0MM\0*",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01\x12",
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\xff\0\0\x06\0\0\0",
+        b"Exif\0\0II*\0\xff\xff\xff\x7f",
+        b"junk",
+    ],
+    ids=repr,
+)
+def test_whole_pixels_with_damaged_exif_are_read_as_without(kind: str, exif: bytes) -> None:
+    found = decode(tagged(kind, exif), "here", "RGB", 20, upright=True)
+    assert np.array_equal(found, decode(encoded(picture(), kind), "here", "RGB", 20))
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_the_orientation_is_followed_as_pillow_does(orientation: int) -> None:
+    marked = picture()
+    marked.paste((0, 0, 250), (0, 0, 20, 40))  # without symmetry
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = encoded(marked, exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    found = decode(data, "here", "RGB", 20, upright=True)
+    assert np.array_equal(found, decode(encoded(upright), "here", "RGB", 20))
+    assert (orientation in range(2, 9)) != np.array_equal(found, decode(data, "here", "RGB", 20))
+
+
+def test_damaged_pixels_are_refused_whatever_the_exif_says() -> None:
+    data = tagged("PNG", b"junk")
+    with pytest.raises(UserError, match="Expected an image"):
+        decode(data[: len(data) * 2 // 3], "here", "RGB", 20, upright=True)

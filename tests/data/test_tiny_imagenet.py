@@ -59,6 +59,8 @@ def test_zip_and_folder_give_the_same_arrays(tmp_path: Path) -> None:
     write(tmp_path / "a", files())
     write(tmp_path / "b" / "tiny-imagenet", files(), "tiny-imagenet-100.zip")
     write(tmp_path / "c" / "tiny-imagenet", files(), None)
+    marked = {n: b"\xef\xbb\xbf" + data if n.endswith("annotations.txt") else data for n, data in files().items()}
+    write(tmp_path / "d" / "tiny-imagenet-200", marked, None)  # unpacked into a folder of its name, a table resaved
     for split, names in SPLIT.items():
         first = load_dataset("tiny-imagenet", split, root=tmp_path / "a")
         assert first.class_names == tuple(names)
@@ -69,7 +71,7 @@ def test_zip_and_folder_give_the_same_arrays(tmp_path: Path) -> None:
         assert np.allclose(levels, expected, atol=2)
         assert np.allclose(first.images[0, 1], 255 - expected[0], atol=2)  # green: channels first, in RGB order
         assert np.array_equal(first.images[1, 0], first.images[1, 2])  # a grey JPEG has three equal channels
-        for root in "bc":
+        for root in "bcd":
             other = load_dataset("tiny-imagenet", split, root=tmp_path / root)
             assert np.array_equal(other.images, first.images)
             assert other.split_hash == first.split_hash

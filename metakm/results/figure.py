@@ -1,0 +1,53 @@
+"""matplotlib's figures, for pictures that are files: no display and no backend of the user's is needed."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def new_figure(**options: Any) -> Figure:
+    """An empty figure, which `savefig` draws by the canvas of the file's format."""
+    import_matplotlib()
+    from matplotlib.figure import Figure  # slow to import, needed for a picture only
+
+    return Figure(**options)
+
+
+def import_matplotlib() -> ModuleType:
+    """Import matplotlib where that alone would fail: MPLBACKEND names no backend of here, or there is no home folder.
+
+    Notebooks hand their own MPLBACKEND to the processes that they start. One that exists takes effect as ever.
+    """
+    if "matplotlib" not in sys.modules:
+        backend = os.environ.pop("MPLBACKEND", None)
+        _ensure_settings_folder()
+        try:
+            import matplotlib as mpl
+        finally:
+            if backend is not None:
+                os.environ["MPLBACKEND"] = backend
+        with contextlib.suppress(ValueError):
+            if backend:
+                mpl.rcParams["backend"] = backend
+    return sys.modules["matplotlib"]
+
+
+def _ensure_settings_folder() -> None:
+    """Without a home matplotlib has no place for its settings and font list; give it one until this process ends."""
+    try:
+        Path.home()
+    except RuntimeError:
+        if "MPLCONFIGDIR" not in os.environ:
+            os.environ["MPLCONFIGDIR"] = folder = tempfile.mkdtemp(prefix="metakm-matplotlib-")
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
