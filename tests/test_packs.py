@@ -176,7 +176,6 @@ def test_swap_hashes_the_base_once_and_again_after_it_was_written_to(base, packe
         ([b"owl", np.bytes_(b"wren"), np.str_("kite")], ("owl", "wren", "kite")),
         (np.array([]), ()),
     ],
-    ids=repr,
 )
 def test_class_names_are_taken_as_numpy_pandas_and_torch_give_them(classes, names, tmp_path):
     metrics = {"accuracy": np.float32(0.5), "loss": torch.tensor(0.25)}

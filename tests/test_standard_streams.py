@@ -1,6 +1,5 @@
 """Commands whose reader goes away, or which never had one: no traceback, and the exit code of the work itself."""
 
-import contextlib
 import importlib
 import io
 import os
@@ -12,6 +11,7 @@ import sys
 import pytest
 import torch
 from convnets import Mixed
+from readers import nobody_reads
 
 from metakm.__main__ import commands
 from metakm.__main__ import main as metakm_main
@@ -32,19 +32,6 @@ def environment(cache, monkeypatch):
     monkeypatch.setenv("METAKM_CACHE", str(cache))
     monkeypatch.delenv("METAKM_DATA", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-@contextlib.contextmanager
-def nobody_reads():
-    """Standard output and error are pipes without a reader; at the end they are closed as an interpreter does."""
-    streams = []
-    for _ in range(2):
-        reader, writer = os.pipe()
-        os.close(reader)
-        streams.append(os.fdopen(writer, "w"))
-    output, error = streams
-    with output, error, contextlib.redirect_stdout(output), contextlib.redirect_stderr(error):
-        yield
 
 
 COMMANDS = {

@@ -30,7 +30,6 @@ IMAGES = np.zeros((4, 1, 2, 2), np.uint8)
         np.ma.array([0, 0, 1, 1], mask=[0, 0, 0, 1]),
         torch.tensor([0, 0, 1, float("nan")]),
     ],
-    ids=repr,
 )
 def test_a_missing_label_is_refused_by_its_image(labels: Any) -> None:
     with pytest.raises(UserError, match=r"a label for every image, got none for 1 of 4 \(image 3, counted from 0\)"):

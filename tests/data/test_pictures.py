@@ -160,7 +160,6 @@ def tagged(kind: str, exif: bytes) -> bytes:
         b"Exif\0\0II*\0\xff\xff\xff\x7f",
         b"junk",
     ],
-    ids=repr,
 )
 def test_whole_pixels_with_damaged_exif_are_read_as_without(kind: str, exif: bytes) -> None:
     found = decode(tagged(kind, exif), "here", "RGB", 20, upright=True)

@@ -1,6 +1,7 @@
 import pandas as pd
 import pytest
 import torch
+from readers import nobody_reads
 
 from metakm.errors import UserError
 from metakm.experiments import ablation
@@ -47,3 +48,12 @@ def test_an_unknown_variant_is_named(small, capsys):
     assert "cosine" in capsys.readouterr().err
     with pytest.raises(UserError, match="default"):
         ablation.subject("defualt", seed=0)
+
+
+def test_a_variant_is_done_although_nobody_reads_and_no_picture_can_be_drawn(small, tmp_path, monkeypatch):
+    monkeypatch.setattr("metakm.results.folder.curve_png", lambda *_: 1 / 0)
+    with nobody_reads():
+        assert ablation.main([*small, "--methods", "diagonal", "--epochs", "1"]) == 0
+        assert ablation.main([*small, "--methods", "diagonal", "--dry-run"]) == 0
+    row = pd.read_csv(tmp_path / "out" / "ablation" / "diagonal" / "seed0" / "experiment.csv").iloc[0]
+    assert row.status == "done"
