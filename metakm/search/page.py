@@ -12,8 +12,8 @@ from metakm.files import replacing, write_text
 from metakm.progress import duration
 from metakm.results.statistics import paired_difference
 from metakm.search.importance import LEAST_TRIALS, importances, importances_png
-from metakm.search.plan import follow
 from metakm.search.records import Record, read_records, winner, write_csv
+from metakm.search.space import refuses, with_values
 from metakm.search.studies import Studies
 from metakm.search.trial import read_accuracies
 from metakm.trained import read_config
@@ -62,8 +62,9 @@ def _strategy(studies: Studies, algo: str, study: optuna.Study, own: list[Record
     seconds = sum(record.seconds or 0.0 for record in own)
     lines = [f"## {algo}", f"{len(own)} trials: {tried}. {seconds:.0f} s of training ({duration(seconds)})."]
     dropped = study.user_attrs["dropped"]
-    if dropped:
-        lines.append("Not varied: " + "; ".join(f"`{field}`, {reason}" for field, reason in dropped.items()) + ".")
+    for reason in dict.fromkeys(dropped.values()):
+        fields = ", ".join(f"`{field}`" for field, why in dropped.items() if why == reason)
+        lines.append(f"Not varied: {fields} ({reason}).")
     best = winner(own)
     if best is None:
         lines.append("No trial was measured.")
@@ -76,10 +77,10 @@ def _strategy(studies: Studies, algo: str, study: optuna.Study, own: list[Record
     ]
     config = winning_config(studies, best)
     lines.append(f"    {command(config)}")
-    for other in study.user_attrs["followers"]:
+    for follower in study.user_attrs["followers"]:
         lines += [
-            f"{other} takes the same values, as far as it has the options:",
-            f"    {command(follow(config, other))}",
+            f"{follower['algo']} takes the same values, as far as it has the options:",
+            f"    {command(_following(RunConfig.from_json(follower), best))}",
         ]
     return "\n\n".join(lines)
 
@@ -91,17 +92,19 @@ def winning_config(studies: Studies, best: Record) -> RunConfig:
     return dataclasses.replace(config, test_inner_steps=best.test_steps)
 
 
+def _following(config: RunConfig, best: Record) -> RunConfig:
+    """The settings of another strategy with the values of a trial that it has the options for."""
+    values = {field: value for field, value in best.params.items() if not refuses(config.algo, field)}
+    return with_values(config, {**values, "test_inner_steps": best.test_steps})
+
+
 def _differences(studies: Studies, best: Record, own: list[Record]) -> list[str]:
     """The winner against the first trial, which has the values of the preset, and against the next best."""
     others = [record for record in own if record.accuracy is not None and record is not best]
     first = next((record for record in others if record.number == 0), None)
     second = winner(others)
-    named = [("the first trial, the preset's values where the space has them", first), ("the next best", second)]
-    lines = [
-        f"- {_difference(studies, best, other)} points above {name}, trial {other.number}"
-        for name, other in named
-        if other
-    ]
+    named = [("the preset's values, where the space has them", first), ("the next best", second)]
+    lines = [f"- {_difference(studies, best, other)} (trial {other.number}, {name})" for name, other in named if other]
     return ["\n".join(lines)] if lines else []
 
 
@@ -109,8 +112,8 @@ def _difference(studies: Studies, best: Record, other: Record) -> str:
     a, b = (read_accuracies(studies.folder(r.algo, r.number), r.test_steps or 0) for r in (best, other))
     paired = paired_difference(100 * a[None], 100 * b[None])
     assert paired.tasks_ci95 is not None  # there are at least 2 tasks
-    apart = "" if abs(paired.mean) > paired.tasks_ci95 else ", not separated:"
-    return f"{paired.mean:.2f} ± {paired.tasks_ci95:.2f}{apart}"
+    verdict = "" if paired.mean > paired.tasks_ci95 else "; not separated"
+    return f"{paired.mean:.2f} ± {paired.tasks_ci95:.2f} points above {_percent(other.accuracy)} %{verdict}"
 
 
 def _importance(algos: list[str]) -> str:

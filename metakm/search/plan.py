@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metakm.command_line import parse
-from metakm.config import VARIANTS, RunConfig
+from metakm.config import RunConfig
 from metakm.errors import UserError
 from metakm.preparation import build_strategy, make_sampler, resolve_device
 from metakm.search.options import PROG, SearchOptions, fields_given
@@ -26,13 +26,13 @@ class StrategySearch:
     """The search of one strategy.
 
     config: the settings that all its trials share; space: what they vary; dropped: fields of the space that they do not
-    vary, and why; followers: strategies that take its winner's values.
+    vary, and why; followers: the settings of strategies that take its winner's values.
     """
 
     config: RunConfig
     space: Space
     dropped: dict[str, str]
-    followers: tuple[str, ...] = ()
+    followers: tuple[RunConfig, ...] = ()
 
     @property
     def algo(self) -> str:
@@ -82,19 +82,12 @@ def make_plan(options: SearchOptions, rest: Sequence[str]) -> SearchPlan:
         own, dropped = split_for(algo, space, fields_given(rest))
         if not own:
             raise UserError(f"Expected a space that {algo} can vary, got none of its fields left; add some to it")
-        followers = tuple(other for other in algos if FOLLOWS.get(other) == algo)
+        followers = tuple(configs[other] for other in algos if FOLLOWS.get(other) == algo)
         searches.append(StrategySearch(configs[algo], own, dropped, followers))
     plan = SearchPlan(options, space, tuple(searches))
     for search in plan.searches:
         _check(search)
     return plan
-
-
-def follow(config: RunConfig, algo: str) -> RunConfig:
-    """The same settings for another strategy, without the options that it does not have."""
-    refused = frozenset(VARIANTS) - strategy_class(algo).variants
-    off = {name: type(getattr(config, name))(0) for name in refused}
-    return dataclasses.replace(config, algo=algo, **off)
 
 
 def _config(algo: str, options: SearchOptions, rest: Sequence[str]) -> RunConfig:

@@ -122,10 +122,10 @@ def split_for(algo: str, space: Space, fixed: frozenset[str]) -> tuple[Space, di
     for field in space:
         if field in fixed:
             dropped[field] = "fixed on the command line"
-        elif _refuses(algo, field):
+        elif refuses(algo, field):
             dropped[field] = "this strategy has no such option"
     for field in space:
-        if field not in dropped and any(need in dropped and _refuses(algo, need) for need in _needed(field)):
+        if field not in dropped and any(need in dropped and refuses(algo, need) for need in _needed(field)):
             dropped[field] = "this strategy has not what it needs"
     return {field: dimension for field, dimension in space.items() if field not in dropped}, dropped
 
@@ -135,7 +135,8 @@ def active(field: str, values: Mapping[str, Any], config: RunConfig) -> bool:
     return all(values.get(need, getattr(config, need)) for need in _needed(field))
 
 
-def _refuses(algo: str, field: str) -> bool:
+def refuses(algo: str, field: str) -> bool:
+    """Whether a strategy has no such option."""
     cls = strategy_class(algo)
     if field == "implicit":
         return field not in inspect.signature(cls).parameters

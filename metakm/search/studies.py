@@ -135,7 +135,8 @@ class Studies:
         before = study.user_attrs.get("config")
         if before is not None and (changes := config_changes(before, search.config)):
             raise UserError(f"Expected the search of {search.algo} in {self.out}, got another: {changes}; {_REMEDY}")
-        fresh = {"dropped": search.dropped, "followers": search.followers, "config": search.config.identity()}
+        followers = [config.to_json() for config in search.followers]
+        fresh = {"dropped": search.dropped, "followers": followers, "config": search.config.identity()}
         for name, value in json.loads(json.dumps(fresh)).items():
             if study.user_attrs.get(name) != value:
                 study.set_user_attr(name, value)

@@ -68,7 +68,7 @@ class TrialRun:
         """Train and measure; None when asked to stop, with the state saved.
 
         Args:
-            hopeless: told each validation's iteration and accuracy, in order and maybe twice; whether to give up.
+            hopeless: told each validation's iteration and accuracy, maybe twice; whether to give the trial up.
             name: of the trial, for the progress.
         """
         try:
@@ -85,8 +85,10 @@ class TrialRun:
     def _train(self, stop: Stoppable, hopeless: Callable[[int, float], bool], name: str) -> bool:
         """Whether the trial was given up."""
         config, loop = self.config, self.loop
-        if any([hopeless(point.iteration, point.val_accuracy) for point in self.course.curve][-1:]):
-            return True
+        if self.course.curve:  # a kill may have come before the last was told
+            last = self.course.curve[-1]
+            if hopeless(last.iteration, last.val_accuracy):
+                return True
         with Progress(name, config.iterations, loop.iteration, quiet=config.quiet) as progress:
             while loop.iteration < config.iterations and not stop.requested:
                 result, _ = self.course.step(loop)
