@@ -16,7 +16,8 @@ from metakm.strategies.registry import strategy_class
 
 # What defines the task, the budget or the measurement, and so must be the same for all trials.
 _SAME_FOR_ALL = {"algo", "dataset", "ways", "shots", "preset", "image_size", "seed", "iterations"}
-_MEASUREMENT = {"test_inner_steps", "eval_tasks", "val_tasks", "val_every"}
+_MEASUREMENT = {"test_inner_steps", "test_queries", "eval_tasks", "val_tasks", "val_every", "select"}
+_EXCLUSIVE = {"zero_head": "normal_head", "normal_head": "zero_head"}  # on, it switches the other off
 _FIELDS = {field.name for field in dataclasses.fields(RunConfig)}
 HYPERPARAMETERS = frozenset(_FIELDS - EXECUTION_FIELDS - _SAME_FOR_ALL - _MEASUREMENT)
 _HINTS = get_type_hints(RunConfig)
@@ -105,7 +106,8 @@ def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     Raises:
         UserError: a value of the wrong type or out of range.
     """
-    changed = {**config.to_json(), **values}
+    off = {other: False for field, other in _EXCLUSIVE.items() if values.get(field)}
+    changed = {**config.to_json(), **off, **values}
     for field, needed in NEEDS.items():
         if not changed[needed]:
             changed[field] = type(changed[field])(0)

@@ -8,7 +8,7 @@ from metakm.interrupt import Stoppable
 from metakm.progress import say
 from metakm.search.page import write_page
 from metakm.search.plan import SearchPlan, StrategySearch
-from metakm.search.records import read_records, write_csv
+from metakm.search.records import read_records, winner, write_csv
 from metakm.search.space import with_values
 from metakm.search.studies import Claimed, Studies
 from metakm.search.trial import Outcome, TrialRun
@@ -80,9 +80,8 @@ class Worker:
         lines = []
         for search in self.plan.searches:
             own = [record for record in records if record.algo == search.algo]
-            done = [record for record in own if record.accuracy is not None]
             open_ones = sum(record.state == "running" for record in own)
-            best = max(done, key=lambda record: record.rank, default=None)
+            best = winner(own)
             won = f"best {100 * best.rank[0]:.2f} %, trial {best.number}" if best else "none was measured"
             hands = f"; {open_ones} in other hands" if open_ones else ""
             lines.append(f"{search.algo}: {len(own)} trials, {won}{hands}")

@@ -15,7 +15,6 @@ import pytest
 
 import metakm
 from metakm.command_line import parse
-from metakm.errors import UserError
 from metakm.outer_loop import DivergedError, OuterLoop
 from metakm.results import paired_difference, read_runs
 from metakm.search.__main__ import main
@@ -121,18 +120,21 @@ def test_meta_test_is_never_drawn_from(space, tmp_path, monkeypatch):
 
     splits = []
     load = preparation.load_dataset
-    monkeypatch.setattr(
-        preparation, "load_dataset", lambda *a, split, **k: splits.append(split) or load(*a, split=split, **k)
-    )
+
+    def watched(*arguments, split, **more):
+        splits.append(split)
+        return load(*arguments, split=split, **more)
+
+    monkeypatch.setattr(preparation, "load_dataset", watched)
     assert main(["--algo", "anil", *flags(space, tmp_path, trials=1, iterations=2)]) == 0
     assert set(splits) == {"train", "val"}
 
 
-def test_a_finished_search_has_nothing_to_do_and_more_trials_add_to_it(searched, space, tmp_path):
-    before = (searched / "journal.log").read_bytes()
+def test_a_finished_search_has_nothing_to_do_and_stays_as_it_is(searched, space):
+    before = (searched / "search.csv").read_bytes()  # with the seconds of all trials
     assert main(["--algo", "anil", *flags(space, searched)]) == 0
-    assert (searched / "journal.log").read_bytes() == before
-    assert {"km", "anil"} == set(table(searched)["algo"])  # the page of one call has the strategies of all
+    assert (searched / "search.csv").read_bytes() == before
+    assert "## km\n" in (searched / "README.md").read_text()  # the page of one call has the strategies of all
 
 
 def test_a_search_that_was_killed_goes_on_to_the_same_trials(searched, space, tmp_path):
@@ -188,7 +190,7 @@ def test_ctrl_c_stops_between_iterations_and_says_how_to_go_on(searched, space, 
 
 def test_two_processes_share_a_search_and_no_trial_is_done_twice(space, tmp_path):
     out = tmp_path / "out"
-    arguments = ["--algo", "anil", *flags(space, out, trials=6)]
+    arguments = ["--algo", "anil", *flags(space, out, trials=4)]
     environment = {**os.environ, "PYTHONPATH": str(Path(metakm.__file__).parent.parent)}
     other = subprocess.Popen([sys.executable, "-m", "metakm.search", *arguments], env=environment)
     while not (out / "trials" / "anil" / "0").exists() and other.poll() is None:
@@ -196,7 +198,7 @@ def test_two_processes_share_a_search_and_no_trial_is_done_twice(space, tmp_path
     assert main(arguments) == 0
     assert other.wait(60) == 0
     found = table(out)
-    assert list(found["trial"]) == [0, 1, 2, 3, 4, 5]
+    assert list(found["trial"]) == [0, 1, 2, 3]
     assert "running" not in set(found["state"])
 
 
@@ -248,7 +250,10 @@ def test_trials_that_fall_behind_are_pruned_and_the_importances_are_drawn(space,
     assert main(["--algo", "anil", *flags(space, tmp_path, trials=9, iterations=3)]) == 0
     found = table(tmp_path)
     assert set(found["state"]) == {"done", "pruned"}
-    assert found[found["state"] == "pruned"]["meta_lr"].min() > found["meta_lr"].median()
+    for number, trial in found.iterrows():
+        earlier = found[(found["trial"] < number) & (found["state"] == "done")]["meta_lr"]
+        behind = len(earlier) >= 5 and trial["meta_lr"] > earlier.median()
+        assert trial["state"] == ("pruned" if behind else "done")
     best = found.loc[found["accuracy"].idxmax()]
     assert f"Best: trial {best['trial']}" in (tmp_path / "README.md").read_text()
     assert (tmp_path / "importances.png").read_bytes().startswith(b"\x89PNG")
@@ -301,4 +306,3 @@ def test_a_damaged_protocol_is_named(tmp_path, space, capsys):
     (tmp_path / "search.json").write_text("{")
     assert main(["--algo", "km", *flags(space, tmp_path)]) == 2
     assert "search.json" in capsys.readouterr().err
-    assert issubclass(UserError, Exception)

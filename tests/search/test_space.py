@@ -113,3 +113,10 @@ def test_an_option_whose_need_is_off_goes_with_it():
     assert (changed.learn_inner_lr, changed.inner_lr_per_step, changed.first_head_lr) == (False, False, 0.0)
     assert not active("first_head_lr", {"learn_inner_lr": False, "inner_lr_per_step": True}, config)
     assert active("first_head_lr", {}, config)
+
+
+def test_a_zero_head_takes_the_place_of_a_normal_one():
+    config = preset_config("paper", "km", "omniglot")
+    assert config.normal_head
+    assert not with_values(config, {"zero_head": True}).normal_head
+    assert with_values(config, {"zero_head": False}).normal_head
