@@ -25,8 +25,9 @@ class SearchOptions:
 
     python -m metakm.search --space SPACE [OPTIONS] [OPTIONS of metakm.run]
 
-    The same command goes on with a search that was cut off; more --trials add
-    to it, and several processes may share one. Meta-test is never touched.
+    The same command goes on with a search that was cut off; --trials may grow.
+
+    Several processes may share one search. Meta-test is never touched.
 
     Options of metakm.run, such as --iterations 500, hold for every trial.
     """

@@ -44,7 +44,7 @@ def _head(studies: Studies) -> str:
     return f"""# Search: {config.setting}
 
 Accuracies are those of meta-validation; meta-test was not touched. Each trial is {config.iterations:,} iterations of
-meta-training with seed {config.seed}; it is then measured on {protocol["tasks"]} tasks, the same for all, with {steps}
+meta-training with seed {config.seed}; its last model is measured on {protocol["tasks"]} tasks, the same for all, with {steps}
 inner steps, and the best of these is kept. Trials below the median of the earlier ones at the same iteration are given
 up (pruned). `search.csv` has every trial.
 
@@ -86,16 +86,16 @@ def _strategy(studies: Studies, algo: str, study: optuna.Study, own: list[Record
 
 
 def winning_config(studies: Studies, best: Record) -> RunConfig:
-    """The settings of a run like a trial, tested with the steps that were best."""
+    """The settings of a run that ends with the trial's model, tested with the steps that were best."""
     config = read_config(studies.folder(best.algo, best.number))
     assert best.test_steps is not None  # it was measured
-    return dataclasses.replace(config, test_inner_steps=best.test_steps)
+    return dataclasses.replace(config, test_inner_steps=best.test_steps, select="last")
 
 
 def _following(config: RunConfig, best: Record) -> RunConfig:
     """The settings of another strategy with the values of a trial that it has the options for."""
     values = {field: value for field, value in best.params.items() if not refuses(config.algo, field)}
-    return with_values(config, {**values, "test_inner_steps": best.test_steps})
+    return with_values(config, {**values, "test_inner_steps": best.test_steps, "select": "last"})
 
 
 def _differences(studies: Studies, best: Record, own: list[Record]) -> list[str]:
