@@ -10,6 +10,7 @@ from typing import Any
 from metakm.command_line import parse
 from metakm.config import RunConfig
 from metakm.errors import UserError
+from metakm.files import expanded
 from metakm.preparation import build_strategy, make_sampler, resolve_device
 from metakm.search.options import PROG, SearchOptions, fields_given
 from metakm.search.space import Space, check_space, read_space, split_for, with_values
@@ -52,7 +53,7 @@ class SearchPlan:
     def out(self) -> Path:
         """Folder of the search."""
         config = self.searches[0].config
-        return Path("search") / config.setting if self.options.out is None else self.options.out
+        return Path("search") / config.setting if self.options.out is None else expanded(self.options.out, "--out")
 
     def protocol(self) -> dict[str, Any]:
         """What must be the same for all strategies and calls, as JSON values."""

@@ -12,6 +12,7 @@ from typing import Any, get_type_hints
 
 from metakm.config import EXECUTION_FIELDS, NEEDS, VARIANTS, RunConfig
 from metakm.errors import UserError, unknown_name
+from metakm.files import expanded
 from metakm.strategies.registry import strategy_class
 
 # What defines the task, the budget or the measurement, and so must be the same for all trials.
@@ -75,7 +76,7 @@ def read_space(name: str) -> Space:
         text = (_folder() / f"{name}.toml").read_text(encoding="utf-8")
     elif name.endswith(".toml") or Path(name).is_file():
         try:
-            text = Path(name).read_text(encoding="utf-8")
+            text = expanded(name, "--space").read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise UserError(f"Expected --space to name a TOML file, got {name} ({error})") from error
     else:
