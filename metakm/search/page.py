@@ -45,8 +45,8 @@ def _head(studies: Studies) -> str:
 
 Accuracies are those of meta-validation; meta-test was not touched. Each trial is {config.iterations:,} iterations of
 meta-training with seed {config.seed}; its last model is measured on {protocol["tasks"]} tasks, the same for all, with
-{steps} inner steps, and the best of these is kept. Trials below the median of the earlier ones at the same iteration are given
-up (pruned). `search.csv` has every trial.
+{steps} inner steps, and the best of these is kept. Trials below the median of the earlier ones at the same iteration
+are given up (pruned). `search.csv` has every trial.
 
 The winner was picked for its accuracy, so on new tasks it will be a little lower than here. ± are half-widths of 95 %
 intervals over tasks; those of differences are paired. They do not tell of other seeds.
