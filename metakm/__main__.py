@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import metakm
 from metakm.errors import unknown_name
@@ -20,18 +21,24 @@ WIDTH = 80
 def commands() -> dict[str, str]:
     """What each command does, in a line, by its name behind `metakm.`; `run` first.
 
-    A command is a module whose docstring opens with how to call it; no command is imported.
+    A command is a module, or the `__main__` of a package, whose docstring opens with how to call it; none is imported.
     """
     package = Path(__file__).parent
     found = {}
     for path in package.rglob("*.py"):
-        name = ".".join(path.relative_to(package).with_suffix("").parts)
+        name = ".".join(path.relative_to(package).with_suffix("").parts).removesuffix(".__main__")
         opening = f"`python -m metakm.{name}"
         text = path.read_text(encoding="utf-8")
         if text.startswith(f'"""{opening}'):
             summary = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0]
             found[name] = re.sub(r"^`[^`]*`:?\s+", "", summary).replace("`", "")
     return dict(sorted(found.items(), key=lambda item: (item[0] != "run", item[0])))
+
+
+def command_module(name: str) -> ModuleType:
+    """The module with the `main` of a command."""
+    module = importlib.import_module(f"metakm.{name}")
+    return importlib.import_module(f"metakm.{name}.__main__") if hasattr(module, "__path__") else module
 
 
 def listing(found: Mapping[str, str]) -> str:
@@ -51,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     first, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
     found = commands()
     if first in found:
-        return int(importlib.import_module(f"metakm.{first}").main(rest))
+        return int(command_module(first).main(rest))
     return exit_code(lambda: _answer(first, found), "repeat the same command", resumes=False)
 
 

@@ -33,6 +33,13 @@ VARIANTS = (
     "normal_head", "scaled_distance", "multi_step_loss",
 )  # fmt: skip
 
+# Fields that are refused unless another one is on.
+NEEDS = {
+    "inner_lr_per_step": "learn_inner_lr",
+    "nonnegative_inner_lr": "learn_inner_lr",
+    "first_head_lr": "inner_lr_per_step",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -163,7 +170,7 @@ class RunConfig:
         ):
             if getattr(self, field) not in get_args(choices):
                 raise unknown_name(flag(field), getattr(self, field), get_args(choices))
-        for field, needed in _needs.items():
+        for field, needed in NEEDS.items():
             if getattr(self, field) and not getattr(self, needed):
                 raise UserError(f"Expected {flag(needed)} with {flag(field)}, got none; add it or drop the other")
         if self.zero_head and self.normal_head:
@@ -240,11 +247,6 @@ _at_least = {
     "task_chunk": 0,
     "image_size": 0,
     "multi_step_loss": 0,
-}
-_needs = {
-    "inner_lr_per_step": "learn_inner_lr",
-    "nonnegative_inner_lr": "learn_inner_lr",
-    "first_head_lr": "inner_lr_per_step",
 }
 # Beyond these a slip of the keyboard asks for more memory or time than there is, before the first iteration.
 _at_most = {

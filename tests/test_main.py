@@ -1,20 +1,19 @@
 """`python -m metakm`, and the help of every command that it lists."""
 
-import importlib
 import re
 from pathlib import Path
 
 import pytest
 
 import metakm
-from metakm.__main__ import commands, main
+from metakm.__main__ import command_module, commands, main
 
 PACKAGE = Path(metakm.__file__).parent
 
 
 def test_every_module_that_runs_as_a_command_is_listed_in_one_line_of_80_columns(capsys):
     runnable = {
-        ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__main__")
         for path in PACKAGE.rglob("*.py")
         if '__name__ == "__main__"' in path.read_text()
     }
@@ -32,7 +31,7 @@ def test_every_module_that_runs_as_a_command_is_listed_in_one_line_of_80_columns
 @pytest.mark.parametrize("name", commands())
 def test_the_help_of_each_command_fits_into_80_columns(name, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
-    command = importlib.import_module(f"metakm.{name}")
+    command = command_module(name)
     with pytest.raises(SystemExit) as end:
         command.main(["--help"])
     text = capsys.readouterr().out

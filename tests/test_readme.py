@@ -18,6 +18,8 @@ from metakm.retest import asks_for_retest, parse_retest
 from metakm.run import main
 from metakm.scheduling.options import parse_sweep
 from metakm.scheduling.plan import expand
+from metakm.search.options import parse_search
+from metakm.search.space import read_space
 from metakm.strategies import registry
 
 ROOT = Path(__file__).parent.parent
@@ -112,6 +114,8 @@ def test_command(name, arguments, tmp_path, monkeypatch):
         (parse_retest if asks_for_retest(arguments) else parse)(arguments)
     elif name == "sweep":
         assert expand(*parse_sweep(arguments))
+    elif name == "search":
+        assert read_space(parse_search(arguments)[0].space)
     elif name in ("table", "report"):
         (tmp_path / "results").symlink_to(ROOT / "results")
         monkeypatch.chdir(tmp_path)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -99,17 +99,22 @@ def parse_sweep(arguments: Sequence[str]) -> tuple[SweepOptions, list[str]]:
     datasets = TABLE3 if first == "table3" else (first,)
     named = ["--dataset", *datasets] if first else []
     options, rest = read_some_options(SweepOptions, "python -m metakm.sweep", [*named, *flags])
-    _check_flags(rest)
+    check_flags(rest, SweepOptions, _PER_RUN)
     return options, rest
 
 
-def _check_flags(rest: Sequence[str]) -> None:
-    """Raise for a flag that neither a sweep nor a run has; the rest is left to the run's own parser."""
-    fields = [f for f in dataclasses.fields(RunConfig) if f.name not in _PER_RUN]
+def check_flags(rest: Sequence[str], options: type[Any], set_here: Collection[str]) -> None:
+    """Raise for a flag that neither the command nor a run has; the rest is left to the run's own parser.
+
+    Args:
+        options: the dataclass of the command's own flags.
+        set_here: fields of a run that the command sets itself.
+    """
+    fields = [f for f in dataclasses.fields(RunConfig) if f.name not in set_here]
     of_run = {flag_of(f.name) for f in fields}
     off = {flag_of(f"no_{f.name}") for f in fields if f.type in (bool, "bool")}  # where the preset has it on
-    of_sweep = {flag_of(f.name) for f in dataclasses.fields(SweepOptions)}
+    own = {flag_of(f.name) for f in dataclasses.fields(options)}
     for argument in rest:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag.startswith("--") and flag not in of_run | off:
-            raise unknown_name("flag", flag, of_run | of_sweep)
+            raise unknown_name("flag", flag, of_run | own)

@@ -1,0 +1,33 @@
+"""`python -m metakm.search`: hyper-parameters chosen on meta-validation, alike for all strategies."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+from metakm.errors import UserError
+from metakm.exit_code import exit_code
+from metakm.interrupt import StopRequest
+from metakm.search.options import parse_search
+from metakm.search.plan import make_plan
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done or in other hands, 1 a file not written, 2 the user's mistake, 130 interrupted."""
+    return exit_code(lambda: _run(arguments), again="repeat the same command")
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    options, rest = parse_search(sys.argv[1:] if arguments is None else list(arguments))
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError("Expected optuna for a search, got none; run `pip install 'metakm[search]'`")
+    plan = make_plan(options, rest)
+    with StopRequest() as stop:
+        from metakm.search.worker import Worker  # brings Optuna along
+
+        return Worker(plan, stop).work()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""The file with all trials of a search: Optuna's journal, behind a lock that a killed process does not keep."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+
+class WaitingLock:
+    """A context that one process at a time is in; the others wait. The kernel lets the next one in after a kill."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> WaitingLock:
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class _JournalLock:
+    """Optuna's own waits half a minute for a lock that a killed process left."""
+
+    def __init__(self, journal: Path) -> None:
+        self._journal, self._lock = journal, WaitingLock(journal.with_name(f".{journal.name}.lock"))
+
+    def acquire(self) -> bool:
+        self._lock.__enter__()
+        _drop_half_line(self._journal)
+        return True
+
+    def release(self) -> None:
+        self._lock.__exit__(None, None, None)
+
+
+def open_journal(path: Path) -> JournalStorage:
+    """The storage in a file, which is made if it is not there."""
+    lock: Any = _JournalLock(path)  # has the methods that the backend calls; their base class is not public
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+
+
+def _drop_half_line(path: Path) -> None:
+    """Cut off what a process that was killed while it wrote has left: the next line would be joined to it."""
+    with path.open("rb+") as file:
+        data = file.read()
+        if data and not data.endswith(b"\n"):
+            file.truncate(data.rfind(b"\n") + 1)

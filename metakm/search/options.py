@@ -1,0 +1,86 @@
+"""The options of a search. Flags and help derive from them; every other flag of `metakm.run` goes to every trial."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from metakm.config import RunConfig
+from metakm.data import available_datasets
+from metakm.errors import UserError, unknown_name
+from metakm.flags import flag as flag_of
+from metakm.flags import read_some_options, require
+from metakm.scheduling.options import check_flags
+
+PROG = "python -m metakm.search"
+_PER_TRIAL = ("seed", "out", "resume", "overwrite", "dry_run", "json", "log_dir", "eval_tasks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """Choose hyper-parameters of strategies on meta-validation, alike for all.
+
+    python -m metakm.search --space SPACE [OPTIONS] [OPTIONS of metakm.run]
+
+    The same command goes on with a search that was cut off; --trials may grow.
+
+    Several processes may share one search. Meta-test is never touched.
+
+    Options of metakm.run, such as --iterations 500, hold for every trial.
+    """
+
+    space: str
+    """What to vary: table3-characters, table3-photographs, or a TOML file that gives fields of a run as [choices] or {low=, high=, log=}."""  # noqa: E501
+    algo: tuple[str, ...] = ("maml", "anil", "km")
+    """Strategies. km-proto beside km is not searched: it takes what km won with."""
+    dataset: str = "glyphs"
+    """Dataset."""
+    ways: int | None = None
+    """Classes in an episode. Default: 20 for characters, 5 for photographs."""
+    shots: int = 1
+    """Support images of each class."""
+    trials: int = 20
+    """Trials of each strategy, the pruned and diverged ones included. The first has the preset's values where the space has them."""  # noqa: E501
+    seconds: float = 0.0
+    """Training seconds of each strategy, over all calls, after which none of its trials starts. 0: no bound."""
+    tasks: int = 200
+    """Meta-validation tasks on which a trained trial is measured, the same for all."""
+    test_steps: tuple[int, ...] = (5, 10, 20, 50)
+    """Inner steps to measure a trained trial with; the best is kept."""
+    seed: int = 0
+    """Seed of the proposals, and of every trial's weights and episodes."""
+    out: Path | None = None
+    """Folder for the search. Without it: search/<dataset>-<ways>w<shots>s."""
+
+    def __post_init__(self) -> None:
+        for field, low in {"trials": 1, "tasks": 2}.items():
+            require(getattr(self, field) >= low, field, f"at least {low}", getattr(self, field))
+        require(math.isfinite(self.seconds) and self.seconds >= 0, "seconds", "0 or more", self.seconds)
+        for field in ("algo", "test_steps"):
+            if not getattr(self, field):
+                raise UserError(f"Expected {flag_of(field)} to name at least one, got none; name one")
+        for steps in self.test_steps:
+            require(0 <= steps <= 10_000, "test_steps", "from 0 to 10000", steps)
+        if self.dataset not in available_datasets():
+            raise unknown_name("--dataset", self.dataset, available_datasets())
+
+
+def parse_search(arguments: Sequence[str]) -> tuple[SearchOptions, list[str]]:
+    """The options of the search, and the arguments that are for every trial.
+
+    Raises:
+        UserError: an unknown name or flag, or a value out of range.
+    """
+    options, rest = read_some_options(SearchOptions, PROG, arguments)
+    check_flags(rest, SearchOptions, _PER_TRIAL)
+    return options, rest
+
+
+def fields_given(rest: Sequence[str]) -> frozenset[str]:
+    """The fields of a run whose flags are among the arguments."""
+    words = {argument.partition("=")[0].replace("_", "-") for argument in rest}
+    names = [field.name for field in dataclasses.fields(RunConfig)]
+    return frozenset(name for name in names if {flag_of(name), flag_of(f"no_{name}")} & words)

@@ -1,0 +1,112 @@
+"""What is to be searched: each strategy with its settings and its part of the space, checked before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from metakm.command_line import parse
+from metakm.config import RunConfig
+from metakm.errors import UserError
+from metakm.files import expanded
+from metakm.preparation import build_strategy, make_sampler, resolve_device
+from metakm.search.options import PROG, SearchOptions, fields_given
+from metakm.search.space import Space, check_space, read_space, split_for, with_values
+from metakm.strategies import load_plugin
+from metakm.strategies.registry import strategy_class
+
+FOLLOWS = {"km-proto": "km"}  # a strategy that takes the values of another one's winner
+_SHARED = ("dataset", "ways", "shots", "image_size", "seed", "iterations", "val_tasks", "val_every")
+_SHAPING = ("backbone", "queries", "augment", "bn_mode", "implicit")  # fields that data or strategy may refuse
+
+
+@dataclasses.dataclass(frozen=True)
+class StrategySearch:
+    """The search of one strategy.
+
+    config: the settings that all its trials share; space: what they vary; dropped: fields of the space that they do not
+    vary, and why; followers: the settings of strategies that take its winner's values.
+    """
+
+    config: RunConfig
+    space: Space
+    dropped: dict[str, str]
+    followers: tuple[RunConfig, ...] = ()
+
+    @property
+    def algo(self) -> str:
+        """Its strategy."""
+        return self.config.algo
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchPlan:
+    """All strategies, and what is the same for them."""
+
+    options: SearchOptions
+    space: Space
+    searches: tuple[StrategySearch, ...]
+
+    @property
+    def out(self) -> Path:
+        """Folder of the search."""
+        config = self.searches[0].config
+        return Path("search") / config.setting if self.options.out is None else expanded(self.options.out, "--out")
+
+    def protocol(self) -> dict[str, Any]:
+        """What must be the same for all strategies and calls, as JSON values."""
+        config, options = self.searches[0].config, self.options
+        shared = {name: getattr(config, name) for name in _SHARED}
+        space = {field: repr(dimension) for field, dimension in self.space.items()}
+        return {**shared, "space": space, "tasks": options.tasks, "test_steps": sorted(set(options.test_steps))}
+
+
+def make_plan(options: SearchOptions, rest: Sequence[str]) -> SearchPlan:
+    """Read the space and make every strategy's settings.
+
+    Args:
+        rest: arguments of `metakm.run` for every trial.
+
+    Raises:
+        UserError: an unknown name, a value out of range, or data that are missing.
+    """
+    space, algos = read_space(options.space), tuple(dict.fromkeys(options.algo))
+    configs = {algo: _config(algo, options, rest) for algo in algos}
+    for plugin in configs[algos[0]].plugin:
+        load_plugin(plugin)
+    searched = [algo for algo in algos if FOLLOWS.get(algo) not in algos]
+    searches = []
+    for algo in searched:
+        strategy_class(algo)
+        own, dropped = split_for(algo, space, fields_given(rest))
+        if not own:
+            raise UserError(f"Expected a space that {algo} can vary, got none of its fields left; add some to it")
+        followers = tuple(configs[other] for other in algos if FOLLOWS.get(other) == algo)
+        searches.append(StrategySearch(configs[algo], own, dropped, followers))
+    plan = SearchPlan(options, space, tuple(searches))
+    for search in plan.searches:
+        _check(search)
+    return plan
+
+
+def _config(algo: str, options: SearchOptions, rest: Sequence[str]) -> RunConfig:
+    ways = [] if options.ways is None else ["--ways", str(options.ways)]
+    own = ["--algo", algo, "--dataset", options.dataset, *ways, "--shots", str(options.shots)]
+    config = parse([*own, "--seed", str(options.seed), *rest], prog=PROG)
+    if config.iterations < 1:
+        raise UserError("Expected --iterations to be at least 1 in a search, got 0")
+    return config
+
+
+def _check(search: StrategySearch) -> None:
+    """Meet now what would stop a trial: values, data, device."""
+    config = search.config
+    check_space(search.space, config)
+    resolve_device(config.device)
+    make_sampler(config, "val")
+    for field in ({}, *({f: v} for f in _SHAPING if f in search.space for v in search.space[f].probes)):
+        changed = with_values(config, field)
+        image_shape = make_sampler(changed, "train").dataset.image_shape
+        build_strategy(changed, image_shape)

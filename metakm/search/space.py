@@ -1,0 +1,199 @@
+"""What a search may vary: fields of `RunConfig`, each with a range or a list of choices."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from metakm.config import EXECUTION_FIELDS, NEEDS, VARIANTS, RunConfig
+from metakm.errors import UserError, unknown_name
+from metakm.files import expanded
+from metakm.strategies.registry import strategy_class
+
+# What defines the task, the budget or the measurement, and so must be the same for all trials.
+_SAME_FOR_ALL = {"algo", "dataset", "ways", "shots", "preset", "image_size", "seed", "iterations"}
+_MEASUREMENT = {"test_inner_steps", "test_queries", "eval_tasks", "val_tasks", "val_every", "select"}
+_EXCLUSIVE = {"zero_head": "normal_head", "normal_head": "zero_head"}  # on, it switches the other off
+_FIELDS = {field.name for field in dataclasses.fields(RunConfig)}
+HYPERPARAMETERS = frozenset(_FIELDS - EXECUTION_FIELDS - _SAME_FOR_ALL - _MEASUREMENT)
+_HINTS = get_type_hints(RunConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """All numbers from `low` to `high`, whole ones for a field of whole numbers; `log`: evenly by their logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @property
+    def probes(self) -> tuple[Any, ...]:
+        """Values that stand for all."""
+        return self.low, self.high
+
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g}" + (", logarithmic" if self.log else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """These values alone."""
+
+    values: tuple[Any, ...]
+
+    @property
+    def probes(self) -> tuple[Any, ...]:
+        """Values that stand for all."""
+        return self.values
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.values))
+
+
+Dimension = Range | Choices
+Space = dict[str, Dimension]
+
+
+def named_spaces() -> list[str]:
+    """Names of the spaces that metakm brings."""
+    names = (Path(file.name) for file in _folder().iterdir())
+    return sorted(name.stem for name in names if name.suffix == ".toml")
+
+
+def read_space(name: str) -> Space:
+    """A space by its name, or from a TOML file.
+
+    Raises:
+        UserError: no such name or file, no TOML, a field that a search cannot vary, or neither range nor choices.
+    """
+    if name in named_spaces():
+        text = (_folder() / f"{name}.toml").read_text(encoding="utf-8")
+    elif name.endswith(".toml") or Path(name).is_file():
+        try:
+            text = expanded(name, "--space").read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise UserError(f"Expected --space to name a TOML file, got {name} ({error})") from error
+    else:
+        raise unknown_name("--space, unless it is a TOML file,", name, named_spaces())
+    space = {field: _dimension(field, value, name) for field, value in _parsed(text, name).items()}
+    if not space:
+        raise UserError(f"Expected at least one field in {name}, got none; add one, such as meta_lr = [1e-3, 3e-3]")
+    return _needed_first(space)
+
+
+def check_space(space: Mapping[str, Dimension], config: RunConfig) -> None:
+    """Make sure that every value may stand in the config of a trial.
+
+    Raises:
+        UserError: a value of the wrong type or out of its field's range.
+    """
+    for field, dimension in space.items():
+        for value in dimension.probes:
+            try:
+                with_values(config, {**dict.fromkeys(_needed(field), True), field: value})
+            except UserError as error:
+                raise UserError(f"Expected the space to have values of {field}, got {value!r}: {error}") from error
+
+
+def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """The config with these values, as JSON has them; an option whose need they switch off goes with it.
+
+    Raises:
+        UserError: a value of the wrong type or out of range.
+    """
+    off = {other: False for field, other in _EXCLUSIVE.items() if values.get(field)}
+    changed = {**config.to_json(), **off, **values}
+    for field, needed in NEEDS.items():
+        if not changed[needed]:
+            changed[field] = type(changed[field])(0)
+    return RunConfig.from_json(changed)
+
+
+def split_for(algo: str, space: Space, fixed: frozenset[str]) -> tuple[Space, dict[str, str]]:
+    """The part of a space that a strategy can vary, and why each other field is left out.
+
+    Args:
+        fixed: fields that have their value from the command line.
+    """
+    dropped = {}
+    for field in space:
+        if field in fixed:
+            dropped[field] = "fixed on the command line"
+        elif refuses(algo, field):
+            dropped[field] = "this strategy has no such option"
+    for field in space:
+        if field not in dropped and any(need in dropped and refuses(algo, need) for need in _needed(field)):
+            dropped[field] = "this strategy has not what it needs"
+    return {field: dimension for field, dimension in space.items() if field not in dropped}, dropped
+
+
+def active(field: str, values: Mapping[str, Any], config: RunConfig) -> bool:
+    """Whether a field has an effect beside these values of others: what it needs is on."""
+    return all(values.get(need, getattr(config, need)) for need in _needed(field))
+
+
+def refuses(algo: str, field: str) -> bool:
+    """Whether a strategy has no such option."""
+    cls = strategy_class(algo)
+    if field == "implicit":
+        return field not in inspect.signature(cls).parameters
+    return field in VARIANTS and field not in cls.variants
+
+
+def _needed(field: str) -> Iterator[str]:
+    while (need := NEEDS.get(field)) is not None:
+        field = need
+        yield field
+
+
+def _needed_first(space: Space) -> Space:
+    return dict(sorted(space.items(), key=lambda item: len([*_needed(item[0])])))
+
+
+def _folder() -> Any:
+    return resources.files("metakm.search") / "spaces"
+
+
+def _parsed(text: str, name: str) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(text)
+    except ValueError as error:
+        raise UserError(f"Expected {name} to be TOML, got: {error}; mend it") from error
+
+
+def _dimension(field: str, value: Any, name: str) -> Dimension:
+    if field not in _FIELDS:
+        raise unknown_name(f"a field in {name}", field, HYPERPARAMETERS)
+    if field not in HYPERPARAMETERS:
+        raise UserError(
+            f"Expected hyper-parameters in {name}, got {field}, which must be the same for all trials; take it out "
+            "and give it as a flag, if it has one"
+        )
+    if isinstance(value, list) and value:
+        if len({repr(v) for v in value}) != len(value):
+            raise UserError(f"Expected different choices of {field} in {name}, got {value}; drop one")
+        return Choices(tuple(float(v) if _HINTS[field] is float and type(v) is int else v for v in value))
+    if isinstance(value, dict) and {"low", "high"} <= {*value} <= {"low", "high", "log"}:
+        return _range(field, value, name)
+    raise UserError(f"Expected {field} in {name} to be {{low=, high=, log=}} or [choices], got {value!r}; mend it")
+
+
+def _range(field: str, value: dict[str, Any], name: str) -> Range:
+    low, high, log = value["low"], value["high"], value.get("log", False)
+    kinds = {int: (int,), float: (int, float)}.get(_HINTS[field], ())
+    if type(low) not in kinds or type(high) not in kinds or not isinstance(log, bool):
+        said = "whole numbers" if kinds == (int,) else "numbers" if kinds else "choices, not a range,"
+        raise UserError(f"Expected {said} for {field} in {name}, got {value}; mend it")
+    if not (low < high and (low > 0 or not log)):
+        raise UserError(f"Expected low < high{' and low > 0' if log else ''} for {field} in {name}, got {value}")
+    return Range(low, high, log)

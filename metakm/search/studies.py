@@ -1,0 +1,209 @@
+"""The trials of a search: proposed, claimed by one process at a time, and finished, in a storage that several share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, get_type_hints
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from metakm.checkpoint import config_changes
+from metakm.config import RunConfig
+from metakm.errors import UserError
+from metakm.files import write_text
+from metakm.lock import InUseError
+from metakm.results import RunFolder
+from metakm.results.statistics import interval_over_tasks
+from metakm.search.journal import WaitingLock, open_journal
+from metakm.search.plan import SearchPlan, StrategySearch
+from metakm.search.space import Dimension, Range, active
+from metakm.search.trial import Outcome
+
+_HINTS = get_type_hints(RunConfig)
+
+
+class Claimed(NamedTuple):
+    """A trial that this process works on, until the lock of its folder is released."""
+
+    study: optuna.Study
+    number: int
+    values: dict[str, Any]
+    folder: RunFolder
+    resumed: bool
+
+
+class Studies:
+    """The storage of a search in its folder: one of Optuna's studies for each strategy.
+
+    Raises:
+        UserError: the folder has another search, or cannot be written.
+    """
+
+    def __init__(self, plan: SearchPlan) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.plan, self.out = plan, plan.out
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.lock = WaitingLock(self.out / ".search.lock")
+            with self.lock:
+                self._check_protocol()
+                self.storage = open_journal(self.out / "journal.log")
+                self.studies = {search.algo: self._open(search) for search in plan.searches}
+        except OSError as error:
+            raise UserError(f"Expected to write to {self.out}, got {error}; choose another --out") from error
+
+    def all_studies(self) -> dict[str, optuna.Study]:
+        """The studies of all strategies in the storage, by strategy."""
+        names = optuna.get_all_study_names(self.storage)
+        return {name: optuna.load_study(study_name=name, storage=self.storage) for name in names}
+
+    def claim(self, search: StrategySearch) -> Claimed | None:
+        """A trial that was cut off, else a new one; None if there is none left, or those left are in other hands."""
+        study, options = self.studies[search.algo], self.plan.options
+        with self.lock:
+            trials = study.get_trials(deepcopy=False)
+            for trial in trials:
+                if trial.state == TrialState.RUNNING and (claimed := self._take(study, trial, resumed=True)):
+                    return claimed
+            spent = sum(trial.user_attrs.get("seconds", 0.0) for trial in trials)
+            if len(trials) >= options.trials or (options.seconds and spent >= options.seconds):
+                return None
+            params, distributions = _propose(search, trials, options.seed)
+            # One line of the journal: a kill leaves all of the trial or nothing.
+            study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=distributions))
+            return self._take(study, study.get_trials(deepcopy=False)[-1], resumed=False)
+
+    def hopeless(self, claimed: Claimed, iteration: int, accuracy: float) -> bool:
+        """Report a validation; whether the pruner gives the trial up."""
+        frozen = claimed.study.get_trials(deepcopy=False)[claimed.number]
+        live = optuna.trial.Trial(claimed.study, frozen._trial_id)
+        if iteration not in frozen.intermediate_values:
+            live.report(accuracy, iteration)
+        return live.should_prune()
+
+    def finish(self, claimed: Claimed, outcome: Outcome) -> None:
+        """Write how a trial ended. One that diverged or was given up is a bad one for the sampler."""
+        frozen = claimed.study.get_trials(deepcopy=False)[claimed.number]
+        attributes: dict[str, Any] = {"state": outcome.state, "note": outcome.note, "seconds": outcome.seconds}
+        value = None
+        if outcome.state == "done":
+            value = float(outcome.accuracies[outcome.best_steps].mean())
+            attributes["test_steps"] = outcome.best_steps
+            attributes["ci95"] = interval_over_tasks(outcome.accuracies[outcome.best_steps])
+            attributes["by_steps"] = {str(steps): float(a.mean()) for steps, a in outcome.accuracies.items()}
+        for name, attribute in attributes.items():
+            self.storage.set_trial_user_attr(frozen._trial_id, name, attribute)
+        claimed.study.tell(claimed.number, value, state=TrialState.PRUNED if value is None else None)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from claiming trials and writing summaries."""
+        with self.lock:
+            yield
+
+    def folder(self, algo: str, number: int) -> Path:
+        """Folder of a trial."""
+        return self.out / "trials" / algo / str(number)
+
+    def _take(self, study: optuna.Study, trial: FrozenTrial, *, resumed: bool) -> Claimed | None:
+        folder = RunFolder(self.folder(study.study_name, trial.number))
+        try:
+            with folder.opening():
+                return Claimed(study, trial.number, dict(trial.params), folder, resumed)
+        except InUseError:
+            return None
+
+    def _open(self, search: StrategySearch) -> optuna.Study:
+        study = optuna.create_study(
+            study_name=search.algo,
+            storage=self.storage,
+            direction="maximize",
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
+        )
+        before = study.user_attrs.get("config")
+        if before is not None and (changes := config_changes(before, search.config)):
+            raise UserError(f"Expected the search of {search.algo} in {self.out}, got another: {changes}; {_REMEDY}")
+        followers = [config.to_json() for config in search.followers]
+        fresh = {"dropped": search.dropped, "followers": followers, "config": search.config.identity()}
+        for name, value in json.loads(json.dumps(fresh)).items():
+            if study.user_attrs.get(name) != value:
+                study.set_user_attr(name, value)
+        return study
+
+    def _check_protocol(self) -> None:
+        path, protocol = self.out / "search.json", self.plan.protocol()
+        if not path.exists():
+            write_text(path, json.dumps(protocol, indent=2) + "\n")
+            return
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            changed = [name for name in {**before, **protocol} if before.get(name) != protocol.get(name)]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"Expected a search in {path}, got {error}; {_REMEDY}") from error
+        if changed:
+            said = ", ".join(f"{name}={before.get(name)!r} (now {protocol.get(name)!r})" for name in changed)
+            raise UserError(f"Expected the search in {self.out}, got another: {said}; {_REMEDY}")
+
+
+_REMEDY = "use the earlier values, or another --out"
+
+
+def _propose(
+    search: StrategySearch, trials: list[FrozenTrial], seed: int
+) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+    """Values of the next trial: a function of the trials before it and the seed, whatever process asks."""
+    number = len(trials)
+    digest = hashlib.sha256(f"{seed} {number}".encode()).digest()
+    sampler = optuna.samplers.TPESampler(seed=int.from_bytes(digest[:4], "big"))
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    study.add_trials(trials)
+    distributions = {field: distribution(field, dimension) for field, dimension in search.space.items()}
+    if number == 0:
+        study.enqueue_trial(_own_values(search.config, search.space))
+    trial = study.ask()
+    params: dict[str, Any] = {}
+    for field, own in distributions.items():
+        if active(field, params, search.config):
+            params[field] = _suggest(trial, field, own)
+    return params, {field: distributions[field] for field in params}
+
+
+def _suggest(trial: optuna.Trial, field: str, own: BaseDistribution) -> Any:
+    if isinstance(own, CategoricalDistribution):
+        return trial.suggest_categorical(field, own.choices)
+    if isinstance(own, IntDistribution):
+        return trial.suggest_int(field, own.low, own.high, log=own.log)
+    assert isinstance(own, FloatDistribution)
+    return trial.suggest_float(field, own.low, own.high, log=own.log)
+
+
+def distribution(field: str, dimension: Dimension) -> BaseDistribution:
+    """A dimension of the space as Optuna has it."""
+    if not isinstance(dimension, Range):
+        return CategoricalDistribution(dimension.values)
+    if _HINTS[field] is int:
+        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+
+
+def _own_values(config: RunConfig, space: Mapping[str, Dimension]) -> dict[str, Any]:
+    """The values of the config that lie in the space."""
+    found = {}
+    for field, dimension in space.items():
+        value = getattr(config, field)
+        inside = dimension.low <= value <= dimension.high if isinstance(dimension, Range) else value in dimension.values
+        if inside:
+            found[field] = value
+    return found

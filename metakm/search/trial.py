@@ -1,0 +1,156 @@
+"""One trial: meta-training with its values, then its accuracy on meta-validation. No meta-test, no row."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from metakm.checkpoint import load_checkpoint, restoring, save_checkpoint
+from metakm.config import RunConfig
+from metakm.course import Course
+from metakm.errors import UserError
+from metakm.files import write_text
+from metakm.interrupt import Stoppable, ending
+from metakm.memory import TooLittleMemoryError
+from metakm.outer_loop import DivergedError, OuterLoop
+from metakm.preparation import build_strategy, make_sampler, resolve_device
+from metakm.progress import Progress
+from metakm.results import RunFolder
+
+VALIDATION = "validation.csv"
+State = Literal["done", "pruned", "diverged", "out of memory"]
+Accuracies = dict[int, npt.NDArray[np.float64]]  # [tasks] by inner steps
+
+
+class Outcome(NamedTuple):
+    """How a trial ended; `accuracies` are empty unless it is done."""
+
+    state: State
+    seconds: float
+    accuracies: Accuracies
+    note: str = ""
+
+    @property
+    def best_steps(self) -> int:
+        """The inner steps with the best mean accuracy, the fewest of equals."""
+        return max(self.accuracies, key=lambda steps: (self.accuracies[steps].mean(), -steps))
+
+
+class TrialRun:
+    """Trains one trial in its folder, from its checkpoint if there is one.
+
+    Args:
+        tasks: meta-validation tasks of the measurement at the end.
+        test_steps: inner steps to measure with.
+
+    Raises:
+        UserError: the checkpoint is damaged, or of other data.
+    """
+
+    def __init__(self, config: RunConfig, folder: RunFolder, tasks: int, test_steps: Sequence[int]) -> None:
+        self.config, self.folder, self.tasks, self.test_steps = config, folder, tasks, test_steps
+        self.samplers = {split: make_sampler(config, split) for split in ("train", "val")}
+        strategy = build_strategy(config, self.samplers["train"].dataset.image_shape)
+        self.loop = OuterLoop(strategy, self.samplers["train"], config, resolve_device(config.device))
+        self.course = Course()
+        if folder.checkpoint.exists():
+            self._load()
+        folder.write_config(config.to_json())
+
+    def run(self, stop: Stoppable, hopeless: Callable[[int, float], bool], name: str) -> Outcome | None:
+        """Train and measure; None when asked to stop, with the state saved.
+
+        Args:
+            hopeless: told each validation's iteration and accuracy, maybe twice; whether to give the trial up.
+            name: of the trial, for the progress.
+        """
+        try:
+            if self._train(stop, hopeless, name):
+                return Outcome("pruned", self.course.train_seconds, {})
+            return None if stop.requested else self._measure(stop)
+        except DivergedError as error:
+            return Outcome("diverged", self.course.train_seconds, {}, str(error))
+        except TooLittleMemoryError as error:
+            return Outcome("out of memory", self.course.train_seconds, {}, str(error))
+        except StopIteration:
+            return None
+
+    def _train(self, stop: Stoppable, hopeless: Callable[[int, float], bool], name: str) -> bool:
+        """Whether the trial was given up."""
+        config, loop = self.config, self.loop
+        if self.course.curve:  # a kill may have come before the last was told
+            last = self.course.curve[-1]
+            if hopeless(last.iteration, last.val_accuracy):
+                return True
+        with Progress(name, config.iterations, loop.iteration, quiet=config.quiet) as progress:
+            while loop.iteration < config.iterations and not stop.requested:
+                result, _ = self.course.step(loop)
+                progress.advance(1, result.loss, result.accuracy)
+                if loop.iteration % config.val_every == 0 and loop.iteration < config.iterations:
+                    point = self.course.validate(loop.iteration, self._validation_accuracy)
+                    self._save()
+                    if hopeless(point.iteration, point.val_accuracy):
+                        return True
+                elif self.course.save_due:
+                    self._save()
+        self._save()
+        return False
+
+    def _validation_accuracy(self) -> float:
+        return float(self.loop.accuracies(self.samplers["val"], self.config.val_tasks).mean())
+
+    def _measure(self, stop: Stoppable) -> Outcome:
+        """Raises StopIteration when asked to stop."""
+        began = time.monotonic()
+        accuracies = {steps: self._accuracies(steps, stop) for steps in self.test_steps}
+        seconds = self.course.train_seconds + time.monotonic() - began
+        outcome = Outcome("done", seconds, accuracies)
+        table = pd.DataFrame({str(steps): values for steps, values in accuracies.items()})
+        write_text(self.folder.path / VALIDATION, table.to_csv(index_label="task"))
+        self.course.validate(self.loop.iteration, lambda: float(accuracies[outcome.best_steps].mean()))
+        self.folder.write_curve(self.course.curve)
+        return outcome
+
+    def _accuracies(self, steps: int, stop: Stoppable) -> npt.NDArray[np.float64]:
+        loop, own = self.loop, self.loop.config
+        loop.config = dataclasses.replace(own, test_inner_steps=steps)
+        try:
+            return loop.accuracies(self.samplers["val"], self.tasks, ending(stop, lambda _: None))
+        finally:
+            loop.config = own
+
+    def _save(self) -> None:
+        save_checkpoint(self.folder.checkpoint, self.config, self._state())
+        self.folder.write_curve(self.course.curve)
+        self.course.saved()
+
+    def _state(self) -> dict[str, Any]:
+        split_hash = self.samplers["train"].dataset.split_hash
+        return {**self.course.state(), "split_hash": split_hash, "loop": self.loop.state()}
+
+    def _load(self) -> None:
+        path = self.folder.checkpoint
+        state = load_checkpoint(path, self.config)
+        with restoring(path, state, self.samplers["train"].dataset.split_hash, self.config.algo):
+            self.course.load_state(state)
+            self.loop.load_state(state["loop"])
+
+
+def read_accuracies(folder: Path, steps: int) -> npt.NDArray[np.float64]:
+    """Meta-validation accuracies `[tasks]` of a trial that is done, with these inner steps.
+
+    Raises:
+        UserError: no such file, or one that no trial writes.
+    """
+    path = folder / VALIDATION
+    try:
+        return pd.read_csv(path)[str(steps)].to_numpy(dtype=np.float64)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"Expected the accuracies of a trial in {path}, got {error}; restore it") from error

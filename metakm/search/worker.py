@@ -1,0 +1,88 @@
+"""One process of a search: claims trials, one of each strategy in turn, trains them, and writes the summary."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from metakm.interrupt import Stoppable
+from metakm.progress import say
+from metakm.search.page import write_page
+from metakm.search.plan import SearchPlan, StrategySearch
+from metakm.search.records import read_records, winner, write_csv
+from metakm.search.space import with_values
+from metakm.search.studies import Claimed, Studies
+from metakm.search.trial import Outcome, TrialRun
+
+
+class Worker:
+    """Works until no trial is left for it, or a stop is requested.
+
+    Raises:
+        UserError: the folder has another search, or cannot be written.
+    """
+
+    def __init__(self, plan: SearchPlan, stop: Stoppable) -> None:
+        self.plan, self.stop = plan, stop
+        self.studies = Studies(plan)
+        self.quiet = plan.searches[0].config.quiet
+
+    def work(self) -> int:
+        """The exit code of the command."""
+        left = list(self.plan.searches)
+        while left and not self.stop.requested:
+            left = [search for search in left if self.stop.requested or self._next(search)]
+        with self.studies.alone():
+            write_page(self.studies)
+        if self.stop.requested:
+            say("Interrupted. The same command goes on.")
+            return 130
+        print(self._result())  # noqa: T201
+        return 0
+
+    def _next(self, search: StrategySearch) -> bool:
+        """Work on one trial; False if there is none."""
+        claimed = self.studies.claim(search)
+        if claimed is None:
+            return False
+        try:
+            outcome = self._train(search, claimed)
+            if outcome is not None:
+                self.studies.finish(claimed, outcome)
+                self._tell(search, claimed, outcome)
+        finally:
+            claimed.folder.release()
+        with self.studies.alone():
+            write_csv(self.studies.out, read_records(self.studies))
+        return True
+
+    def _train(self, search: StrategySearch, claimed: Claimed) -> Outcome | None:
+        options = self.plan.options
+        config = with_values(search.config, claimed.values)
+        config = dataclasses.replace(config, plugin=search.config.plugin)
+        run = TrialRun(config, claimed.folder, options.tasks, sorted(set(options.test_steps)))
+
+        def hopeless(iteration: int, accuracy: float) -> bool:
+            return self.studies.hopeless(claimed, iteration, accuracy)
+
+        return run.run(self.stop, hopeless, f"{search.algo}, trial {claimed.number}")
+
+    def _tell(self, search: StrategySearch, claimed: Claimed, outcome: Outcome) -> None:
+        if self.quiet:
+            return
+        said = f"{outcome.state}: {outcome.note}" if outcome.note else outcome.state
+        if outcome.state == "done":
+            steps = outcome.best_steps
+            said = f"{100 * outcome.accuracies[steps].mean():.2f} % with {steps} inner steps"
+        say(f"{search.algo}, trial {claimed.number} of 0 to {self.plan.options.trials - 1}: {said}")
+
+    def _result(self) -> str:
+        records = read_records(self.studies)
+        lines = []
+        for search in self.plan.searches:
+            own = [record for record in records if record.algo == search.algo]
+            open_ones = sum(record.state == "running" for record in own)
+            best = winner(own)
+            won = f"best {100 * best.rank[0]:.2f} %, trial {best.number}" if best else "none was measured"
+            hands = f"; {open_ones} in other hands" if open_ones else ""
+            lines.append(f"{search.algo}: {len(own)} trials, {won}{hands}")
+        return "\n".join([*lines, f"Summary: {self.studies.out / 'README.md'}"])

@@ -1,0 +1,308 @@
+"""Searches on glyphs: what they try, leave behind, and are after a kill."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import metakm
+from metakm.command_line import parse
+from metakm.outer_loop import DivergedError, OuterLoop
+from metakm.results import paired_difference, read_runs
+from metakm.search.__main__ import main
+from metakm.trained import read_config
+
+pytest.importorskip("optuna")
+pytestmark = pytest.mark.float32
+
+TINY = "--ways 3 --backbone conv4-8-stride --meta-batch 1 --val-tasks 4 --tasks 6 --test-steps 1 3 --device cpu --quiet"
+SPACE = """
+meta_lr = {low = 1e-3, high = 1e-1, log = true}
+inner_steps = [1, 2]
+queries = {low = 1, high = 3}
+zero_head = [false, true]
+"""
+
+
+@pytest.fixture(autouse=True)
+def environment(cache, monkeypatch):
+    monkeypatch.setenv("METAKM_CACHE", str(cache))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory):
+    path = tmp_path_factory.mktemp("space") / "space.toml"
+    path.write_text(SPACE)
+    return str(path)
+
+
+def flags(space, out, *more, trials=3, iterations=4):
+    own = ["--space", space, "--out", str(out), "--trials", str(trials), "--iterations", str(iterations)]
+    return [*own, "--val-every", "2", *TINY.split(), *more]
+
+
+def table(out):
+    """The trials by strategy and number, without what depends on the machine."""
+    read = pd.read_csv(out / "search.csv").sort_values(["algo", "trial"], ignore_index=True)
+    return read.drop(columns="seconds")
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory, space, cache):
+    """A search of two strategies that nothing cut off, km-proto following; do not change it."""
+    out = tmp_path_factory.mktemp("searched") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METAKM_CACHE", str(cache))
+        assert main(["--algo", "km", "anil", "km-proto", *flags(space, out)]) == 0
+    return out
+
+
+def test_every_strategy_has_the_same_trials_of_the_same_iterations(searched):
+    found = table(searched)
+    values = ["meta_lr", "inner_steps", "queries", "zero_head"]
+    anil, km = (found[found["algo"] == algo].reset_index(drop=True) for algo in ("anil", "km"))
+    assert list(km["trial"]) == list(anil["trial"]) == [0, 1, 2]
+    pd.testing.assert_frame_equal(km[values], anil[values])  # the same seed proposes the same to each
+    assert len(km.drop_duplicates(values)) == 3
+    assert km["meta_lr"][0] == 3e-3  # the preset's own
+    assert found["meta_lr"].between(1e-3, 1e-1).all()
+    for algo in ("km", "anil"):
+        assert {read_config(searched / "trials" / algo / str(n)).iterations for n in range(3)} == {4}
+
+
+def test_the_accuracy_is_the_best_of_the_test_steps_on_the_same_validation_tasks(searched):
+    for _, trial in table(searched).iterrows():
+        measured = pd.read_csv(searched / "trials" / trial["algo"] / str(trial["trial"]) / "validation.csv")
+        means = {steps: measured[str(steps)].mean() for steps in (1, 3)}
+        assert len(measured) == 6
+        assert trial["accuracy"] == pytest.approx(max(means.values()))
+        assert trial["accuracy"] == trial[f"accuracy_{trial['test_steps']}"]
+
+
+def test_a_trial_leaves_its_settings_curve_and_checkpoint_and_no_row(searched):
+    files = {path.name for path in (searched / "trials" / "km" / "0").iterdir()}
+    assert files == {"config.json", "curve.csv", "checkpoint.pt", "validation.csv"}
+    assert read_runs(searched).runs == ()
+    assert read_runs(searched).problems == ()
+
+
+def test_the_page_has_the_winner_its_lead_and_the_command_that_runs_it(searched):
+    page = (searched / "README.md").read_text()
+    found = table(searched)
+    own = found[found["algo"] == "km"].sort_values(["accuracy", "trial"], ascending=[False, True])
+    best, second = own.iloc[0], own.iloc[1]
+    section = page.split("## km\n")[1].split("## anil")[0]
+    assert f"Best: trial {best['trial']}, {100 * best['accuracy']:.2f} ±" in section
+    a, b = (
+        pd.read_csv(searched / "trials/km" / str(t["trial"]) / "validation.csv")[str(t["test_steps"])].to_numpy()
+        for t in (best, second)
+    )
+    paired = paired_difference(100 * a[None], 100 * b[None])
+    assert f"- {paired.mean:.2f} ± {paired.tasks_ci95:.2f} points above" in section
+    run, follower = (parse(shlex.split(line)[3:]) for line in re.findall(r"^    (python .*)$", section, re.MULTILINE))
+    assert (run.algo, run.meta_lr, run.queries) == ("km", best["meta_lr"], best["queries"])
+    assert (run.inner_steps, run.zero_head) == (best["inner_steps"], best["zero_head"])
+    assert (run.test_inner_steps, run.iterations, run.out) == (best["test_steps"], 4, Path("results"))
+    assert (follower.algo, follower.meta_lr, follower.zero_head) == ("km-proto", best["meta_lr"], False)
+
+
+def test_meta_test_is_never_drawn_from(space, tmp_path, monkeypatch):
+    import metakm.preparation as preparation
+
+    splits = []
+    load = preparation.load_dataset
+
+    def watched(*arguments, split, **more):
+        splits.append(split)
+        return load(*arguments, split=split, **more)
+
+    monkeypatch.setattr(preparation, "load_dataset", watched)
+    assert main(["--algo", "anil", *flags(space, tmp_path, trials=1, iterations=2)]) == 0
+    assert set(splits) == {"train", "val"}
+
+
+def test_a_finished_search_has_nothing_to_do_and_stays_as_it_is(searched, space):
+    before = (searched / "search.csv").read_bytes()  # with the seconds of all trials
+    assert main(["--algo", "anil", *flags(space, searched)]) == 0
+    assert (searched / "search.csv").read_bytes() == before
+    assert "## km\n" in (searched / "README.md").read_text()  # the page of one call has the strategies of all
+
+
+def test_a_search_that_was_killed_goes_on_to_the_same_trials(searched, space, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--algo", "km", "anil", "km-proto", *flags(space, out)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(metakm.__file__).parent.parent)}
+    slowed = (
+        "import sys, time; from metakm.outer_loop import OuterLoop; from metakm.search.__main__ import main\n"
+        "step = OuterLoop.step\n"
+        "def slow(self):\n"
+        "    time.sleep(60 if self.iteration == 3 and self.config.meta_lr != 3e-3 else 0)\n"
+        "    return step(self)\n"
+        "OuterLoop.step = slow; sys.exit(main(sys.argv[1:]))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", slowed, *arguments], env=environment)
+    half_done = out / "trials" / "km" / "1" / "checkpoint.pt"  # written at iteration 2
+    deadline = time.monotonic() + 60
+    while not half_done.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert half_done.exists()
+    with (out / "journal.log").open("ab") as file:
+        file.write(b'{"op_code":5,"wor')  # as a kill in the midst of a line would leave it
+    steps = []
+    step = OuterLoop.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OuterLoop, "step", lambda self: steps.append(self.iteration) or step(self))
+        assert main(arguments) == 0
+    assert steps[0] == 2  # from the checkpoint, not from the start
+    pd.testing.assert_frame_equal(table(out), table(searched))
+
+
+def test_ctrl_c_stops_between_iterations_and_says_how_to_go_on(searched, space, tmp_path, capsys):
+    out = tmp_path / "out"
+    step = OuterLoop.step
+
+    def interrupted(self):
+        if self.iteration == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self)
+
+    arguments = ["--algo", "km", "anil", *flags(space, out)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OuterLoop, "step", interrupted)
+        assert main(arguments) == 130
+    assert "The same command goes on." in capsys.readouterr().err
+    assert list(table(out)["state"]) == ["running"]
+    assert main(arguments) == 0
+    pd.testing.assert_frame_equal(table(out), table(searched))
+
+
+def test_two_processes_share_a_search_and_no_trial_is_done_twice(space, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--algo", "anil", *flags(space, out, trials=4)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(metakm.__file__).parent.parent)}
+    other = subprocess.Popen([sys.executable, "-m", "metakm.search", *arguments], env=environment)
+    while not (out / "trials" / "anil" / "0").exists() and other.poll() is None:
+        time.sleep(0.02)
+    assert main(arguments) == 0
+    assert other.wait(60) == 0
+    found = table(out)
+    assert list(found["trial"]) == [0, 1, 2, 3]
+    assert "running" not in set(found["state"])
+
+
+PLUGIN = """
+import metakm
+from metakm.strategies.anil import ANIL
+
+@metakm.register_strategy("searched-plugin")
+class Mine(ANIL):
+    variants = frozenset()
+"""
+
+
+def test_a_strategy_of_a_plugin_is_searched_in_its_part_of_the_space(space, tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    more = ["--plugin", str(tmp_path / "mine.py"), "--queries", "2"]
+    out = tmp_path / "out"
+    assert main(["--algo", "searched-plugin", *flags(space, out, *more, trials=2, iterations=1)]) == 0
+    page = (out / "README.md").read_text()
+    assert "Not varied: `zero_head` (this strategy has no such option)." in page
+    assert "Not varied: `queries` (fixed on the command line)." in page
+    assert f"--plugin {tmp_path / 'mine.py'}" in page
+    assert set(table(out)["state"]) == {"done"}
+    assert not {"zero_head", "queries"} & set(table(out).columns)
+
+
+def test_a_trial_that_diverges_counts_and_the_search_goes_on(space, tmp_path, monkeypatch):
+    step = OuterLoop.step
+
+    def diverging(self):
+        if self.config.meta_lr == 3e-3:
+            raise DivergedError("not finite")
+        return step(self)
+
+    monkeypatch.setattr(OuterLoop, "step", diverging)
+    assert main(["--algo", "anil", *flags(space, tmp_path, trials=2, iterations=1)]) == 0
+    assert list(table(tmp_path)["state"]) == ["diverged", "done"]
+    assert "Best: trial 1" in (tmp_path / "README.md").read_text()
+
+
+def test_trials_that_fall_behind_are_pruned_and_the_importances_are_drawn(space, tmp_path, monkeypatch):
+    accuracy = OuterLoop.accuracies
+
+    def rigged(self, sampler, tasks, progress=lambda _: None):
+        """The smaller the rate the better."""
+        return 1 - self.config.meta_lr + 0 * accuracy(self, sampler, tasks, progress)
+
+    monkeypatch.setattr(OuterLoop, "accuracies", rigged)
+    assert main(["--algo", "anil", *flags(space, tmp_path, trials=9, iterations=3)]) == 0
+    found = table(tmp_path)
+    assert set(found["state"]) == {"done", "pruned"}
+    for number, trial in found.iterrows():
+        earlier = found[(found["trial"] < number) & (found["state"] == "done")]["meta_lr"]
+        behind = len(earlier) >= 5 and trial["meta_lr"] > earlier.median()
+        assert trial["state"] == ("pruned" if behind else "done")
+    best = found.loc[found["accuracy"].idxmax()]
+    assert f"Best: trial {best['trial']}" in (tmp_path / "README.md").read_text()
+    assert (tmp_path / "importances.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_trial_starts_after_the_seconds_are_spent(space, tmp_path):
+    assert main(["--algo", "anil", *flags(space, tmp_path, "--seconds", "1e-6", iterations=1)]) == 0
+    assert len(table(tmp_path)) == 1
+    assert np.isfinite(pd.read_csv(tmp_path / "search.csv")["seconds"]).all()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--trials", "0"], "--trials to be at least 1"),
+        (["--tasks", "1"], "--tasks to be at least 2"),
+        (["--iterations", "0"], "--iterations to be at least 1"),
+        (["--algo", "kmm"], "did you mean 'km'?"),
+        (["--dataset", "glyfs"], "did you mean 'glyphs'?"),
+        (["--resume"], "got '--resume'"),
+        (["--inner-lrr", "1"], "did you mean '--inner-lr'?"),
+        (["--space", "nowhere.toml"], "nowhere.toml"),
+        (["--queries", "9", "--meta-lr", "1", "--inner-steps", "1", "--zero-head"], "none of its fields left"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(space, tmp_path, capsys, more, said):
+    arguments = ["--space", space, "--ways", "3", "--out", str(tmp_path / "out"), *more]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: Expected")
+    assert said in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("more", [["--iterations", "5"], ["--tasks", "8"], ["--seed", "1"], ["--meta-batch", "2"]])
+def test_a_folder_with_another_search_is_refused(searched, space, capsys, more):
+    assert main(["--algo", "km", *flags(space, searched), *more]) == 2
+    error = capsys.readouterr().err
+    assert "another --out" in error
+    assert more[0].strip("-").replace("-", "_") in error
+
+
+def test_optuna_is_asked_for_where_it_is_not_installed(space, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert main(flags(space, tmp_path / "out")) == 2
+    assert "pip install 'metakm[search]'" in capsys.readouterr().err
+
+
+def test_a_damaged_protocol_is_named(tmp_path, space, capsys):
+    (tmp_path / "search.json").write_text("{")
+    assert main(["--algo", "km", *flags(space, tmp_path)]) == 2
+    assert "search.json" in capsys.readouterr().err
