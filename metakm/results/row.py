@@ -73,7 +73,6 @@ class ResultRow(CsvRow):
     ways: int
     shots: int
     queries: int
-    test_queries: int = 0  # in meta-validation and meta-test; 0: as many
     seed: int
     preset: str
     backbone: str
@@ -87,8 +86,7 @@ class ResultRow(CsvRow):
     iterations: int
     adapted_parameters: int
     total_parameters: int
-    select: str = "best"  # the model that was tested: the best on meta-validation, or the last
-    val_accuracy: float | None  # meta-validation accuracy of that model
+    val_accuracy: float | None  # meta-validation accuracy of the model that was tested, see `select`
     accuracy: float | None  # mean over the meta-test tasks
     ci95: float | None  # half-width of the 95 % interval of that mean over tasks
     n_tasks: int
@@ -103,6 +101,8 @@ class ResultRow(CsvRow):
     split_hash: str
     episodes_hash: str  # of the meta-test episodes
     started_at: str  # UTC, ISO 8601
+    test_queries: int = 0  # of each class in meta-validation and meta-test; 0: `queries`
+    select: str = "best"  # which model was tested: the best on meta-validation, or the last
 
 
 COLUMNS = ResultRow.columns()
