@@ -150,10 +150,12 @@ class RunFolder:
     def write_picture(self, points: Sequence[CurvePoint], title: str, stage: str = "meta-") -> None:
         """curve.png, if it can be drawn; the run does not fail for want of it."""
         try:
-            with replacing(self.path / "curve.png") as file:
-                file.write(curve_png(points, title, stage))
+            picture = curve_png(points, title, stage)
         except Exception as error:  # matplotlib's settings and installation may raise anything
             say(f"curve.png could not be drawn ({error}); curve.csv has its figures")
+            return
+        with replacing(self.path / "curve.png") as file:
+            file.write(picture)
 
     def write_tasks(self, accuracies: npt.NDArray[np.float64]) -> None:
         """tasks.csv: the accuracy `[n]` of each meta-test task with its episode index."""
