@@ -1,6 +1,5 @@
 """Commands whose reader goes away, or which never had one: no traceback, and the exit code of the work itself."""
 
-import importlib
 import io
 import os
 import pty
@@ -13,7 +12,7 @@ import torch
 from convnets import Mixed
 from readers import nobody_reads
 
-from metakm.__main__ import commands
+from metakm.__main__ import command_module, commands
 from metakm.__main__ import main as metakm_main
 from metakm.exit_code import exit_code
 from metakm.modulation import modulate, save_pack
@@ -80,7 +79,7 @@ def test_a_command_does_its_work_without_standard_streams(name, tmp_path, traine
 @pytest.mark.parametrize("name", commands())
 def test_the_help_of_a_command_ends_quietly_too(name):
     with nobody_reads(), pytest.raises(SystemExit) as end:
-        importlib.import_module(f"metakm.{name}").main(["--help"])
+        command_module(name).main(["--help"])
     assert end.value.code == 0
 
 
