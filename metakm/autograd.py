@@ -1,4 +1,4 @@
-"""What all of our `torch.autograd.Function`s share: their precision under autocast, and where their derivatives end."""
+"""What our `torch.autograd.Function`s share: their precision under autocast, and where their derivatives end."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _R = TypeVar("_R")
 
 
 def without_autocast(function: Callable[..., _R]) -> Callable[..., _R]:
-    """Run a Function's `forward` or `backward` in the precision of its tensors, whatever `torch.autocast` says.
+    """Run a Function's `forward` or `backward`, or a module's `forward`, in the precision of its tensors.
 
-    Its formulas mix products that autocast would round with sums that it would not, and a backward pass inside the
-    block would meet other types than the forward pass outside of it.
+    For formulas that mix products, which `torch.autocast` would round, with sums, which it would not; and a backward
+    pass inside an autocast block would meet other types than the forward pass outside of it.
     """
 
     @functools.wraps(function)

@@ -51,6 +51,16 @@ def test_every_modulator_starts_at_the_kernel(modulator, activation, init, depth
             assert all(p.grad.abs().sum() > 0 for p in made.parameters() if p.numel())
 
 
+@pytest.mark.float32
+@pytest.mark.parametrize("options", [{}, {"depth": 1}, {"activation": "sin"}, {"init": "diagonal"}])
+def test_autocast_does_not_round_the_kernel_at_the_start(options):
+    torch.manual_seed(0)
+    weight = torch.randn(4, 3, 3, 3)
+    made = KernelModulator((3, 3), scale=kernel_scale(weight), **options)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(made(weight), weight)
+
+
 def test_the_scale_is_twice_the_root_mean_square_of_the_kernel():
     assert kernel_scale(torch.tensor([[[[3.0, -4.0]]]])) == pytest.approx(2 * (25 / 2) ** 0.5)
     assert kernel_scale(torch.zeros(1, 1, 1, 1)) == 1.0

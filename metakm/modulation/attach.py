@@ -103,8 +103,9 @@ def modulate(
     modulators = {
         name: _modulator_for(convolutions[name], name, modulator, start, depth, activation, init) for name in chosen
     }
-    head = [] if classifier is None else list(model.get_submodule(classifier).modules())
-    check_coverage(model, {name: convolutions[name] for name in chosen}, head, chosen=layers is not None)
+    if layers is None:  # whoever chooses layers knows what is left out
+        head = [] if classifier is None else list(model.get_submodule(classifier).modules())
+        check_coverage(model, convolutions, head)
     model.requires_grad_(False)
     for name, network in modulators.items():
         parametrize.register_parametrization(convolutions[name], "weight", network)

@@ -27,15 +27,12 @@ def check_plain(layer: nn.Conv2d, name: str) -> None:
         )
 
 
-def check_coverage(
-    model: nn.Module, modulated: Mapping[str, nn.Conv2d], head: Iterable[nn.Module], chosen: bool
-) -> None:
+def check_coverage(model: nn.Module, modulated: Mapping[str, nn.Conv2d], head: Iterable[nn.Module]) -> None:
     """Log what layers with weights stay frozen although they are no norms; refuse where that is nearly all.
 
     Args:
         modulated: the layers to modulate, by name.
         head: the modules of the classifier.
-        chosen: the layers were chosen by the caller, who knows what is left out: nothing is refused.
 
     Raises:
         UserError: the modulated layers hold less than a tenth of the parameters outside the classifier.
@@ -56,10 +53,10 @@ def check_coverage(
     listed = ", ".join(
         f"{len(names)} {kind} ({names[0]}{', ...' if names[1:] else ''})" for kind, names in frozen.items()
     )
-    if share < LEAST_SHARE and not chosen:
+    if share < LEAST_SHARE:
         raise UserError(
             f"Expected Conv2d layers with a tenth of the parameters outside the classifier, got {100 * share:.1f} %; "
             f"the others, which would stay frozen: {listed}; modulate a ConvNet, or choose the layers by layers="
         )
-    if listed and not chosen:
+    if listed:
         _log.warning("modulates %d Conv2d layers; frozen: %s", len(modulated), listed)

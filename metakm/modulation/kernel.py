@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metakm.autograd import without_autocast
 from metakm.errors import UserError, unknown_name
 from metakm.models.convolution import plain_strides
 from metakm.modulation.coverage import check_plain
@@ -89,10 +90,12 @@ class KernelModulator(nn.Module):
         self.layers = nn.ParameterList(_initial_layer(width, init, noise) for _ in range(depth))
         self.register_buffer("scale", None if scale is None else torch.tensor(scale))
 
+    @without_autocast
     def forward(self, kernel: Tensor) -> Tensor:
         """Return W~ of `[O, C, kh, kw]`, or of `[T, O, C, kh, kw]` where U or W carries a task axis.
 
-        In the memory format of W, so that a convolution with W~ rounds as one with W.
+        In the memory format and, under autocast too, in the precision of W, so that a convolution with W~ rounds as
+        one with W.
         Differentiable with respect to both W and U.
         """
         # The paper's rows stand as columns, channels innermost, for long matrix products.
@@ -146,7 +149,7 @@ def kernel_scale(weight: Tensor) -> float:
 
     1 for a kernel of zeros, whose W~ is zero anyhow.
     """
-    return 2.0 * float(weight.double().square().mean().sqrt()) or 1.0
+    return 2.0 * float(weight.cpu().double().square().mean().sqrt()) or 1.0  # not every device has float64
 
 
 def start_scale(start: Start, weight: Tensor) -> float | None:
