@@ -155,7 +155,9 @@ def test_nothing_makes_the_page_scroll_sideways(page_file, load, width):
     assert small == 0
 
 
-def test_long_names_do_not_run_into_each_other_in_the_forest_plot(page_file, load):
+def test_long_names_do_not_run_into_each_other_in_the_forest_plot(trained, tmp_path, load):
+    page_file = tmp_path / "report.html"
+    assert main([str(trained), "--all", "-o", str(page_file)]) == 0
     boxes = load(page_file).evaluate(
         """() => [...document.querySelectorAll('#forest text')].map(t => t.getBoundingClientRect())
             .map(b => [b.left, b.right, (b.top + b.bottom) / 2, b.height])"""

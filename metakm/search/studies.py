@@ -120,9 +120,15 @@ class Studies:
         folder = RunFolder(self.folder(study.study_name, trial.number))
         try:
             with folder.opening():
-                return Claimed(study, trial.number, dict(trial.params), folder, resumed)
+                claimed = Claimed(study, trial.number, dict(trial.params), folder, resumed)
         except InUseError:
             return None
+        if (
+            study.get_trials(deepcopy=False)[trial.number].state != TrialState.RUNNING
+        ):  # it ended after it was looked up
+            folder.release()
+            return None
+        return claimed
 
     def _open(self, search: StrategySearch) -> optuna.Study:
         study = optuna.create_study(

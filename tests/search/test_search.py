@@ -16,11 +16,18 @@ import pytest
 import metakm
 from metakm.command_line import parse
 from metakm.outer_loop import DivergedError, OuterLoop
-from metakm.results import paired_difference, read_runs
+from metakm.results import RunFolder, paired_difference, read_runs
 from metakm.search.__main__ import main
+from metakm.strategies import registry
 from metakm.trained import read_config
 
 pytest.importorskip("optuna")
+
+from metakm.search.options import parse_search
+from metakm.search.plan import make_plan
+from metakm.search.studies import Studies
+from metakm.search.trial import Outcome
+
 pytestmark = pytest.mark.float32
 
 TINY = "--ways 3 --backbone conv4-8-stride --meta-batch 1 --val-tasks 4 --tasks 6 --test-steps 1 3 --device cpu --quiet"
@@ -36,6 +43,8 @@ zero_head = [false, true]
 def environment(cache, monkeypatch):
     monkeypatch.setenv("METAKM_CACHE", str(cache))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    monkeypatch.setattr(registry, "_plugins", set())
 
 
 @pytest.fixture(scope="module")
@@ -192,11 +201,11 @@ def test_two_processes_share_a_search_and_no_trial_is_done_twice(space, tmp_path
     out = tmp_path / "out"
     arguments = ["--algo", "anil", *flags(space, out, trials=4)]
     environment = {**os.environ, "PYTHONPATH": str(Path(metakm.__file__).parent.parent)}
-    other = subprocess.Popen([sys.executable, "-m", "metakm.search", *arguments], env=environment)
-    while not (out / "trials" / "anil" / "0").exists() and other.poll() is None:
-        time.sleep(0.02)
-    assert main(arguments) == 0
-    assert other.wait(60) == 0
+    with subprocess.Popen([sys.executable, "-m", "metakm.search", *arguments], env=environment) as other:
+        while not (out / "trials" / "anil" / "0").exists() and other.poll() is None:
+            time.sleep(0.02)
+        assert main(arguments) == 0
+        assert other.wait(60) == 0
     found = table(out)
     assert list(found["trial"]) == [0, 1, 2, 3]
     assert "running" not in set(found["state"])
@@ -306,3 +315,21 @@ def test_a_damaged_protocol_is_named(tmp_path, space, capsys):
     (tmp_path / "search.json").write_text("{")
     assert main(["--algo", "km", *flags(space, tmp_path)]) == 2
     assert "search.json" in capsys.readouterr().err
+
+
+def test_a_trial_that_ends_while_another_process_looks_for_one_is_not_claimed_again(space, tmp_path, monkeypatch):
+    plan = make_plan(*parse_search(["--algo", "anil", *flags(space, tmp_path / "out", trials=2)]))
+    (search,), first, second = plan.searches, Studies(plan), Studies(plan)
+    claimed, opening = first.claim(search), RunFolder.opening
+
+    def late(folder):
+        """The trial ends between the look at its state and the claim of its folder."""
+        monkeypatch.setattr(RunFolder, "opening", opening)
+        first.finish(claimed, Outcome("diverged", 1.0, {}))
+        claimed.folder.release()
+        return opening(folder)
+
+    monkeypatch.setattr(RunFolder, "opening", late)
+    other = second.claim(search)
+    assert (claimed.number, other.number) == (0, 1)
+    other.folder.release()
