@@ -25,8 +25,8 @@ from contestants import (
 from measuring import alternate, describe, median_ratio, write_csv
 
 import metakm
-from metakm.allocator import keep_freed_memory
 from metakm.data import Episodes
+from metakm.learning.malloc import keep_freed_memory
 
 ALGORITHMS = ("maml", "anil", "km")
 

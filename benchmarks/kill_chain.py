@@ -28,7 +28,7 @@ import torch
 import torch._dynamo
 import tyro
 
-from metakm.run import main as run
+from metakm.run.__main__ import main as run
 
 SMALL = "--ways 3 --queries 2 --backbone conv4-4-stride --meta-batch 2 --val-tasks 2 --eval-tasks 4 --device cpu"
 TIMES = {"train_seconds", "step_seconds", "started_at"}

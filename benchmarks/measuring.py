@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from metakm.provenance import git_commit
+from metakm.run.provenance import git_commit
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 

@@ -12,8 +12,8 @@ import tyro
 from measuring import describe, growth, resident_mb, write_csv
 
 import metakm
-from metakm.allocator import keep_freed_memory
-from metakm.outer_loop import OuterLoop
+from metakm.learning.malloc import keep_freed_memory
+from metakm.learning.outer_loop import OuterLoop
 from metakm.presets import preset_config
 
 SETTLED = 100  # iterations until the allocator has seen every size

@@ -19,7 +19,7 @@ from measuring import alternate, describe, write_csv
 from torch.utils.data import Dataset
 
 import metakm
-from metakm.allocator import keep_freed_memory
+from metakm.learning.malloc import keep_freed_memory
 
 
 class InMemory(Dataset[Any]):

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import tyro
 from measuring import describe, growth, resident_mb, write_csv
 
-from metakm.run import main as run
+from metakm.run.__main__ import main as run
 
 ALLOWED = {"in_use_mb": 0.02, "resident_mb": 0.1, "handles": 0.0, "threads": 0.0}
 

@@ -2,14 +2,14 @@
 
 from importlib.metadata import version
 
-from metakm.allocator import keep_freed_memory
-from metakm.classifier import AdaptedClassifier, adapt
 from metakm.data import Episodes, EpisodeSampler, FewShotDataset, available_datasets, load_dataset, read_images
 from metakm.errors import UserError
-from metakm.inner_loop import MetaLoss, evaluate_episodes, meta_loss
+from metakm.learning.classifier import AdaptedClassifier, adapt
+from metakm.learning.inner_loop import MetaLoss, evaluate_episodes, meta_loss
+from metakm.learning.malloc import keep_freed_memory
 from metakm.models import CifarResNet, Conv4
+from metakm.run.loading import TrainedRun, load_run
 from metakm.strategies import Strategy, available_strategies, load_plugin, make_strategy, register_strategy
-from metakm.trained import TrainedRun, load_run
 
 __version__ = version("metakm")
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from types import ModuleType
 
 import metakm
+from metakm.cli.exit_code import exit_code
 from metakm.errors import unknown_name
-from metakm.exit_code import exit_code
 
 WIDTH = 80
 

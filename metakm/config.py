@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
 
+from metakm.cli.flags import flag, require
 from metakm.errors import UserError, unknown_name
-from metakm.flags import flag, require
 from metakm.models.layers import BatchNormMode
 
 PresetName = Literal["quick", "paper", "tuned"]

@@ -20,8 +20,8 @@ from __future__ import annotations
 from typing import Any
 
 from metakm.config import VARIANTS, RunConfig
-from metakm.data.catalogue import family_of
-from metakm.models.catalogue import OWN
+from metakm.data.registry import family_of
+from metakm.models.registry import OWN
 from metakm.strategies.registry import available_strategies, strategy_class
 
 

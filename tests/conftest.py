@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, cache):
     """A folder with a run of each of KM, ANIL and MAML on glyphs, checkpoints included; do not change it."""
-    from metakm.run import main
+    from metakm.run.__main__ import main
 
     out = tmp_path_factory.mktemp("trained")
     flags = "--ways 3 --queries 2 --backbone conv4-8-stride --meta-batch 2 --val-tasks 16 --eval-tasks 6 --device cpu"
@@ -38,3 +39,12 @@ def trained(tmp_path_factory, cache):
         for algo in ("km", "anil", "maml"):
             assert main(["--algo", algo, *flags.split()]) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data."""
+    chosen = os.environ.get("METAKM_DATA")
+    if not chosen:
+        pytest.skip("METAKM_DATA is not set")
+    return Path(chosen)

@@ -4,8 +4,12 @@ import dataclasses
 
 import numpy as np
 
+from metakm.learning.statistics import interval_over_tasks
 from metakm.presets import preset_config
-from metakm.results import ResultRow, RunFolder, build_table, interval_over_tasks, read_runs
+from metakm.run.folder import RunFolder
+from metakm.run.row import ResultRow
+from metakm.table.blocks import build_table
+from metakm.table.collect import read_runs
 
 SIX_HUNDRED = np.full(600, 0.5) + np.tile([0.125, 0, -0.125], 200)  # the preset's number of tasks
 ADAPTED = {"maml": 112724, "anil": 1300, "km": 2204}

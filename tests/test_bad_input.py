@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from metakm.data import omniglot
-from metakm.run import main
+from metakm.run.__main__ import main
 from metakm.strategies import registry
 
 pytestmark = pytest.mark.float32

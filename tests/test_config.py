@@ -6,12 +6,12 @@ from typing import get_args
 
 import pytest
 
-from metakm.command_line import command, parse
+from metakm.cli.flags import with_paths_expanded
 from metakm.config import PresetName, RunConfig
-from metakm.data.catalogue import Family, available_datasets, family_of
+from metakm.data.registry import Family, available_datasets, family_of
 from metakm.errors import UserError
-from metakm.flags import with_paths_expanded
 from metakm.presets import preset_config
+from metakm.run.command_line import command, parse
 from metakm.strategies import registry
 
 

@@ -13,14 +13,14 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from metakm.cli.signals import StopRequest
 from metakm.config import RunConfig
 from metakm.data.cache import Entry, Plan, cached
 from metakm.errors import UserError
-from metakm.interrupt import StopRequest
 from metakm.presets import preset_config
-from metakm.results import RunFolder
-from metakm.run import main
-from metakm.runner import Run
+from metakm.run.__main__ import main
+from metakm.run.folder import RunFolder
+from metakm.run.runner import Run
 
 pytestmark = pytest.mark.float32
 

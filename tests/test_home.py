@@ -12,25 +12,25 @@ from convnets import Mixed
 from PIL import Image
 
 import metakm
-from metakm.command_line import parse
-from metakm.data.classification import load_image_folder
+from metakm.cli.flags import flag, read_options
 from metakm.experiments import ablation, scratch, transfer
+from metakm.experiments.classification import load_image_folder
 from metakm.experiments.config import parse as parse_experiment
-from metakm.flags import flag, read_options
+from metakm.experiments.row import read_experiments
 from metakm.modulation import load_pack, modulate, read_pack, save_pack
-from metakm.packs import main as packs_main
-from metakm.report import ReportOptions
-from metakm.report import main as report_main
-from metakm.results import read_runs
-from metakm.results.experiment import read_experiments
-from metakm.retest import parse_retest
-from metakm.run import main as run_main
-from metakm.scheduling.options import parse_sweep
-from metakm.scheduling.plan import expand
+from metakm.packs.__main__ import main as packs_main
+from metakm.report.__main__ import ReportOptions
+from metakm.report.__main__ import main as report_main
+from metakm.run.__main__ import main as run_main
+from metakm.run.command_line import parse
+from metakm.run.evaluate import parse_retest
 from metakm.strategies import registry
-from metakm.sweep import main as sweep_main
-from metakm.table import TableOptions
-from metakm.table import main as table_main
+from metakm.sweep.__main__ import main as sweep_main
+from metakm.sweep.options import parse_sweep
+from metakm.sweep.plan import expand
+from metakm.table.__main__ import TableOptions
+from metakm.table.__main__ import main as table_main
+from metakm.table.collect import read_runs
 
 pytestmark = pytest.mark.float32
 

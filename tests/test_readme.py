@@ -12,15 +12,15 @@ from small import random_episodes, small_strategy
 
 import metakm
 from metakm.__main__ import commands
-from metakm.command_line import parse
-from metakm.packs import main as packs
-from metakm.retest import asks_for_retest, parse_retest
-from metakm.run import main
-from metakm.scheduling.options import parse_sweep
-from metakm.scheduling.plan import expand
+from metakm.packs.__main__ import main as packs
+from metakm.run.__main__ import main
+from metakm.run.command_line import parse
+from metakm.run.evaluate import asks_for_retest, parse_retest
 from metakm.search.options import parse_search
 from metakm.search.space import read_space
 from metakm.strategies import registry
+from metakm.sweep.options import parse_sweep
+from metakm.sweep.plan import expand
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -1,9 +1,9 @@
 """Few-shot datasets and the episodes drawn from them."""
 
-from metakm.data.catalogue import available_datasets, load_dataset
 from metakm.data.dataset import FewShotDataset
+from metakm.data.decode import read_images
 from metakm.data.episodes import Episodes, EpisodeSampler, EpisodeSource
-from metakm.data.pictures import read_images
+from metakm.data.registry import available_datasets, load_dataset
 
 __all__ = [
     "EpisodeSampler",

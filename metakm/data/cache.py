@@ -28,7 +28,7 @@ from tqdm import tqdm
 from metakm.data.dataset import FewShotDataset, offsets_of
 from metakm.data.splits import Classes, split_hash
 from metakm.errors import UserError
-from metakm.files import expanded, replacing, write_text
+from metakm.io.files import expanded, replacing, write_text
 
 FORMAT = 1
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from metakm.files import replacing
+from metakm.io.files import replacing
 
 SCHEMES = ("https",)
 TIMEOUT = 30.0  # seconds of silence

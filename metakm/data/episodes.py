@@ -16,7 +16,7 @@ from torch import Tensor
 
 from metakm.data.augmentation import pad_crop_flip
 from metakm.data.dataset import FewShotDataset
-from metakm.data.streams import STREAMS, raw_words, smallest, stream_key
+from metakm.data.rng import STREAMS, raw_words, smallest, stream_key
 from metakm.errors import UserError
 
 TURNED_BYTES = 2**26

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from metakm.data.archives import FolderSource, Member, fingerprint, missing, unnested
 from metakm.data.cache import Entry, Plan, cached
 from metakm.data.dataset import FewShotDataset
+from metakm.data.decode import decode_classes
 from metakm.data.hidden import is_hidden
-from metakm.data.pictures import decode_classes
-from metakm.data.sources import FolderSource, Member, fingerprint, missing, unnested
 from metakm.data.splits import SPLITS, check_disjoint
 from metakm.errors import UserError
 

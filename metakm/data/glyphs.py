@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from metakm.data.cache import Entry, Plan, cached
 from metakm.data.dataset import FewShotDataset
-from metakm.data.streams import raw_words, stream_key
+from metakm.data.rng import raw_words, stream_key
 
 VERSION = "glyphs 1"
 SIDE = 28

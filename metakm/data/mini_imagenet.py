@@ -28,12 +28,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from metakm.data.archives import FolderSource, Member, Source, TarSource, fingerprint, missing, unnested
 from metakm.data.cache import Entry, Plan, cached
 from metakm.data.dataset import FewShotDataset
+from metakm.data.decode import decode_classes
 from metakm.data.labels import as_text
 from metakm.data.pickles import read_pickle
-from metakm.data.pictures import decode_classes
-from metakm.data.sources import FolderSource, Member, Source, TarSource, fingerprint, missing, unnested
 from metakm.data.splits import SPLITS, Classes, check_disjoint, split_hash
 from metakm.errors import UserError
 

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from metakm.data.archives import Member, Source, ZipSource, find_source, fingerprint, missing
 from metakm.data.cache import Entry, Plan, cached
 from metakm.data.dataset import FewShotDataset
+from metakm.data.decode import decode_classes
 from metakm.data.download import download
-from metakm.data.pictures import decode_classes
-from metakm.data.sources import Member, Source, ZipSource, find_source, fingerprint, missing
 from metakm.errors import UserError
 
 VERSION = "omniglot 1"  # raise it when decoding changes

@@ -12,10 +12,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from metakm.data.archives import Member, Source, find_source, fingerprint, missing
 from metakm.data.cache import Entry, Plan, cached
 from metakm.data.dataset import FewShotDataset
-from metakm.data.pictures import decode_classes
-from metakm.data.sources import Member, Source, find_source, fingerprint, missing
+from metakm.data.decode import decode_classes
 from metakm.data.splits import SPLITS
 from metakm.errors import UserError
 

@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from metakm.data.catalogue import data_roots
-from metakm.data.classification import load_cifar10
+from metakm.cli.exit_code import exit_code
+from metakm.cli.signals import StopRequest
+from metakm.data.registry import data_roots
 from metakm.errors import unknown_name
-from metakm.exit_code import exit_code
 from metakm.experiments import scratch
+from metakm.experiments.classification import load_cifar10
 from metakm.experiments.command import run_all
 from metakm.experiments.config import ExperimentConfig, PresetName, parse
 from metakm.experiments.networks import cifar_classifier
 from metakm.experiments.run import ExperimentRun, Subject
-from metakm.interrupt import StopRequest
 from metakm.modulation import modulate
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from metakm.allocator import keep_freed_memory
+from metakm.cli.signals import StopRequest
 from metakm.experiments.run import ExperimentRun
-from metakm.interrupt import StopRequest
+from metakm.learning.malloc import keep_freed_memory
 
 
 def run_all(make: Callable[[str, StopRequest], ExperimentRun], methods: Iterable[str]) -> int:

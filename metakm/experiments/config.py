@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from metakm.data.batches import Augmentation
+from metakm.cli.flags import flag, read_options, require, texts_given
 from metakm.errors import UserError, unknown_name
-from metakm.flags import flag, read_options, require, texts_given
-from metakm.results.experiment import EXECUTION_FIELDS
+from metakm.experiments.batches import Augmentation
+from metakm.experiments.row import EXECUTION_FIELDS
 
 PresetName = Literal["quick", "paper"]
 Optimiser = Literal["sgd", "adam"]

@@ -15,7 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 from metakm.errors import UserError
-from metakm.files import expanded
+from metakm.io.files import expanded
 from metakm.models.resnet import PLAIN, CifarResNet, Shortcut
 
 Backbone = Literal["resnet32", "resnet50"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metakm.data.streams import stream_key
+from metakm.data.rng import stream_key
 
 
 class RandomBases:

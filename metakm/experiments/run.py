@@ -12,21 +12,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from metakm import provenance
-from metakm.checkpoint import load_checkpoint, restoring, save_checkpoint
-from metakm.course import Course
-from metakm.data.classification import Classification
+from metakm.cli.progress import Progress, say
+from metakm.cli.signals import StopRequest
 from metakm.errors import UserError
+from metakm.experiments.classification import Classification
 from metakm.experiments.config import RunConfig
+from metakm.experiments.row import ExperimentRow
 from metakm.experiments.training import GradientMap, Training
-from metakm.interrupt import StopRequest
-from metakm.modulation.attach import attachment, is_modulated
-from metakm.outer_loop import DivergedError
-from metakm.preparation import resolve_device
-from metakm.progress import Progress, say
-from metakm.results.experiment import ExperimentRow
-from metakm.results.folder import RunFolder
-from metakm.results.row import Status
+from metakm.learning.outer_loop import DivergedError
+from metakm.modulation.modulate import attachment, is_modulated
+from metakm.run import provenance
+from metakm.run.build import resolve_device
+from metakm.run.checkpoint import load_checkpoint, restoring, save_checkpoint
+from metakm.run.folder import RunFolder
+from metakm.run.history import Course
+from metakm.run.row import Status
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,15 @@ from typing import Literal
 import torch
 from torch import nn
 
-from metakm.data.catalogue import data_roots
-from metakm.data.classification import load_cifar10
-from metakm.exit_code import exit_code
+from metakm.cli.exit_code import exit_code
+from metakm.cli.signals import StopRequest
+from metakm.data.registry import data_roots
+from metakm.experiments.classification import load_cifar10
 from metakm.experiments.command import run_all
 from metakm.experiments.config import ExperimentConfig, PresetName, RunConfig, parse
 from metakm.experiments.networks import cifar_classifier
 from metakm.experiments.random_bases import RandomBases
 from metakm.experiments.run import ExperimentRun, Subject
-from metakm.interrupt import StopRequest
 from metakm.modulation import ChannelModulator, modulate
 from metakm.modulation.norms import is_norm
 

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from metakm.data.batches import Batch, Batches
-from metakm.data.classification import Classification, take
+from metakm.experiments.batches import Batch, Batches
+from metakm.experiments.classification import Classification, take
 from metakm.experiments.config import RunConfig
-from metakm.models.convolution import is_strided_pointwise
-from metakm.outer_loop import DivergedError, StepResult
+from metakm.learning.outer_loop import DivergedError, StepResult
+from metakm.ops.conv2d import is_strided_pointwise
 
 EVALUATION_BATCH = 250
 
@@ -133,7 +133,7 @@ class Training:
 
 
 def _memory_format(model: nn.Module) -> torch.memory_format:
-    """Channels-last, the fastest, unless PyTorch could crash in it: see `metakm.models.convolution`."""
+    """Channels-last, the fastest, unless PyTorch could crash in it: see `metakm.ops.conv2d`."""
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     unsafe = any(is_strided_pointwise(conv.kernel_size, conv.stride) for conv in convolutions)
     return torch.contiguous_format if unsafe else torch.channels_last

@@ -19,19 +19,19 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import nn
 
-from metakm.data.catalogue import data_roots
-from metakm.data.classification import Classification, load_image_folder, load_tiny_imagenet_classes
-from metakm.data.fine_grained import FineGrained, load_fine_grained
+from metakm.cli.exit_code import exit_code
+from metakm.cli.signals import StopRequest
+from metakm.data.registry import data_roots
 from metakm.errors import unknown_name
-from metakm.exit_code import exit_code
+from metakm.experiments.classification import Classification, load_image_folder, load_tiny_imagenet_classes
 from metakm.experiments.command import run_all
 from metakm.experiments.config import ExperimentConfig, PresetName, RunConfig, parse
+from metakm.experiments.fine_grained import FineGrained, load_fine_grained
 from metakm.experiments.networks import CLASSIFIER, Backbone, pretrained
 from metakm.experiments.run import ExperimentRun, Subject
-from metakm.interrupt import StopRequest
 from metakm.models.lite_residual import LiteResidual, insert_lite_residuals
 from metakm.modulation import modulate, replace_norm, save_pack
-from metakm.modulation.kernel import Start
+from metakm.modulation.modulators import Start
 from metakm.modulation.norms import is_norm
 
 Method = Literal["tbl-1", "implicit", "explicit", "nc", "tkm-1", "implicit-explicit", "tkm-2", "tbl-2", "ttl"]

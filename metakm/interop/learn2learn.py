@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from metakm.data import Episodes, FewShotDataset
-from metakm.data.streams import stream_key
+from metakm.data.rng import stream_key
 from metakm.errors import UserError
-from metakm.modulation.kernel import Activation, Initialisation, Start
+from metakm.modulation.modulators import Activation, Initialisation, Start
 from metakm.strategies.base import call_with
 from metakm.strategies.km import Modulation
 

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metakm.errors import UserError, unknown_name
-from metakm.models.convolution import Geometry, convolve
-from metakm.models.normalisation import batch_norm_relu
+from metakm.ops.conv2d import Geometry, convolve
+from metakm.ops.norm_relu_pool import batch_norm_relu
 
 BatchNormMode = Literal["transductive", "support", "running", "frozen"]
 

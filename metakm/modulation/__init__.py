@@ -1,14 +1,14 @@
 """Kernel modulation: small networks that adapt every convolution kernel of a ConvNet."""
 
-from metakm.modulation.attach import modulate
-from metakm.modulation.channel import ChannelModulator
+from metakm.modulation.channel_modulator import ChannelModulator
 from metakm.modulation.export import export_onnx
-from metakm.modulation.kernel import KernelModulator, KernelModulators
 from metakm.modulation.merge import merge
+from metakm.modulation.modulate import modulate
+from metakm.modulation.modulators import KernelModulator, KernelModulators
 from metakm.modulation.norms import replace_norm
-from metakm.modulation.pack import Pack, read_pack, write_pack
-from metakm.modulation.report import TrainableReport, count_trainable, trainable_report
-from metakm.modulation.swapping import load_pack, make_pack, save_pack, swap
+from metakm.modulation.pack import load_pack, make_pack, save_pack, swap
+from metakm.modulation.pack_file import Pack, read_pack, write_pack
+from metakm.modulation.trainable import TrainableReport, count_trainable, trainable_report
 
 __all__ = [
     "ChannelModulator",

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from metakm.errors import UserError
-from metakm.files import expanded, replacing
-from metakm.modulation.attach import is_modulated
+from metakm.io.files import expanded, replacing
 from metakm.modulation.merge import merge
+from metakm.modulation.modulate import is_modulated
 
 
 def export_onnx(model: nn.Module, path: Path | str, images: Tensor) -> None:

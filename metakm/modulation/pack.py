@@ -1,82 +1,197 @@
-"""A task pack: one task's tensors in one safetensors file, for a base network that stays on the device.
-
-Its header, under the metadata's key `metakm`, says the base's fingerprint, the task, its classes, metrics and the
-arguments of `modulate`; see `metakm.tensor_file`.
-"""
+"""Task packs of a model: save the task that it holds, put another in its place."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from metakm.data.labels import as_text, plain_label
 from metakm.errors import UserError
-from metakm.files import expanded, replacing
-from metakm.tensor_file import TensorFile
+from metakm.modulation.channel_modulator import ChannelModulator
+from metakm.modulation.modulate import Attachment, attachment, detach, is_modulated, modulate, unwrapped, within
+from metakm.modulation.modulators import KernelModulator
+from metakm.modulation.pack_file import Pack, class_names, read_pack, write_pack
+from metakm.modulation.partition import fingerprint, split
 
-_FILE = TensorFile("pack", key="metakm", version=1, source="save_pack() writes one")
-
-
-@dataclass(frozen=True)
-class Pack:
-    """One task, in memory.
-
-    Attributes:
-        tensors: the task's tensors, on the CPU, under the names of `metakm.modulation.tensors`.
-        base: fingerprint of the base network that they belong to.
-        task: its name.
-        classes: names of the classes in the order of the logits; empty where unknown.
-        metrics: such as `{"accuracy": 0.91}`.
-        modulation: the arguments of `modulate`, with the modulated layers' names and the modulator's class name.
-    """
-
-    tensors: dict[str, Tensor]
-    base: str
-    task: str
-    classes: tuple[str, ...]
-    metrics: dict[str, float]
-    modulation: dict[str, Any]
-
-    def header(self) -> dict[str, Any]:
-        """What the file says beside the tensors."""
-        return {
-            "base": self.base,
-            "task": self.task,
-            "classes": list(class_names(self.classes)),
-            "metrics": {name: float(value) for name, value in self.metrics.items()},
-            "modulation": self.modulation,
-        }
+_MODULATORS: dict[str, type[nn.Module]] = {c.__name__: c for c in (KernelModulator, ChannelModulator)}
+_resident: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()  # state of the base, fingerprint
 
 
-def class_names(classes: Iterable[Any]) -> tuple[str, ...]:
-    """Names, or numbers of classes, from a list, an array or a column of a table, as text.
+def make_pack(
+    model: nn.Module, task: str = "", classes: Sequence[str] = (), metrics: Mapping[str, float] | None = None
+) -> Pack:
+    """Copy the task that a modulated model holds.
 
     Raises:
-        UserError: one string instead of several.
+        UserError: a model that is not modulated, or another number of classes than the classifier has outputs.
     """
-    if isinstance(classes, str | bytes):
-        raise UserError(f"Expected a list of class names, got {classes!r:.50}; put it into a list")
-    return tuple(as_text(plain_label(name)) for name in classes)
+    model = unwrapped(model)
+    found = attachment(model)
+    outputs, names = _outputs(model, found.classifier), class_names(classes)
+    if names and outputs is not None and len(names) != outputs:
+        raise UserError(f"Expected {outputs} class names, one for each output of the classifier, got {len(names)}")
+    tensors = split(model, found.implicit, found.classifier)
+    return Pack(
+        {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.task.items()},
+        _resident_fingerprint(model, found, tensors.base, trusted=False),
+        task,
+        names,
+        {name: float(value) for name, value in (metrics or {}).items()},
+        _arguments(found),
+    )
 
 
-def write_pack(pack: Pack, path: Path | str) -> None:
-    """Write `pack` as one file; `path` is replaced whole or left as it was."""
-    data = _FILE.to_bytes(pack.header(), pack.tensors)
-    with replacing(expanded(path, "the pack's path")) as file:
-        file.write(data)
-
-
-def read_pack(path: Path | str) -> Pack:
-    """Read a pack, without a model.
+def save_pack(
+    model: nn.Module,
+    path: Path | str,
+    task: str = "",
+    classes: Sequence[str] = (),
+    metrics: Mapping[str, float] | None = None,
+) -> Pack:
+    """Write the task that a modulated model holds to one file, and return it.
 
     Raises:
-        UserError: no such file; one that is truncated, damaged, changed since it was written, not a pack, or of
-            another format version.
+        UserError: see `make_pack`.
     """
-    header, tensors = _FILE.read(path)
-    modulation = {"start": "paper", **header["modulation"]}  # packs that do not say it are from before there were two
-    return Pack(tensors, header["base"], header["task"], tuple(header["classes"]), header["metrics"], modulation)
+    pack = make_pack(model, task, classes, metrics)
+    write_pack(pack, path)
+    return pack
+
+
+def load_pack(model: nn.Module, path: Path | str) -> Pack:
+    """Read a pack and put its task into `model`, after hashing the base to see that it is the pack's.
+
+    A plain model is modulated as the pack was. The classifier takes the pack's number of classes.
+
+    Raises:
+        UserError: see `read_pack` and `swap`. `model` is then unchanged.
+    """
+    pack, model = read_pack(path), unwrapped(model)
+    if is_modulated(model):
+        _install(model, pack, trusted=False)
+        return pack
+    wanted = pack.modulation
+    if wanted["modulator"] not in _MODULATORS:
+        raise UserError(f"Expected a modulated model for a pack of {wanted['modulator']}, got a plain one; modulate it")
+    _check_classifier(model, wanted["classifier"])
+    _check_base(fingerprint(model, wanted["implicit"], wanted["classifier"]), pack)
+    with _undone_on_error(model):
+        _modulate_as(model, wanted)
+        _install(model, pack, trusted=False)
+    return pack
+
+
+def swap(model: nn.Module, pack: Pack) -> None:
+    """Put the task of `pack` into a modulated model, in milliseconds: the base stays where it is.
+
+    The base is hashed once; later calls hash it again only if one of its tensors was replaced or written to since
+    (as PyTorch counts writes; those through `.data` go unseen). `parametrize.cached()` must not be active.
+
+    Raises:
+        UserError: a pack of another base, other modulators, or tensors of other shapes (the classifier's number of
+            outputs may differ). `model` is then unchanged.
+    """
+    _install(unwrapped(model), pack, trusted=True)
+
+
+@torch.no_grad()
+def _install(model: nn.Module, pack: Pack, trusted: bool) -> None:
+    found = attachment(model)
+    _check_modulation(_arguments(found), pack.modulation)
+    live = split(model, found.implicit, found.classifier)
+    _check_base(_resident_fingerprint(model, found, live.base, trusted), pack)
+    _check_shapes(live.task, pack, found.classifier)
+    for name, tensor in live.task.items():
+        new = pack.tensors[name]
+        if tensor.shape == new.shape:
+            tensor.copy_(new)
+        else:  # the number of classes
+            tensor.data, tensor.grad = new.to(tensor.device, copy=True), None
+    for module in _classifier_layers(model, found.classifier):
+        outputs = "out_features" if isinstance(module, nn.Linear) else "out_channels"
+        setattr(module, outputs, module.weight.shape[0])
+
+
+def _resident_fingerprint(model: nn.Module, found: Attachment, base: Mapping[str, Tensor], trusted: bool) -> str:
+    """The fingerprint of the model's base; with `trusted` the last one, unless a tensor was written to since."""
+    state = [(tensor.data_ptr(), tensor._version) for tensor in base.values()]
+    known_state, known = _resident.get(model, (None, ""))
+    if not trusted or known_state != state:
+        known = fingerprint(model, found.implicit, found.classifier)
+        _resident[model] = state, known
+    return known
+
+
+def _arguments(found: Attachment) -> dict[str, Any]:
+    return {**vars(found), "layers": list(found.layers), "modulator": found.modulator.__name__}
+
+
+def _modulate_as(model: nn.Module, wanted: Mapping[str, Any]) -> None:
+    with torch.random.fork_rng(devices=[]):  # the starting values are overwritten: leave the generator alone
+        modulate(model, **{**wanted, "modulator": _MODULATORS[wanted["modulator"]]})
+
+
+@contextlib.contextmanager
+def _undone_on_error(model: nn.Module) -> Iterator[None]:
+    """If the block raises, take the modulators off again and restore what was trainable."""
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        yield
+    except BaseException:
+        if is_modulated(model):
+            detach(model)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trainable[name])
+        raise
+
+
+def _check_classifier(model: nn.Module, classifier: str | None) -> None:
+    if classifier is not None and classifier not in dict(model.named_modules()):
+        raise UserError(f"Expected a model with the pack's classifier {classifier!r}, got one without; use its base")
+
+
+def _check_base(base: str, pack: Pack) -> None:
+    if base != pack.base:
+        raise UserError(
+            f"Expected the base network of the pack (fingerprint {pack.base[:12]}), got another ({base[:12]}): other "
+            "frozen weights, layers or precision; load the base that the pack was trained on"
+        )
+
+
+def _check_modulation(have: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    unread = {"init"} if wanted["layers"] else {"init", "start"}  # init leaves only its shapes
+    different = [key for key in have if key not in unread and have[key] != wanted[key]]
+    if different:
+        changes = ", ".join(f"{key}={wanted[key]!r} (the model has {have[key]!r})" for key in different)
+        raise UserError(f"Expected a model modulated as the pack is, got another: {changes}; load it onto a plain base")
+
+
+def _check_shapes(live: Mapping[str, Tensor], pack: Pack, classifier: str | None) -> None:
+    if missing := sorted(live.keys() ^ pack.tensors.keys()):
+        raise UserError(
+            f"Expected the pack and the model to have the same tensors, got {len(missing)} in one of them only "
+            f"({', '.join(missing[:4])}); load the base that the pack was trained on"
+        )
+    for name, tensor in live.items():
+        have, new = tuple(tensor.shape), tuple(pack.tensors[name].shape)
+        if tensor.dtype != pack.tensors[name].dtype:
+            kinds = f"{tensor.dtype}, got {pack.tensors[name].dtype}"
+            raise UserError(f"Expected {name} of {kinds} in the pack; convert the model to the pack's precision")
+        if have != new and not (within(name, classifier) and have[1:] == new[1:]):
+            raise UserError(f"Expected {name} of shape {have}, got {new} in the pack; load the base it was trained on")
+
+
+def _classifier_layers(model: nn.Module, classifier: str | None) -> list[nn.Linear | nn.Conv2d]:
+    if classifier is None:
+        return []
+    return [m for m in model.get_submodule(classifier).modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+
+
+def _outputs(model: nn.Module, classifier: str | None) -> int | None:
+    layers = _classifier_layers(model, classifier)
+    return layers[-1].weight.shape[0] if layers else None

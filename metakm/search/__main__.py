@@ -6,9 +6,9 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
+from metakm.cli.exit_code import exit_code
+from metakm.cli.signals import StopRequest
 from metakm.errors import UserError
-from metakm.exit_code import exit_code
-from metakm.interrupt import StopRequest
 from metakm.search.options import parse_search
 from metakm.search.plan import make_plan
 

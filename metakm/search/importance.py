@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import optuna
 from optuna.trial import TrialState
 
-from metakm.results.figure import new_figure
+from metakm.io.figure import new_figure
 
 LEAST_TRIALS = 4  # that were measured; fewer say nothing
 

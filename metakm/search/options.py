@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from metakm.cli.flags import flag as flag_of
+from metakm.cli.flags import read_some_options, require
 from metakm.config import RunConfig
 from metakm.data import available_datasets
 from metakm.errors import UserError, unknown_name
-from metakm.flags import flag as flag_of
-from metakm.flags import read_some_options, require
-from metakm.scheduling.options import check_flags
+from metakm.sweep.options import check_flags
 
 PROG = "python -m metakm.search"
 _PER_TRIAL = ("seed", "out", "resume", "overwrite", "dry_run", "json", "log_dir", "eval_tasks")

@@ -6,17 +6,17 @@ import dataclasses
 
 import optuna
 
-from metakm.command_line import command
+from metakm.cli.progress import duration
 from metakm.config import RunConfig
-from metakm.files import replacing, write_text
-from metakm.progress import duration
-from metakm.results.statistics import paired_difference
+from metakm.io.files import replacing, write_text
+from metakm.learning.statistics import paired_difference
+from metakm.run.command_line import command
+from metakm.run.loading import read_config
 from metakm.search.importance import LEAST_TRIALS, importances, importances_png
 from metakm.search.records import Record, read_records, winner, write_csv
 from metakm.search.space import refuses, with_values
 from metakm.search.studies import Studies
 from metakm.search.trial import read_accuracies
-from metakm.trained import read_config
 
 PICTURE = "importances.png"
 

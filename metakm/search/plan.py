@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from metakm.command_line import parse
 from metakm.config import RunConfig
 from metakm.errors import UserError
-from metakm.files import expanded
-from metakm.preparation import build_strategy, make_sampler, resolve_device
+from metakm.io.files import expanded
+from metakm.run.build import build_strategy, make_sampler, resolve_device
+from metakm.run.command_line import parse
 from metakm.search.options import PROG, SearchOptions, fields_given
 from metakm.search.space import Space, check_space, read_space, split_for, with_values
 from metakm.strategies import load_plugin

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
-from metakm.files import write_text
+from metakm.io.files import write_text
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 
 from metakm.config import EXECUTION_FIELDS, NEEDS, VARIANTS, RunConfig
 from metakm.errors import UserError, unknown_name
-from metakm.files import expanded
+from metakm.io.files import expanded
 from metakm.strategies.registry import strategy_class
 
 # What defines the task, the budget or the measurement, and so must be the same for all trials.

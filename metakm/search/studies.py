@@ -18,13 +18,13 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from metakm.checkpoint import config_changes
 from metakm.config import RunConfig
 from metakm.errors import UserError
-from metakm.files import write_text
-from metakm.lock import InUseError
-from metakm.results import RunFolder
-from metakm.results.statistics import interval_over_tasks
+from metakm.io.files import write_text
+from metakm.io.lock import InUseError
+from metakm.learning.statistics import interval_over_tasks
+from metakm.run.checkpoint import config_changes
+from metakm.run.folder import RunFolder
 from metakm.search.journal import WaitingLock, open_journal
 from metakm.search.plan import SearchPlan, StrategySearch
 from metakm.search.space import Dimension, Range, active

@@ -12,17 +12,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from metakm.checkpoint import load_checkpoint, restoring, save_checkpoint
+from metakm.cli.progress import Progress
+from metakm.cli.signals import Stoppable, ending
 from metakm.config import RunConfig
-from metakm.course import Course
 from metakm.errors import UserError
-from metakm.files import write_text
-from metakm.interrupt import Stoppable, ending
-from metakm.memory import TooLittleMemoryError
-from metakm.outer_loop import DivergedError, OuterLoop
-from metakm.preparation import build_strategy, make_sampler, resolve_device
-from metakm.progress import Progress
-from metakm.results import RunFolder
+from metakm.io.files import write_text
+from metakm.learning.memory import TooLittleMemoryError
+from metakm.learning.outer_loop import DivergedError, OuterLoop
+from metakm.run.build import build_strategy, make_sampler, resolve_device
+from metakm.run.checkpoint import load_checkpoint, restoring, save_checkpoint
+from metakm.run.folder import RunFolder
+from metakm.run.history import Course
 
 VALIDATION = "validation.csv"
 State = Literal["done", "pruned", "diverged", "out of memory"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from metakm.interrupt import Stoppable
-from metakm.progress import say
+from metakm.cli.progress import say
+from metakm.cli.signals import Stoppable
 from metakm.search.page import write_page
 from metakm.search.plan import SearchPlan, StrategySearch
 from metakm.search.records import read_records, winner, write_csv

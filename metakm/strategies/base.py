@@ -38,7 +38,7 @@ class EpisodeBatch(Protocol):
 
 
 class InnerLoop(Protocol):
-    """What a strategy may ask of the inner loop; `metakm.inner_loop.GradientDescent` is it."""
+    """What a strategy may ask of the inner loop; `metakm.learning.inner_loop.GradientDescent` is it."""
 
     @property
     def rates(self) -> Sequence[float | Tensor]:

@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import nn
 
 from metakm.strategies.base import Strategy, is_norm_affine
-from metakm.strategies.direct import DirectStrategy
+from metakm.strategies.parameter_subset import DirectStrategy
 from metakm.strategies.registry import register_strategy
 
 

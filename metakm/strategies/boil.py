@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import nn
 
 from metakm.strategies.base import Classifier, is_norm_affine
-from metakm.strategies.direct import DirectStrategy
+from metakm.strategies.parameter_subset import DirectStrategy
 from metakm.strategies.registry import register_strategy
 
 

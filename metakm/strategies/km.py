@@ -15,7 +15,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from metakm.modulation import KernelModulators
-from metakm.modulation.kernel import Activation, Initialisation, Start
+from metakm.modulation.modulators import Activation, Initialisation, Start
 from metakm.strategies.base import Classifier, SharedParameters, Strategy, call_with, is_norm_affine
 from metakm.strategies.registry import register_strategy
 
@@ -64,7 +64,7 @@ class KM(Strategy):
         implicit: adapt the norm affine too.
         depth, activation, init: of each `KernelModulator`.
         start: `paper`, as published, for a backbone with random weights; `exact` for one that has been trained, whose
-            kernels tanh would change (see `metakm.modulation.kernel`).
+            kernels tanh would change (see `metakm.modulation.modulators`).
     """
 
     head_prefix: ClassVar[str | None] = "direct.head__"

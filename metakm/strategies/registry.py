@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from metakm.errors import UserError, unknown_name
-from metakm.files import expanded
+from metakm.io.files import expanded
 from metakm.strategies.base import Strategy
 from metakm.strategies.independence import require_independent_tasks
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from metakm.strategies.base import EpisodeBatch, InnerLoop, cross_entropy, require_ways
-from metakm.strategies.direct import DirectStrategy
+from metakm.strategies.parameter_subset import DirectStrategy
 from metakm.strategies.registry import register_strategy
 
 

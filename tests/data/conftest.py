@@ -1,6 +1,5 @@
 """Fixtures for the dataset tests: a cache that is nobody's, arrays that tell where they came from, real Omniglot."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,15 +31,6 @@ def make() -> Callable[..., FewShotDataset]:
         return FewShotDataset.from_arrays(images, labels, rotations=rotations, **names)
 
     return made
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Path:
-    """The folder of real data."""
-    chosen = os.environ.get("METAKM_DATA")
-    if not chosen:
-        pytest.skip("METAKM_DATA is not set")
-    return Path(chosen)
 
 
 @pytest.fixture(scope="session")

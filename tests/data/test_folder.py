@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from metakm.data import EpisodeSampler, load_dataset
-from metakm.data.sources import FolderSource
+from metakm.data.archives import FolderSource
 from metakm.errors import UserError
 
 LAYOUT = {"train": {"robin": 3, "wren": 2}, "val": {"coot": 2}, "test": {"teal": 2}}

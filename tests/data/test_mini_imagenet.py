@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from metakm.data import load_dataset, mini_imagenet, tar_stream
-from metakm.data.sources import TarSource
+from metakm.data.archives import TarSource
 from metakm.data.splits import split_hash
 from metakm.errors import UserError
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from metakm.data import load_dataset, tiny_imagenet
-from metakm.data.sources import ZipSource
+from metakm.data.archives import ZipSource
 from metakm.errors import UserError
 
 SPLIT = {"train": ["n02", "n04"], "val": ["n01"], "test": ["n03"]}

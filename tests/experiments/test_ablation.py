@@ -51,7 +51,7 @@ def test_an_unknown_variant_is_named(small, capsys):
 
 
 def test_a_variant_is_done_although_nobody_reads_and_no_picture_can_be_drawn(small, tmp_path, monkeypatch):
-    monkeypatch.setattr("metakm.results.folder.curve_png", lambda *_: 1 / 0)
+    monkeypatch.setattr("metakm.run.folder.curve_png", lambda *_: 1 / 0)
     with nobody_reads():
         assert ablation.main([*small, "--methods", "diagonal", "--epochs", "1"]) == 0
         assert ablation.main([*small, "--methods", "diagonal", "--dry-run"]) == 0

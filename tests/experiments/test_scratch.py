@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from metakm.experiments import scratch
+from metakm.experiments.row import ExperimentRow
 from metakm.experiments.training import Training
-from metakm.results.experiment import ExperimentRow
 
 pytestmark = pytest.mark.float32
 

@@ -14,12 +14,14 @@ import pandas as pd
 import pytest
 
 import metakm
-from metakm.command_line import parse
-from metakm.outer_loop import DivergedError, OuterLoop
-from metakm.results import RunFolder, paired_difference, read_runs
+from metakm.learning.outer_loop import DivergedError, OuterLoop
+from metakm.learning.statistics import paired_difference
+from metakm.run.command_line import parse
+from metakm.run.folder import RunFolder
+from metakm.run.loading import read_config
 from metakm.search.__main__ import main
 from metakm.strategies import registry
-from metakm.trained import read_config
+from metakm.table.collect import read_runs
 
 pytest.importorskip("optuna")
 
@@ -151,7 +153,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_trials(searched, space, tm
     arguments = ["--algo", "km", "anil", "km-proto", *flags(space, out)]
     environment = {**os.environ, "PYTHONPATH": str(Path(metakm.__file__).parent.parent)}
     slowed = (
-        "import sys, time; from metakm.outer_loop import OuterLoop; from metakm.search.__main__ import main\n"
+        "import sys, time; from metakm.learning.outer_loop import OuterLoop; from metakm.search.__main__ import main\n"
         "step = OuterLoop.step\n"
         "def slow(self):\n"
         "    time.sleep(60 if self.iteration == 3 and self.config.meta_lr != 3e-3 else 0)\n"

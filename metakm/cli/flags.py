@@ -1,0 +1,103 @@
+"""Flags of a command from the fields of a dataclass, by tyro, alike in every command."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+
+from metakm.errors import UserError, unknown_name
+from metakm.io.files import expanded
+
+_T = TypeVar("_T")
+
+
+def read_options(options: type[_T], prog: str, arguments: Sequence[str] | None = None, default: _T | None = None) -> _T:
+    """Read a dataclass from flags. Prints help and exits with code 0, or an error and exits with code 2, where it must.
+
+    The help opens with the docstring of `options`, of which tyro puts each paragraph on one line: keep each to 80
+    characters.
+
+    Args:
+        arguments: those of the process if None.
+        default: values where there is no flag; the dataclass's own defaults if None.
+
+    Raises:
+        UserError: a value that is none of its flag's choices, or that the dataclass itself refuses.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    start: dict[str, Any] = {} if default is None else {"default": default}
+    read: _T = _read(options, prog, arguments, **start)
+    return read
+
+
+def read_some_options(options: type[_T], prog: str, arguments: Sequence[str]) -> tuple[_T, list[str]]:
+    """Like `read_options`, but return the arguments that are not flags of `options` instead of refusing them."""
+    read, rest = _read(options, prog, arguments, return_unknown_args=True)
+    return read, rest
+
+
+def _read(options: type[Any], prog: str, arguments: Sequence[str], **more: Any) -> Any:
+    _check_choices(options, arguments)
+    config = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+    read = tyro.cli(options, prog=prog, args=arguments, config=config, **more)
+    if more.get("return_unknown_args"):
+        return with_paths_expanded(read[0]), read[1]
+    return with_paths_expanded(read)
+
+
+def with_paths_expanded(options: _T) -> _T:
+    """The dataclass with ~ as the user's home in its paths: in `--out=~/results` no shell expands it.
+
+    Raises:
+        UserError: the home of a user that is not known.
+    """
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(options):  # type: ignore[arg-type]
+        value = getattr(options, field.name)
+        if isinstance(value, Path):
+            changed[field.name] = expanded(value, flag(field.name))
+        elif isinstance(value, tuple) and any(isinstance(item, Path) for item in value):
+            changed[field.name] = tuple(expanded(item, flag(field.name)) for item in value)
+    return dataclasses.replace(options, **changed)  # type: ignore[type-var]
+
+
+def texts_given(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str | None]:
+    """The texts behind the flags of the named fields, unchecked; None where there is none."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in names:
+        parser.add_argument(flag(name), default=None, nargs="?")
+    return vars(parser.parse_known_args(arguments)[0])
+
+
+def list_given(arguments: Sequence[str], name: str) -> list[str]:
+    """All texts behind the flag of a field that takes several, unchecked."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(flag(name), default=[], nargs="*", dest="texts")
+    texts: list[str] = parser.parse_known_args(arguments)[0].texts
+    return texts
+
+
+def _check_choices(options: type[Any], arguments: Sequence[str]) -> None:
+    """Tyro names the choices of a flag too, but not the nearest to what was given."""
+    hints = get_type_hints(options)
+    choices = {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
+    for name, text in texts_given(arguments, list(choices)).items():
+        if text is not None and text not in choices[name]:
+            raise unknown_name(flag(name), text, choices[name])
+
+
+def flag(name: str) -> str:
+    """The flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def require(condition: bool, field: str, expected: str, value: object) -> None:
+    """Raise UserError that names the flag of a field, unless the condition holds."""
+    if not condition:
+        raise UserError(f"Expected {flag(field)} to be {expected}, got {value}")

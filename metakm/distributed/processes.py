@@ -1,0 +1,237 @@
+"""Several processes, and so several devices, for one run: each takes its part of the tasks, and gradients are summed.
+
+`torchrun --nproc-per-node 2 -m metakm.run ...` starts as many processes and numbers them by environment variables. All
+hold the same parameters. The meta-gradient is a mean over tasks, so with P_r the tasks of process r out of T::
+
+    grad = sum_r [ (1/T) sum_{t in P_r} grad L_t ]
+
+is the same on every process up to the order of the sum, and so are all steps that follow from it. CPU tensors travel by
+gloo, GPU tensors by NCCL. Process 0 alone writes files and prints. When a process or a host is lost the others end: see
+`metakm/distributed/watchdog.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+
+from metakm.distributed.rendezvous import MEETING_SECONDS, Meeting, mark_begun, meet
+from metakm.distributed.shutdown import LastActs
+from metakm.distributed.torchrun import from_torchrun, print_anyway
+from metakm.distributed.watchdog import Watch
+from metakm.errors import UserError
+
+# Torch's limit for a collective, in which a process may have to wait for another's download. `Watch` knows who is gone.
+PATIENCE = timedelta(days=30)
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class _Ties:
+    """What binds this process to the others."""
+
+    store: Store  # torchrun's, which outlives a restart
+    meeting: Meeting
+    watch: Watch
+    last_acts: LastActs
+
+
+class Processes:
+    """The processes of one run, of which this one has number `rank` of `size`.
+
+    From `sum_gradients` on all methods wait for all processes: each must call them, in the same order. With one process
+    they do nothing.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, ties: _Ties | None = None) -> None:
+        self.rank, self.size, self._ties = rank, size, ties
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def part(self, tasks: int) -> range:
+        """Which of the tasks 0..tasks-1 are this process's: consecutive, none twice, sizes apart by at most 1."""
+        return range(tasks * self.rank // self.size, tasks * (self.rank + 1) // self.size)
+
+    @property
+    def restarted(self) -> bool:
+        """Whether torchrun has started the processes again, after a run had begun."""
+        return self._ties is not None and self._ties.meeting.restarted
+
+    def mark_begun(self) -> None:
+        """A run has begun: what it leaves behind is to be resumed after a restart."""
+        if self._ties is not None:
+            mark_begun(self._ties.store)
+
+    def when_lost(self, write: Callable[[], object]) -> None:
+        """Have `write` called, from another thread, before this process ends because another one is lost."""
+        if self._ties is not None:
+            self._ties.last_acts.write = write
+
+    @contextlib.contextmanager
+    def counting(self, total: int, progress: Callable[[int], None]) -> Iterator[Callable[[int], None]]:
+        """In the block, where each process counts what it does, `progress` is told what all have done so far.
+
+        Nobody waits. After the block all have done their part of `total`, and `progress` is told the rest.
+        """
+        if self._ties is None:
+            yield progress
+            return
+        watch, seen = self._ties.watch, 0
+        watch.begin_count()
+
+        def advance(done: int) -> None:
+            nonlocal seen
+            before, seen = seen, watch.count(done)
+            progress(seen - before)
+
+        yield advance
+        if seen < total:
+            with contextlib.suppress(StopIteration):  # too late to stop
+                progress(total - seen)
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace each `grad` by its sum over the processes; None counts as 0, and stays where all have None."""
+        if self.size == 1:
+            return
+        here = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
+        with self._collective():
+            dist.all_reduce(here)
+        used = [p for p, count in zip(parameters, here.tolist(), strict=True) if count]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in used]
+        flat = torch.cat([g.reshape(-1) for g in grads])
+        with self._collective():
+            dist.all_reduce(flat)
+        totals = torch.split(flat, [g.numel() for g in grads])
+        for parameter, grad, total in zip(used, grads, totals, strict=True):
+            parameter.grad = grad.copy_(total.view_as(grad))
+
+    def sum(self, *values: float) -> tuple[float, ...]:
+        """The sum of each value over the processes."""
+        if self.size == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64)
+        with self._collective():
+            dist.all_reduce(total)
+        return tuple(total.tolist())
+
+    def any(self, condition: bool) -> bool:
+        """Whether the condition holds on any process."""
+        return self.sum(float(condition))[0] > 0
+
+    def gather(self, value: _T) -> list[_T]:
+        """The values of all processes, in their order."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with self._collective():
+            dist.all_gather_object(values, value)
+        return values
+
+    def from_first(self, value: _T) -> _T:
+        """The value of process 0; its tensors arrive on the CPU."""
+        if self.size == 1:
+            return value
+        file = io.BytesIO()
+        if self.first:
+            torch.save(value, file)
+        box = [file.getvalue()]
+        with self._collective():
+            dist.broadcast_object_list(box)
+        received: _T = torch.load(io.BytesIO(box[0]), map_location="cpu", weights_only=False)  # our own process's
+        return received
+
+    def agreed(self, *kinds: type[Exception]) -> contextlib.AbstractContextManager[None]:
+        """Raise on every process the error of one of these kinds that any of them raises within the block."""
+        return _Agreed(self, kinds)
+
+    def _collective(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._ties is None else self._ties.watch.judging()
+
+
+class _Agreed(contextlib.AbstractContextManager[None]):
+    def __init__(self, processes: Processes, kinds: tuple[type[Exception], ...]) -> None:
+        self.processes, self.kinds = processes, kinds
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self.processes.size == 1 or not (error is None or isinstance(error, self.kinds)):
+            return
+        own = [(number, str(error)) for number, kind in enumerate(self.kinds) if isinstance(error, kind)]
+        for raised in self.processes.gather(own):
+            for number, message in raised:
+                raise self.kinds[number](message) from error
+
+
+ALONE = Processes()
+
+
+@contextlib.contextmanager
+def joined(again: str = "repeat the same command") -> Iterator[Processes]:
+    """The processes that torchrun has started; `ALONE` without it. To be entered once in the life of a process.
+
+    Args:
+        again: how to go on after a process is lost, for the user.
+
+    Raises:
+        UserError: the processes do not find each other within 2 minutes.
+    """
+    size = from_torchrun("WORLD_SIZE", 1)
+    if size == 1:
+        yield ALONE
+        return
+    rank = from_torchrun("RANK", 0)
+    try:
+        ties = _tied(rank, size, again)
+    except UserError as error:
+        if rank != 0:  # each process has its own view of why
+            print_anyway(f"error: process {rank} on {socket.gethostname()}: {error}")
+        raise
+    try:
+        _connect(ties, rank, size)
+        yield Processes(rank, size, ties)
+    except BaseException as error:
+        ties.watch.close(error)
+        raise
+    else:
+        ties.watch.close()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _tied(rank: int, size: int, again: str) -> _Ties:
+    try:
+        store, *_ = next(rendezvous("env://", timeout=timedelta(seconds=MEETING_SECONDS)))
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"Expected to reach torchrun on {os.environ['MASTER_ADDR']}, got {said}; see whether that host takes "
+            "connections from this one"
+        ) from error
+    meeting, connections = meet(store, rank, size, from_torchrun("GROUP_RANK", 0))
+    last_acts = LastActs(rank, meeting, again)
+    return _Ties(store, meeting, Watch(rank, connections, last_acts), last_acts)
+
+
+def _connect(ties: _Ties, rank: int, size: int) -> None:
+    store = PrefixStore(ties.meeting.key, ties.store)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    with ties.watch.judging():
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)

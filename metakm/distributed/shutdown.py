@@ -1,0 +1,45 @@
+"""What a process of several does before it ends because another one is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from metakm.distributed.rendezvous import Meeting
+from metakm.distributed.torchrun import print_anyway, restarts_left
+from metakm.distributed.watchdog import Loss
+
+
+class LastActs:
+    """Says who was lost and how to go on, once on each host, tells torchrun, and calls `write`.
+
+    Args:
+        again: how to go on, where torchrun does not start the processes again.
+    """
+
+    def __init__(self, rank: int, meeting: Meeting, again: str) -> None:
+        self.write: Callable[[], object] = lambda: None
+        self._rank, self._meeting, self._again = rank, meeting, again
+
+    def __call__(self, loss: Loss) -> None:
+        """Do all of it; `write` may take long."""
+        hosts, nodes = self._meeting.hosts, self._meeting.nodes
+        again = "torchrun starts the run again from its last checkpoint" if restarts_left() else self._again
+        line = f"error: lost process {loss.rank} on {hosts[loss.rank]} ({loss.how}); {again}"
+        left = (rank for rank, node in enumerate(nodes) if node == nodes[self._rank] and rank != loss.rank)
+        if self._rank == next(left):
+            print_anyway(line)
+        _tell_torchrun(line)
+        self.write()
+
+
+def _tell_torchrun(line: str) -> None:
+    """For the report that torchrun prints of a process that failed."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        said = {"message": line, "extraInfo": {"py_callstack": line, "timestamp": str(int(time.time()))}}
+        with contextlib.suppress(OSError):
+            Path(file).write_text(json.dumps({"message": said}), encoding="utf-8")

@@ -1,0 +1,47 @@
+"""Fig. 5 as a picture: accuracy by activation, initialisation and depth of the kernel modulator."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from metakm.errors import UserError
+from metakm.experiments.row import Line, RecordedExperiment, lines_of, schedule_titles
+from metakm.experiments.tables import FIG5_PANELS, panel_lines
+from metakm.io.figure import new_figure
+from metakm.table.forest import PictureFormat
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def fig5_picture(runs: Iterable[RecordedExperiment], form: PictureFormat = "png") -> bytes:
+    """The picture as a file's bytes: one line of three panels for each schedule, whiskers as in the table.
+
+    Raises:
+        UserError: no finished run.
+    """
+    lines, _ = lines_of(run for run in runs if run.row.experiment == "ablation")
+    schedules = schedule_titles({line.schedule for line in lines})
+    if not schedules:
+        raise UserError("Expected finished runs to draw, got none; run python -m metakm.experiments.ablation first")
+    figure = new_figure(figsize=(9, 3.4 * len(schedules)), layout="constrained")
+    all_axes = figure.subplots(len(schedules), len(FIG5_PANELS), squeeze=False, sharey="row")
+    for row_axes, (schedule, title) in zip(all_axes, schedules.items(), strict=True):
+        own = [line for line in lines if line.schedule == schedule]
+        for axes, panel in zip(row_axes, FIG5_PANELS, strict=True):
+            _panel(axes, panel, panel_lines(panel, own))
+        row_axes[0].set_ylabel("test accuracy, %")
+        row_axes[1].set_xlabel(title, fontsize="small")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=form, dpi=150)
+    return buffer.getvalue()
+
+
+def _panel(axes: Axes, title: str, shown: Sequence[tuple[str, Line]]) -> None:
+    means, whiskers = [line.mean for _, line in shown], [line.plus_minus for _, line in shown]
+    axes.bar(range(len(shown)), means, yerr=whiskers, capsize=3, color="#0b5394", alpha=0.8)
+    axes.set_xticks(range(len(shown)), [label for label, _ in shown], fontsize="small")
+    axes.set_title(title, loc="left", fontsize="medium")
+    axes.grid(axis="y", alpha=0.3)

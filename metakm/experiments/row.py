@@ -1,0 +1,219 @@
+"""The row of one supervised run: an experiment of the paper, one of its methods, one seed; and rows taken together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from metakm.errors import UserError
+from metakm.io.files import expanded
+from metakm.learning.statistics import interval_over_seeds
+from metakm.run.row import CsvRow, Status
+from metakm.table.collect import read_config, read_csv
+
+# Fields of a run's config.json that say where and how it is executed, and which others with it: not what it computes.
+EXECUTION_FIELDS = frozenset({"data_root", "out", "resume", "overwrite", "device", "dry_run", "methods"})
+_OF_METHOD = ("momentum", "weight_decay")
+_IN_ROW = frozenset({"seed", "tune", "train_images", "data", "classes"})  # by seed, accuracy, n_train, split_hash
+Settings = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentRow(CsvRow):
+    """One run. Accuracies are fractions; None is a number that was not measured, an empty cell in the file."""
+
+    FILE: ClassVar[str] = "experiment.csv"
+    FINISHED: ClassVar[tuple[str, ...]] = ("val_accuracy",)
+
+    run_id: str
+    status: Status
+    experiment: str
+    method: str
+    dataset: str
+    network: str
+    seed: int
+    preset: str
+    image_size: int
+    n_train: int  # training images
+    epochs: int
+    batch: int
+    optimiser: str
+    learning_rate: float
+    iterations: int  # done
+    trainable_parameters: int
+    total_parameters: int  # with the modulators
+    pack_bytes: int | None  # size of the task's file; None where the whole network is the task's
+    train_accuracy: float | None  # mean over the last epoch's batches, augmented, each before its step
+    val_accuracy: float | None  # after the last epoch
+    accuracy: float | None  # on the test part, after the last epoch
+    ci95: float | None  # half-width of the 95 % interval of that accuracy over test images, 1.96 sqrt(p (1 - p) / n)
+    n_test: int
+    train_seconds: float  # wall time of training, validation included
+    ms_per_iteration: float | None  # mean wall time of a training iteration, validation excluded
+    peak_memory_mb: float  # largest resident set of the process, or allocation on the GPU; 10^6 bytes
+    device: str
+    threads: int
+    torch_version: str
+    metakm_version: str
+    git_commit: str
+    split_hash: str
+    started_at: str  # UTC, ISO 8601
+    start: str = ""  # of the kernel modulators: exact or paper; empty without any, or where a row is older: then paper
+
+
+@dataclass(frozen=True)
+class RecordedExperiment:
+    """One run as its files have it: the row, and what config.json adds to it, sorted."""
+
+    row: ExperimentRow
+    shared: Settings  # of the experiment: all its methods have the same
+    own: Settings  # of the method
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the runs of one line of a table have in common beside the method; only these are comparable."""
+
+    experiment: str
+    dataset: str
+    preset: str
+    image_size: int
+    n_train: int
+    epochs: int
+    batch: int
+    optimiser: str
+    settings: Settings = ()  # what config.json adds, and the split_hash
+
+    def __str__(self) -> str:
+        return (
+            f"{self.preset}: {self.dataset}, {self.n_train:,} images of {self.image_size} px, {self.epochs} epochs, "
+            f"batch {self.batch}, {self.optimiser}"
+        )
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method on one schedule: its finished runs, one a seed. Percent."""
+
+    schedule: Schedule
+    method: str
+    learning_rate: float
+    own: Settings  # what config.json adds about the method
+    rows: tuple[ExperimentRow, ...]  # by seed
+
+    @property
+    def first(self) -> ExperimentRow:
+        """A run, for what is the same in all."""
+        return self.rows[0]
+
+    @property
+    def accuracies(self) -> npt.NDArray[np.float64]:
+        """Test accuracy of each seed, `[S]`."""
+        return np.array([100 * row.accuracy for row in self.rows if row.accuracy is not None])
+
+    @property
+    def mean(self) -> float:
+        """Over seeds."""
+        return float(self.accuracies.mean())
+
+    @property
+    def plus_minus(self) -> float:
+        """Half-width of the 95 % interval: over seeds, Student's t; with one seed over test images."""
+        over_seeds = interval_over_seeds(self.accuracies)
+        return 100 * (self.first.ci95 or 0.0) if over_seeds is None else over_seeds
+
+
+def read_experiments(folder: str | Path) -> tuple[list[RecordedExperiment], list[str]]:
+    """The rows of every `experiment.csv` below a folder, and what could not be read, by name.
+
+    Raises:
+        UserError: `folder` is no folder.
+    """
+    folder = expanded(folder, "the folder of results")
+    if not folder.is_dir():
+        raise UserError(f"Expected a folder of results, got {folder}; give the --out of your runs")
+    runs, problems = [], []
+    for path in sorted(folder.rglob(ExperimentRow.FILE)):
+        try:
+            lines = read_csv(path)
+            if len(lines) != 1:
+                raise UserError(f"Expected one row, got {len(lines)}; give each run its own folder")
+            config = read_config(path.parent / "config.json")
+            runs.append(_recorded(ExperimentRow.from_cells(lines[0]), config))
+        except UserError as error:
+            problems.append(f"{path.relative_to(folder).as_posix()}: {error}")
+    return runs, problems
+
+
+def _recorded(row: ExperimentRow, config: Mapping[str, Any] | None) -> RecordedExperiment:
+    if config is None:
+        return RecordedExperiment(row, (("config.json", "missing"),), ())
+    told = EXECUTION_FIELDS | _IN_ROW | {f.name for f in fields(ExperimentRow)}
+    texts = {name: v if isinstance(v, str) else json.dumps(v) for name, v in config.items() if name not in told}
+    shared = tuple(sorted((name, text) for name, text in texts.items() if name not in _OF_METHOD))
+    return RecordedExperiment(row, shared, tuple((name, texts[name]) for name in _OF_METHOD if name in texts))
+
+
+def lines_of(runs: Iterable[RecordedExperiment]) -> tuple[list[Line], list[str]]:
+    """Group finished, tested runs that differ in their seed alone; and say which runs are left out, and why.
+
+    Runs to choose a learning rate (`--tune`) are counted only.
+    """
+    groups: dict[tuple[Schedule, str, float, Settings], dict[int, ExperimentRow]] = {}
+    left_out, tuned = [], 0
+    for run in runs:
+        row = run.row
+        if row.status != "done":
+            left_out.append(f"{row.run_id}: {row.status}")
+            continue
+        if row.accuracy is None:
+            tuned += 1
+            continue
+        settings = (*run.shared, ("split_hash", row.split_hash))
+        values = {f.name: getattr(row, f.name) for f in fields(Schedule) if f.name != "settings"}
+        seeds = groups.setdefault((Schedule(**values, settings=settings), row.method, row.learning_rate, run.own), {})
+        if row.seed in seeds:
+            left_out.append(f"{row.run_id}: a second run of seed {row.seed}")
+        else:
+            seeds[row.seed] = row
+    lines = [Line(*key, tuple(seeds[s] for s in sorted(seeds))) for key, seeds in groups.items()]
+    return lines, [*left_out, *([f"finished without a test (--tune): {tuned}"] if tuned else [])]
+
+
+def schedule_titles(schedules: Iterable[Schedule]) -> dict[Schedule, str]:
+    """A title for each schedule, in the order of the titles; it has the settings in which the schedules differ."""
+    schedules = list(schedules)
+    differing = _differing([schedule.settings for schedule in schedules])
+    titles = {schedule: f"{schedule}{_said(schedule.settings, differing)}" for schedule in schedules}
+    return dict(sorted(titles.items(), key=lambda item: item[1]))
+
+
+def line_names(lines: Sequence[Line], *, with_rate: bool = False) -> list[str]:
+    """The method of each line of one schedule; where a method has several lines, what they differ in, too.
+
+    Args:
+        with_rate: the learning rate is part of it, for where nothing else says it.
+    """
+    names = []
+    for line in lines:
+        same = [other for other in lines if other.method == line.method]
+        rate = f", {line.learning_rate:g}" if with_rate and len({other.learning_rate for other in same}) > 1 else ""
+        names.append(f"{line.method}{rate}{_said(line.own, _differing([other.own for other in same]))}")
+    return names
+
+
+def _differing(settings: Sequence[Settings]) -> frozenset[str]:
+    """Names whose values are not the same in all."""
+    return frozenset(
+        name for one in settings for name, value in one if any(dict(other).get(name) != value for other in settings)
+    )
+
+
+def _said(settings: Settings, names: frozenset[str]) -> str:
+    return "".join(f", {name} {value}" for name, value in settings if name in names)

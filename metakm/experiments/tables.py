@@ -1,0 +1,221 @@
+"""The paper's Tables I and II and Fig. 5 from the rows of experiments, beside what was published.
+
+`paper.csv` holds the published values; Fig. 5's are legible in the text only, as statements.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from importlib import resources
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from metakm.experiments.row import Line, RecordedExperiment, line_names, lines_of, schedule_titles
+from metakm.learning.statistics import interval_over_seeds
+from metakm.table.layout import Grid, Layout, Listing
+
+PaperTable = Literal["table1", "table2", "fig5"]
+
+
+class Claim(NamedTuple):
+    """What the paper says of two methods, in its words or ours."""
+
+    first: str
+    relation: str  # of the first to the second
+    second: str
+
+
+TABLE1_CLAIMS = (
+    *(Claim("km", "above", other) for other in ("bl", "sn", "ld", "tbn")),
+    *(Claim(other, "above", "bl") for other in ("sn", "ld", "tbn")),
+    Claim("full", "above", "km"),
+    Claim("km-channel", "(of which it says nothing) and", "km"),
+)
+TABLE2_CLAIMS = (
+    Claim("tkm-1", "above", "tbl-1"),
+    Claim("tkm-2", "above", "tkm-1"),
+    Claim("tkm-2", "above", "nc"),
+    Claim("tkm-2", "close to", "ttl"),
+    Claim("tbl-2", "above", "tkm-2"),
+)
+FIG5_CLAIMS = (
+    Claim("sin", "close to", "default"),
+    Claim("leaky-relu", "below", "default"),
+    Claim("relu", "below", "default"),
+    Claim("orthogonal", "close to", "default"),
+    Claim("diagonal", "15 points below", "default"),
+    Claim("depth-1", "close to", "default"),
+    *(Claim(f"depth-{depth}", "below", "default") for depth in (5, 10, 20, 50)),
+)
+FIG5_PANELS = {
+    "A: activation": {"default": "tanh", "sin": "sin", "leaky-relu": "leaky ReLU 0.1", "relu": "ReLU"},
+    "B: initialisation": {"default": "identity", "orthogonal": "orthogonal", "diagonal": "diagonal"},
+    "C: layers": {"depth-1": "1", "default": "2", "depth-5": "5", "depth-10": "10", "depth-20": "20", "depth-50": "50"},
+}
+_READING = (
+    "± of measured rows: half-width of the 95 % interval, Student-t over seeds; with one seed 1.96 sqrt(p (1 - p) / n) "
+    "over the n test images, which says nothing about other seeds.",
+    "Above or below: the difference exceeds its interval, which is paired over seeds; with fewer than two seeds in "
+    "common it is the root of the summed squares of both intervals.",
+    "Only rows of preset paper follow the published schedule and speak for or against a claim; quick is scaled down.",
+)
+
+
+def layout_paper(table: PaperTable, runs: Iterable[RecordedExperiment], problems: Sequence[str] = ()) -> Layout:
+    """The published values, the measured ones by schedule, the paper's claims, and what was left out."""
+    name = {"table1": "scratch", "table2": "transfer", "fig5": "ablation"}[table]
+    lines, left_out = lines_of(run for run in runs if run.row.experiment.split("-")[0] == name)
+    build, claims = _BUILDERS[table]
+    grids = [*_published(table)]
+    for schedule, title in schedule_titles({line.schedule for line in lines}).items():
+        own = [line for line in lines if line.schedule == schedule]
+        grids += [build(title, own), _claims(schedule.preset, own, claims)]
+    listings = (
+        Listing("Left out", tuple(left_out)),
+        Listing("Not read", tuple(problems)),
+        Listing("Notes", () if lines else (f"No finished run of python -m metakm.experiments.{name} was found.",)),
+        Listing("How to read this", _READING),
+    )
+    return Layout(tuple(grids), tuple(listing for listing in listings if listing.items))
+
+
+@cache
+def _paper() -> tuple[dict[str, str], ...]:
+    text = resources.files(__package__).joinpath("paper.csv").read_text(encoding="utf-8")
+    return tuple(csv.DictReader(text.splitlines()))
+
+
+def _published(table: PaperTable) -> list[Grid]:
+    found = [line for line in _paper() if line["table"] == table]
+    if table == "table1":
+        header = ("Published", "Network", "Trainable", "All", "Accuracy, %", "Recovered")
+        keys = ("method", "network", "trainable", "total", "accuracy", "recovered")
+        lines = [tuple(_pair(p[k], p["plus_minus"]) if k == "accuracy" else p[k] for k in keys) for p in found]
+        return [Grid("Table I, published: CIFAR-10 from scratch, 200 epochs", header, tuple(lines))]
+    if table == "table2":
+        datasets = list(dict.fromkeys(p["dataset"] for p in found))
+        cells = {(p["method"], p["dataset"]): _pair(p["accuracy"], p["plus_minus"]) for p in found}
+        methods = dict.fromkeys(p["method"] for p in found)
+        rows = tuple((m, *(cells.get((m, d), "") for d in datasets)) for m in methods)
+        return [Grid("Table II, published: ResNet-50, accuracy, %", ("Published", *datasets), rows)]
+    return []
+
+
+def _table1(title: str, lines: Sequence[Line]) -> Grid:
+    order = ("full", "bl", "km", "km-channel", "sn", "ld", "tbn")
+    lines = _ordered(lines, order)
+    full = max((line.mean for line in lines if line.method == "full"), default=None)
+    header = ("Measured", "Network", "Trainable", "All", "Accuracy, %", "Recovered", "Learning rate", "Seeds")
+    cells = [
+        (
+            name,
+            line.first.network,
+            f"{line.first.trainable_parameters:,}",
+            f"{line.first.total_parameters:,}",
+            _accuracy(line),
+            "" if full is None else f"{line.mean / full:.2f}",
+            f"{line.learning_rate:g}",
+            str(len(line.rows)),
+        )
+        for name, line in zip(line_names(lines), lines, strict=True)
+    ]
+    return Grid(f"Table I, measured ({title})", header, tuple(cells))
+
+
+def _table2(title: str, lines: Sequence[Line]) -> Grid:
+    order = ("tbl-1", "implicit", "explicit", "nc", "tkm-1", "implicit-explicit", "tkm-2", "ttl", "tbl-2")
+    lines = _ordered(lines, order)
+    header = ("Measured", "Network", "Trainable", "All", "Pack, kB", "Accuracy, %", "Learning rate", "Seeds")
+    cells = [
+        (
+            name,
+            line.first.network,
+            f"{line.first.trainable_parameters:,}",
+            f"{line.first.total_parameters:,}",
+            "" if line.first.pack_bytes is None else f"{line.first.pack_bytes / 1000:.1f}",
+            _accuracy(line),
+            f"{line.learning_rate:g}",
+            str(len(line.rows)),
+        )
+        for name, line in zip(line_names(lines), lines, strict=True)
+    ]
+    return Grid(f"Table II, measured ({title})", header, tuple(cells))
+
+
+def _fig5(title: str, lines: Sequence[Line]) -> Grid:
+    header = ("Panel", "Modulator", "Trainable", "Accuracy, %", "Seeds")
+    cells = [
+        (
+            panel,
+            label,
+            f"{line.first.trainable_parameters:,}",
+            _accuracy(line),
+            str(len(line.rows)),
+        )
+        for panel in FIG5_PANELS
+        for label, line in panel_lines(panel, lines)
+    ]
+    return Grid(f"Fig. 5, measured ({title})", header, tuple(cells))
+
+
+def panel_lines(panel: str, lines: Sequence[Line]) -> list[tuple[str, Line]]:
+    """The lines of one schedule that a panel of Fig. 5 shows, each with its label."""
+    named = list(zip(line_names(lines, with_rate=True), lines, strict=True))
+    return [
+        (label + name.removeprefix(method), line)
+        for method, label in FIG5_PANELS[panel].items()
+        for name, line in named
+        if line.method == method
+    ]
+
+
+def _claims(preset: str, lines: Sequence[Line], claims: Sequence[Claim]) -> Grid:
+    note = "" if preset == "paper" else ", not the published schedule"
+    cells = []
+    for claim in claims:
+        first, second = ([line for line in lines if line.method == name] for name in (claim.first, claim.second))
+        if not first or not second:
+            measured = "not measured"
+        elif len(first) > 1 or len(second) > 1:
+            measured = f"not compared: {claim.first if len(first) > 1 else claim.second} has several lines"
+        else:
+            measured = _difference(first[0], second[0])
+        cells.append((f"{claim.first} {claim.relation} {claim.second}", measured))
+    header = ("The paper", "First minus second, points")
+    return Grid(f"What the paper says, and what was measured{note}", header, tuple(cells))
+
+
+def _difference(first: Line, second: Line) -> str:
+    """Difference, its interval, and whether it exceeds it."""
+    seeds = {row.seed for row in first.rows} & {row.seed for row in second.rows}
+    if len(seeds) > 1:
+        a, b = ([100 * (row.accuracy or 0.0) for row in line.rows if row.seed in seeds] for line in (first, second))
+        differences = np.subtract(a, b)
+        mean, interval = float(differences.mean()), interval_over_seeds(differences) or 0.0
+    else:
+        mean, interval = first.mean - second.mean, math.hypot(first.plus_minus, second.plus_minus)
+    verdict = "not separated" if abs(mean) <= interval else "above" if mean > 0 else "below"
+    return f"{mean:+.2f} ± {interval:.2f}, {verdict}"
+
+
+def _ordered(lines: Sequence[Line], order: Sequence[str]) -> list[Line]:
+    return sorted(lines, key=lambda line: (order.index(line.method), line.learning_rate, line.own))
+
+
+def _accuracy(line: Line) -> str:
+    return f"{line.mean:.2f} ± {line.plus_minus:.2f}"
+
+
+def _pair(accuracy: str, plus_minus: str) -> str:
+    return f"{accuracy} ± {plus_minus}" if plus_minus else accuracy
+
+
+_BUILDERS: dict[str, tuple[Callable[[str, Sequence[Line]], Grid], tuple[Claim, ...]]] = {
+    "table1": (_table1, TABLE1_CLAIMS),
+    "table2": (_table2, TABLE2_CLAIMS),
+    "fig5": (_fig5, FIG5_CLAIMS),
+}

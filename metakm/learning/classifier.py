@@ -1,0 +1,151 @@
+"""From a few labelled images to a classifier: a strategy adapted once, outside of meta-training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from metakm.data.labels import check_labels, plain_label
+from metakm.errors import UserError
+from metakm.learning.inner_loop import GradientDescent
+from metakm.strategies.base import InnerLR, Strategy
+
+Images = Tensor | npt.NDArray[Any]
+"""`[n, C, H, W]`, uint8, or floats in [0, 1] as in metakm's episodes."""
+
+
+def adapt(
+    strategy: Strategy,
+    support_images: Images,
+    support_labels: Sequence[Any] | Tensor | npt.NDArray[Any],
+    *,
+    inner_lr: InnerLR,
+    inner_steps: int,
+) -> AdaptedClassifier:
+    """Adapt a copy of `strategy`, in evaluation mode, to one support set; the strategy itself stays as it is.
+
+    Args:
+        support_images: `[n, C, H, W]`, any number of each class.
+        support_labels: `[n]`, one string or number an image; as many different ones as the strategy has ways.
+        inner_lr, inner_steps: see `meta_loss`; a trained run has both (`load_run`).
+
+    Raises:
+        UserError: labels that are missing, or do not fit the images or the strategy's ways; images that do not fit
+            its network.
+    """
+    return AdaptedClassifier(strategy, support_images, support_labels, inner_lr, inner_steps)
+
+
+class AdaptedClassifier:
+    """Images `[n, C, H, W]` to logits `[n, N]`, to probabilities or to labels. Made by `adapt`.
+
+    No result has a graph. It can be pickled and copied; what was adapted is then adapted again from the support images,
+    to the same result. What a prediction depends on is the batch-norm mode's choice (`bn_mode`): with
+    `transductive`, as published, the images of one call are normalised together and influence each other, so one image
+    alone may be classified differently than among others. With the other modes each image stands for itself.
+
+    labels: the N labels, sorted; column i of logits and probabilities belongs to `labels[i]`.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        support_images: Images,
+        support_labels: Sequence[Any] | Tensor | npt.NDArray[Any],
+        inner_lr: InnerLR,
+        inner_steps: int,
+    ) -> None:
+        self._inner_lr, self._inner_steps = inner_lr, inner_steps
+        with torch.inference_mode(False), torch.no_grad():
+            self._learn(strategy, support_images, support_labels)
+
+    def _learn(
+        self,
+        strategy: Strategy,
+        support_images: Images,
+        support_labels: Sequence[Any] | Tensor | npt.NDArray[Any],
+    ) -> None:
+        self._strategy = copy.deepcopy(strategy).eval()
+        self._support = self._batch(support_images)
+        marks = _plain(support_labels)
+        if len(marks) != self._support.shape[1]:
+            raise UserError(f"Expected one label an image, got {len(marks)} for {self._support.shape[1]} images")
+        self.labels = sorted(set(marks))
+        self._classes = torch.tensor([[self.labels.index(mark) for mark in marks]], device=self._support.device)
+        self._adapted = self._adapt(self._encode(self._classes))
+
+    def _adapt(self, encoded: Tensor) -> Any:
+        inner = GradientDescent(self._strategy, self._inner_lr, self._inner_steps)
+        return self._strategy.adapt(inner, encoded, self._classes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but what `higher` patched, which cannot be pickled and is computed again from the support set."""
+        return {name: value for name, value in vars(self).items() if name != "_adapted"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        with torch.inference_mode(False), torch.no_grad():
+            self._adapted = self._adapt(self._strategy.encode(self._support))
+
+    @torch.no_grad()
+    def __call__(self, images: Images) -> Tensor:
+        """Logits `[n, N]`."""
+        batch = self._batch(images)
+        if batch.shape[2:] != self._support.shape[2:]:
+            raise UserError(
+                f"Expected images of {list(self._support.shape[2:])} as in the support set, got {list(batch.shape[2:])}"
+            )
+        return self._strategy.query_logits(self._adapted, self._support, batch)[0]
+
+    def probabilities(self, images: Images) -> Tensor:
+        """Softmax of the logits, `[n, N]`."""
+        return self(images).softmax(dim=-1)
+
+    def predict(self, images: Images) -> list[Any]:
+        """The most likely label of each image."""
+        return [self.labels[i] for i in self(images).argmax(dim=-1).tolist()]
+
+    def _batch(self, images: Images) -> Tensor:
+        """One task of images in [0, 1], `[1, n, C, H, W]`, where and in which precision the strategy is."""
+        batch = torch.as_tensor(images)
+        if batch.dim() != 4 or batch.numel() == 0:
+            raise UserError(f"Expected images as [n, C, H, W], got {list(batch.shape)}; add the missing axis")
+        if batch.dtype != torch.uint8 and not (batch.is_floating_point() and batch.min() >= 0 and batch.max() <= 1):
+            raise UserError(
+                f"Expected uint8 images, or floats from 0 to 1, got {batch.dtype} from {batch.min():g} to "
+                f"{batch.max():g}; scale them"
+            )
+        like = next(self._strategy.parameters())
+        scaled = batch.to(like) / 255 if batch.dtype == torch.uint8 else batch.to(like)
+        usable = scaled.clone() if scaled.is_inference() and not torch.is_inference_mode_enabled() else scaled
+        return usable.unsqueeze(0)
+
+    def _encode(self, classes: Tensor) -> Tensor:
+        """The encoded support set, once the strategy is known to fit it."""
+        strategy = self._strategy
+        try:
+            encoded = strategy.encode(self._support)
+            outputs = strategy.predict(strategy.adapt(GradientDescent(strategy, 0.0, 0), encoded, classes), encoded)
+        except RuntimeError as error:
+            shape = list(self._support.shape[2:])
+            raise UserError(f"Expected images that fit the strategy, got {shape}: {error}; resize them") from error
+        if outputs.shape[-1] != len(self.labels):
+            raise UserError(
+                f"Expected {outputs.shape[-1]} different labels, the ways of the strategy, got {len(self.labels)}; "
+                f"add classes or leave some out, or train with --ways {len(self.labels)}"
+            )
+        return encoded
+
+
+def _plain(labels: Sequence[Any] | Tensor | npt.NDArray[Any]) -> list[Any]:
+    """The labels as Python's own numbers or strings, checked."""
+    listed = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
+    plain = [plain_label(label) for label in listed]
+    check_labels(plain)
+    return plain

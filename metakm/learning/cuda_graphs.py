@@ -1,0 +1,92 @@
+"""Meta-gradients as CUDA graphs: recorded once, then replayed.
+
+A second-order meta-gradient is thousands of small kernels. Launched one by one from Python they leave a GPU idle most
+of the time; as a graph they start with one call. The kernels and their order are the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from metakm.data import Episodes
+from metakm.learning.memory import is_out_of_memory
+
+_log = logging.getLogger(__name__)
+
+
+class MetaGradient(NamedTuple):
+    """What one batch of episodes gives to the outer loop."""
+
+    loss: Tensor  # scalar
+    accuracy: Tensor  # [T]
+    gradients: tuple[Tensor | None, ...]  # of each learned parameter; None where the loss does not depend on it
+
+
+_TENSORS = ("support_images", "support_labels", "query_images", "query_labels")
+Differentiate = Callable[[Episodes], MetaGradient]
+
+
+class Recordings:
+    """Meta-gradients on a GPU, recorded for each number of tasks that comes up twice.
+
+    The first call of a size runs as usual, which also loads what a recording must not wait for. What a replay returns
+    is overwritten by the next. What waits for the GPU cannot be recorded; it then runs as usual, and the log says so.
+    Memory: that of one call for each size, kept until `clear`.
+    """
+
+    def __init__(self) -> None:
+        self._recorded: dict[int, _Recording | None] = {}
+        self._refused = False
+
+    def run(self, differentiate: Differentiate, episodes: Episodes) -> MetaGradient:
+        """Replay, record or run `differentiate(episodes)`, which must be the same function at every call.
+
+        The images of one number of tasks are of one shape.
+        """
+        size = len(episodes)
+        if self._refused or size not in self._recorded:
+            self._recorded[size] = None
+            return differentiate(episodes)
+        recording = self._recorded[size] or self._record(differentiate, episodes)
+        if recording is None:
+            return differentiate(episodes)
+        self._recorded[size] = recording
+        return recording.replay(episodes)
+
+    def clear(self) -> None:
+        """Forget what was recorded, and free its memory."""
+        self._recorded.clear()
+
+    def _record(self, differentiate: Differentiate, episodes: Episodes) -> _Recording | None:
+        try:
+            return _Recording(differentiate, episodes)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            _log.warning("no CUDA graph (%s); going on without", " ".join(str(error).split())[:200])
+            self._refused = True
+            self.clear()
+            return None
+
+
+class _Recording:
+    def __init__(self, differentiate: Differentiate, episodes: Episodes) -> None:
+        held = {name: getattr(episodes, name).clone() for name in _TENSORS}
+        self._held = dataclasses.replace(episodes, **held)
+        self._graph = torch.cuda.CUDAGraph()
+        device = self._held.support_images.device
+        # The outer stream is there to come back to: a recording that fails leaves its own one current.
+        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(self._graph):
+            self._result = differentiate(self._held)
+
+    def replay(self, episodes: Episodes) -> MetaGradient:
+        for name in _TENSORS:
+            getattr(self._held, name).copy_(getattr(episodes, name))
+        self._graph.replay()
+        return self._result

@@ -1,0 +1,62 @@
+"""Accuracy of a strategy over many tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from metakm.data import EpisodeSource
+from metakm.learning.inner_loop import InnerLR, evaluate_episodes
+from metakm.learning.memory import halved, is_out_of_memory
+from metakm.strategies import Strategy
+
+# Meta-validation and meta-test episodes are the same for every run, strategy and seed, so that accuracies can be
+# compared in pairs.
+EVALUATION_SEED = 0
+
+
+def accuracies(
+    strategy: Strategy,
+    sampler: EpisodeSource,
+    *,
+    tasks: int,
+    first: int = 0,
+    inner_lr: InnerLR,
+    inner_steps: int,
+    chunk: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[int], None] = lambda _: None,
+) -> npt.NDArray[np.float64]:
+    """Query accuracy of episodes first..first+tasks-1, float64 `[tasks]`, in evaluation mode; the mode is restored.
+
+    Args:
+        chunk: tasks at a time; half as many from the moment on that memory runs out.
+        dtype: precision of the images, and so of the convolutions.
+        progress: called with the number of tasks just done.
+
+    Raises:
+        TooLittleMemoryError: a single task does not fit into memory.
+    """
+    training = strategy.training
+    strategy.eval()
+    done = [torch.empty(0, dtype=torch.float64)]
+    start = 0
+    while start < tasks:
+        count = min(chunk, tasks - start)
+        try:
+            episodes = sampler.batch(index=first + start, tasks=count).to(device, dtype)
+            result = evaluate_episodes(strategy, episodes, inner_lr=inner_lr, inner_steps=inner_steps)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            chunk = halved(count)
+            continue
+        done.append(result.accuracy.cpu())
+        start += count
+        progress(count)
+    strategy.train(training)
+    return torch.cat(done).numpy()

@@ -1,0 +1,231 @@
+"""Modulate any ConvNet: freeze its convolutions, attach a modulator to each, train little else.
+
+W~ = g(W; U) is a `torch.nn.utils.parametrize` parametrization of each layer's weight, so the model's code stays as it
+is. W~ is computed once for each call of a layer. `with torch.nn.utils.parametrize.cached():` computes it once for all
+calls in the block: use it for a network that calls a layer repeatedly, or to evaluate many batches. For inference,
+`merge` leaves no cost at all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import cast
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+from metakm.errors import UserError
+from metakm.modulation.coverage import check_coverage, check_plain
+from metakm.modulation.modulators import Activation, Initialisation, KernelModulator, Start, start_scale
+from metakm.modulation.norms import is_norm
+
+Layers = str | Sequence[str] | Callable[[str, nn.Module], bool]
+
+_ATTACHMENT = "_metakm_attachment"
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """What `modulate` did to a model: its arguments, with the names of the modulated layers."""
+
+    layers: tuple[str, ...]
+    implicit: bool
+    classifier: str | None
+    modulator: type[nn.Module]
+    activation: Activation
+    init: Initialisation
+    depth: int
+    start: Start
+
+
+def modulate(
+    model: nn.Module,
+    layers: Layers | None = None,
+    implicit: bool = True,
+    classifier: str | None = "fc",
+    activation: Activation = "tanh",
+    init: Initialisation = "identity",
+    depth: int = 2,
+    modulator: type[nn.Module] = KernelModulator,
+    start: Start = "exact",
+) -> nn.Module:
+    """Freeze `model` but for kernel modulators, the norms' affine parameters and the classifier (Sec. III).
+
+    Changes `model` and returns it. All else is frozen: convolution biases, linear layers outside the classifier,
+    convolutions in one or three dimensions, transposed ones. Where `layers` does not choose, a warning is logged that
+    names such layers.
+
+    By default W~ starts at W, whatever the size of its values, and the model computes what it did before. With
+    `start="paper"` it starts at (I + E2) tanh((I + E1) W), as published, E of standard deviation 0.001, drawn from the
+    global generator on the CPU: that is tanh(W) to the noise, and right for small random kernels, but it destroys many
+    a trained network. See `metakm.modulation.modulators`.
+
+    Batch norm keeps its ordinary behaviour: in training mode it normalises by the batch and updates its running
+    statistics, with `implicit` or without, because they must follow what W~ does to the feature maps. They belong
+    to the task as the affine parameters do, and to its pack. To hold them, put the norm layers in evaluation mode.
+
+    Args:
+        layers: the convolutions to modulate: a name or glob pattern (`"layer4.*"`; `*` matches dots), a list of
+            them, or a predicate of (name, module). All by default; none for an empty list. The others stay frozen.
+        implicit: train the affine parameters of the norm layers (Sec. III-B).
+        classifier: name of the submodule to train as it is, convolutions in it included; None for no such module.
+        activation, init, depth: see `KernelModulator`.
+        modulator: class of the modulators, called as `modulator(kernel_size, depth, activation, init)`, and for an
+            exact start with `scale=` too; it maps a weight `[O, C / groups, kh, kw]` to one of the same shape.
+        start: `exact` (W~ = W) or `paper`.
+
+    Raises:
+        UserError: a name that matches no convolution, an unknown classifier, activation, init or start, a modulator
+            without a scale for an exact start, a layer whose weight is computed (weight_norm, pruning), a model that is
+            modulated already, or without `layers` one whose convolutions hold less than a tenth of the parameters
+            outside the classifier. `model` is then unchanged.
+    """
+    if is_modulated(model):
+        raise UserError("Expected a model that is not modulated yet, got a modulated one; merge() it first")
+    if classifier is not None and classifier not in dict(model.named_modules()):
+        children = [name for name, _ in model.named_children()]
+        raise UserError(
+            f"Expected classifier to name a submodule, got {classifier!r}; the model's own are {', '.join(children)}, "
+            "or pass None"
+        )
+    convolutions = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d) and not within(name, classifier)
+    }
+    chosen = _select(convolutions, layers)
+    modulators = {
+        name: _modulator_for(convolutions[name], name, modulator, start, depth, activation, init) for name in chosen
+    }
+    if layers is None:  # whoever chooses layers knows what is left out
+        head = [] if classifier is None else list(model.get_submodule(classifier).modules())
+        check_coverage(model, convolutions, head)
+    model.requires_grad_(False)
+    for name, network in modulators.items():
+        parametrize.register_parametrization(convolutions[name], "weight", network)
+    for name, module in model.named_modules():
+        if within(name, classifier) or (implicit and is_norm(module)):
+            module.requires_grad_(True)
+    setattr(model, _ATTACHMENT, Attachment(chosen, implicit, classifier, modulator, activation, init, depth, start))
+    return model
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network within `torch.compile`, `nn.DataParallel` and `nn.parallel.DistributedDataParallel`.
+
+    They put a prefix before each name; a task pack has the names of the network itself.
+    """
+    while True:
+        inner = model.module if isinstance(model, _PARALLEL) else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def is_modulated(model: nn.Module) -> bool:
+    """Whether `modulate` was called on `model`."""
+    return hasattr(model, _ATTACHMENT)
+
+
+def attachment(model: nn.Module) -> Attachment:
+    """What `modulate` did to `model`.
+
+    Raises:
+        UserError: `modulate` was not called on it.
+    """
+    if not is_modulated(model):
+        raise UserError(f"Expected a modulated model, got a plain {type(model).__name__}; call modulate() first")
+    found: Attachment = getattr(model, _ATTACHMENT)
+    return found
+
+
+def modulated_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """The modulated convolutions by name; the `weight` of each is W~."""
+    return {name: cast(nn.Conv2d, model.get_submodule(name)) for name in attachment(model).layers}
+
+
+def detach(model: nn.Module) -> None:
+    """Take the modulators off; the layers' weights are W again.
+
+    Not by `parametrize.remove_parametrizations`: it takes the weight off the layer's class, which copies of the model
+    share.
+
+    Raises:
+        UserError: a parametrization was added to a modulated layer since.
+    """
+    layers = modulated_layers(model)
+    for name, layer in layers.items():
+        if [len(chain) for chain in _parametrizations(layer).values()] != [1]:
+            raise UserError(f"Expected modulators alone on {name!r}, got another parametrization; remove that first")
+    for layer in layers.values():
+        original = cast(nn.Parameter, _parametrizations(layer)["weight"].original)
+        layer.__class__ = parametrize.type_before_parametrizations(layer)
+        del layer.parametrizations
+        layer.register_parameter("weight", original)
+    delattr(model, _ATTACHMENT)
+
+
+def _parametrizations(layer: nn.Conv2d) -> dict[str, parametrize.ParametrizationList]:
+    return dict(cast(nn.ModuleDict, layer.parametrizations).items())  # type: ignore[arg-type]
+
+
+def within(name: str, ancestor: str | None) -> bool:
+    """Whether the module or tensor `name` is `ancestor` or lies in it; nothing lies in None, all in the root `""`."""
+    return ancestor is not None and (ancestor == "" or name == ancestor or name.startswith(f"{ancestor}."))
+
+
+def _select(convolutions: dict[str, nn.Conv2d], layers: Layers | None) -> tuple[str, ...]:
+    if not convolutions:
+        raise UserError("Expected a model with Conv2d layers to modulate, got one without; pass a ConvNet")
+    if layers is None:
+        return tuple(convolutions)
+    if callable(layers):
+        chosen = tuple(name for name, module in convolutions.items() if layers(name, module))
+        if not chosen:
+            raise UserError(f"Expected layers to select a convolution, got none of {_listed(convolutions)}")
+        return chosen
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in convolutions):
+            candidates = [f"{pattern}.*"] if any(within(name, pattern) for name in convolutions) else convolutions
+            near = difflib.get_close_matches(pattern, candidates, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UserError(
+                f"Expected layers to match convolutions outside the classifier ({_listed(convolutions)}), got "
+                f"{pattern!r}, which matches none{hint}"
+            )
+    return tuple(name for name in convolutions if any(fnmatchcase(name, pattern) for pattern in patterns))
+
+
+def _listed(names: dict[str, nn.Conv2d], most: int = 6) -> str:
+    shown = ", ".join(list(names)[:most])
+    return f"{shown}, ... ({len(names)} in all)" if len(names) > most else shown
+
+
+def _modulator_for(
+    layer: nn.Conv2d,
+    name: str,
+    modulator: type[nn.Module],
+    start: Start,
+    depth: int,
+    activation: Activation,
+    init: Initialisation,
+) -> nn.Module:
+    check_plain(layer, name)
+    if is_lazy(layer.weight):
+        raise UserError(f"Expected an initialised weight in {name!r}, got a lazy one; run the model once first")
+    scale = start_scale(start, layer.weight)
+    if scale is not None and "scale" not in inspect.signature(modulator).parameters:
+        raise UserError(
+            f"Expected {modulator.__qualname__} to take a scale for an exact start, got none; add it, or pass "
+            'start="paper"'
+        )
+    scaled = {} if scale is None else {"scale": scale}
+    network = modulator((layer.kernel_size[0], layer.kernel_size[1]), depth, activation, init, **scaled)
+    return network.to(layer.weight.device, layer.weight.dtype)

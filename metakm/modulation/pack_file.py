@@ -1,0 +1,82 @@
+"""A task pack: one task's tensors in one safetensors file, for a base network that stays on the device.
+
+Its header, under the metadata's key `metakm`, says the base's fingerprint, the task, its classes, metrics and the
+arguments of `modulate`; see `metakm.io.tensor_file`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from metakm.data.labels import as_text, plain_label
+from metakm.errors import UserError
+from metakm.io.files import expanded, replacing
+from metakm.io.tensor_file import TensorFile
+
+_FILE = TensorFile("pack", key="metakm", version=1, source="save_pack() writes one")
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One task, in memory.
+
+    Attributes:
+        tensors: the task's tensors, on the CPU, under the names of `metakm.modulation.partition`.
+        base: fingerprint of the base network that they belong to.
+        task: its name.
+        classes: names of the classes in the order of the logits; empty where unknown.
+        metrics: such as `{"accuracy": 0.91}`.
+        modulation: the arguments of `modulate`, with the modulated layers' names and the modulator's class name.
+    """
+
+    tensors: dict[str, Tensor]
+    base: str
+    task: str
+    classes: tuple[str, ...]
+    metrics: dict[str, float]
+    modulation: dict[str, Any]
+
+    def header(self) -> dict[str, Any]:
+        """What the file says beside the tensors."""
+        return {
+            "base": self.base,
+            "task": self.task,
+            "classes": list(class_names(self.classes)),
+            "metrics": {name: float(value) for name, value in self.metrics.items()},
+            "modulation": self.modulation,
+        }
+
+
+def class_names(classes: Iterable[Any]) -> tuple[str, ...]:
+    """Names, or numbers of classes, from a list, an array or a column of a table, as text.
+
+    Raises:
+        UserError: one string instead of several.
+    """
+    if isinstance(classes, str | bytes):
+        raise UserError(f"Expected a list of class names, got {classes!r:.50}; put it into a list")
+    return tuple(as_text(plain_label(name)) for name in classes)
+
+
+def write_pack(pack: Pack, path: Path | str) -> None:
+    """Write `pack` as one file; `path` is replaced whole or left as it was."""
+    data = _FILE.to_bytes(pack.header(), pack.tensors)
+    with replacing(expanded(path, "the pack's path")) as file:
+        file.write(data)
+
+
+def read_pack(path: Path | str) -> Pack:
+    """Read a pack, without a model.
+
+    Raises:
+        UserError: no such file; one that is truncated, damaged, changed since it was written, not a pack, or of
+            another format version.
+    """
+    header, tensors = _FILE.read(path)
+    modulation = {"start": "paper", **header["modulation"]}  # packs that do not say it are from before there were two
+    return Pack(tensors, header["base"], header["task"], tuple(header["classes"]), header["metrics"], modulation)

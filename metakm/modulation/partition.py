@@ -1,0 +1,70 @@
+"""Which tensors of a model are the task's and which the base's, and the base's fingerprint.
+
+The task's: the modulators; of every norm layer the running statistics and, with `implicit`, the affine parameters; the
+classifier. The base's: everything else in the state dict. Names are those of the plain model, with
+`<layer>.modulator.<name>` for the tensors of a modulator, whatever `torch.nn.utils.parametrize` calls them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from metakm.io.tensor_file import feed
+from metakm.modulation.modulate import within
+from metakm.modulation.norms import is_norm
+
+_PARAMETRIZATION = ".parametrizations.weight."
+
+
+class Split(NamedTuple):
+    """A model's tensors by name: the live ones, so that writing into them changes the model.
+
+    `base` is the same for a modulated model as before it was modulated.
+    """
+
+    task: dict[str, Tensor]
+    base: dict[str, Tensor]
+
+
+def split(model: nn.Module, implicit: bool, classifier: str | None) -> Split:
+    """Tell the task's tensors from the base's, for `modulate`'s `implicit` and `classifier`."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found = Split({}, {})
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):  # a module's extra state
+            continue
+        layer, marker, rest = name.partition(_PARAMETRIZATION)
+        if marker and rest != "original":
+            found.task[f"{layer}.modulator.{rest.removeprefix('0.')}"] = tensor
+        elif marker:
+            found.base[f"{layer}.weight"] = tensor
+        else:
+            of_norm = is_norm(modules[name.rpartition(".")[0]]) and (implicit or not isinstance(tensor, nn.Parameter))
+            (found.task if of_norm or within(name, classifier) else found.base)[name] = tensor
+    return found
+
+
+def fingerprint(model: nn.Module, implicit: bool, classifier: str | None) -> str:
+    """SHA-256, in hexadecimal, of the base's tensors (name, precision, shape, bytes) and of how its layers use them.
+
+    The latter is each convolution's stride, padding, dilation and groups, each norm's eps and number of groups. Takes
+    a pass over the base's bytes.
+    """
+    digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        if not within(name, classifier) and ".parametrizations" not in name:
+            digest.update(_behaviour(name, module).encode())
+    feed(digest, split(model, implicit, classifier).base)
+    return digest.hexdigest()
+
+
+def _behaviour(name: str, module: nn.Module) -> str:
+    if isinstance(module, nn.Conv2d):
+        settings = (module.stride, module.padding, module.dilation, module.groups, module.padding_mode)
+        return f"{name} {settings}\n"
+    if is_norm(module):
+        return f"{name} eps={getattr(module, 'eps', None)} groups={getattr(module, 'num_groups', None)}\n"
+    return ""

@@ -1,0 +1,135 @@
+"""The paper's kernel modulator, U2 tanh(U1 w), with first and second derivatives in closed form.
+
+For one task, with the kernel's rows as the columns of C `[k, M]`, a cotangent G of the output, and * by element::
+
+    H  = tanh(U1 C),  D = 1 - H*H,  Y = U2 H
+    R  = U2^T G,      A = R*D
+    gU2 = G H^T,      gU1 = A C^T,  gC = U1^T A
+
+The second-order graph needs the derivatives of (gU1, gU2, gC). With their cotangents V1, V2, VC, and
+B = V1 C + U1 VC and E = B*D::
+
+    for G:   V2 H + U2 E
+    for U2:  G E^T
+    for C:   V1^T A + U1^T Q,   where Q = (V2^T G - 2 R*B*H)*D
+    for U1:  Q C^T + A VC^T
+
+C is shared by the tasks: products with it are single matrix products over all of them. Y and G stand outside with their
+channels innermost, `[T, O, k, C]` (M = O*C), as a channels-last convolution wants its kernels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metakm.ops.autograd import last_derivative, without_autocast
+from metakm.ops.triton import has_kernels
+
+LARGEST = 64  # k, pixels of a kernel, that the GPU's kernels take
+
+
+def two_layers(columns: Tensor, first: Tensor, second: Tensor, out_channels: int) -> Tensor:
+    """U2 tanh(U1 C), `[T, O, k, C]`, for columns of `[k, O*C]` and U1, U2 of `[T, k, k]`.
+
+    Twice differentiable; a third derivative raises NotImplementedError.
+    """
+    output: Tensor = _TwoLayers.apply(columns, first, second, out_channels)
+    return output
+
+
+class _TwoLayers(torch.autograd.Function):
+    @staticmethod
+    @without_autocast
+    def forward(ctx: Any, columns: Tensor, first: Tensor, second: Tensor, out_channels: int) -> Tensor:
+        if _fits(columns):
+            from metakm.ops.triton import modulator_mlp as kernels
+
+            ctx.save_for_backward(columns, first, second, None)  # the hidden layer is computed again
+            return kernels.forward(columns, first, second, out_channels)
+        hidden = _times_shared(first, columns).tanh_()
+        ctx.save_for_backward(columns, first, second, hidden)
+        return _channels_innermost(second @ hidden, out_channels)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        return (*_Backward.apply(grads[0], *ctx.saved_tensors), None)
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    @without_autocast
+    def forward(
+        ctx: Any, grad: Tensor, columns: Tensor, first: Tensor, second: Tensor, hidden: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        if hidden is None:
+            from metakm.ops.triton import modulator_mlp as kernels
+
+            ctx.save_for_backward(grad, columns, first, second, None, None)
+            return kernels.backward(grad, columns, first, second)
+        ctx.out_channels = grad.shape[1]
+        grad = grad.transpose(1, 2).flatten(2)
+        received = second.mT @ grad  # R
+        inner = _through_tanh(received, hidden)  # A
+        ctx.save_for_backward(grad, columns, first, second, hidden, received)
+        return _shared_sum(first, inner), _by_shared(inner, columns), grad @ hidden.mT
+
+    @staticmethod
+    @without_autocast
+    @last_derivative
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        grad, columns, first, second, hidden, received = ctx.saved_tensors
+        if hidden is None:
+            from metakm.ops.triton import modulator_mlp as kernels
+
+            return *kernels.second(grads, grad, columns, first, second), None
+        v_columns, v_first, v_second = grads
+        v_first = torch.zeros_like(first) if v_first is None else v_first
+        v_second = torch.zeros_like(second) if v_second is None else v_second
+        inner = _through_tanh(received, hidden)  # A
+        mixed = _times_shared(v_first, columns)  # B
+        if v_columns is not None:
+            mixed += _times_shared(first, v_columns)
+        bent = (v_second.mT @ grad).addcmul_(received * hidden, mixed, value=-2.0)
+        bent = _through_tanh(bent, hidden)  # Q
+        passed = _through_tanh(mixed, hidden)  # E
+        for_grad = (v_second @ hidden).baddbmm_(second, passed)
+        for_columns = _shared_sum(v_first, inner).addmm_(first.flatten(0, 1).mT, bent.flatten(0, 1))
+        for_first = _by_shared(bent, columns)
+        if v_columns is not None:
+            for_first += _by_shared(inner, v_columns)
+        for_grad = _channels_innermost(for_grad, ctx.out_channels)
+        return for_grad, for_columns, for_first, grad @ passed.mT, None
+
+
+def _fits(columns: Tensor) -> bool:
+    """Whether the GPU's kernels can do it."""
+    return has_kernels(columns) and columns.dtype == torch.float32 and columns.shape[0] <= LARGEST
+
+
+def _channels_innermost(kernels: Tensor, out_channels: int) -> Tensor:
+    """`[T, k, O*C]` to `[T, O, k, C]`."""
+    return kernels.view(*kernels.shape[:2], out_channels, -1).transpose(1, 2).contiguous()
+
+
+def _times_shared(left: Tensor, shared: Tensor) -> Tensor:
+    """`[T, a, k]` @ `[k, M]` to `[T, a, M]`."""
+    return (left.flatten(0, 1) @ shared).view(*left.shape[:2], -1)
+
+
+def _by_shared(left: Tensor, shared: Tensor) -> Tensor:
+    """`[T, a, M]` @ the transpose of `[k, M]` to `[T, a, k]`."""
+    return (left.flatten(0, 1) @ shared.mT).view(*left.shape[:2], -1)
+
+
+def _shared_sum(left: Tensor, right: Tensor) -> Tensor:
+    """The sum over tasks of left^T right, `[T, a, k]` and `[T, a, M]` to `[k, M]`."""
+    return left.flatten(0, 1).mT @ right.flatten(0, 1)
+
+
+def _through_tanh(grad: Tensor, hidden: Tensor) -> Tensor:
+    """Multiply by D: grad * (1 - hidden^2)."""
+    return torch.ops.aten.tanh_backward(grad, hidden)  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""Task packs on the command line."""

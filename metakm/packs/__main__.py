@@ -1,0 +1,88 @@
+"""`python -m metakm.packs`: what task packs would take (`plan`), what a pack holds (`inspect`)."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from metakm.cli.exit_code import exit_code
+from metakm.cli.flags import with_paths_expanded
+from metakm.modulation.modulate import within
+from metakm.modulation.pack_file import read_pack
+from metakm.modulation.storage import paper_plan, plan_storage, table
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Storage for many tasks: a network each, against one base network and a pack each (paper, Sec. V).
+
+    Writes the files of an untrained network to a temporary folder and measures them.
+    """
+
+    base: str = "resnet50"
+    """A torchvision network."""
+    tasks: int = 100
+    """How many."""
+    classes: tuple[int, ...] = (100, 196, 102, 101)
+    """Classes of a task; for several numbers the packs' mean. The default is the paper's four transfer tasks."""
+    norm: Literal["group", "batch"] = "group"
+    """Group norm in the place of batch norm, as in the paper, or the network as it is."""
+    classifier: str = "fc"
+    """The network's submodule that classifies."""
+
+    def __call__(self) -> str:
+        """The table to print."""
+        measured = plan_storage(self.base, self.tasks, self.classes, self.norm, self.classifier)
+        return table({self.base: measured, "paper, ResNet-50": paper_plan()})
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """What a pack says about itself, after checking that it is whole."""
+
+    file: tyro.conf.Positional[Path]
+    """A file that save_pack() wrote."""
+
+    def __call__(self) -> str:
+        """The text to print."""
+        pack = read_pack(self.file)
+        layers, classifier = pack.modulation["layers"], pack.modulation["classifier"]
+        values = Counter[str]()
+        for name, tensor in pack.tensors.items():
+            part = "classifier" if within(name, classifier) else "modulators" if ".modulator." in name else "norms"
+            values[part] += tensor.numel()
+        lines = {
+            "task": pack.task or "(not named)",
+            "base": pack.base,
+            "classes": f"{len(pack.classes)}: {', '.join(pack.classes)}" if pack.classes else "(not named)",
+            "metrics": ", ".join(f"{name} {value:g}" for name, value in pack.metrics.items()) or "(none)",
+            "modulation": ", ".join(f"{k}={v}" for k, v in pack.modulation.items() if k != "layers"),
+            "layers": f"{len(layers)}: {', '.join(layers[:4])}{', ...' if len(layers) > 4 else ''}",
+            "values": ", ".join(f"{part} {n:,}" for part, n in sorted(values.items())),
+            "size": f"{self.file.stat().st_size:,} bytes",
+        }
+        return "\n".join(f"{name:<12}{value}" for name, value in lines.items())
+
+
+Command = Annotated[Plan, tyro.conf.subcommand("plan")] | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 1 a file that cannot be written, 2 the user's mistake."""
+    return exit_code(lambda: _run(arguments), "repeat the same command", resumes=False)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    command: Plan | Inspect = tyro.cli(Command, prog="python -m metakm.packs", args=arguments)
+    print(with_paths_expanded(command)())  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""All runs below a folder as one self-contained page."""

@@ -1,0 +1,81 @@
+"""`python -m metakm.report`: all runs below a folder as one self-contained page."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from metakm.cli.exit_code import exit_code
+from metakm.cli.flags import read_options
+from metakm.errors import UserError
+from metakm.io.files import write_text
+from metakm.report.inspection import inspect_cells
+from metakm.report.page import render_page
+from metakm.strategies import load_plugin
+from metakm.table.blocks import build_table
+from metakm.table.collect import read_runs
+from metakm.table.selection import main_table
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Write one self-contained HTML page of all runs below a folder.
+
+    It holds the table, a forest plot, learning curves, test episodes and kernels.
+    """
+
+    results: Annotated[Path, tyro.conf.Positional] = Path("results")
+    """Folder with the runs; every result.csv below it is read."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
+    """The page, replaced if it is there."""
+    all: bool = False
+    """Show every protocol and setting that was measured; without it those that python -m metakm.table shows."""
+    baseline: str = "anil"
+    """Strategy that the differences of the others are taken to."""
+    episodes: int = 2
+    """Test episodes to show of each setting, and to adapt to for the kernels. 0 shows neither and needs neither weights nor data."""  # noqa: E501
+    data_root: Path | None = None
+    """Folder with the data, in place of the one of each run."""
+    plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
+    """Python files that register strategies of the runs; they run with your rights. Those that the runs name are not loaded by themselves."""  # noqa: E501
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 1 standard output that cannot be written, 2 the user's mistake."""
+    return exit_code(
+        lambda: _write(read_options(ReportOptions, "python -m metakm.report", arguments)),
+        "repeat the same command",
+        resumes=False,
+    )
+
+
+def _write(options: ReportOptions) -> int:
+    if options.episodes < 0:
+        raise UserError(f"Expected --episodes to be 0 or more, got {options.episodes}")
+    for plugin in options.plugin:
+        load_plugin(plugin)
+    collection = read_runs(options.results)
+    if not collection.runs and not collection.problems:
+        raise UserError(
+            f"Expected a result.csv below {options.results}, got none; give the --out of your runs, or make one "
+            "with python -m metakm.run"
+        )
+    table = build_table(collection, options.baseline)
+    table = table if options.all else main_table(table)
+    seen, unseen = inspect_cells(table.cells, options.episodes, options.data_root) if options.episodes else ({}, ())
+    page = render_page(str(options.results), collection, table, seen, unseen)
+    try:
+        write_text(options.out, page)
+    except OSError as error:
+        raise UserError(f"Expected a file that can be written, got {error}; choose another --out") from error
+    print(f"{options.out}: {len(table.cells)} measured cells, {len(seen)} runs looked into")  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""`python -m metakm.run`: meta-train one strategy, evaluate it on meta-test tasks, write its row.
+
+With `--evaluate` it repeats the last step alone and writes nothing: see `metakm.run.evaluate`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from metakm.cli.exit_code import exit_code
+from metakm.cli.signals import StopRequest
+from metakm.distributed.processes import joined
+from metakm.distributed.torchrun import only_first_prints
+from metakm.errors import UserError
+from metakm.learning.malloc import keep_freed_memory
+from metakm.run.command_line import how_to_resume, parse
+from metakm.run.evaluate import asks_for_retest, parse_retest, retest
+from metakm.run.runner import Run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 1 diverged, a process lost or a file not written, 2 the user's mistake, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    keep_freed_memory()
+    with only_first_prints():
+        if asks_for_retest(arguments):
+            return exit_code(lambda: retest(parse_retest(arguments)), "repeat the same command")
+        return exit_code(lambda: _run(arguments))
+
+
+def _run(arguments: Sequence[str]) -> int:
+    config = parse(arguments)
+    with StopRequest() as stop, joined(f"to go on from the last checkpoint, {how_to_resume(config)}") as processes:
+        if processes.restarted:
+            config = dataclasses.replace(config, resume=True, overwrite=False)
+        with processes.agreed(UserError):
+            run = Run(config, stop, processes)
+        return run.execute()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Checkpoints: one file, replaced whole, loadable with `torch.load(path, weights_only=True)`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from metakm.errors import UserError
+from metakm.io.files import replacing
+
+FORMAT = 1
+
+
+class Identified(Protocol):
+    """The config of a run: a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    def identity(self) -> dict[str, Any]:
+        """The JSON values that determine the numbers of the run."""
+
+
+def save_checkpoint(path: Path, config: Identified, state: dict[str, Any]) -> None:
+    """Write `state` (tensors, numbers, strings, lists, dicts) together with the config that it belongs to."""
+    with replacing(path) as file:
+        torch.save({"format": FORMAT, "config": json.dumps(config.identity()), **state}, file)
+
+
+def load_checkpoint(path: Path, config: Identified) -> dict[str, Any]:
+    """Read the state of a run of the same config.
+
+    Raises:
+        UserError: the file is damaged, of another format, or of a run with another config; the fields are named.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:  # torch does not compare the checksums
+                raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        identity, form = json.loads(state["config"]), state["format"]
+        if not isinstance(identity, dict):
+            raise TypeError("the config is not an object")
+    except Exception as error:  # a damaged or malicious file may raise anything; weights_only builds nothing but data
+        raise UserError(
+            f"Expected a metakm checkpoint, got a damaged or foreign file {path}; remove it, or start again with "
+            "--overwrite"
+        ) from error
+    if not (isinstance(form, int) and form == FORMAT):
+        raise UserError(f"Expected checkpoint format {FORMAT}, got {form!r:.9} in {path}; start again with --overwrite")
+    if changes := config_changes(identity, config):
+        raise UserError(
+            f"Expected the config of the run to resume, got another: {changes}; use the earlier values, or another "
+            "--out"
+        )
+    return state
+
+
+@contextlib.contextmanager
+def restoring(path: Path, state: Mapping[str, Any], split_hash: str, of: str, remedy: str = "") -> Iterator[None]:
+    """Take up the state of a checkpoint in the block.
+
+    Args:
+        split_hash: of the data at hand. A data root may move, but must hold the same classes, of the same sizes.
+        of: what the parameters belong to; `remedy`: what to try before starting again.
+
+    Raises:
+        UserError: the state is of other data, or the block cannot take it up.
+    """
+    if state.get("split_hash") != split_hash:
+        raise UserError(
+            f"Expected the data of the run to resume (split hash {state.get('split_hash')}), got others "
+            f"({split_hash}); name its folder by --data-root, or choose another --out"
+        )
+    try:
+        yield
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"Expected the parameters of {of} in {path}, got others: {said}; {remedy}start again with --overwrite"
+        ) from error
+
+
+def config_changes(identity: Mapping[str, Any], config: Identified) -> str:
+    """The fields of a saved identity that are others in `config`, with both values; empty where there are none.
+
+    A field with a default that the identity lacks came into being after the run, which did as its default does.
+    """
+    wanted = json.loads(json.dumps(config.identity()))
+    defaults = {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
+    identity = {**{name: value for name, value in defaults.items() if name in wanted}, **identity}
+    different = sorted(k for k in {*wanted, *identity} if wanted.get(k) != identity.get(k))
+    return ", ".join(f"{k}={identity.get(k)!r} (now {wanted.get(k)!r})" for k in different)

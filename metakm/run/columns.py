@@ -1,0 +1,59 @@
+"""What a meta-test or meta-validation measured: its columns of a row, and its line on the terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from metakm.config import RunConfig
+from metakm.data import EpisodeSampler
+from metakm.learning.outer_loop import OuterLoop
+from metakm.learning.statistics import interval_over_tasks
+from metakm.run import provenance
+from metakm.run.row import ResultRow
+
+SPLIT_NAMES = {"val": "meta-validation", "test": "meta-test"}
+
+
+def measured_columns(
+    loop: OuterLoop, sampler: EpisodeSampler, tested: npt.NDArray[np.float64] | None = None
+) -> dict[str, Any]:
+    """The columns of a `ResultRow` that do not tell of the training.
+
+    Args:
+        sampler: the episodes that `tested` is of.
+        tested: accuracies `[n]`; None before the meta-test, whose numbers are then missing.
+    """
+    config = loop.config
+    adapted, total = loop.strategy.parameter_counts()
+    own = {f.name: getattr(config, f.name) for f in dataclasses.fields(ResultRow) if hasattr(config, f.name)}
+    return {
+        **own,
+        "adapted_parameters": adapted,
+        "total_parameters": total,
+        "accuracy": None if tested is None else float(tested.mean()),
+        "ci95": None if tested is None else interval_over_tasks(tested),
+        "n_tasks": 0 if tested is None else len(tested),
+        "peak_memory_mb": provenance.peak_memory_mb(loop.device),
+        "device": provenance.device_name(loop.device, loop.processes.size),
+        "threads": torch.get_num_threads(),
+        "torch_version": torch.__version__,
+        "metakm_version": version("metakm"),
+        "split_hash": sampler.dataset.split_hash,
+        "episodes_hash": sampler.hash(index=0, tasks=config.eval_tasks),
+    }
+
+
+def summary(config: RunConfig, accuracy: float, ci95: float, ending: str, tested: str = SPLIT_NAMES["test"]) -> str:
+    """One line: the run, its accuracy on the split called `tested`, and `ending`."""
+    c = config
+    return (
+        f"{c.algo} {c.dataset} {c.ways}-way {c.shots}-shot ({c.preset}, seed {c.seed}, batch norm {c.bn_mode}): "
+        f"{tested} accuracy {100 * accuracy:.2f} +- {100 * ci95:.2f} % (95 % interval over {c.eval_tasks} tasks), "
+        f"{ending}"
+    )

@@ -1,0 +1,66 @@
+"""Flags to `RunConfig`. Flags and help derive from the config's fields; their defaults from the preset asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import get_args
+
+from metakm.cli.flags import list_given, read_options, texts_given
+from metakm.config import PresetName, RunConfig
+from metakm.io.files import expanded
+from metakm.presets import default_ways, preset_config
+from metakm.strategies.registry import available_strategies, is_plugin_file, load_plugin
+
+_SETTING = ("preset", "algo", "dataset", "ways", "shots")  # on which the other defaults depend
+
+
+def parse(arguments: Sequence[str] | None = None, prog: str = "python -m metakm.run") -> RunConfig:
+    """Read the command line; see `read_options`.
+
+    For a strategy that is not known the plugins are loaded: what a preset sets depends on the variants it allows. Files
+    that are missing are left to the run, which refuses them.
+
+    Raises:
+        UserError: a value out of range, or a plugin that does not work.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    return read_options(RunConfig, prog, arguments, _defaults(arguments))
+
+
+def command(config: RunConfig) -> str:
+    """The shell command of a config: `parse` reads its flags back to the same one."""
+    defaults = preset_config(config.preset, config.algo, config.dataset, config.ways, config.shots)
+    words = ["python", "-m", "metakm.run"]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in _SETTING or value != getattr(defaults, field.name):
+            words.append(("--no-" if value is False else "--") + field.name.replace("_", "-"))
+            if not isinstance(value, bool):
+                words += map(str, value) if isinstance(value, tuple) else [str(value)]
+    return shlex.join(words)
+
+
+def how_to_resume(config: RunConfig) -> str:
+    """How to change the command of a run so that it goes on."""
+    change = "replace --overwrite by --resume in" if config.overwrite else "add --resume to"
+    return f"{change} the same command"
+
+
+def _defaults(arguments: Sequence[str]) -> RunConfig:
+    """The preset's config for the setting named in the arguments; values that do not parse are left to tyro."""
+    given = texts_given(arguments, _SETTING)
+    dataset, algo = given["dataset"] or "glyphs", given["algo"] or "km"
+    preset = given["preset"] or "quick"
+    preset = preset if preset in get_args(PresetName) else "quick"
+    if algo not in available_strategies():
+        for plugin in (expanded(path, "--plugin") for path in list_given(arguments, "plugin")):
+            if is_plugin_file(plugin):
+                load_plugin(plugin)
+    try:
+        ways, shots = int(given["ways"] or default_ways(dataset)), int(given["shots"] or 1)
+        return preset_config(preset, algo, dataset, ways, shots)
+    except ValueError:
+        return preset_config(preset, algo, dataset)

@@ -1,0 +1,68 @@
+"""The learning curve of a run, as a table and as a picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from metakm.errors import UserError
+from metakm.io.figure import new_figure
+
+
+class CurvePoint(NamedTuple):
+    """State at one validation; the training figures are means since the one before."""
+
+    iteration: int
+    train_loss: float | None
+    train_accuracy: float | None
+    val_accuracy: float
+    seconds: float  # of training so far
+
+    @classmethod
+    def checked(cls, values: Any) -> CurvePoint:
+        """A point from a file. Raises TypeError or ValueError for values that are none."""
+        iteration, loss, trained, accuracy, seconds = values
+        loss, trained = (None if value is None else float(value) for value in (loss, trained))
+        return cls(int(iteration), loss, trained, float(accuracy), float(seconds))
+
+
+def curve_csv(points: Sequence[CurvePoint]) -> str:
+    """The points as CSV with a header."""
+    return str(pd.DataFrame(points, columns=list(CurvePoint._fields)).to_csv(index=False))
+
+
+def read_curve(path: Path) -> list[CurvePoint]:
+    """Inverse of `curve_csv`, from a file.
+
+    Raises:
+        UserError: no such file, or one that is no learning curve.
+    """
+    try:
+        table = pd.read_csv(path)[list(CurvePoint._fields)]
+        table = table.astype({"iteration": int, **dict.fromkeys(CurvePoint._fields[1:], float)})
+        if table[["val_accuracy", "seconds"]].isna().any(axis=None):
+            raise ValueError("an empty val_accuracy or seconds")
+    except (OSError, ValueError, KeyError, OverflowError) as error:
+        raise UserError(f"Expected a learning curve in {path}, got {error}") from error
+    return [CurvePoint.checked([None if pd.isna(v) else v for v in p]) for p in table.itertuples(index=False)]
+
+
+def curve_png(points: Sequence[CurvePoint], title: str, stage: str = "meta-") -> bytes:
+    """Accuracy in training and validation by iteration, as a PNG file's bytes; `stage` stands before these words."""
+    figure = new_figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    iterations = [p.iteration for p in points]
+    trained = [(p.iteration, p.train_accuracy) for p in points if p.train_accuracy is not None]
+    if trained:
+        axes.plot(*zip(*trained, strict=True), label=f"{stage}train", color="#999999")
+    axes.plot(iterations, [p.val_accuracy for p in points], label=f"{stage}validation", marker="o", markersize=3)
+    axes.set(xlabel="iteration", ylabel="accuracy", title=title, ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

@@ -1,0 +1,96 @@
+"""The course of a run for other programs: TensorBoard event files, and JSON lines on standard output.
+
+The same figures as a table are in the run folder's curve.csv.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from metakm.config import RunConfig
+from metakm.errors import UserError
+from metakm.run.curve import CurvePoint
+
+
+class EventLog:
+    """Writes what `--log-dir` and `--json` ask for; without them it does nothing.
+
+    TensorBoard's files are in `<log_dir>/<run_id>/`; a resumed run goes on in a new file there, and what the run before
+    had logged past its checkpoint is marked as replaced. They are appended to, as TensorBoard does, and so the only
+    files that may end in half a record when a process is killed; TensorBoard reads up to it.
+
+    Raises:
+        UserError: `--log-dir` without tensorboard installed, or a folder that cannot be written.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.json = config.json
+        self.folder = None if config.log_dir is None else config.log_dir / config.run_id
+        self._writer: Any = None
+        if self.folder is not None:
+            _summary_writer()
+            _require_writable(self.folder)
+
+    @contextlib.contextmanager
+    def recording(self, step: int) -> Iterator[None]:
+        """Keep TensorBoard's file open; earlier events of this run from iteration `step` on count no more."""
+        if self.folder is not None:
+            self._writer = _summary_writer()(str(self.folder), purge_step=step)
+        try:
+            yield
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+
+    def trained(self, iteration: int, loss: float, accuracy: float, seconds: float) -> None:
+        """One meta-training iteration, to TensorBoard alone."""
+        figures = {"loss": loss, "accuracy": accuracy, "ms_per_iteration": 1000 * seconds}
+        self._scalars("meta-train", iteration, figures)
+
+    def progressed(self, figures: Mapping[str, Any]) -> None:
+        """Where meta-training or meta-test stands, now and then (see `Progress`), as a JSON line alone."""
+        self.line("progress", figures)
+
+    def validated(self, point: CurvePoint) -> None:
+        """One point of the learning curve."""
+        self._scalars("meta-val", point.iteration, {"accuracy": point.val_accuracy})
+        self.line("validation", point._asdict())
+
+    def ended(self, row: Mapping[str, Any]) -> None:
+        """The run's row, whatever its status."""
+        if row["accuracy"] is not None:
+            self._scalars("meta-test", row["iterations"], {"accuracy": row["accuracy"]})
+        self.line("result", row)
+
+    def line(self, event: str, values: Mapping[str, Any]) -> None:
+        """Print one JSON object on standard output, if asked to."""
+        if self.json:
+            print(json.dumps({"event": event, **values}, allow_nan=False), flush=True)  # noqa: T201
+
+    def _scalars(self, group: str, iteration: int, figures: Mapping[str, float]) -> None:
+        if self._writer is not None:
+            for name, value in figures.items():
+                self._writer.add_scalar(f"{group}/{name}", value, iteration)
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter  # an optional part, and slow to import
+    except ImportError as error:
+        raise UserError(
+            f"Expected tensorboard for --log-dir, got {error}; run `pip install tensorboard`, or drop --log-dir "
+            "(curve.csv in the run folder has the learning curve)"
+        ) from error
+    return SummaryWriter
+
+
+def _require_writable(folder: Path) -> None:
+    """Check without making it, so that a run refused later leaves nothing behind."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UserError(f"Expected a folder for --log-dir that can be written, got {there}; choose another")

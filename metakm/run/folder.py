@@ -1,0 +1,207 @@
+"""The folder of one run and the files in it, each replaced whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from metakm.cli.progress import say
+from metakm.errors import UserError
+from metakm.io.files import replacing, write_text
+from metakm.io.lock import InUseError, Lock
+from metakm.run.curve import CurvePoint, curve_csv, curve_png
+from metakm.run.row import CsvRow, ResultRow
+
+_OUTCOMES = ("tasks.csv", "pack.safetensors")  # beside the row and the weights
+
+
+class RunFolder:
+    """`<out>/<dataset>-<ways>w<shots>s/<algo>/seed<k>/`, or `<out>/<experiment>/<method>/seed<k>/`.
+
+    It holds config.json, curve.csv, curve.png, checkpoint.pt, the row in `result`, and the files of its kind of run,
+    such as tasks.csv and weights.safetensors; and run.lock while a process works in it.
+
+    Args:
+        row: the kind of row that the run writes.
+    """
+
+    def __init__(self, path: Path, row: type[CsvRow] = ResultRow) -> None:
+        self.path, self.row = path, row
+        self.checkpoint = path / "checkpoint.pt"
+        self.weights = path / "weights.safetensors"
+        self.result = path / row.FILE
+        self.lock = Lock(path / "run.lock")
+
+    @contextlib.contextmanager
+    def opening(self) -> Iterator[None]:
+        """Make the folder, check that it can be written, and keep other processes out.
+
+        They are let in again when the block raises, else by `release`.
+
+        Raises:
+            UserError: it cannot be written.
+            InUseError: another process has claimed it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass  # permissions alone do not tell: read-only mounts, quotas, and root, whom they do not bind
+        except OSError as error:
+            raise UserError(
+                f"Expected to write to {self.path}, got {error.strerror or error}; choose another --out"
+            ) from error
+        self.lock.acquire()
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Let other processes in."""
+        self.lock.release()
+
+    @property
+    def used(self) -> bool:
+        """Whether an earlier run has left its checkpoint or row here."""
+        return self.checkpoint.exists() or self.result.exists()
+
+    @property
+    def irreplaceable(self) -> bool:
+        """Whether there is what no checkpoint could bring back: a finished row, one that cannot be read, or weights."""
+        if self.checkpoint.exists():
+            return False
+        if any((self.path / name).exists() for name in (self.weights.name, *_OUTCOMES)):
+            return True
+        row = self.read_row()
+        return self.result.exists() if row is None else row["status"] == "done"
+
+    @property
+    def unresumable(self) -> str:
+        """An irreplaceable folder in words."""
+        return f"{self.path}, which has weights, tasks or a row of an earlier run but no {self.checkpoint.name}"
+
+    def begin(
+        self, config: dict[str, Any], load: Callable[[], None], *, resume: bool, overwrite: bool
+    ) -> dict[str, Any] | None:
+        """Claim the folder for a run, `load` the checkpoint that is there, and write config.json.
+
+        Returns the row of a finished run that is resumed, else None.
+
+        Raises:
+            UserError: see `opening` and `earlier`.
+        """
+        with self.opening():
+            finished = self.earlier(resume=resume, overwrite=overwrite)
+            if self.checkpoint.exists():
+                load()
+            if finished is None:
+                self.write_config(config)
+        return finished
+
+    def earlier(self, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+        """Make sure that an earlier run in here is to be gone on with or replaced; with `overwrite`, remove it.
+
+        Returns the row of a finished run that is resumed, else None; a checkpoint that is there is to be loaded.
+
+        Raises:
+            UserError: there is an earlier run and neither is wanted, or what it came to, without the checkpoint that
+                could be resumed.
+        """
+        if overwrite:
+            self.clear()
+            return None
+        if self.irreplaceable:
+            raise UserError(
+                f"Expected an unused run folder or a checkpoint to resume, got {self.unresumable}; add --overwrite to "
+                "replace it, or choose another --out"
+            )
+        if self.used and not resume:
+            raise UserError(
+                f"Expected an unused run folder, got {self.path}, which has an earlier run; add --resume to "
+                "continue it, --overwrite to replace it, or choose another --out"
+            )
+        row = self.read_row()
+        return row if row is not None and row["status"] == "done" else None
+
+    def clear(self) -> None:
+        """Remove the files of an earlier run, and nothing else."""
+        others = ("curve.csv", "curve.png", "config.json")
+        for name in (self.result.name, self.weights.name, self.checkpoint.name, *_OUTCOMES, *others):
+            (self.path / name).unlink(missing_ok=True)
+
+    def write_config(self, values: dict[str, Any]) -> None:
+        """config.json."""
+        write_text(self.path / "config.json", json.dumps(values, indent=2) + "\n")
+
+    def write_curve(self, points: Sequence[CurvePoint]) -> None:
+        """curve.csv."""
+        write_text(self.path / "curve.csv", curve_csv(points))
+
+    def write_picture(self, points: Sequence[CurvePoint], title: str, stage: str = "meta-") -> None:
+        """curve.png, if it can be drawn; the run does not fail for want of it."""
+        try:
+            picture = curve_png(points, title, stage)
+        except Exception as error:  # matplotlib's settings and installation may raise anything
+            say(f"curve.png could not be drawn ({error}); curve.csv has its figures")
+            return
+        with replacing(self.path / "curve.png") as file:
+            file.write(picture)
+
+    def write_tasks(self, accuracies: npt.NDArray[np.float64]) -> None:
+        """tasks.csv: the accuracy `[n]` of each meta-test task with its episode index."""
+        table = pd.DataFrame({"episode": np.arange(len(accuracies)), "accuracy": accuracies})
+        write_text(self.path / "tasks.csv", table.to_csv(index=False))
+
+    def write_weights(self, data: bytes) -> None:
+        """weights.safetensors."""
+        with replacing(self.weights) as file:
+            file.write(data)
+
+    def write_row(self, row: CsvRow) -> None:
+        """The row's file."""
+        write_text(self.result, row.to_csv())
+
+    def mark_interrupted(self, columns: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Let a row that says running say interrupted, and take over `columns`; then let other processes in.
+
+        Returns the row; None where there is none to change, or where another process works in the folder.
+        """
+        if not self.result.exists():
+            return None
+        with contextlib.suppress(InUseError):
+            if not self.lock.held:
+                self.lock.acquire()
+            try:
+                row = self.read_row()
+                if row is not None and row["status"] == "running":
+                    row |= {**columns, "status": "interrupted"}
+                    self.write_row(self.row(**row))
+                    return row
+            finally:
+                self.release()
+        return None
+
+    def read_row(self) -> dict[str, Any] | None:
+        """The row of an earlier run as JSON values; None where there is none that can be read."""
+        try:
+            table = pd.read_csv(self.result, dtype=str, keep_default_na=False)
+            if len(table) != 1 or tuple(table.columns) != self.row.columns():
+                return None
+            cells = {str(name): str(text) for name, text in table.iloc[0].items()}
+            row: dict[str, Any] = vars(self.row.from_cells(cells))  # pandas 2 would read the last digit otherwise
+        except (OSError, ValueError, UserError):
+            return None
+        measured = [row[name] for name in self.row.FINISHED]
+        if row["status"] == "done" and not all(isinstance(v, float) and math.isfinite(v) for v in measured):
+            return None
+        return row

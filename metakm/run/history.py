@@ -1,0 +1,81 @@
+"""The course of a run, meta-learned or supervised: what its iterations and validations have come to so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from metakm.learning.outer_loop import StepResult
+from metakm.run import provenance
+from metakm.run.curve import CurvePoint
+
+SAVE_SECONDS = 60.0  # between checkpoints: a killed run loses at most this much, and one iteration
+
+
+class Learner(Protocol):
+    """What is trained, one iteration after the other."""
+
+    def step(self) -> StepResult:
+        """The next iteration."""
+
+
+class Course:
+    """Takes iterations and validations, and keeps what they come to and their seconds.
+
+    curve: a point for each validation; train_seconds: of iterations and validations; step_seconds: of iterations alone.
+    """
+
+    def __init__(self) -> None:
+        self.curve: list[CurvePoint] = []
+        self.since: list[tuple[float, float]] = []  # loss and accuracy of the iterations since the last validation
+        self.train_seconds = self.step_seconds = 0.0
+        self.started_at = provenance.now()
+        self._saved = time.monotonic()
+
+    def step(self, learner: Learner) -> tuple[StepResult, float]:
+        """One iteration, and its seconds."""
+        began = time.monotonic()
+        result = learner.step()
+        self.since.append((result.loss, result.accuracy))
+        elapsed = time.monotonic() - began
+        self.step_seconds += elapsed
+        self.train_seconds += elapsed
+        return result, elapsed
+
+    def validate(self, iteration: int, accuracy: Callable[[], float]) -> CurvePoint:
+        """Measure the validation accuracy after an iteration: a point of the curve."""
+        began = time.monotonic()
+        measured = accuracy()
+        self.train_seconds += time.monotonic() - began
+        loss, trained = np.mean(self.since, axis=0).tolist() if self.since else (None, None)
+        self.since = []
+        self.curve.append(CurvePoint(iteration, loss, trained, measured, round(self.train_seconds, 3)))
+        return self.curve[-1]
+
+    @property
+    def save_due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return time.monotonic() - self._saved > SAVE_SECONDS
+
+    def saved(self) -> None:
+        """A checkpoint was written."""
+        self._saved = time.monotonic()
+
+    def ms_per_iteration(self, iteration: int) -> float | None:
+        """Of the iterations done, on average; None before the first."""
+        return round(1000 * self.step_seconds / iteration, 3) if iteration else None
+
+    def state(self) -> dict[str, Any]:
+        """Its part of a checkpoint."""
+        names = ("since", "train_seconds", "step_seconds", "started_at")
+        return {**{name: getattr(self, name) for name in names}, "curve": [list(point) for point in self.curve]}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`. Raises LookupError, TypeError or ValueError for what is none."""
+        self.curve = [CurvePoint.checked(point) for point in state["curve"]]
+        self.since = [(float(loss), float(accuracy)) for loss, accuracy in state["since"]]
+        self.train_seconds, self.step_seconds = float(state["train_seconds"]), float(state["step_seconds"])
+        self.started_at = str(state["started_at"])

@@ -1,0 +1,68 @@
+"""How long the missing runs of a plan will take, from a trial of each strategy and setting."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from metakm.cli.progress import duration
+from metakm.cli.signals import StopRequest
+from metakm.config import RunConfig
+from metakm.errors import UserError
+from metakm.learning.memory import TooLittleMemoryError
+from metakm.run.runner import Run
+from metakm.sweep.plan import Planned
+
+
+class Cost(NamedTuple):
+    """Seconds on this machine."""
+
+    iteration: float  # of meta-training
+    task: float  # of meta-validation or meta-test
+
+
+def estimate(plan: Iterable[Planned]) -> tuple[list[Planned], float]:
+    """The plan with the time of each missing run in its note, and the seconds of all together.
+
+    Runs that differ in their seed alone share a trial. A run that cannot start is blocked.
+    """
+    costs: dict[RunConfig, Cost | UserError] = {}
+    estimated, total = [], 0.0
+    for planned in plan:
+        if planned.missing:
+            key = dataclasses.replace(planned.config, seed=0)
+            costs[key] = cost = costs.get(key) or measure(key)
+            if isinstance(cost, Cost):
+                seconds = seconds_left(planned, cost)
+                total += seconds
+                planned = planned._replace(note=f"{planned.note} about {duration(seconds)}".lstrip())
+            else:
+                planned = planned._replace(state="blocked", note=str(cost))
+        estimated.append(planned)
+    return estimated, total
+
+
+def measure(config: RunConfig) -> Cost | UserError:
+    """Try one meta-batch of training and one of evaluation; or say why the run could not start."""
+    try:
+        run = Run(dataclasses.replace(config, dry_run=True), StopRequest())
+    except UserError as error:
+        return error
+    try:
+        iteration = run.loop.trial_seconds()
+        began = time.monotonic()
+        run.accuracies("val", run.loop.chunk)
+    except TooLittleMemoryError as error:
+        return UserError(str(error))
+    return Cost(iteration, (time.monotonic() - began) / run.loop.chunk)
+
+
+def seconds_left(planned: Planned, cost: Cost) -> float:
+    """Training, validations and meta-test that a run has before it."""
+    config, done = planned.config, planned.iteration
+    validations = -(-config.iterations // config.val_every) - done // config.val_every
+    validations += 1 if done == 0 else 0  # of the untrained start
+    tasks = validations * config.val_tasks + config.eval_tasks
+    return cost.iteration * (config.iterations - done) + cost.task * tasks

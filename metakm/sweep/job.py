@@ -1,0 +1,95 @@
+"""One run as a job that can be sent to another process or machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import submitit
+from submitit.core.utils import pickle_load
+from submitit.helpers import DelayedSubmission
+
+from metakm.cli.signals import StopRequest
+from metakm.config import RunConfig
+from metakm.errors import UserError
+from metakm.io.lock import InUseError
+from metakm.learning.malloc import keep_freed_memory
+from metakm.run.runner import Run
+
+
+class Outcome(NamedTuple):
+    """How a job ended, and why."""
+
+    kind: Literal["done", "in use", "interrupted", "preempted", "failed"]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class RunJob:
+    """Compute a run; called in the process that does so.
+
+    A stop is asked for by the file `stop`, then by SIGTERM: the file is for a process that is only just starting.
+    """
+
+    config: RunConfig
+    stop: Path
+    on_cluster: bool = False  # keep CUDA_VISIBLE_DEVICES as it is where the job runs: a cluster assigns GPUs by it
+    visible_devices: str | None = None  # else that of the sweep, which submitit's local executor replaces
+
+    def __call__(self) -> Outcome:
+        """Never raises: a debugger would open in submitit's debug executor."""
+        keep_freed_memory()
+        if not self.on_cluster:
+            set_environment("CUDA_VISIBLE_DEVICES", self.visible_devices)
+        try:
+            with StopRequest(once=self.on_cluster) as stop:
+                if self.stop.exists():
+                    return Outcome("interrupted", "before it began")
+                return _outcome(Run(self.config, stop).execute())
+        except InUseError as error:
+            return Outcome("in use", str(error))
+        except (UserError, OSError) as error:
+            print(f"error: {error}", file=sys.stderr)  # noqa: T201
+            return Outcome("failed", str(error))
+        except KeyboardInterrupt:
+            return Outcome("interrupted", "at once")
+        except Exception as error:
+            traceback.print_exc()
+            return Outcome("failed", f"{type(error).__name__}: {error}")
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit queues again when the cluster takes the machine back: the same run, which resumes."""
+        return DelayedSubmission(self)
+
+
+def result_of(job: submitit.Job[Outcome]) -> Outcome | None:
+    """What a job left behind; None where it left nothing, or not yet. Asks no cluster."""
+    with contextlib.suppress(OSError):
+        job.paths.folder.chmod(job.paths.folder.stat().st_mode)  # NFS then shows what is new, as submitit knows
+    try:
+        kind, result = pickle_load(job.paths.result_pickle)
+    except FileNotFoundError:
+        return None
+    if kind == "error":  # the trace of an error outside RunJob, such as a package that is missing on the node
+        return Outcome("failed", result.strip().rpartition("\n")[2])
+    return Outcome(*result)
+
+
+def set_environment(name: str, value: str | None) -> None:
+    """Set a variable of this process; None removes it."""
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
+
+
+def _outcome(code: int) -> Outcome:
+    """Of the exit code of `Run.execute`."""
+    if code == 0:
+        return Outcome("done")
+    return Outcome("interrupted") if code == 130 else Outcome("failed", f"exit code {code}")

@@ -1,0 +1,120 @@
+"""The options of a sweep. Flags and help derive from them; every other flag of `metakm.run` goes to every run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from metakm.cli.flags import flag as flag_of
+from metakm.cli.flags import read_some_options, require
+from metakm.config import RunConfig
+from metakm.data import available_datasets
+from metakm.errors import UserError, unknown_name
+
+TABLE3 = ("omniglot", "mini-imagenet")
+Names = Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")]
+ExecutorName = Literal["local", "debug", "slurm"]
+_PER_RUN = ("seed", "resume", "overwrite")  # fields of a run that a sweep sets itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """Run strategies x settings x seeds: what is missing or was cut off.
+
+    python -m metakm.sweep [table3 | DATASET] [OPTIONS] [OPTIONS of metakm.run]
+
+    table3: omniglot 20-way and mini-imagenet 5-way, 1 and 5 shots.
+
+    Options of metakm.run, such as --preset paper, go to every run.
+    """
+
+    algo: tuple[str, ...] = ("maml", "anil", "km")
+    """Strategies."""
+    dataset: Names = ()
+    """Datasets, where no name comes first."""
+    ways: int | None = None
+    """Classes in an episode. Default: 20 for characters, 5 for photographs."""
+    shots: tuple[int, ...] = (1, 5)
+    """Support images of each class."""
+    seeds: int = 3
+    """How many seeds, from 0 on."""
+    dry_run: bool = False
+    """Show the plan with time estimates measured on this machine, write nothing, and stop."""
+    status: bool = False
+    """Show how far the sweep is and when it will be done, from the files of its runs, and stop."""
+    executor: ExecutorName = "local"
+    """local: processes of this machine; slurm: jobs of a cluster; debug: inside this process, one after the other."""
+    jobs: int = 0
+    """Runs at a time. 0: one for each GPU, or one, on local; all on slurm."""
+    cpus_per_task: int = 0
+    """CPU cores of a run. 0: on local OMP_NUM_THREADS, or cores divided by jobs; on slurm the cluster's default."""
+    gpus_per_node: int = 0
+    """GPUs of a run, on slurm."""
+    partition: str = ""
+    """Partition, on slurm."""
+    time: int = 0
+    """Minutes after which slurm ends a job, which then is queued again and resumes. 0: 240."""
+    poll_seconds: int = 15
+    """Seconds between two questions to slurm about its jobs."""
+    slurm: Names = ()
+    """More options of sbatch as NAME=VALUE, such as account=lab."""
+
+    def __post_init__(self) -> None:
+        least = {"seeds": 1, "jobs": 0, "cpus_per_task": 0, "gpus_per_node": 0, "time": 0, "poll_seconds": 1}
+        for field, low in least.items():
+            require(getattr(self, field) >= low, field, f"at least {low}", getattr(self, field))
+        for field in ("algo", "shots"):
+            if not getattr(self, field):
+                raise UserError(f"Expected {flag_of(field)} to name at least one, got none; name one")
+        for name in self.dataset:
+            if name not in available_datasets():
+                raise unknown_name("--dataset", name, available_datasets())
+        for option in self.slurm:
+            if not option.partition("=")[0] or "=" not in option:
+                raise UserError(f"Expected --slurm NAME=VALUE, got {option!r}; write it so")
+        for field in ("partition", "gpus_per_node", "time", "slurm"):
+            if self.executor != "slurm" and getattr(self, field):
+                raise UserError(f"Expected {flag_of(field)} with --executor slurm, got --executor {self.executor}")
+        if self.dry_run and self.status:
+            raise UserError("Expected --dry-run or --status, got both; drop one of them")
+        if self.executor == "debug" and self.jobs > 1:
+            raise UserError(f"Expected --jobs 1 with --executor debug, got {self.jobs}; debug runs one after the other")
+
+
+def parse_sweep(arguments: Sequence[str]) -> tuple[SweepOptions, list[str]]:
+    """The options of the sweep, and the arguments that are for every run.
+
+    Raises:
+        UserError: an unknown name or flag, a value out of range, or no dataset.
+    """
+    first, flags = (arguments[0], arguments[1:]) if arguments and arguments[0][:1] != "-" else ("", arguments)
+    if first and any(flag.partition("=")[0] == "--dataset" for flag in flags):
+        raise UserError(f"Expected {first!r} or --dataset, got both; drop one of them")
+    if first not in ("", "table3", *available_datasets()):
+        raise unknown_name("sweep", first, ("table3", *available_datasets()))
+    datasets = TABLE3 if first == "table3" else (first,)
+    named = ["--dataset", *datasets] if first else []
+    options, rest = read_some_options(SweepOptions, "python -m metakm.sweep", [*named, *flags])
+    check_flags(rest, SweepOptions, _PER_RUN)
+    return options, rest
+
+
+def check_flags(rest: Sequence[str], options: type[Any], set_here: Collection[str]) -> None:
+    """Raise for a flag that neither the command nor a run has; the rest is left to the run's own parser.
+
+    Args:
+        options: the dataclass of the command's own flags.
+        set_here: fields of a run that the command sets itself.
+    """
+    fields = [f for f in dataclasses.fields(RunConfig) if f.name not in set_here]
+    of_run = {flag_of(f.name) for f in fields}
+    off = {flag_of(f"no_{f.name}") for f in fields if f.type in (bool, "bool")}  # where the preset has it on
+    own = {flag_of(f.name) for f in dataclasses.fields(options)}
+    for argument in rest:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in of_run | off:
+            raise unknown_name("flag", flag, of_run | own)

@@ -1,0 +1,117 @@
+"""The runs of a sweep, and what has become of each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from metakm.config import RunConfig
+from metakm.data import load_dataset
+from metakm.data.splits import SPLITS
+from metakm.errors import UserError
+from metakm.io.lock import holder
+from metakm.run.checkpoint import config_changes, load_checkpoint
+from metakm.run.command_line import parse
+from metakm.run.folder import RunFolder
+from metakm.run.loading import read_config
+from metakm.strategies import load_plugin
+from metakm.strategies.registry import strategy_class
+from metakm.sweep.options import SweepOptions
+
+State = Literal["done", "in use", "to resume", "to do", "blocked"]
+
+
+class Planned(NamedTuple):
+    """One run and its state; `note` is the accuracy, who uses it, or why it is blocked."""
+
+    config: RunConfig
+    state: State
+    note: str = ""
+    iteration: int = 0  # meta-training iterations done
+
+    @property
+    def missing(self) -> bool:
+        """Whether there is work to do on it here and now."""
+        return self.state in ("to do", "to resume")
+
+
+def expand(options: SweepOptions, rest: Sequence[str]) -> list[RunConfig]:
+    """The runs, one seed of all strategies and settings after the other.
+
+    Args:
+        rest: arguments of `metakm.run` for every run.
+
+    Raises:
+        UserError: an unknown name, or a value out of range.
+    """
+    if not options.dataset:
+        raise UserError("Expected table3, a dataset's name or --dataset, got none; name one")
+    ways = [] if options.ways is None else ["--ways", str(options.ways)]
+    first_seed = []
+    for dataset in dict.fromkeys(options.dataset):
+        for shots in dict.fromkeys(options.shots):
+            for algo in dict.fromkeys(options.algo):
+                own = ["--algo", algo, "--dataset", dataset, *ways, "--shots", str(shots), "--resume"]
+                first_seed.append(parse([*own, *rest], prog="python -m metakm.sweep"))
+    for plugin in first_seed[0].plugin:
+        load_plugin(plugin)
+    for algo in options.algo:
+        strategy_class(algo)
+    return [dataclasses.replace(config, seed=seed) for seed in range(options.seeds) for config in first_seed]
+
+
+def inspect(config: RunConfig) -> Planned:
+    """What is in the run's folder. Writes nothing."""
+    folder = RunFolder(config.folder)
+    if (user := holder(folder.lock.path)) is not None:
+        return Planned(config, "in use", user)
+    row = folder.read_row()
+    if row is not None and row["run_id"] != config.run_id and not _same_but_older(folder, config):
+        return Planned(config, "blocked", f"{folder.path} has another run, {row.get('run_id')}; choose another --out")
+    if row is not None and row["status"] == "done":
+        return Planned(config, "done", f"{100 * row['accuracy']:.2f} +- {100 * row['ci95']:.2f} %", config.iterations)
+    if folder.irreplaceable:
+        return Planned(config, "blocked", f"{folder.unresumable}, and is not done; choose another --out")
+    if not folder.checkpoint.exists():
+        return Planned(config, "to do")
+    try:
+        iteration = int(load_checkpoint(folder.checkpoint, config)["loop"]["iteration"])
+    except (UserError, LookupError, TypeError, ValueError) as error:
+        return Planned(config, "blocked", f"its checkpoint cannot be read: {error}")
+    return Planned(config, "to resume", f"at iteration {iteration} of {config.iterations}", iteration)
+
+
+def make_plan(configs: Iterable[RunConfig]) -> list[Planned]:
+    """Inspect all runs; those that need data which are not here are blocked.
+
+    The data of runs that are missing are decoded here, once, before several processes would each do it.
+    """
+    plan = [inspect(config) for config in configs]
+    errors = {source: _data_error(*source) for source in {_source(p.config) for p in plan if p.missing}}
+    return [
+        p._replace(state="blocked", note=error) if p.missing and (error := errors[_source(p.config)]) else p
+        for p in plan
+    ]
+
+
+def _same_but_older(folder: RunFolder, config: RunConfig) -> bool:
+    """Whether the run in a folder is this one, from before the config had all of its fields."""
+    try:
+        return not config_changes(read_config(folder.path).identity(), config)
+    except UserError:
+        return False
+
+
+def _source(config: RunConfig) -> tuple[str, Path | None, int]:
+    return config.dataset, config.data_root, config.image_size
+
+
+def _data_error(dataset: str, root: Path | None, image_size: int) -> str:
+    try:
+        for split in SPLITS:
+            load_dataset(dataset, split=split, root=root, image_size=image_size)
+    except UserError as error:
+        return str(error)
+    return ""

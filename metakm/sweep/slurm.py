@@ -1,0 +1,209 @@
+"""Jobs on SLURM: what has become of each, why it ended, and how to cancel it.
+
+submitit asks `sacct`, which many clusters do not have and which answers late. The controller itself is asked here:
+`squeue` at a steady interval, for all jobs at once, and `scontrol` when one has ended. `sacct` is only for a job that
+the controller has forgotten (`MinJobAge`, 5 minutes by default). Tried on SLURM 22.05.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import submitit
+
+from metakm.cli.progress import say
+from metakm.sweep.job import Outcome, result_of
+
+_TIMEOUT_SECONDS = 60  # of a command; SLURM's own limit is MessageTimeout, 10 s by default
+_GONE = "GONE"  # not SLURM's: a job that the controller does not list
+_OUT_OF_MEMORY = re.compile(r"exceeded (job )?memory limit|oom[-_]?kill|task \d+: out of memory", re.IGNORECASE)
+_LOG_END = 8192  # bytes of a job's log in which SLURM's own last words are looked for
+
+
+_BY_NAME = {
+    "BOOT_FAIL": Outcome("interrupted", "its node did not boot"),
+    "CANCELLED": Outcome("interrupted", "cancelled"),
+    "COMPLETED": Outcome("failed", "ended without a result"),
+    "DEADLINE": Outcome("interrupted", "came to its deadline"),
+    "FAILED": Outcome("failed"),  # for a reason that is looked for
+    "NODE_FAIL": Outcome("interrupted", "its node failed"),
+    "OUT_OF_MEMORY": Outcome("failed", "out of memory; ask for more with --slurm mem=..."),
+    "PREEMPTED": Outcome("preempted", "and not queued again by SLURM"),
+    "REVOKED": Outcome("interrupted", "revoked"),
+    "TIMEOUT": Outcome("interrupted", "came to its time limit, and was not queued again"),
+    _GONE: Outcome("failed", "SLURM does not know the job any more"),
+}
+
+
+class JobState(NamedTuple):
+    """What `squeue` says of a job."""
+
+    name: str  # such as PENDING
+    reason: str = ""  # why it waits, or why it failed
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job will not go on by itself."""
+        return self.name in _BY_NAME
+
+
+class SlurmQueue:
+    """The jobs of a sweep, as SLURM sees them.
+
+    Args:
+        interval: seconds between two questions to the controller.
+    """
+
+    def __init__(self, interval: float) -> None:
+        self.interval = interval
+        self._silent = False  # whether the controller did not answer when it was asked last
+        self._names: dict[str, str] = {}  # of the jobs watched, by their id
+        self._states: dict[str, JobState] = {}
+        self._settled: set[str] = set()
+        self._to_cancel: list[str] = []
+        self._asked = time.monotonic()
+
+    def watch(self, job_id: str, name: str) -> None:
+        """Ask for a job from now on, and call it `name` on the terminal."""
+        self._names[job_id], self._states[job_id] = name, JobState("PENDING")
+
+    def ended(self, job: submitit.Job[Outcome]) -> bool:
+        """Whether a job has ended for good.
+
+        A run that is done is. Otherwise its result does not tell: SLURM may have preempted the job and queued it again.
+        An end counts when it was seen twice, as a network file system may show the result later.
+        """
+        if _is_final(result_of(job)):
+            return True
+        if time.monotonic() - self._asked >= self.interval:
+            self.look()
+        return job.job_id in self._settled
+
+    def outcome(self, job: submitit.Job[Outcome]) -> Outcome:
+        """How a job ended; it is no longer watched."""
+        state = self._states.pop(job.job_id)
+        self._names.pop(job.job_id)
+        self._settled.discard(job.job_id)
+        result = result_of(job)
+        if result is not None and _is_final(result):
+            return result
+        return outcome_of(state.name, _details(job.job_id), job.paths.stderr, result)
+
+    def cancel(self, job_ids: Iterable[str]) -> None:
+        """Have SLURM end jobs, as soon as it answers: SIGTERM, then SIGKILL after `KillWait`, 30 s by default."""
+        self._to_cancel = list(job_ids)
+        self.look()
+
+    def look(self) -> str:
+        """Ask the controller for the state of all jobs; what it said instead of an answer, or an empty text."""
+        answer = ask("squeue", f"--user={os.getuid()}", "--states=all", "--noheader", "--format=%A|%T|%r")
+        self._asked = time.monotonic()
+        if answer.returncode != 0:
+            error = _one_line(answer.stderr) or "no answer"
+            if self._states and not self._silent:
+                say(f"SLURM does not answer, and will be asked again: {error}")
+            self._silent = True
+            return error
+        self._silent = False
+        if self._to_cancel:
+            ask("scancel", *self._to_cancel)
+            self._to_cancel = []
+        rows = (line.split("|", 2) for line in answer.stdout.splitlines())
+        listed = {row[0]: JobState(*row[1:]) for row in rows}
+        for job_id, before in self._states.items():
+            now = listed.get(job_id) or (before if before.ended else JobState(_GONE))
+            if now.ended and now == before:
+                self._settled.add(job_id)
+            _announce(self._names[job_id], before, now)
+            self._states[job_id] = now
+        return ""
+
+
+def outcome_of(state: str, details: dict[str, str], log: Path, result: Outcome | None) -> Outcome:
+    """How a job ended, from SLURM's name of its state.
+
+    Args:
+        details: fields of `scontrol show job`.
+        result: what the run left behind, if anything: "interrupted" or "failed".
+    """
+    stopped = result is not None and result.kind == "interrupted"
+    if state == _GONE:
+        state = details.get("JobState", _GONE)
+    if stopped and details.get("PreemptTime", "None") != "None":
+        state = "PREEMPTED"  # SLURM says COMPLETED of a job that ends in its time of grace, and does not queue it again
+    if state == "FAILED" and (stopped or result is None or _exit_signal(details)):
+        return _BY_NAME["OUT_OF_MEMORY"] if _ran_out_of_memory(details, log) else Outcome("failed", _exit_text(details))
+    if result is not None and state in ("FAILED", "COMPLETED", _GONE):
+        return result if result.note else result._replace(note="by a signal")
+    return _BY_NAME[state]
+
+
+def ask(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of SLURM quietly, out of reach of the terminal's Ctrl-C."""
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, start_new_session=True, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(command, 1, "", str(error))
+
+
+def _is_final(result: Outcome | None) -> bool:
+    """Whether a run needs no further job, whatever SLURM does with this one."""
+    return result is not None and result.kind in ("done", "in use")
+
+
+def _details(job_id: str) -> dict[str, str]:
+    """Fields of `scontrol show job`; where the controller has forgotten the job, what the accounting has of it."""
+    fields = dict(re.findall(r"(\w+)=(\S*)", ask("scontrol", "show", "job", "--oneliner", job_id).stdout))
+    if "JobState" in fields:
+        return fields
+    accounting = ask("sacct", "-nPX", f"--jobs={job_id}", "--format=State,ExitCode").stdout
+    found = re.match(r"(\w+)[^|]*\|([\d:]*)", accounting)  # such as "CANCELLED by 1000|0:15"
+    return {"JobState": found[1], "ExitCode": found[2]} if found else {}
+
+
+def _announce(name: str, before: JobState, now: JobState) -> None:
+    """Say that a job waits again, or is held and waits for somebody to release it."""
+    if now.name == "PENDING" and before.name != "PENDING":
+        say(f"{name}: queued again by SLURM ({now.reason})")
+    elif "held" in now.reason.lower() and now.reason != before.reason:
+        say(f"{name}: held by SLURM ({now.reason})")
+
+
+def _exit_signal(details: dict[str, str]) -> int:
+    """The signal that ended a job's process; 0 for none. `srun` and shells add 128 to it."""
+    code, _, number = details.get("ExitCode", "0:0").partition(":")
+    return int(number or 0) or max(0, int(code or 0) - 128)
+
+
+def _exit_text(details: dict[str, str]) -> str:
+    number = _exit_signal(details)
+    if number == signal.SIGKILL:
+        return "its process was killed, as when memory runs out"
+    if number in set(signal.Signals):
+        return f"its process was ended by {signal.Signals(number).name}"
+    if details.get("Reason", "None") not in ("None", "NonZeroExitCode"):
+        return f"SLURM's reason is {details['Reason']}"
+    return f"exit code {details.get('ExitCode', '?').partition(':')[0]}"
+
+
+def _ran_out_of_memory(details: dict[str, str], log: Path) -> bool:
+    """Whether SLURM says so in the job's log: without cgroups the state is FAILED."""
+    if _exit_signal(details) != signal.SIGKILL:
+        return False
+    try:
+        return _OUT_OF_MEMORY.search(log.read_bytes()[-_LOG_END:].decode(errors="replace")) is not None
+    except OSError:
+        return False
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

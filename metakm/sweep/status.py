@@ -1,0 +1,74 @@
+"""How far a sweep is, and when it will be done, from the files of its runs alone: any terminal may ask."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from metakm.cli.progress import duration
+from metakm.config import RunConfig
+from metakm.errors import UserError
+from metakm.run.checkpoint import load_checkpoint
+from metakm.run.folder import RunFolder
+from metakm.sweep.plan import Planned
+
+
+class Pace(NamedTuple):
+    """Iterations of meta-training that a run has done, and their seconds, validations included."""
+
+    iterations: int
+    seconds: float
+
+
+def pace(config: RunConfig) -> Pace | None:
+    """Of a run, from its row if it is done, else from its checkpoint; None before its first validation."""
+    folder = RunFolder(config.folder)
+    row = folder.read_row()
+    if row is not None and row["status"] == "done":
+        return Pace(config.iterations, float(row["train_seconds"]))
+    try:
+        state = load_checkpoint(folder.checkpoint, config)
+        return Pace(int(state["loop"]["iteration"]), float(state["train_seconds"]))
+    except (UserError, LookupError, TypeError, ValueError):
+        return None
+
+
+def status_text(plan: Sequence[Planned], at_a_time: int = 1) -> str:
+    """A line for each run that is not done, and one for all: how many are done, how much is left, and until when.
+
+    A run is timed by itself, or by runs of other seeds. Meta-tests are not in the estimate.
+    """
+    paces = {p.config: pace(p.config) for p in plan if p.state != "blocked"}  # a blocked folder has another run
+    done = sum(planned.state == "done" for planned in plan)
+    lines, left, untimed = [], 0.0, 0
+    for planned in (p for p in plan if p.state != "done"):
+        own = paces.get(planned.config) or Pace(0, 0.0)
+        each = _seconds_an_iteration(planned.config, paces.items())
+        remaining = None if each is None else each * (planned.config.iterations - own.iterations)
+        left, untimed = left + (remaining or 0.0), untimed + (remaining is None)
+        word = "not timed yet" if remaining is None else f"{duration(remaining)} left"
+        told = f"iteration {own.iterations} of {planned.config.iterations}, {word}  {planned.note}"
+        lines.append(f"{planned.state:<10} {planned.config.run_id}  {told}".rstrip())
+    lines.append(f"{done} of {len(plan)} done" + _outlook(left / at_a_time, untimed, finished=done == len(plan)))
+    return "\n".join(lines)
+
+
+def _seconds_an_iteration(config: RunConfig, paces: Iterable[tuple[RunConfig, Pace | None]]) -> float | None:
+    """Of the run itself, or else the mean over other seeds; None where none has begun."""
+    timed = {c.seed: p.seconds / p.iterations for c, p in paces if p and p.iterations and _alike(c, config)}
+    return timed.get(config.seed, fmean(timed.values()) if timed else None)
+
+
+def _alike(one: RunConfig, other: RunConfig) -> bool:
+    return dataclasses.replace(one, seed=0) == dataclasses.replace(other, seed=0)
+
+
+def _outlook(seconds: float, untimed: int, finished: bool) -> str:
+    if finished:
+        return ""
+    end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds))
+    more = f", and {untimed} that are not timed yet" if untimed else ""
+    return f"; {duration(seconds)} left (until {end}){more}"

@@ -1,0 +1,117 @@
+"""The course of a sweep: start what is missing, take in what has ended, go on past what failed."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+from metakm.cli.progress import say
+from metakm.cli.signals import StopRequest
+from metakm.sweep.job import Outcome
+from metakm.sweep.plan import Planned, State, inspect
+from metakm.sweep.pool import Job, NotTakenError, Pool
+
+POLL_SECONDS = 0.5
+PATIENCE_SECONDS = 600  # with a cluster's controller that answers nothing
+
+
+class Active(NamedTuple):
+    """A run that was started."""
+
+    planned: Planned
+    job: Job
+
+
+class Sweeper:
+    """Works off a plan; `outcomes` has how each run ended that was missing, by its run_id."""
+
+    def __init__(self, plan: Iterable[Planned], pool: Pool, stop: StopRequest) -> None:
+        self.pool, self.stop = pool, stop
+        self.waiting = deque(planned for planned in plan if planned.missing)
+        self.total = len(self.waiting)
+        self.active: dict[int, Active] = {}  # by slot
+        self.outcomes: dict[str, Outcome] = {}
+        self.room = pool.size  # runs at a time; fewer from when on a cluster has taken no more
+        self.silent_since: float | None = None  # when the cluster's controller ceased to answer
+        self.retry_at = 0.0  # when to submit again
+        self.stopping = False
+
+    def run(self) -> None:
+        """Until all runs have ended, or after a stop those that were started.
+
+        Raises:
+            KeyboardInterrupt: a second stop; what was started has been told to end at once.
+        """
+        try:
+            while self.active or (self.waiting and not self.stopping):
+                if self.stop.requested and not self.stopping:
+                    self._stop()
+                self._start()
+                self._collect()
+                if self.active or self.silent_since is not None:
+                    time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
+            self._stop()
+            raise
+
+    def _stop(self) -> None:
+        self.stopping = True
+        self.pool.stop(active.job for active in self.active.values())
+
+    def _start(self) -> None:
+        while self.waiting and not self.stopping and len(self.active) < self.room and time.monotonic() >= self.retry_at:
+            planned = inspect(self.waiting.popleft().config)  # another sweep may have been faster
+            if not planned.missing:
+                self._end(planned, Outcome(_as_outcome(planned.state), planned.note))
+                continue
+            slot = next(i for i in range(self.pool.size) if i not in self.active)
+            try:
+                job = self.pool.submit(planned.config, slot)
+            except NotTakenError as error:
+                self._not_taken(planned, error)
+                continue
+            self.silent_since = None
+            self.active[slot] = Active(planned, job)
+            say(f"{planned.config.run_id}: started, log {job.paths.stderr}")
+
+    def _not_taken(self, planned: Planned, error: NotTakenError) -> None:
+        """Put a run back to try again later, or end it where no better time can be expected."""
+        now = time.monotonic()
+        new = self.silent_since is None  # else it was said before
+        if error.silent:
+            self.silent_since = now if self.silent_since is None else self.silent_since
+            self.retry_at = now + self.pool.options.poll_seconds
+            waits = now - self.silent_since < PATIENCE_SECONDS
+        elif waits := bool(self.active):  # it may be a limit on jobs: try again when one of them has ended
+            self.room = len(self.active)
+        if not waits:
+            self._end(planned, Outcome("failed", str(error)))
+            return
+        self.waiting.appendleft(planned)
+        if new:
+            say(f"{planned.config.run_id}: waits, not taken: {error}")
+
+    def _collect(self) -> None:
+        for slot, (planned, job) in list(self.active.items()):
+            if self.pool.done(job):
+                del self.active[slot]
+                self._end(planned, self.pool.outcome(job))
+
+    def _end(self, planned: Planned, outcome: Outcome) -> None:
+        run_id = planned.config.run_id
+        if outcome.kind == "done":
+            outcome = outcome._replace(note=inspect(planned.config).note)
+        if outcome.kind == "interrupted" and self.pool.in_process:
+            self._stop()
+        if outcome.kind == "preempted" and not self.stopping:
+            self.waiting.append(planned)
+            say(f"{run_id}: preempted {outcome.note}; sent again")
+            return
+        self.outcomes[run_id] = outcome
+        say(f"[{len(self.outcomes)}/{self.total}] {run_id}: {outcome.kind}; {outcome.note}")
+
+
+def _as_outcome(state: State) -> Literal["done", "in use", "failed"]:
+    return state if state == "done" or state == "in use" else "failed"

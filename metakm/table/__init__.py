@@ -1,0 +1,1 @@
+"""Table III: rows of runs beside the published values."""

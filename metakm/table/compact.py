@@ -1,0 +1,91 @@
+"""Table III on one page: at most 100 columns wide, KM's differences to the others below it, remarks counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from metakm.table.blocks import Block, Table
+from metakm.table.cells import Cell
+from metakm.table.layout import MARKS, Grid, Layout, Listing, hidden_rows
+from metakm.table.pairing import Comparison
+from metakm.table.published import Published, published_results
+
+WIDTH = 100
+"""Characters in a line, in a terminal."""
+
+
+def layout_compact(table: Table) -> Layout:
+    """A grid for each block, the paper's claims beside what was measured, what is not shown, and how to read it."""
+    grids = [_accuracies(block) for block in table.blocks]
+    if table.claims:
+        grids.append(_claims(table))
+    listing = Listing("Remarks", (*_remarks(table), *_reading(table)))
+    return Layout(tuple(grids), (listing,), WIDTH)
+
+
+def _accuracies(block: Block) -> Grid:
+    lines = tuple((row.label, *(_cell(row.cells.get(setting)) for setting in block.settings)) for row in block.rows)
+    return Grid(f"{block.title}: accuracy, %", ("Method", *(s.title for s in block.settings)), lines)
+
+
+def _cell(cell: Published | Cell | None) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, Published):
+        return f"{cell.accuracy:.2f} ± {cell.plus_minus:.2f}"
+    return f"{_with_interval(f'{cell.mean:.2f}', cell.ci95)} ({cell.n_seeds})"
+
+
+def _claims(table: Table) -> Grid:
+    """KM minus ANIL, then minus MAML: what the paper says, and a line for each measured pair of rows."""
+    settings = tuple(dict.fromkeys(claim.setting for claim in table.claims))
+    lines = []
+    for peer in dict.fromkeys(claim.peer for claim in table.claims):
+        own = {claim.setting: claim for claim in table.claims if claim.peer == peer}
+        said = ("claimed >" if own[setting].claimed else "no claim" for setting in settings)
+        lines.append((f"{peer.upper()}, the paper", *said))
+        measured = {(c.second.protocol, c.first.setting): c for claim in own.values() for c in claim.measured}
+        for protocol in dict.fromkeys(protocol for protocol, _ in measured):
+            found = (measured.get((protocol, setting)) for setting in settings)
+            lines.append((protocol.label, *("" if c is None else _difference(c) for c in found)))
+    header = ("KM minus", *(setting.title for setting in settings))
+    return Grid("KM minus the others, points: > above, < below, ~ not separated", header, tuple(lines))
+
+
+def _difference(c: Comparison) -> str:
+    return f"{_with_interval(f'{c.difference:+.2f}', c.ci95)} {MARKS[c.verdict]}"
+
+
+def _with_interval(text: str, width: float | None) -> str:
+    return text if width is None else f"{text} ± {width:.2f}"
+
+
+def _remarks(table: Table) -> Iterator[str]:
+    """What is not shown, counted."""
+    yield from hidden_rows(table)
+    counts = {
+        "runs left out": len(table.left_out),
+        "files not read": len(table.problems),
+        "notes on the runs": len(table.notes),
+        "differences between compared runs": sum(len(c.caveats) for c in table.comparisons),
+    }
+    if any(counts.values()):
+        yield f"{', '.join(f'{name}: {count}' for name, count in counts.items() if count)}; listed by --all"
+
+
+def _reading(table: Table) -> Iterator[str]:
+    shown = {cell for block in table.blocks for row in block.rows for cell in row.cells.values()}
+    meanings: dict[str, list[str]] = {}
+    for published in published_results():
+        methods = meanings.setdefault(published.meaning, [])
+        if published in shown and published.method not in methods:
+            methods.append(published.method)
+    said = [f"{meaning} ({', '.join(methods)})" for meaning, methods in meanings.items() if methods]
+    if said:
+        yield f"± of published rows: {'; '.join(said)}."
+    if table.cells:
+        yield (
+            "± of measured rows and differences: the 95 % interval, over seeds (Student-t) and meta-test tasks in "
+            "quadrature; with one seed over tasks alone. Behind it the number of seeds."
+        )
+        yield "A measured row is named by strategy and preset. Only preset paper is the published protocol."

@@ -1,0 +1,197 @@
+"""What a reader sees of the table, as grids of text and lists, whatever the format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from metakm.table.blocks import Block, Claim, Table
+from metakm.table.cells import Cell
+from metakm.table.pairing import Comparison
+from metakm.table.published import KM_CLAIMED_ABOVE, Published, published_results
+from metakm.table.setting import Setting
+
+MARKS = {"above": ">", "below": "<", "not separated": "~"}
+
+
+class Grid(NamedTuple):
+    """A header and lines of as many texts."""
+
+    title: str
+    header: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+
+
+class Listing(NamedTuple):
+    """A title and its items."""
+
+    title: str
+    items: tuple[str, ...]
+
+
+class Layout(NamedTuple):
+    """Grids, then the lists that are not empty; `width` is where a terminal's lines are broken, None: nowhere."""
+
+    grids: tuple[Grid, ...]
+    listings: tuple[Listing, ...]
+    width: int | None = None
+
+
+def layout_table(table: Table) -> Layout:
+    """Each block as the paper lays it out, its measured cells in full, the paper's claims, and the lists below."""
+    grids = [_claims(table.claims)] if table.claims else []
+    for block in reversed(table.blocks):
+        details = _details(table, block)
+        grids = [_overview(table, block), *([details] if details.lines else []), *grids]
+    return _layout(grids, table.comparisons, [], table, (*_published_meanings(), *_READING))
+
+
+def layout_comparisons(comparisons: Sequence[Comparison], refused: Sequence[str], table: Table) -> Layout:
+    """The comparisons asked for, with what else differs, and the lists below."""
+    header = ("Setting", "First", "Second", "Difference, points", "Seeds", "Tasks", "Verdict")
+    lines = tuple(
+        (
+            c.first.setting.title,
+            c.first.protocol.label,
+            c.second.protocol.label,
+            _difference(c),
+            " ".join(map(str, c.seeds)),
+            str(c.first.n_tasks),
+            c.verdict,
+        )
+        for c in comparisons
+    )
+    grid = Grid("First minus second, in pairs on the same meta-test episodes", header, lines)
+    return _layout([grid], comparisons, [Listing("Not compared", tuple(refused))], table, _READING_PAIRS)
+
+
+_READING_PAIRS = (
+    "Differences: (seeds) is the 95 % Student-t interval of the mean difference over seeds; (tasks) is 1.96 std / "
+    "sqrt(n) of the differences by meta-test task, each averaged over the seeds: it holds for these trained models.",
+    "Above or below: the difference exceeds sqrt(seeds^2 + tasks^2) of its intervals; with one seed, that over tasks, "
+    "which says nothing about other seeds.",
+)
+_READING = (
+    "± of measured rows, half-widths of 95 % intervals: (seeds) Student-t over seeds; (tasks) 1.96 std / sqrt(n) over "
+    "meta-test tasks, of the mean over seeds: it holds for these trained models.",
+    "A measured row is named by strategy, preset, and what was changed in the preset. Only rows of preset paper "
+    "without changes follow the published protocol and speak for or against a claim; quick is scaled down.",
+    "> < ~ behind a KM row: above, below, not separated from the row of the same preset and changes; in the paper's "
+    "own row: what its text claims.",
+    *_READING_PAIRS,
+)
+
+
+def _layout(
+    grids: Sequence[Grid],
+    comparisons: Sequence[Comparison],
+    first: Sequence[Listing],
+    table: Table,
+    reading: Sequence[str],
+) -> Layout:
+    caveats = (f"{c.first.title} against {c.second.protocol.label}: {text}" for c in comparisons for text in c.caveats)
+    listings = (
+        *first,
+        Listing("What else differs between compared rows", tuple(caveats)),
+        Listing(
+            "Left out", tuple(f"{item.run.name} ({item.run.row.run_id}): {item.reason}" for item in table.left_out)
+        ),
+        Listing("Not read", tuple(f"{problem.name}: {problem.reason}" for problem in table.problems)),
+        Listing("Notes", (*table.notes, *hidden_rows(table))),
+        Listing("How to read this", tuple(reading)),
+    )
+    return Layout(tuple(grids), tuple(listing for listing in listings if listing.items))
+
+
+def hidden_rows(table: Table) -> tuple[str, ...]:
+    """How many measured rows are not shown, if any."""
+    rows = "1 row" if table.hidden == 1 else f"{table.hidden} rows"
+    return (f"{rows} of other protocols or settings: --all",) if table.hidden else ()
+
+
+def _overview(table: Table, block: Block) -> Grid:
+    lines = tuple(
+        (row.label, *(_cell_text(table, row.cells.get(setting)) for setting in block.settings)) for row in block.rows
+    )
+    return Grid(f"{block.title}: accuracy, %", ("Method", *(s.title for s in block.settings)), lines)
+
+
+def _cell_text(table: Table, cell: Published | Cell | None) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, Published):
+        own = cell.method.startswith("KM")
+        claims = [f">{peer.upper()}" for peer in ("anil", "maml") if own and (peer, cell.setting) in KM_CLAIMED_ABOVE]
+        return " ".join([f"{cell.accuracy:.2f} ± {cell.plus_minus:.2f}", *claims])
+    found = {peer: table.comparison(cell, peer) for peer in ("anil", "maml") if cell.algo == "km"}
+    marks = [f"{MARKS[c.verdict]}{peer.upper()}" for peer, c in found.items() if c is not None]
+    return " ".join([_with_intervals(f"{cell.mean:.2f}", cell.seeds_ci95, cell.tasks_ci95), *marks])
+
+
+def _details(table: Table, block: Block) -> Grid:
+    names = ("Measured", "Setting", "Batch norm", "Accuracy, %", "± seeds", "± tasks", "Seeds", "Tasks", "Adapted")
+    header = (*names, "Of MAML's", f"Minus {table.baseline}, points")
+    lines = []
+    for row in block.rows:
+        for setting in block.settings:
+            if isinstance(cell := row.cells.get(setting), Cell):
+                comparison = table.comparison(cell, table.baseline)
+                difference = "" if comparison is None else _difference(comparison)
+                lines.append((*_detail(row.label, setting, cell), difference))
+    return Grid(f"{block.title}: measured cells", header, tuple(lines))
+
+
+def _detail(label: str, setting: Setting, cell: Cell) -> tuple[str, ...]:
+    return (
+        label,
+        setting.title,
+        cell.bn_mode,
+        f"{cell.mean:.2f}",
+        _number(cell.seeds_ci95),
+        _number(cell.tasks_ci95),
+        str(cell.n_seeds),
+        str(cell.n_tasks),
+        "" if cell.adapted_parameters is None else f"{cell.adapted_parameters:,}",
+        _ratio(cell.ratio_to_maml),
+    )
+
+
+def _claims(claims: Sequence[Claim]) -> Grid:
+    lines = []
+    for claim in claims:
+        measured = [f"{c.first.protocol.label}: {_difference(c)}, {_judgement(c)}" for c in claim.measured]
+        said = "claimed" if claim.claimed else "no claim"
+        lines.append(
+            (f"KM above {claim.peer.upper()}, {claim.setting.title}", said, "; ".join(measured) or "not measured")
+        )
+    return Grid("What the paper claims (Sec. IV-C)", ("Claim", "The paper", "Measured, points"), tuple(lines))
+
+
+def _judgement(c: Comparison) -> str:
+    return c.verdict if c.first.protocol.published else f"{c.verdict} (not the published protocol)"
+
+
+def _published_meanings() -> tuple[str, ...]:
+    """One line a published method."""
+    lines = (f"{p.method}: ± is {p.meaning} ({p.source})." for p in published_results())
+    return tuple(dict.fromkeys(lines))
+
+
+def _difference(c: Comparison) -> str:
+    return _with_intervals(f"{c.difference:+.2f}", c.seeds_ci95, c.tasks_ci95)
+
+
+def _with_intervals(text: str, seeds_ci95: float | None, tasks_ci95: float | None) -> str:
+    named = ((seeds_ci95, "seeds"), (tasks_ci95, "tasks"))
+    return " ".join([text, *(f"± {value:.2f} ({name})" for value, name in named if value is not None)])
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _ratio(ratio: float | None) -> str:
+    """A fraction below one as the paper gives it, such as 1/51.1."""
+    if ratio is None:
+        return ""
+    return f"1/{1 / ratio:.1f}" if 0 < ratio < 1 else f"{ratio:.4g}"

@@ -1,0 +1,124 @@
+"""The table as flat records for other programs: the CSV and JSON formats. Accuracies in percent, six decimals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from metakm.table.blocks import Table
+from metakm.table.cells import Cell
+from metakm.table.layout import hidden_rows
+from metakm.table.pairing import Comparison
+from metakm.table.published import Published
+from metakm.table.setting import Setting
+
+Record = dict[str, Any]
+Records = dict[str, list[Record]]  # by kind
+COLUMNS = (
+    "kind", "block", "method", "algo", "preset", "changes", "dataset", "ways", "shots", "bn_mode", "accuracy_percent",
+    "seeds_ci95_percent", "tasks_ci95_percent", "n_seeds", "n_tasks", "adapted_parameters", "ratio_to_maml", "runs",
+    "plus_minus_percent", "plus_minus_meaning", "source", "first", "second", "difference_points",
+    "difference_seeds_ci95_points", "difference_tasks_ci95_points", "seeds", "verdict", "claimed", "run_id", "reason",
+)  # fmt: skip
+
+
+def table_records(table: Table) -> Records:
+    """Published and measured cells, comparisons beside the paper's claims, and all that is listed below."""
+    cells: Records = {"published": [], "measured": []}
+    for block in table.blocks:
+        for row in block.rows:
+            for setting in block.settings:
+                cell = row.cells.get(setting)
+                if isinstance(cell, Published):
+                    cells["published"].append({"block": block.title, **_published(cell)})
+                elif cell is not None:
+                    cells["measured"].append({"block": block.title, **_measured(cell)})
+    claimed = {(c.setting, c.peer): "above" if c.claimed else "none" for c in table.claims}
+    compared = [
+        {**_comparison(c), "claimed": claimed.get((c.first.setting, c.second.algo)) if c.first.algo == "km" else None}
+        for c in table.comparisons
+    ]
+    open_claims = [
+        {
+            **_setting(c.setting),
+            "first": "km",
+            "second": c.peer,
+            "verdict": "not measured",
+            "claimed": claimed[c.setting, c.peer],
+        }
+        for c in table.claims
+        if not c.measured
+    ]
+    return {**cells, "comparison": compared + open_claims, **_listed(table)}
+
+
+def comparison_records(comparisons: Sequence[Comparison], refused: Sequence[str], table: Table) -> Records:
+    """The comparisons asked for, those that could not be made, and all that is listed below."""
+    return {
+        "comparison": [_comparison(c) for c in comparisons],
+        "not compared": [{"reason": reason} for reason in refused],
+        **_listed(table),
+    }
+
+
+def _listed(table: Table) -> Records:
+    return {
+        "left out": [
+            {"runs": item.run.name, "run_id": item.run.row.run_id, "reason": item.reason} for item in table.left_out
+        ],
+        "problem": [{"runs": problem.name, "reason": problem.reason} for problem in table.problems],
+        "note": [{"reason": note} for note in (*table.notes, *hidden_rows(table))],
+    }
+
+
+def _setting(setting: Setting) -> Record:
+    return setting._asdict()
+
+
+def _published(cell: Published) -> Record:
+    return {
+        "method": cell.method,
+        **_setting(cell.setting),
+        "accuracy_percent": cell.accuracy,
+        "plus_minus_percent": cell.plus_minus,
+        "plus_minus_meaning": cell.meaning,
+        "source": cell.source,
+    }
+
+
+def _measured(cell: Cell) -> Record:
+    return {
+        "method": cell.protocol.label,
+        "algo": cell.algo,
+        "preset": cell.preset,
+        "changes": "; ".join(f"{name}={value}" for name, value in cell.protocol.changes),
+        **_setting(cell.setting),
+        "bn_mode": cell.bn_mode,
+        "accuracy_percent": _rounded(cell.mean),
+        "seeds_ci95_percent": _rounded(cell.seeds_ci95),
+        "tasks_ci95_percent": _rounded(cell.tasks_ci95),
+        "n_seeds": cell.n_seeds,
+        "n_tasks": cell.n_tasks,
+        "adapted_parameters": cell.adapted_parameters,
+        "ratio_to_maml": _rounded(cell.ratio_to_maml),
+        "runs": "; ".join(run.name for run in cell.runs),
+    }
+
+
+def _comparison(c: Comparison) -> Record:
+    return {
+        **_setting(c.first.setting),
+        "first": c.first.protocol.label,
+        "second": c.second.protocol.label,
+        "difference_points": _rounded(c.difference),
+        "difference_seeds_ci95_points": _rounded(c.seeds_ci95),
+        "difference_tasks_ci95_points": _rounded(c.tasks_ci95),
+        "seeds": " ".join(map(str, c.seeds)),
+        "n_tasks": c.first.n_tasks,
+        "verdict": c.verdict,
+        "reason": "; ".join(c.caveats) or None,
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)

@@ -1,0 +1,212 @@
+"""The paper's Tables I and II and Fig. 5 out of rows of experiments."""
+
+import csv
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from metakm.errors import UserError
+from metakm.experiments.row import ExperimentRow, RecordedExperiment, lines_of, read_experiments
+from metakm.experiments.tables import FIG5_CLAIMS, TABLE1_CLAIMS, TABLE2_CLAIMS, layout_paper
+from metakm.table import __main__ as table
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def row(method="km", accuracy=0.6, seed=0, experiment="scratch", **changes):
+    values = {
+        "run_id": f"{experiment}-{method}-seed{seed}",
+        "status": "done",
+        "experiment": experiment,
+        "method": method,
+        "dataset": "cifar10-16px",
+        "network": "resnet32",
+        "seed": seed,
+        "preset": "quick",
+        "image_size": 16,
+        "n_train": 10000,
+        "epochs": 8,
+        "batch": 64,
+        "optimiser": "sgd",
+        "learning_rate": 0.03,
+        "iterations": 1248,
+        "trainable_parameters": 7944,
+        "total_parameters": 469176,
+        "pack_bytes": None,
+        "train_accuracy": 0.5,
+        "val_accuracy": 0.55,
+        "accuracy": accuracy,
+        "ci95": 0.01,
+        "n_test": 10000,
+        "train_seconds": 1.5,
+        "ms_per_iteration": 2.5,
+        "peak_memory_mb": 100.0,
+        "device": "cpu",
+        "threads": 1,
+        "torch_version": "2.15.0",
+        "metakm_version": "0.1.0",
+        "git_commit": "c0ffee",
+        "split_hash": "5p117",
+        "started_at": "2026-11-20T12:00:00+00:00",
+    }
+    return ExperimentRow(**{**values, **changes})
+
+
+def recorded(*args, **changes):
+    """A run without a config.json, as `write` makes them."""
+    return RecordedExperiment(row(*args, **changes), (("config.json", "missing"),), ())
+
+
+def write(folder, *rows, config=None):
+    for one in rows:
+        path = folder / str(len(list(folder.glob("*")))) / ExperimentRow.FILE
+        path.parent.mkdir(parents=True)
+        path.write_text(one.to_csv())
+        if config is not None:
+            path.with_name("config.json").write_text(json.dumps({"seed": one.seed, **config}))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    scratch = [
+        row("full", 0.8, trainable_parameters=464154, total_parameters=464154),
+        *(row("km", accuracy, seed) for seed, accuracy in enumerate((0.60, 0.64))),
+        *(row("bl", accuracy, seed, trainable_parameters=2922) for seed, accuracy in enumerate((0.40, 0.42))),
+        row("sn", 0.625, learning_rate=0.3),
+        row("ld", None, status="failed", ci95=None, n_test=0),
+        row("tbn", None, ci95=None, n_test=0),
+    ]
+    transfer = [
+        row(m, a, experiment="transfer-flowers", dataset="flowers", network="resnet50", pack_bytes=p)
+        for m, a, p in (("tbl-1", 0.5, 700123), ("tkm-2", 0.75, 1340999), ("tbl-2", 0.76, None))
+    ]
+    variants = {"default": 0.6, "sin": 0.605, "relu": 0.3, "diagonal": 0.45, "depth-50": 0.2}
+    ablation = [row(m, a, experiment="ablation") for m, a in variants.items()]
+    return write(tmp_path / "results", *scratch, *transfer, *ablation)
+
+
+@pytest.mark.parametrize("name", ["table1", "table2", "fig5"])
+def test_the_text_is_the_golden_one(folder, name, capsys):
+    assert table.main([str(folder), "--paper", name]) == 0
+    found, path = capsys.readouterr().out, GOLDEN / f"paper_{name}.txt"
+    if os.environ.get("METAKM_GOLDEN"):
+        path.write_text(found)
+    assert found == path.read_text()
+
+
+def test_the_ratio_is_to_full_training_on_the_same_schedule(folder):
+    runs, _ = read_experiments(folder)
+    other = recorded("km", 0.5, epochs=200)
+    grids = layout_paper("table1", [*runs, other]).grids
+    cells = {(g.title, line[0]): dict(zip(g.header, line, strict=True)) for g in grids for line in g.lines}
+    recovered = {k: v["Recovered"] for k, v in cells.items() if k[1] == "km"}
+    assert sorted(recovered.values()) == ["", "0.78"]  # 62 / 80, and no full run of 200 epochs
+
+
+def test_differences_are_paired_over_seeds(folder):
+    runs, _ = read_experiments(folder)
+    grid = layout_paper("table1", runs).grids[-1]
+    said = dict(grid.lines)
+    # 20 and 22 points: mean 21, Student t(0.975, 1) = 12.706 times std 1.414 / sqrt(2)
+    assert said["km above bl"] == "+21.00 ± 12.71, above"
+    assert said["km above sn"] == "-0.50 ± 25.43, not separated"  # km's own interval over two seeds, sn's 1 point
+    assert said["km above ld"] == "not measured"
+
+
+def test_each_claim_is_about_methods_that_exist():
+    from metakm.experiments import ablation, scratch, transfer
+
+    for claims, names in (
+        (TABLE1_CLAIMS, {*scratch.TABLE1, "km-channel"}),
+        (TABLE2_CLAIMS, {*transfer.COMBINATIONS, "tbl-2", "ttl"}),
+        (FIG5_CLAIMS, set(ablation.VARIANTS)),
+    ):
+        assert {name for claim in claims for name in (claim.first, claim.second)} <= names
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "markdown", "latex"])
+def test_other_formats_hold_the_same_cells(folder, form, capsys):
+    assert table.main([str(folder), "--paper", "table1", "--format", form]) == 0
+    text = capsys.readouterr().out
+    if form == "csv":
+        found = list(csv.DictReader(io.StringIO(text)))
+        assert next(r for r in found if r["Measured"] == "bl")["Trainable"] == "2,922"
+    elif form == "json":
+        assert next(r for r in json.loads(text) if r.get("Measured") == "sn")["Learning rate"] == "0.3"
+    else:
+        assert "77.60" in text
+
+
+def test_fig5_is_drawn(folder, tmp_path):
+    assert table.main([str(folder), "--paper", "fig5", "--plot", str(tmp_path / "fig5.png")]) == 0
+    assert (tmp_path / "fig5.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_an_empty_folder_says_what_to_run(tmp_path, capsys):
+    (tmp_path / "none").mkdir()
+    assert table.main([str(tmp_path / "none"), "--paper", "table2"]) == 0
+    assert "python -m metakm.experiments.transfer" in capsys.readouterr().out
+    assert table.main([str(tmp_path / "none"), "--paper", "fig5", "--plot", str(tmp_path / "p.png")]) == 2
+    assert table.main([str(tmp_path / "none"), "--paper", "table1", "--plot", str(tmp_path / "p.png")]) == 2
+    assert table.main([str(tmp_path / "none"), "--paper", "table1", "--compare", "km", "bl"]) == 2
+    assert table.main([str(tmp_path / "none"), "--paper", "table1", "--baseline", "maml"]) == 2
+    assert table.main([str(tmp_path / "gone"), "--paper", "table1"]) == 2
+
+
+def test_a_damaged_row_is_told_not_used(folder, capsys):
+    (folder / "0" / ExperimentRow.FILE).write_text("run_id\nx\n")
+    assert table.main([str(folder), "--paper", "table1", "--strict"]) == 1
+    captured = capsys.readouterr()
+    assert "0/experiment.csv" in captured.out
+    assert "not read" in captured.err
+
+
+def test_a_second_run_of_a_seed_is_left_out():
+    lines, left_out = lines_of([recorded("km", 0.6), recorded("km", 0.7)])
+    assert [line.mean for line in lines] == [60.0]
+    assert "second run of seed 0" in left_out[0]
+
+
+def test_a_row_survives_its_file(tmp_path):
+    one = row(pack_bytes=12345, ms_per_iteration=None)
+    assert read_experiments(write(tmp_path, one)) == ([recorded(pack_bytes=12345, ms_per_iteration=None)], [])
+    with pytest.raises(UserError, match="folder"):
+        read_experiments(tmp_path / "gone")
+
+
+def transfer(method, accuracy, seed=0):
+    return row(method, accuracy, seed, experiment="transfer-flowers", dataset="flowers")
+
+
+def test_runs_that_differ_in_more_than_their_seed_are_never_pooled(tmp_path):
+    """Other weights are another schedule, with its settings in the title and its own claims."""
+    shared = {"norm": "group", "weight_decay": 0.0, "out": "here", "methods": ["nc"]}
+    write(tmp_path, transfer("tkm-2", 0.8), transfer("nc", 0.7), config={**shared, "weights": "imagenet"})
+    write(tmp_path, transfer("tkm-2", 0.4, seed=1), config={**shared, "weights": "random", "out": "there"})
+    runs, problems = read_experiments(tmp_path)
+    grids = {grid.title: grid for grid in layout_paper("table2", runs).grids}
+    accuracies = {t.rpartition(", ")[2]: [line[5] for line in g.lines] for t, g in grids.items() if "measured (" in t}
+    assert accuracies == {"weights imagenet)": ["70.00 ± 1.00", "80.00 ± 1.00"], "weights random)": ["40.00 ± 1.00"]}
+    assert not problems
+
+
+def test_two_lines_of_one_method_are_named_apart_and_not_compared(tmp_path):
+    write(tmp_path, row("bl", 0.4), row("km", 0.6), config={"weight_decay": 0.0, "schedule": "steps"})
+    write(tmp_path, row("km", 0.5, seed=1), config={"weight_decay": 0.1, "schedule": "steps"})
+    measured, claims = layout_paper("table1", read_experiments(tmp_path)[0]).grids[-2:]
+    assert [line[0] for line in measured.lines] == ["bl", "km, weight_decay 0.0", "km, weight_decay 0.1"]
+    assert dict(claims.lines)["km above bl"] == "not compared: km has several lines"
+
+
+def test_a_second_rate_is_shown_in_fig5_and_decides_no_claim(tmp_path):
+    rows = [row("default", 0.6, experiment="ablation"), row("sin", 0.5, experiment="ablation")]
+    rows.append(row("sin", 0.4, experiment="ablation", learning_rate=0.1))
+    measured, claims = layout_paper("fig5", read_experiments(write(tmp_path, *rows))[0]).grids
+    assert [line[1] for line in measured.lines[:3]] == ["tanh", "sin, 0.03", "sin, 0.1"]
+    assert dict(claims.lines)["sin close to default"] == "not compared: sin has several lines"
+    assert table.main([str(tmp_path), "--paper", "fig5", "--plot", str(tmp_path / "p.svg")]) == 0
+    assert "sin, 0.1" in (tmp_path / "p.svg").read_text()

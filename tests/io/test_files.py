@@ -1,0 +1,31 @@
+import os
+
+import pytest
+
+from metakm.io.files import replacing, write_text
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def half_a_write():
+        with replacing(path) as file:
+            file.write(b"half of the ne")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        half_a_write()
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_write_makes_folders_and_respects_the_umask(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    previous = os.umask(0o027)
+    try:
+        write_text(path, "\u00e4")
+    finally:
+        os.umask(previous)
+    assert path.read_bytes() == "\u00e4".encode()
+    assert path.stat().st_mode & 0o777 == 0o640

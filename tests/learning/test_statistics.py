@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import stats
+
+from metakm import UserError
+from metakm.learning.statistics import combined_interval, interval_over_seeds, interval_over_tasks, paired_difference
+
+pytestmark = pytest.mark.filterwarnings("ignore:Precision loss occurred")  # scipy's own, where values are equal
+accuracies = st.floats(0, 1).map(lambda value: round(value, 4))
+
+
+def half_width(test):
+    interval = test.confidence_interval(0.95)
+    return (interval.high - interval.low) / 2
+
+
+def test_seeds_by_hand():
+    # mean 0.9, sample std 0.02, t(0.975, 2) = 4.302653
+    values = np.array([0.88, 0.90, 0.92])
+    assert interval_over_seeds(values) == pytest.approx(4.302653 * 0.02 / np.sqrt(3), rel=1e-6)
+    # two values 0.1 apart: std 0.1 / sqrt(2), t(0.975, 1) = 12.706205
+    assert interval_over_seeds(np.array([0.4, 0.5])) == pytest.approx(12.706205 * 0.05, rel=1e-6)
+
+
+def test_one_seed_has_no_interval():
+    assert interval_over_seeds(np.array([0.9])) is None
+    paired = paired_difference(np.array([[0.5, 0.75]]), np.array([[0.25, 0.25]]))
+    assert paired.mean == 0.375
+    assert paired.tasks_ci95 == pytest.approx(1.96 * 0.125)  # differences 0.25 and 0.5: std 0.25 / sqrt(2)
+    assert paired.seeds_ci95 is None
+
+
+def test_one_task_has_no_interval_over_tasks():
+    paired = paired_difference(np.array([[0.5], [0.75]]), np.array([[0.25], [0.25]]))
+    assert paired.mean == 0.375
+    assert paired.tasks_ci95 is None
+    assert paired.seeds_ci95 == pytest.approx(12.706205 * 0.125, rel=1e-6)
+
+
+def test_zero_variance_has_zero_width():
+    equal = np.full((3, 5), 0.75)
+    assert interval_over_seeds(equal[0]) == 0
+    assert interval_over_tasks(equal[0]) == 0
+    assert paired_difference(equal, equal - 0.5) == (0.5, 0.0, 0.0)
+
+
+def test_paired_by_hand():
+    # by task the differences over both seeds are 0.1, 0.2, 0.3; by seed 0.25 and 0.15
+    first = np.array([[0.55, 0.65, 0.75], [0.45, 0.55, 0.65]])
+    second = np.array([[0.4, 0.4, 0.4], [0.4, 0.4, 0.4]])
+    mean, tasks_ci95, seeds_ci95 = paired_difference(first, second)
+    assert mean == pytest.approx(0.2)
+    assert tasks_ci95 == pytest.approx(1.96 * 0.1 / np.sqrt(3))
+    assert seeds_ci95 == pytest.approx(12.706205 * 0.05, rel=1e-6)
+
+
+def test_intervals_add_in_quadrature_and_one_stands_for_itself():
+    assert combined_interval(3.0, 4.0) == 5.0
+    assert combined_interval(None, 4.0) == 4.0
+    assert combined_interval(3.0, None) == 3.0
+    assert combined_interval(None, None) is None
+
+
+def test_the_combined_interval_holds_the_mean_where_the_larger_does_not():
+    """Seeds and tasks matter alike, and neither interval knows of the other's part."""
+    generator, repeats, seeds, tasks = np.random.default_rng(0), 4000, 5, 50
+    of_seed = generator.standard_normal((repeats, seeds, 1)) * np.sqrt(seeds)
+    of_task = generator.standard_normal((repeats, 1, tasks)) * np.sqrt(tasks)
+    zero = np.zeros((seeds, tasks))
+    found = [paired_difference(one, zero) for one in of_seed + of_task]
+    larger = np.mean([abs(d.mean) <= max(d.seeds_ci95, d.tasks_ci95) for d in found])
+    both = np.mean([abs(d.mean) <= combined_interval(d.seeds_ci95, d.tasks_ci95) for d in found])
+    assert larger < 0.93 < 0.945 < both < 0.98
+
+
+@settings(deadline=None, max_examples=60)
+@given(arrays(np.float64, st.integers(2, 9), elements=accuracies))
+def test_seeds_equal_scipy(values):
+    assume(values.std() > 0)  # scipy gives NaN
+    assert interval_over_seeds(values) == pytest.approx(half_width(stats.ttest_1samp(values, 0)), abs=1e-12)
+
+
+@settings(deadline=None, max_examples=60)
+@given(arrays(np.float64, st.tuples(st.just(2), st.integers(2, 5), st.integers(2, 6)), elements=accuracies))
+def test_paired_equals_scipy(pair):
+    first, second = pair
+    assume((first - second).mean(axis=1).std() > 0)
+    mean, tasks_ci95, seeds_ci95 = paired_difference(first, second)
+    by_seed = stats.ttest_rel(first.mean(axis=1), second.mean(axis=1))
+    assert mean == pytest.approx(first.mean() - second.mean(), abs=1e-12)
+    assert seeds_ci95 == pytest.approx(half_width(by_seed), abs=1e-12)
+    assert tasks_ci95 == pytest.approx(1.96 * stats.sem((first - second).mean(axis=0)), abs=1e-12)
+
+
+@pytest.mark.parametrize(("first", "second"), [((2, 3), (2, 4)), ((2, 3), (3, 3)), ((3,), (3,)), ((0, 3), (0, 3))])
+def test_what_cannot_be_paired_is_refused(first, second):
+    with pytest.raises(UserError, match=r"Expected accuracies \[S, n\] of the same seeds and tasks, got"):
+        paired_difference(np.zeros(first), np.zeros(second))
