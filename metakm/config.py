@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -15,6 +16,7 @@ import tyro
 from metakm.cli.flags import flag, require
 from metakm.errors import UserError, unknown_name
 from metakm.models.layers import BatchNormMode
+from metakm.options import SHARED, Options, SharedOptions, flat_name, from_flat, option_types, to_flat
 
 PresetName = Literal["quick", "paper", "tuned"]
 Schedule = Literal["constant", "cosine"]
@@ -26,19 +28,6 @@ EXECUTION_FIELDS = frozenset(
     {"data_root", "out", "resume", "overwrite", "device", "plugin", "dry_run", "task_chunk", "eager", "log_dir"}
     | {"quiet", "json"}
 )
-
-# Fields that change the strategies which name them among their `variants`; the others refuse them.
-VARIANTS = (
-    "first_order", "learn_inner_lr", "inner_lr_per_step", "nonnegative_inner_lr", "first_head_lr", "zero_head",
-    "normal_head", "scaled_distance", "multi_step_loss",
-)  # fmt: skip
-
-# Fields that are refused unless another one is on.
-NEEDS = {
-    "inner_lr_per_step": "learn_inner_lr",
-    "nonnegative_inner_lr": "learn_inner_lr",
-    "first_head_lr": "inner_lr_per_step",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,30 +72,12 @@ class RunConfig:
     """Course of the meta learning rate. Default from --preset; paper: constant."""
     grad_clip: float
     """Clip each entry of the meta-gradient to +- this value; 0 clips nothing. Default from --preset; paper: 0.133 or 0.667 for photographs with 1 or 5 shots (MAML's 10 on the sum over queries / shots), 0 for characters."""
-    first_order: bool = False
-    """Treat the inner gradients as constants (first-order MAML). Off as published."""
-    implicit: bool = False
-    """Adapt the affine parameters of the norm layers too (KM's implicit modulation). Off as published."""
-    learn_inner_lr: bool = False
-    """Learn one inner learning rate for each adapted tensor, from --inner-lr on. Off as published."""
-    inner_lr_per_step: bool = False
-    """With --learn-inner-lr: one for each inner step too, as in MAML++. Off as published."""
-    nonnegative_inner_lr: bool = False
-    """With --learn-inner-lr: after each outer step set rates below 0 to 0. Off as published."""
-    first_head_lr: float = 0.0
-    """With --inner-lr-per-step: where the rate of the classifier's weight in the first step starts; 0: at --inner-lr, as everything else."""
-    zero_head: bool = False
-    """Start the classifier at zero in every task (Kao et al. 2022), so that no class is unlike another before the first inner step, which then moves the classifier alone. Off as published: its start is learned."""
-    multi_step_loss: int = 0
-    """Iterations over which the outer loss moves from the mean of the query losses after all inner steps to the one after the last (MAML++, Antoniou et al. 2019); each step then costs a pass over the queries. 0, as published: the last alone."""
+    options: Options = field(default_factory=Options)
+    """The strategy's own; see --algo."""
     ema: float = 0.0
     """Decay of an exponential moving average of all that the outer loop learns, such as 0.999; the average is what is validated, tested and saved. 0, as published: none."""
     augment: bool = False
     """Crop and mirror each image of the meta-training episodes at random, support and query; photographs only. Off as published."""
-    normal_head: bool = False
-    """Draw the classifier's first weights from N(0, 1), with a bias of 0, instead of from U(-1/sqrt(F), 1/sqrt(F)) for F features. On with --preset paper for characters (MAML's code)."""
-    scaled_distance: bool = False
-    """Where class means are compared by squared distance (protonet, *-proto): multiply it by 8 / (number of features), if that is below 1. On with every preset; off as published, which starts from a loss above 50 on photographs."""
     bn_mode: BatchNormMode = "transductive"
     """Where batch statistics come from. transductive, as published: the batch at hand; support: the support images alone; running: averages over meta-training when evaluating; frozen: never."""
     precision: Precision = "fp32"
@@ -149,32 +120,32 @@ class RunConfig:
     """Python files that register strategies; they run with your rights."""
 
     def __post_init__(self) -> None:
-        for field, low in _at_least.items():
-            require(getattr(self, field) >= low, field, f"at least {low}", getattr(self, field))
-        for field, high in _at_most.items():
-            require(getattr(self, field) <= high, field, f"at most {high}", getattr(self, field))
-        for field in ("inner_lr", "meta_lr"):
-            value = getattr(self, field)
-            require(math.isfinite(value) and value > 0, field, "a positive number", value)
-        for field in ("grad_clip", "first_head_lr"):
-            value = getattr(self, field)
-            require(math.isfinite(value) and value >= 0, field, "0 or more", value)
+        for name, low in _at_least.items():
+            require(getattr(self, name) >= low, name, f"at least {low}", getattr(self, name))
+        for name, high in _at_most.items():
+            require(getattr(self, name) <= high, name, f"at most {high}", getattr(self, name))
+        for name in ("inner_lr", "meta_lr"):
+            value = getattr(self, name)
+            require(math.isfinite(value) and value > 0, name, "a positive number", value)
+        require(math.isfinite(self.grad_clip) and self.grad_clip >= 0, "grad_clip", "0 or more", self.grad_clip)
         require(0 <= self.ema < 1, "ema", "0 or more and below 1", self.ema)
         require(self.seed < 2**63, "seed", "below 2**63", self.seed)
-        for field, choices in (
+        for name, choices in (
             ("preset", PresetName),
             ("schedule", Schedule),
             ("bn_mode", BatchNormMode),
             ("precision", Precision),
             ("select", Selection),
         ):
-            if getattr(self, field) not in get_args(choices):
-                raise unknown_name(flag(field), getattr(self, field), get_args(choices))
-        for field, needed in NEEDS.items():
-            if getattr(self, field) and not getattr(self, needed):
-                raise UserError(f"Expected {flag(needed)} with {flag(field)}, got none; add it or drop the other")
-        if self.zero_head and self.normal_head:
-            raise UserError("Expected --zero-head or --normal-head, got both; drop one of them")
+            if getattr(self, name) not in get_args(choices):
+                raise unknown_name(flag(name), getattr(self, name), get_args(choices))
+        wanted = options_of(self.algo)
+        if type(self.options) is Options:
+            object.__setattr__(self, "options", wanted())
+        if not isinstance(self.options, wanted):
+            raise UserError(
+                f"Expected options of {self.algo!r} to be {wanted.__name__}, got {type(self.options).__name__}"
+            )
         if self.resume and self.overwrite:
             raise UserError("Expected --resume or --overwrite, got both; drop one of them")
 
@@ -191,19 +162,57 @@ class RunConfig:
     @property
     def run_id(self) -> str:
         """Readable name of what this run computes, with a digest of every field that matters for it."""
-        variants = [name for name in ("implicit", "augment", *VARIANTS) if getattr(self, name)]
-        variants += [self.precision] if self.precision != "fp32" else []
-        parts = [self.setting, self.algo, *(v.replace("_", "-") for v in variants), self.preset, f"seed{self.seed}"]
+        default = to_flat(self.algo, type(self.options)())
+        changed = {name: value for name, value in to_flat(self.algo, self.options).items() if value != default[name]}
+        variants = [_spoken(name.rpartition(".")[2], value) for name, value in changed.items()]
+        variants += [*(["augment"] if self.augment else []), *([self.precision] if self.precision != "fp32" else [])]
+        parts = [self.setting, self.algo, *variants, self.preset, f"seed{self.seed}"]
         return "-".join([*parts, hashlib.sha256(json.dumps(self.identity()).encode()).hexdigest()[:8]])
 
     def identity(self) -> dict[str, Any]:
         """The fields that determine the numbers of the run."""
         return {k: v for k, v in self.to_json().items() if k not in EXECUTION_FIELDS}
 
+    @property
+    def shared(self) -> SharedOptions:
+        """The options that strategies share; those that this one does not have are as in a run without them."""
+        own = option_types(type(self.options))
+        return SharedOptions(**{name: getattr(self.options, name) for name in SHARED if name in own})
+
+    def flat(self) -> dict[str, Any]:
+        """All fields, with each option of the strategy in the place of `options`: see `metakm.options.flat_name`."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "options"}
+        return values | to_flat(self.algo, self.options)
+
+    def defaults(self) -> dict[str, Any]:
+        """The defaults among what `flat` has, and of shared options that the strategy does not have."""
+        values = {f.name: f.default for f in dataclasses.fields(self) if f.default is not dataclasses.MISSING}
+        return values | dataclasses.asdict(SharedOptions()) | to_flat(self.algo, type(self.options)())
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Inverse of `flat`; what is missing has its default.
+
+        Raises:
+            UserError: an unknown strategy, an option that it does not have, or a value out of range.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}
+        options = {name: value for name, value in values.items() if name not in fields}
+        own = {name: value for name, value in values.items() if name in fields}
+        algo = values.get("algo", cls.algo)
+        return cls(**own, options=from_flat(algo, options_of(algo), options))
+
+    def replaced(self, **values: Any) -> RunConfig:
+        """The config with other values, given by their flat names.
+
+        Raises:
+            UserError: see `from_flat`.
+        """
+        return self.from_flat({**self.flat(), **values})
+
     def to_json(self) -> dict[str, Any]:
-        """All fields as JSON values."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        values["plugin"] = [str(path) for path in self.plugin]
+        """`flat` as JSON values."""
+        values = {**self.flat(), "plugin": [str(path) for path in self.plugin]}
         return {k: str(v) if isinstance(v, Path) else v for k, v in values.items()}
 
     @classmethod
@@ -215,20 +224,53 @@ class RunConfig:
         """
         if not isinstance(values, dict):
             raise UserError(f"Expected a config to be a JSON object, got {values!r:.200}")
-        fields = {f.name: f for f in dataclasses.fields(cls)}
+        algo = values.get("algo", cls.algo)
+        hints = flat_types(algo if isinstance(algo, str) else cls.algo)
         for key in values:
-            if key not in fields:
-                raise unknown_name("config key", key, fields)
-        hints = get_type_hints(cls)
-        for name, field in fields.items():
-            if name not in values and field.default is dataclasses.MISSING:
-                raise UserError(f"Expected config key {name!r}, got none; add it")
-            if name in values and not _is_json_of(values[name], hints[name]):
-                raise UserError(f"Expected config key {name!r} to be {hints[name]}, got {values[name]!r:.200}; mend it")
-        numbers = {k: _as_float(k, values[k]) for k, hint in hints.items() if hint is float and k in values}
+            if key not in hints:
+                raise unknown_name("config key", key, hints)
+        for required in (
+            f.name for f in dataclasses.fields(cls) if f.name in hints and f.default is dataclasses.MISSING
+        ):
+            if required not in values:
+                raise UserError(f"Expected config key {required!r}, got none; add it")
+        for name, value in values.items():
+            if not _is_json_of(value, hints[name]):
+                raise UserError(f"Expected config key {name!r} to be {hints[name]}, got {value!r:.200}; mend it")
+        numbers = {k: _as_float(k, v) for k, v in values.items() if hints[k] is float}
         paths = {k: Path(values[k]) for k in ("data_root", "out", "log_dir") if values.get(k) is not None}
         plugin = tuple(Path(p) for p in values.get("plugin", ()))
-        return cls(**{**values, **numbers, **paths, "plugin": plugin})
+        return cls.from_flat({**values, **numbers, **paths, "plugin": plugin})
+
+
+def flat_types(algo: str) -> dict[str, Any]:
+    """The type of each field that `RunConfig.flat` may have for a strategy, shared options that it lacks included.
+
+    Raises:
+        UserError: an unknown strategy.
+    """
+    own = {flat_name(algo, name): hint for name, hint in option_types(options_of(algo)).items()}
+    hints = {**get_type_hints(RunConfig), **option_types(SharedOptions), **own}
+    del hints["options"]
+    return hints
+
+
+def all_flat_types() -> dict[str, Any]:
+    """The type of each field that the run of some known strategy may have."""
+    from metakm.strategies.registry import available_strategies  # brings torch along
+
+    return {name: hint for algo in available_strategies() for name, hint in flat_types(algo).items()}
+
+
+def options_of(algo: str) -> type[Options]:
+    """The class of a strategy's options.
+
+    Raises:
+        UserError: an unknown strategy.
+    """
+    from metakm.strategies.registry import strategy_class  # brings torch along
+
+    return strategy_class(algo).options
 
 
 _at_least = {
@@ -246,7 +288,6 @@ _at_least = {
     "val_every": 1,
     "task_chunk": 0,
     "image_size": 0,
-    "multi_step_loss": 0,
 }
 # Beyond these a slip of the keyboard asks for more memory or time than there is, before the first iteration.
 _at_most = {
@@ -257,6 +298,12 @@ _at_most = {
     "eval_tasks": 100_000,
     "val_tasks": 100_000,
 }
+
+
+def _spoken(name: str, value: object) -> str:
+    """A changed option in a run id: its name, with its value unless that is "on"."""
+    said = name.replace("_", "-")
+    return said if isinstance(value, bool) or name in SHARED else f"{said}-{value}"
 
 
 def _as_float(field: str, value: float) -> float:

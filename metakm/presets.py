@@ -19,10 +19,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from metakm.config import VARIANTS, RunConfig
+from metakm.config import RunConfig, options_of
 from metakm.data.registry import family_of
 from metakm.models.registry import OWN
-from metakm.strategies.registry import available_strategies, strategy_class
+from metakm.options import SHARED, option_types
+from metakm.strategies.registry import strategy_class
 
 
 def default_ways(dataset: str) -> int:
@@ -42,26 +43,20 @@ def preset_config(
     shots: int = 1,
     **overrides: Any,
 ) -> RunConfig:
-    """The `RunConfig` of a preset for one setting; `overrides` are fields of `RunConfig`.
+    """The `RunConfig` of a preset for one setting; `overrides` are fields and options by their flat names.
 
     Raises:
-        UserError: an unknown dataset, or a value out of range (see `RunConfig`).
+        UserError: an unknown strategy or dataset, an option that the strategy does not have, or a value out of
+            range (see `RunConfig`).
     """
     ways = default_ways(dataset) if ways is None else ways
     build = {"paper": _paper, "tuned": _tuned}.get(preset, _quick)
-    refused = _refused(algo)
+    refused = {*SHARED} - {*option_types(options_of(algo))}
     values = {k: v for k, v in build(dataset, ways, shots).items() if k not in refused}
-    if algo in available_strategies() and strategy_class(algo).own_network:
+    if strategy_class(algo).own_network:
         values["backbone"] = OWN
-    values |= overrides
-    return RunConfig(preset=preset, algo=algo, dataset=dataset, ways=ways, shots=shots, **values)  # type: ignore[arg-type]
-
-
-def _refused(algo: str) -> frozenset[str]:
-    """What a preset must not set for a strategy. One that is not known yet, such as a plugin's, has no prototypes."""
-    if algo not in available_strategies():
-        return frozenset({"scaled_distance"})
-    return frozenset(VARIANTS) - strategy_class(algo).variants
+    setting = {"preset": preset, "algo": algo, "dataset": dataset, "ways": ways, "shots": shots}
+    return RunConfig.from_flat({**setting, **values, **overrides})
 
 
 def _paper(dataset: str, ways: int, shots: int) -> dict[str, Any]:

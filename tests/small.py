@@ -5,13 +5,14 @@ from types import SimpleNamespace
 import torch
 
 import metakm
+from metakm.options import option_types
 from metakm.strategies.prototype_heads import PrototypeHead
 from metakm.strategies.registry import strategy_class
 
 
-def strategies_with(variant):
-    """Names of the strategies that the option `first_order` or `learn_inner_lr` changes."""
-    return [name for name in metakm.available_strategies() if variant in strategy_class(name).variants]
+def strategies_with(option):
+    """Names of the strategies that have an option, such as `first_order`."""
+    return [name for name in metakm.available_strategies() if option in option_types(strategy_class(name).options)]
 
 
 def random_episodes(tasks=3, ways=4, shots=2, queries=3, channels=1, size=14, seed=0):

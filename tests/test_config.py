@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from metakm.cli.flags import with_paths_expanded
+from metakm.cli.flags import flag, with_paths_expanded
 from metakm.config import PresetName, RunConfig
 from metakm.data.registry import Family, available_datasets, family_of
 from metakm.errors import UserError
@@ -27,7 +27,7 @@ def test_paper_preset_is_the_published_protocol():
     assert (omniglot.queries, omniglot.meta_batch, omniglot.iterations) == (5, 16, 60_000)
     assert (omniglot.inner_lr, omniglot.inner_steps, omniglot.test_inner_steps) == (2.0, 5, 5)
     assert (omniglot.backbone, omniglot.meta_lr, omniglot.grad_clip) == ("conv4-64-stride", 1e-3, 0.0)
-    assert (omniglot.test_queries, omniglot.select, omniglot.normal_head) == (0, "last", True)
+    assert (omniglot.test_queries, omniglot.select, omniglot.shared.normal_head) == (0, "last", True)
     five = preset_config("paper", "maml", "omniglot", 5, 1)
     assert (five.queries, five.meta_batch, five.inner_steps, five.test_inner_steps) == (1, 32, 1, 3)
     assert five.inner_lr == pytest.approx(0.4 * 5)
@@ -36,14 +36,14 @@ def test_paper_preset_is_the_published_protocol():
         assert (mini.queries, mini.test_queries, mini.meta_batch) == (15, shots, tasks)
         assert mini.grad_clip == pytest.approx(clip)
         assert (mini.inner_lr, mini.inner_steps, mini.test_inner_steps) == (0.05, 5, 10)
-        assert (mini.backbone, mini.select, mini.normal_head) == ("conv4-32-pool", "last", False)
+        assert (mini.backbone, mini.select, mini.shared.normal_head) == ("conv4-32-pool", "last", False)
 
 
 @pytest.mark.parametrize("preset", ["quick", "tuned"])
 @pytest.mark.parametrize(("dataset", "ways"), [("omniglot", 20), ("omniglot", 5), ("mini-imagenet", 5)])
 def test_what_is_scaled_down_keeps_its_own_test(preset, dataset, ways):
     config = preset_config(preset, "anil", dataset, ways)
-    assert (config.test_queries, config.select, config.normal_head, config.inner_steps) == (0, "best", False, 5)
+    assert (config.test_queries, config.select, config.shared.normal_head, config.inner_steps) == (0, "best", False, 5)
     assert config.test_inner_steps == (5 if preset == "quick" else 10)
     assert config.grad_clip == (10.0 if preset == "quick" else 0.01)
 
@@ -120,30 +120,38 @@ def test_unknown_missing_or_mistyped_keys_are_errors():
 def test_run_id_tells_computations_apart_but_not_places(tmp_path):
     config = preset_config()
     assert dataclasses.replace(config, out=tmp_path, device="cpu").run_id == config.run_id
-    others = [dataclasses.replace(config, **{k: v}) for k, v in (("seed", 1), ("implicit", True), ("inner_lr", 0.123))]
-    assert len({config.run_id, *(c.run_id for c in others)}) == 4
+    others = [
+        config.replaced(**{k: v}) for k, v in (("seed", 1), ("implicit", True), ("km.depth", 1), ("inner_lr", 0.123))
+    ]
+    assert len({config.run_id, *(c.run_id for c in others)}) == 5
 
 
 def test_the_tuned_preset_learns_inner_rates_for_characters_alone():
     tuned = preset_config("tuned", "km", "omniglot")
-    assert (tuned.learn_inner_lr, tuned.inner_lr_per_step, tuned.first_head_lr > 0) == (True, True, True)
-    assert tuned.zero_head
+    assert (tuned.shared.learn_inner_lr, tuned.shared.inner_lr_per_step, tuned.shared.first_head_lr > 0) == (
+        True,
+        True,
+        True,
+    )
+    assert tuned.shared.zero_head
     assert (tuned.inner_steps, tuned.test_inner_steps) == (5, 10)
     assert tuned.preset == "tuned"
     assert (tuned.meta_batch, preset_config("tuned", "km", "omniglot", shots=5).meta_batch) == (2, 1)
-    assert preset_config("quick", "km", "omniglot").learn_inner_lr is False
+    assert preset_config("quick", "km", "omniglot").shared.learn_inner_lr is False
     for dataset in ("tiny-imagenet", "mini-imagenet", "folder"):
         photographs = preset_config("tuned", dataset=dataset)
-        assert (photographs.zero_head, photographs.learn_inner_lr) == (True, False)
+        assert (photographs.shared.zero_head, photographs.shared.learn_inner_lr) == (True, False)
         assert photographs.backbone == preset_config("paper", dataset=dataset).backbone
 
 
 def test_a_preset_sets_nothing_that_the_strategy_would_refuse():
     proto = preset_config("tuned", "km-proto", "omniglot")
-    assert (proto.inner_lr_per_step, proto.first_head_lr, proto.zero_head) == (True, 0.0, False)
-    assert preset_config("tuned", "protonet", "omniglot").learn_inner_lr is False
-    assert preset_config("tuned", "from-a-plugin", "omniglot").learn_inner_lr is True
-    assert preset_config("quick", "protonet", learn_inner_lr=True).learn_inner_lr is True, "asked for, so refused later"
+    assert (proto.shared.inner_lr_per_step, proto.shared.first_head_lr, proto.shared.zero_head) == (True, 0.0, False)
+    assert preset_config("tuned", "protonet", "omniglot").shared.learn_inner_lr is False
+    with pytest.raises(UserError, match="Expected a strategy that --learn-inner-lr changes, got 'protonet'"):
+        preset_config("quick", "protonet", learn_inner_lr=True)
+    with pytest.raises(UserError, match="Expected algo to be one of .*got 'from-a-plugin'"):
+        preset_config("tuned", "from-a-plugin", "omniglot")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +169,7 @@ def test_flags_take_their_defaults_from_the_preset_asked_for():
         "paper", "km", "mini-imagenet", 5, 5
     )
     changed = parse(["--algo", "anil", "--inner-lr", "0.25", "--first-order", "--plugin", "a.py", "b.py"])
-    assert (changed.inner_lr, changed.first_order, len(changed.plugin)) == (0.25, True, 2)
+    assert (changed.inner_lr, changed.shared.first_order, len(changed.plugin)) == (0.25, True, 2)
 
 
 @pytest.mark.parametrize(
@@ -193,13 +201,17 @@ def test_a_preset_sets_nothing_that_the_strategy_of_a_plugin_would_refuse(tmp_pa
     monkeypatch.setattr(registry, "_registry", dict(registry._registry))
     monkeypatch.setattr(registry, "_plugins", set())
     plugin, other = tmp_path / "no rates.py", tmp_path / "other.py"
-    text = "import metakm\nfrom metakm.strategies.anil import ANIL\n"
+    text = "import metakm\nfrom metakm.options import GradientOptions\nfrom metakm.strategies.anil import ANIL\n"
     text += "metakm.register_strategy({!r})(type('_', (ANIL,), {}))"
-    plugin.write_text(text.format("no-rates", "dict(variants=frozenset({'first_order'}))"))
+    plugin.write_text(text.format("no-rates", "dict(options=GradientOptions)"))
     other.write_text(text.format("other", "{}"))
     words = ["--preset", "tuned", "--algo", "no-rates", "--dataset", "omniglot", "--plugin", str(other), str(plugin)]
     config = parse(words)
-    assert (config.learn_inner_lr, config.inner_lr_per_step, config.first_head_lr) == (False, False, 0.0)
+    assert (config.shared.learn_inner_lr, config.shared.inner_lr_per_step, config.shared.first_head_lr) == (
+        False,
+        False,
+        0.0,
+    )
     printed = shlex.split(command(config))[3:]
     monkeypatch.setattr(registry, "_registry", {"km": registry._registry["km"]})  # as in the process that reads it
     monkeypatch.setattr(registry, "_plugins", set())
@@ -223,6 +235,8 @@ def test_help_describes_every_flag_with_its_default(capsys):
         parse(["--help"])
     assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for field in dataclasses.fields(RunConfig):
-        assert f"--{field.name.replace('_', '-')}" in text
-    assert text.count("default:") >= len(dataclasses.fields(RunConfig)) - 1
+    fields = preset_config().flat()
+    assert "km.depth" in fields
+    for name in fields:
+        assert flag(name) in text
+    assert text.count("default:") >= len(fields) - 1

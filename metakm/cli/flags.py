@@ -93,8 +93,14 @@ def _check_choices(options: type[Any], arguments: Sequence[str]) -> None:
 
 
 def flag(name: str) -> str:
-    """The flag of a field."""
+    """The flag of a field, such as `--inner-lr`, or `--km.depth` for `km.depth`."""
     return "--" + name.replace("_", "-")
+
+
+def off_flag(name: str) -> str:
+    """The flag that turns a field off which is on by default, such as `--no-zero-head`."""
+    prefix, _, own = name.rpartition(".")
+    return flag(f"{prefix}.no_{own}" if prefix else f"no_{own}")
 
 
 def require(condition: bool, field: str, expected: str, value: object) -> None:

@@ -109,6 +109,10 @@ class RunConfig:
         """The fields that determine the numbers of the run."""
         return {k: v for k, v in self.to_json().items() if k not in EXECUTION_FIELDS}
 
+    def defaults(self) -> dict[str, Any]:
+        """What a run does whose identity lacks a field."""
+        return {f.name: f.default for f in dataclasses.fields(self) if f.default is not dataclasses.MISSING}
+
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON values; the method's own replace the experiment's."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "config"}

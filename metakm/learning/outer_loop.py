@@ -58,8 +58,9 @@ class OuterLoop:
     ) -> None:
         self.processes = processes
         self.strategy, self.sampler, self.config, self.device = strategy.to(device), sampler, config, device
-        self.rates = InnerRates(strategy, config).to(device) if config.learn_inner_lr else None
-        fixed = {id(parameter) for parameter in strategy.head_parameters().values()} if config.zero_head else set()
+        options = config.shared
+        self.rates = InnerRates(strategy, config).to(device) if options.learn_inner_lr else None
+        fixed = {id(parameter) for parameter in strategy.head_parameters().values()} if options.zero_head else set()
         # All that the outer loop learns; a head that starts at zero in every task has nothing to learn.
         self._learned = [p for p in strategy.parameters() if id(p) not in fixed] + self.inner_rates()
         self.optimiser = torch.optim.Adam(self._learned, lr=config.meta_lr)
@@ -68,7 +69,7 @@ class OuterLoop:
         self._sharing = sharing(device, processes_here())
         self.chunk = config.task_chunk or self._automatic_chunk(config.meta_batch)
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.get_default_dtype()
-        recorded = device.type == "cuda" and strategy.recordable and not (config.eager or config.multi_step_loss)
+        recorded = device.type == "cuda" and strategy.recordable and not (config.eager or config.shared.multi_step_loss)
         self._recordings = Recordings() if recorded else None
         self.iteration = 0
 
@@ -191,7 +192,7 @@ class OuterLoop:
             episodes,
             inner_lr=self.inner_lr,
             inner_steps=config.inner_steps,
-            first_order=config.first_order,
+            first_order=config.shared.first_order,
             step_weights=self._step_weights(),
         )
         wanted = [p for p in self._learned if p.requires_grad]
@@ -209,7 +210,7 @@ class OuterLoop:
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.meta_lr * self._decay()
         self.optimiser.step()
-        if self.config.nonnegative_inner_lr:
+        if self.config.shared.nonnegative_inner_lr:
             with torch.no_grad():
                 for rate in self.inner_rates():
                     rate.clamp_(min=0.0)
@@ -222,10 +223,10 @@ class OuterLoop:
 
     def _step_weights(self) -> list[float] | None:
         """Of the loss after each inner step: equal at first, all on the last from iteration `multi_step_loss` on."""
-        steps, left = self.config.inner_steps, self.config.multi_step_loss - self.iteration
+        steps, left = self.config.inner_steps, self.config.shared.multi_step_loss - self.iteration
         if left <= 0 or steps == 1:
             return None
-        earlier = left / self.config.multi_step_loss / steps
+        earlier = left / self.config.shared.multi_step_loss / steps
         return [earlier] * (steps - 1) + [1 - (steps - 1) * earlier]
 
     def _decay(self) -> float:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from metakm.config import VARIANTS, RunConfig
+from metakm.config import RunConfig
 from metakm.data import EpisodeSampler, load_dataset
 from metakm.errors import UserError
 from metakm.learning.evaluation import EVALUATION_SEED
 from metakm.models.registry import OWN, make_backbone
+from metakm.options import option_types
 from metakm.strategies import Strategy, make_strategy
 from metakm.strategies.independence import require_independent_tasks
 from metakm.strategies.protonet import Prototypical
@@ -45,18 +47,13 @@ def build_strategy(config: RunConfig, image_shape: tuple[int, int, int]) -> Stra
         UserError: a name, backbone or option that does not exist or does not fit the strategy.
     """
     cls = strategy_class(config.algo)
-    variants = cls.variants
-    for name in VARIANTS:
-        if getattr(config, name) and name not in variants:
-            flag = name.replace("_", "-")
-            off = f"--no-{flag}" if isinstance(getattr(config, name), bool) else f"--{flag} 0"
-            raise UserError(f"Expected a strategy that --{flag} changes, got {config.algo!r}; use {off}")
     if cls.own_network and config.backbone != OWN:
         raise UserError(
             f"Expected --backbone {OWN} with {config.algo!r}, which brings a network of its own, got "
             f"{config.backbone!r}; name that"
         )
-    options = {"implicit": True} if config.implicit else {}
+    keywords = inspect.signature(cls).parameters
+    options = {name: getattr(config.options, name) for name in option_types(cls.options) if name in keywords}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         backbone = None if cls.own_network else make_backbone(config.backbone, image_shape, config.bn_mode)
@@ -64,23 +61,23 @@ def build_strategy(config: RunConfig, image_shape: tuple[int, int, int]) -> Stra
         _start_head(strategy, config)
     require_independent_tasks(strategy.train())
     if isinstance(strategy, Prototypical):
-        strategy.scaled_distance = config.scaled_distance
+        strategy.scaled_distance = config.shared.scaled_distance
     return strategy
 
 
 def _start_head(strategy: Strategy, config: RunConfig) -> None:
     """Give the head the start that the config asks for."""
-    head = strategy.head_parameters()
-    for name in sorted(Strategy.head_variants - Strategy.variants):
-        if getattr(config, name) and not head:
+    head, options = strategy.head_parameters(), config.shared
+    for name in ("first_head_lr", "normal_head", "zero_head"):
+        if getattr(options, name) and not head:
             raise UserError(
                 f"Expected {type(strategy).__qualname__}.head_prefix to name a head in `adapted` for {name}, got "
-                f"{strategy.head_prefix!r}; set it, or leave {name} out of its variants"
+                f"{strategy.head_prefix!r}; set it, or register the strategy with options that have no {name}"
             )
-    if config.zero_head or config.normal_head:
+    if options.zero_head or options.normal_head:
         for parameter in head.values():
             nn.init.zeros_(parameter)
-    if config.normal_head:
+    if options.normal_head:
         nn.init.normal_(head[f"{strategy.head_prefix}weight"])
 
 

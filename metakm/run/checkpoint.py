@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -19,12 +18,13 @@ FORMAT = 1
 
 
 class Identified(Protocol):
-    """The config of a run: a dataclass."""
-
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+    """The config of a run."""
 
     def identity(self) -> dict[str, Any]:
         """The JSON values that determine the numbers of the run."""
+
+    def defaults(self) -> dict[str, Any]:
+        """What a run does whose identity lacks a field, by field."""
 
 
 def save_checkpoint(path: Path, config: Identified, state: dict[str, Any]) -> None:
@@ -92,8 +92,8 @@ def config_changes(identity: Mapping[str, Any], config: Identified) -> str:
 
     A field with a default that the identity lacks came into being after the run, which did as its default does.
     """
-    wanted = json.loads(json.dumps(config.identity()))
-    defaults = {f.name: f.default for f in dataclasses.fields(config) if f.default is not dataclasses.MISSING}
-    identity = {**{name: value for name, value in defaults.items() if name in wanted}, **identity}
+    defaults = config.defaults()
+    wanted = {**defaults, **json.loads(json.dumps(config.identity()))}
+    identity = {**defaults, **identity}
     different = sorted(k for k in {*wanted, *identity} if wanted.get(k) != identity.get(k))
     return ", ".join(f"{k}={identity.get(k)!r} (now {wanted.get(k)!r})" for k in different)

@@ -31,7 +31,8 @@ def measured_columns(
     """
     config = loop.config
     adapted, total = loop.strategy.parameter_counts()
-    own = {f.name: getattr(config, f.name) for f in dataclasses.fields(ResultRow) if hasattr(config, f.name)}
+    known = {**config.defaults(), **config.flat()}
+    own = {f.name: known[f.name] for f in dataclasses.fields(ResultRow) if f.name in known}
     return {
         **own,
         "adapted_parameters": adapted,

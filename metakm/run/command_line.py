@@ -6,9 +6,11 @@ import dataclasses
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import get_args
+from typing import Annotated, Any, get_args
 
-from metakm.cli.flags import list_given, read_options, texts_given
+import tyro
+
+from metakm.cli.flags import flag, list_given, off_flag, read_options, texts_given
 from metakm.config import PresetName, RunConfig
 from metakm.io.files import expanded
 from metakm.presets import default_ways, preset_config
@@ -20,24 +22,32 @@ _SETTING = ("preset", "algo", "dataset", "ways", "shots")  # on which the other 
 def parse(arguments: Sequence[str] | None = None, prog: str = "python -m metakm.run") -> RunConfig:
     """Read the command line; see `read_options`.
 
-    For a strategy that is not known the plugins are loaded: what a preset sets depends on the variants it allows. Files
+    For a strategy that is not known the plugins are loaded: what a preset sets depends on the options it has. Files
     that are missing are left to the run, which refuses them.
 
     Raises:
         UserError: a value out of range, or a plugin that does not work.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    return read_options(RunConfig, prog, arguments, _defaults(arguments))
+    defaults = _defaults(arguments)
+    return RunConfig.from_flat(read_options(_with_options_of(defaults), prog, arguments, defaults).flat())
+
+
+def _with_options_of(config: RunConfig) -> type[RunConfig]:
+    """`RunConfig` with the options of the config's strategy, whose own flags begin with its name."""
+    options: Any = Annotated[type(config.options), tyro.conf.arg(name=config.algo)]
+    return dataclasses.make_dataclass(
+        "RunConfig", [("options", options)], bases=(RunConfig,), frozen=True, kw_only=True
+    )
 
 
 def command(config: RunConfig) -> str:
     """The shell command of a config: `parse` reads its flags back to the same one."""
-    defaults = preset_config(config.preset, config.algo, config.dataset, config.ways, config.shots)
+    defaults = preset_config(config.preset, config.algo, config.dataset, config.ways, config.shots).flat()
     words = ["python", "-m", "metakm.run"]
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.name in _SETTING or value != getattr(defaults, field.name):
-            words.append(("--no-" if value is False else "--") + field.name.replace("_", "-"))
+    for name, value in config.flat().items():
+        if name in _SETTING or value != defaults[name]:
+            words.append(off_flag(name) if value is False else flag(name))
             if not isinstance(value, bool):
                 words += map(str, value) if isinstance(value, tuple) else [str(value)]
     return shlex.join(words)

@@ -78,7 +78,7 @@ def _from_checkpoint(path: Path, config: RunConfig) -> tuple[ImageShape, dict[st
 
 def _check_values(strategy: Strategy, model: dict[str, Any], config: RunConfig) -> None:
     """What `load_state_dict` accepts although no run writes it: values that would be rounded, and the rates."""
-    own, rates = strategy.state_dict(), list(InnerRates(strategy, config).rates) if config.learn_inner_lr else []
+    own, rates = strategy.state_dict(), list(InnerRates(strategy, config).rates) if config.shared.learn_inner_lr else []
     if len(model["rates"]) != len(rates):
         raise ValueError(f"{len(model['rates'])} learned inner rates, where {len(rates)} belong")
     pairs = [(name, model["strategy"][name], tensor) for name, tensor in own.items() if name in model["strategy"]]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from metakm.cli.flags import flag as flag_of
-from metakm.cli.flags import read_some_options, require
-from metakm.config import RunConfig
+from metakm.cli.flags import off_flag, read_some_options, require
+from metakm.config import all_flat_types
 from metakm.data import available_datasets
 from metakm.errors import UserError, unknown_name
 from metakm.sweep.options import check_flags
@@ -82,5 +81,4 @@ def parse_search(arguments: Sequence[str]) -> tuple[SearchOptions, list[str]]:
 def fields_given(rest: Sequence[str]) -> frozenset[str]:
     """The fields of a run whose flags are among the arguments."""
     words = {argument.partition("=")[0].replace("_", "-") for argument in rest}
-    names = [field.name for field in dataclasses.fields(RunConfig)]
-    return frozenset(name for name in names if {flag_of(name), flag_of(f"no_{name}")} & words)
+    return frozenset(name for name in all_flat_types() if {flag_of(name), off_flag(name)} & words)

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-from metakm.config import EXECUTION_FIELDS, NEEDS, VARIANTS, RunConfig
+from metakm.config import EXECUTION_FIELDS, RunConfig, all_flat_types
 from metakm.errors import UserError, unknown_name
 from metakm.io.files import expanded
+from metakm.options import NEEDS, flat_name, option_types
 from metakm.strategies.registry import strategy_class
 
 # What defines the task, the budget or the measurement, and so must be the same for all trials.
 _SAME_FOR_ALL = {"algo", "dataset", "ways", "shots", "preset", "image_size", "seed", "iterations"}
 _MEASUREMENT = {"test_inner_steps", "test_queries", "eval_tasks", "val_tasks", "val_every", "select"}
+_COMMON = {field.name for field in dataclasses.fields(RunConfig)}
 _EXCLUSIVE = {"zero_head": "normal_head", "normal_head": "zero_head"}  # on, it switches the other off
-_FIELDS = {field.name for field in dataclasses.fields(RunConfig)}
-HYPERPARAMETERS = frozenset(_FIELDS - EXECUTION_FIELDS - _SAME_FOR_ALL - _MEASUREMENT)
-_HINTS = get_type_hints(RunConfig)
+_FIXED = {*_SAME_FOR_ALL, *_MEASUREMENT, *EXECUTION_FIELDS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +109,7 @@ def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     off = {other: False for field, other in _EXCLUSIVE.items() if values.get(field)}
     changed = {**config.to_json(), **off, **values}
     for field, needed in NEEDS.items():
-        if not changed[needed]:
+        if field in changed and not changed[needed]:
             changed[field] = type(changed[field])(0)
     return RunConfig.from_json(changed)
 
@@ -135,15 +134,13 @@ def split_for(algo: str, space: Space, fixed: frozenset[str]) -> tuple[Space, di
 
 def active(field: str, values: Mapping[str, Any], config: RunConfig) -> bool:
     """Whether a field has an effect beside these values of others: what it needs is on."""
-    return all(values.get(need, getattr(config, need)) for need in _needed(field))
+    return all(values.get(need, getattr(config.shared, need)) for need in _needed(field))
 
 
 def refuses(algo: str, field: str) -> bool:
     """Whether a strategy has no such option."""
     cls = strategy_class(algo)
-    if field == "implicit":
-        return field not in inspect.signature(cls).parameters
-    return field in VARIANTS and field not in cls.variants
+    return field not in _COMMON and field not in {flat_name(algo, name) for name in option_types(cls.options)}
 
 
 def _needed(field: str) -> Iterator[str]:
@@ -172,9 +169,9 @@ def _parsed(text: str, name: str) -> dict[str, Any]:
 
 
 def _dimension(field: str, value: Any, name: str) -> Dimension:
-    if field not in _FIELDS:
-        raise unknown_name(f"a field in {name}", field, HYPERPARAMETERS)
-    if field not in HYPERPARAMETERS:
+    if field not in (known := all_flat_types()):
+        raise unknown_name(f"a field in {name}", field, known.keys() - _FIXED)
+    if field in _FIXED:
         raise UserError(
             f"Expected hyper-parameters in {name}, got {field}, which must be the same for all trials; take it out "
             "and give it as a flag, if it has one"
@@ -182,7 +179,7 @@ def _dimension(field: str, value: Any, name: str) -> Dimension:
     if isinstance(value, list) and value:
         if len({repr(v) for v in value}) != len(value):
             raise UserError(f"Expected different choices of {field} in {name}, got {value}; drop one")
-        return Choices(tuple(float(v) if _HINTS[field] is float and type(v) is int else v for v in value))
+        return Choices(tuple(float(v) if all_flat_types()[field] is float and type(v) is int else v for v in value))
     if isinstance(value, dict) and {"low", "high"} <= {*value} <= {"low", "high", "log"}:
         return _range(field, value, name)
     raise UserError(f"Expected {field} in {name} to be {{low=, high=, log=}} or [choices], got {value!r}; mend it")
@@ -190,7 +187,7 @@ def _dimension(field: str, value: Any, name: str) -> Dimension:
 
 def _range(field: str, value: dict[str, Any], name: str) -> Range:
     low, high, log = value["low"], value["high"], value.get("log", False)
-    kinds = {int: (int,), float: (int, float)}.get(_HINTS[field], ())
+    kinds = {int: (int,), float: (int, float)}.get(all_flat_types()[field], ())
     if type(low) not in kinds or type(high) not in kinds or not isinstance(log, bool):
         said = "whole numbers" if kinds == (int,) else "numbers" if kinds else "choices, not a range,"
         raise UserError(f"Expected {said} for {field} in {name}, got {value}; mend it")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 import optuna
 from optuna.distributions import (
@@ -18,7 +18,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from metakm.config import RunConfig
+from metakm.config import RunConfig, all_flat_types
 from metakm.errors import UserError
 from metakm.io.files import write_text
 from metakm.io.lock import InUseError
@@ -29,8 +29,6 @@ from metakm.search.journal import WaitingLock, open_journal
 from metakm.search.plan import SearchPlan, StrategySearch
 from metakm.search.space import Dimension, Range, active
 from metakm.search.trial import Outcome
-
-_HINTS = get_type_hints(RunConfig)
 
 
 class Claimed(NamedTuple):
@@ -199,7 +197,7 @@ def distribution(field: str, dimension: Dimension) -> BaseDistribution:
     """A dimension of the space as Optuna has it."""
     if not isinstance(dimension, Range):
         return CategoricalDistribution(dimension.values)
-    if _HINTS[field] is int:
+    if all_flat_types()[field] is int:
         return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
@@ -208,7 +206,7 @@ def _own_values(config: RunConfig, space: Mapping[str, Dimension]) -> dict[str, 
     """The values of the config that lie in the space."""
     found = {}
     for field, dimension in space.items():
-        value = getattr(config, field)
+        value = config.flat()[field]
         inside = dimension.low <= value <= dimension.high if isinstance(dimension, Range) else value in dimension.values
         if inside:
             found[field] = value

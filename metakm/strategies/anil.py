@@ -12,16 +12,16 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from metakm.options import HeadOptions
 from metakm.strategies.base import Strategy, make_head
 from metakm.strategies.registry import register_strategy
 
 
-@register_strategy("anil")
+@register_strategy("anil", options=HeadOptions)
 class ANIL(Strategy):
     """`adapted` = the head."""
 
     head_prefix: ClassVar[str | None] = ""
-    variants: ClassVar[frozenset[str]] = Strategy.head_variants
 
     def __init__(self, backbone: nn.Module, ways: int) -> None:
         super().__init__()

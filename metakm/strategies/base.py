@@ -13,6 +13,7 @@ from torch.func import functional_call
 from metakm.errors import UserError
 from metakm.models.layers import BatchNorm2d, BatchNormMode, Linear, statistics_from, tracking_statistics
 from metakm.modulation.norms import is_norm
+from metakm.options import Options, RateOptions
 
 InnerLR = float | Sequence[Tensor]
 
@@ -82,12 +83,9 @@ class Strategy(nn.Module):
     adapted: nn.Module
     head_prefix: ClassVar[str | None] = None
     """How the names of the linear head's `weight` and `bias` in `adapted` begin; None where there is none."""
-    variants: ClassVar[frozenset[str]] = frozenset(
-        {"first_order", "learn_inner_lr", "inner_lr_per_step", "nonnegative_inner_lr", "multi_step_loss"}
-    )
-    """The options of a run that change this strategy; the others are refused rather than ignored."""
-    head_variants: ClassVar[frozenset[str]] = variants | {"first_head_lr", "zero_head", "normal_head"}
-    """`variants` of a strategy whose head starts at its own parameters, which `head_parameters` then returns."""
+    options: ClassVar[type[Options]] = RateOptions
+    """What a run may change of this strategy, see `metakm.options`; `register_strategy` sets it. Options of the
+    strategy's own, and `implicit`, are keywords of its constructor."""
 
     own_network: ClassVar[bool] = False
     """True: the strategy brings a network of its own and gets None as `backbone`; its runs have `--backbone own`."""

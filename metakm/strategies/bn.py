@@ -13,17 +13,17 @@ from typing import ClassVar
 
 from torch import nn
 
-from metakm.strategies.base import Strategy, is_norm_affine
+from metakm.options import HeadOptions
+from metakm.strategies.base import is_norm_affine
 from metakm.strategies.parameter_subset import DirectStrategy
 from metakm.strategies.registry import register_strategy
 
 
-@register_strategy("bn")
+@register_strategy("bn", options=HeadOptions)
 class BN(DirectStrategy):
     """`adapted` = the norm affine and the head."""
 
     head_prefix: ClassVar[str | None] = "head__"
-    variants: ClassVar[frozenset[str]] = Strategy.head_variants
 
     def __init__(self, backbone: nn.Module, ways: int) -> None:
         super().__init__(

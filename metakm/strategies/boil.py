@@ -8,14 +8,22 @@ here, the affine parameters of the norm layers are part of the adapted body with
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import nn
 
+from metakm.options import NormOptions, RateOptions
 from metakm.strategies.base import Classifier, is_norm_affine
 from metakm.strategies.parameter_subset import DirectStrategy
 from metakm.strategies.registry import register_strategy
 
 
-@register_strategy("boil")
+@dataclass(frozen=True, kw_only=True)
+class BOILOptions(RateOptions, NormOptions):
+    """Options of BOIL."""
+
+
+@register_strategy("boil", options=BOILOptions)
 class BOIL(DirectStrategy):
     """`adapted` = the backbone, its norm affine only with `implicit`."""
 

@@ -10,12 +10,15 @@ parameters of the norm layers (Sec. III-B), which the meta-learning experiments 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
 
+from metakm.cli.flags import require
 from metakm.modulation import KernelModulators
 from metakm.modulation.modulators import Activation, Initialisation, Start
+from metakm.options import HeadOptions, NormOptions
 from metakm.strategies.base import Classifier, SharedParameters, Strategy, call_with, is_norm_affine
 from metakm.strategies.registry import register_strategy
 
@@ -56,7 +59,30 @@ class Modulation(nn.Module):
         return cls(modulators, SharedParameters(network, direct))
 
 
-@register_strategy("km")
+@dataclass(frozen=True, kw_only=True)
+class ModulatorOptions(NormOptions):
+    """Options of each `KernelModulator`."""
+
+    depth: int = 2
+    """Layers of each kernel modulator. 2 as published."""
+    activation: Activation = "tanh"
+    """Activation between its layers (Sec. IV-D). tanh as published."""
+    init: Initialisation = "identity"
+    """How its layers start (Eq. 4; Sec. IV-D b): identity, as published, is I + N(0, 0.001)."""
+    start: Start = "paper"
+    """paper, as published, for a backbone of random weights; exact for a trained one, which then starts unchanged."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.depth >= 1, "depth", "at least 1", self.depth)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KMOptions(HeadOptions, ModulatorOptions):
+    """Options of KM."""
+
+
+@register_strategy("km", options=KMOptions)
 class KM(Strategy):
     """`adapted` = modulators, convolution biases and head.
 
@@ -68,7 +94,6 @@ class KM(Strategy):
     """
 
     head_prefix: ClassVar[str | None] = "direct.head__"
-    variants: ClassVar[frozenset[str]] = Strategy.head_variants
 
     def __init__(
         self,

@@ -8,21 +8,27 @@ adapts them too.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import nn
 
-from metakm.strategies.base import Strategy, is_norm_affine
+from metakm.options import HeadOptions, NormOptions
+from metakm.strategies.base import is_norm_affine
 from metakm.strategies.parameter_subset import DirectStrategy
 from metakm.strategies.registry import register_strategy
 
 
-@register_strategy("maml")
+@dataclass(frozen=True, kw_only=True)
+class MAMLOptions(HeadOptions, NormOptions):
+    """Options of MAML."""
+
+
+@register_strategy("maml", options=MAMLOptions)
 class MAML(DirectStrategy):
     """`adapted` = the network, its norm affine only with `implicit`."""
 
     head_prefix: ClassVar[str | None] = "head__"
-    variants: ClassVar[frozenset[str]] = Strategy.head_variants
 
     def __init__(self, backbone: nn.Module, ways: int, implicit: bool = False) -> None:
         super().__init__(backbone, ways, lambda network, name: implicit or not is_norm_affine(network, name))

@@ -9,21 +9,25 @@ The paper takes one inner step; here it is as many as the run has, with the same
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from metakm.options import GradientOptions, NormOptions
 from metakm.strategies.base import InnerLoop
 from metakm.strategies.maml import MAML
 from metakm.strategies.registry import register_strategy
 
 
-@register_strategy("meta-sgd")
+@dataclass(frozen=True, kw_only=True)
+class MetaSGDOptions(GradientOptions, NormOptions):
+    """Options of Meta-SGD, which learns its rates itself."""
+
+
+@register_strategy("meta-sgd", options=MetaSGDOptions)
 class MetaSGD(MAML):
     """`adapted` as in MAML; `rates` has a factor of the inner rate for each of its weights."""
-
-    variants: ClassVar[frozenset[str]] = frozenset({"first_order", "multi_step_loss"})
 
     def __init__(self, backbone: nn.Module, ways: int, implicit: bool = False) -> None:
         super().__init__(backbone, ways, implicit)

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metakm.options import PrototypeOptions
 from metakm.strategies.base import InnerLoop, Strategy
 from metakm.strategies.registry import register_strategy
 
@@ -27,7 +28,6 @@ from metakm.strategies.registry import register_strategy
 class Prototypical(Strategy):
     """A strategy whose logits, before any inner step, are minus s times squared distances to prototypes."""
 
-    variants: ClassVar[frozenset[str]] = frozenset({"scaled_distance"})
     recordable: ClassVar[bool] = False  # `prototypes` counts the classes
 
     scaled_distance: bool = True
@@ -38,7 +38,7 @@ class Prototypical(Strategy):
         return min(1.0, 8 / features) if self.scaled_distance else 1.0
 
 
-@register_strategy("protonet")
+@register_strategy("protonet", options=PrototypeOptions)
 class ProtoNet(Prototypical):
     """`adapted` = nothing."""
 

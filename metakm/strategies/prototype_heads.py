@@ -12,22 +12,37 @@ tensors the inner loop adapts.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
+from metakm.options import NormOptions, PrototypeOptions, RateOptions
 from metakm.strategies.anil import ANIL
-from metakm.strategies.base import Classifier, InnerLoop, Strategy, call_with
-from metakm.strategies.km import KM
+from metakm.strategies.base import Classifier, InnerLoop, call_with
+from metakm.strategies.km import KM, ModulatorOptions
 from metakm.strategies.maml import MAML
 from metakm.strategies.protonet import Prototypical, prototypes
 from metakm.strategies.registry import register_strategy
 
 
+@dataclass(frozen=True, kw_only=True)
+class PrototypeHeadOptions(RateOptions, PrototypeOptions):
+    """Options of strategies whose head starts from prototypes, not at parameters of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtoMAMLOptions(PrototypeHeadOptions, NormOptions):
+    """Options of Proto-MAML."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProtoKMOptions(PrototypeHeadOptions, ModulatorOptions):
+    """Options of KM with such a head."""
+
+
 class PrototypeHead(Prototypical):
     """Mixed into a strategy whose `adapted` has a linear head, as `head_prefix` says."""
-
-    variants: ClassVar[frozenset[str]] = Strategy.variants | Prototypical.variants
 
     def features(self, encoded: Tensor) -> Tensor:
         """Features `[T, n, F]` before adaptation, of what `encode` returned."""
@@ -46,7 +61,7 @@ class PrototypeHead(Prototypical):
         return self.features(self.encode(images))
 
 
-@register_strategy("maml-proto")
+@register_strategy("maml-proto", options=ProtoMAMLOptions)
 class ProtoMAML(PrototypeHead, MAML):
     """Proto-MAML itself: `adapted` as in MAML."""
 
@@ -56,7 +71,7 @@ class ProtoMAML(PrototypeHead, MAML):
         return features
 
 
-@register_strategy("anil-proto")
+@register_strategy("anil-proto", options=PrototypeHeadOptions)
 class ProtoANIL(PrototypeHead, ANIL):
     """`adapted` as in ANIL."""
 
@@ -65,7 +80,7 @@ class ProtoANIL(PrototypeHead, ANIL):
         return encoded
 
 
-@register_strategy("km-proto")
+@register_strategy("km-proto", options=ProtoKMOptions)
 class ProtoKM(PrototypeHead, KM):
     """`adapted` as in KM; the prototypes are of the features under the modulators that a task starts from."""
 

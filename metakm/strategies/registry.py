@@ -15,6 +15,7 @@ from torch import nn
 
 from metakm.errors import UserError, unknown_name
 from metakm.io.files import expanded
+from metakm.options import SHARED, Options, option_types
 from metakm.strategies.base import Strategy
 from metakm.strategies.independence import require_independent_tasks
 
@@ -25,11 +26,16 @@ _plugins: set[Path] = set()
 _S = TypeVar("_S", bound=type[Strategy])
 
 
-def register_strategy(name: str) -> Callable[[_S], _S]:
+def register_strategy(name: str, options: type[Options] | None = None) -> Callable[[_S], _S]:
     """Class decorator: make the strategy known under `name`, for `--algo name` and `make_strategy`.
 
+    Args:
+        options: the frozen dataclass of what a run may change of it, see `metakm.options`; that of its base class if
+            None.
+
     Raises:
-        UserError: the name is taken by another class, or the class is not a `Strategy`.
+        UserError: the name is taken by another class, the class is not a `Strategy`, or an option of its own is no
+            keyword of its constructor.
     """
 
     def register(cls: _S) -> _S:
@@ -41,6 +47,11 @@ def register_strategy(name: str) -> Callable[[_S], _S]:
                 f"Expected a new strategy name for {_full_name(cls)}, got {name!r}, which {_full_name(taken)} has "
                 "already; choose another name"
             )
+        if options is not None:
+            cls.options = options
+        for option in {*option_types(cls.options)} - {*SHARED}:
+            if option not in inspect.signature(cls).parameters:
+                raise UserError(f"Expected {_full_name(cls)}.__init__ to take its option {option!r}, got none; add it")
         _registry[name] = cls
         return cls
 

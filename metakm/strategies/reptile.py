@@ -15,21 +15,18 @@ and accuracy that meta-training shows are of query images that the inner loop ma
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
+from metakm.options import Options
 from metakm.strategies.base import EpisodeBatch, InnerLoop, cross_entropy, require_ways
 from metakm.strategies.parameter_subset import DirectStrategy
 from metakm.strategies.registry import register_strategy
 
 
-@register_strategy("reptile")
+@register_strategy("reptile", options=Options)
 class Reptile(DirectStrategy):
     """`adapted` = the network with its norm affine: nothing else would ever be learned."""
-
-    variants: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, backbone: nn.Module, ways: int) -> None:
         super().__init__(backbone, ways, lambda _network, _name: True)

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from metakm.cli.flags import flag as flag_of
-from metakm.cli.flags import read_some_options, require
-from metakm.config import RunConfig
+from metakm.cli.flags import off_flag, read_some_options, require
+from metakm.config import all_flat_types
 from metakm.data import available_datasets
 from metakm.errors import UserError, unknown_name
 
@@ -110,11 +110,11 @@ def check_flags(rest: Sequence[str], options: type[Any], set_here: Collection[st
         options: the dataclass of the command's own flags.
         set_here: fields of a run that the command sets itself.
     """
-    fields = [f for f in dataclasses.fields(RunConfig) if f.name not in set_here]
-    of_run = {flag_of(f.name) for f in fields}
-    off = {flag_of(f"no_{f.name}") for f in fields if f.type in (bool, "bool")}  # where the preset has it on
+    fields = {name: hint for name, hint in all_flat_types().items() if name not in set_here}
+    of_run = {flag_of(name) for name in fields}
+    off = {off_flag(name) for name, hint in fields.items() if hint is bool}  # where the preset has it on
     own = {flag_of(f.name) for f in dataclasses.fields(options)}
     for argument in rest:
         flag = argument.partition("=")[0].replace("_", "-")
-        if flag.startswith("--") and flag not in of_run | off:
+        if flag.startswith("--") and "." not in flag and flag not in of_run | off:  # --mine.x: maybe a plugin's
             raise unknown_name("flag", flag, of_run | own)

@@ -121,9 +121,9 @@ def test_the_page_has_the_winner_its_lead_and_the_command_that_runs_it(searched)
     assert f"- {paired.mean:.2f} ± {paired.tasks_ci95:.2f} points above" in section
     run, follower = (parse(shlex.split(line)[3:]) for line in re.findall(r"^    (python .*)$", section, re.MULTILINE))
     assert (run.algo, run.meta_lr, run.queries) == ("km", best["meta_lr"], best["queries"])
-    assert (run.inner_steps, run.zero_head) == (best["inner_steps"], best["zero_head"])
+    assert (run.inner_steps, run.shared.zero_head) == (best["inner_steps"], best["zero_head"])
     assert (run.test_inner_steps, run.iterations, run.out) == (best["test_steps"], 4, Path("results"))
-    assert (follower.algo, follower.meta_lr, follower.zero_head) == ("km-proto", best["meta_lr"], False)
+    assert (follower.algo, follower.meta_lr, follower.shared.zero_head) == ("km-proto", best["meta_lr"], False)
 
 
 def test_meta_test_is_never_drawn_from(space, tmp_path, monkeypatch):
@@ -216,10 +216,11 @@ def test_two_processes_share_a_search_and_no_trial_is_done_twice(space, tmp_path
 PLUGIN = """
 import metakm
 from metakm.strategies.anil import ANIL
+from metakm.options import Options
 
-@metakm.register_strategy("searched-plugin")
+@metakm.register_strategy("searched-plugin", options=Options)
 class Mine(ANIL):
-    variants = frozenset()
+    pass
 """
 
 

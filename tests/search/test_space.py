@@ -109,13 +109,17 @@ def test_a_strategy_varies_what_it_has_options_for_and_no_flag_has_fixed():
 def test_an_option_whose_need_is_off_goes_with_it():
     config = preset_config("quick", "km", learn_inner_lr=True, inner_lr_per_step=True, first_head_lr=1.0)
     changed = with_values(config, {"learn_inner_lr": False})
-    assert (changed.learn_inner_lr, changed.inner_lr_per_step, changed.first_head_lr) == (False, False, 0.0)
+    assert (changed.shared.learn_inner_lr, changed.shared.inner_lr_per_step, changed.shared.first_head_lr) == (
+        False,
+        False,
+        0.0,
+    )
     assert not active("first_head_lr", {"learn_inner_lr": False, "inner_lr_per_step": True}, config)
     assert active("first_head_lr", {}, config)
 
 
 def test_a_zero_head_takes_the_place_of_a_normal_one():
     config = preset_config("paper", "km", "omniglot")
-    assert config.normal_head
-    assert not with_values(config, {"zero_head": True}).normal_head
-    assert with_values(config, {"zero_head": False}).normal_head
+    assert config.shared.normal_head
+    assert not with_values(config, {"zero_head": True}).shared.normal_head
+    assert with_values(config, {"zero_head": False}).shared.normal_head

@@ -115,7 +115,7 @@ def test_other_flags_go_to_every_run():
     assert {c.ways for c in configs("omniglot", "--ways", "7")} == {7}
     off = ["--no-inner-lr-per-step", "--first-head-lr", "0"]
     tuned = configs("omniglot", "--preset", "tuned", "--no-zero-head", "--no_learn_inner_lr", *off)
-    assert {(c.preset, c.zero_head, c.learn_inner_lr) for c in tuned} == {("tuned", False, False)}
+    assert {(c.preset, c.shared.zero_head, c.shared.learn_inner_lr) for c in tuned} == {("tuned", False, False)}
 
 
 @pytest.mark.parametrize(

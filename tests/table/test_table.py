@@ -64,7 +64,8 @@ def test_a_plugin_tells_what_its_strategy_allows_of_a_preset(tmp_path, monkeypat
     write_run(tmp_path / "a", "fixed", SIX_HUNDRED, preset="tuned", **refused)
     plugin = tmp_path / "fixed.py"
     plugin.write_text(
-        "import metakm\n@metakm.register_strategy('fixed')\nclass Fixed(metakm.Strategy):\n    variants = frozenset()\n"
+        "import metakm, metakm.options\n@metakm.register_strategy('fixed', metakm.options.Options)\n"
+        "class Fixed(metakm.Strategy):\n    pass\n"
     )
     out = tmp_path / "table.md"
     for flags, label in (([], "fixed (tuned, first-head-lr 0.0, no"), (["--plugin", str(plugin)], "fixed (tuned)")):

@@ -1,0 +1,154 @@
+"""Options of strategies: frozen dataclasses, from which flags, help, config, run id and row derive.
+
+A strategy names its class of options where it is registered. Options that several strategies share are fields of the
+classes here, and flags of their own name (`--first-order`); those that one strategy adds are flags behind its name
+(`--km.depth`). A strategy refuses the options that its class does not have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+
+from metakm.cli.flags import flag, require
+from metakm.errors import UserError, unknown_name
+
+_T = TypeVar("_T")
+_Shared = tyro.conf.arg(prefix_name=False)
+SharedBool = Annotated[bool, _Shared]
+SharedInt = Annotated[int, _Shared]
+SharedFloat = Annotated[float, _Shared]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a strategy can be given besides a backbone and the ways. Values are int, float, bool, str or a Literal.
+
+    Raises:
+        UserError: a value that is none of its field's choices.
+    """
+
+    def __post_init__(self) -> None:
+        for name, hint in option_types(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise unknown_name(name, getattr(self, name), get_args(hint))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientOptions(Options):
+    """Of strategies whose meta-gradient goes through gradient descent."""
+
+    first_order: SharedBool = False
+    """Treat the inner gradients as constants (first-order MAML). Off as published."""
+    multi_step_loss: SharedInt = 0
+    """Iterations over which the outer loss moves from the mean of the query losses after all inner steps to the one after the last (MAML++, Antoniou et al. 2019); each step then costs a pass over the queries. 0, as published: the last alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.multi_step_loss >= 0, "multi_step_loss", "at least 0", self.multi_step_loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateOptions(GradientOptions):
+    """Of strategies whose inner learning rates can be learned."""
+
+    learn_inner_lr: SharedBool = False
+    """Learn one inner learning rate for each adapted tensor, from --inner-lr on. Off as published."""
+    inner_lr_per_step: SharedBool = False
+    """With --learn-inner-lr: one for each inner step too, as in MAML++. Off as published."""
+    nonnegative_inner_lr: SharedBool = False
+    """With --learn-inner-lr: after each outer step set rates below 0 to 0. Off as published."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, needed in NEEDS.items():
+            if getattr(self, name, None) and not getattr(self, needed):
+                raise UserError(f"Expected {flag(needed)} with {flag(name)}, got none; add it or drop the other")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadOptions(RateOptions):
+    """Of strategies with a linear head that starts at its own parameters."""
+
+    first_head_lr: SharedFloat = 0.0
+    """With --inner-lr-per-step: where the rate of the classifier's weight in the first step starts; 0: at --inner-lr, as everything else."""
+    zero_head: SharedBool = False
+    """Start the classifier at zero in every task (Kao et al. 2022), so that no class is unlike another before the first inner step, which then moves the classifier alone. Off as published: its start is learned."""
+    normal_head: SharedBool = False
+    """Draw the classifier's first weights from N(0, 1), with a bias of 0, instead of from U(-1/sqrt(F), 1/sqrt(F)) for F features. On with --preset paper for characters (MAML's code)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.first_head_lr < float("inf"), "first_head_lr", "0 or more", self.first_head_lr)
+        if self.zero_head and self.normal_head:
+            raise UserError("Expected --zero-head or --normal-head, got both; drop one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormOptions(Options):
+    """Of strategies that may adapt the norm layers or leave them to the outer loop."""
+
+    implicit: SharedBool = False
+    """Adapt the affine parameters of the norm layers too (KM's implicit modulation). Off as published."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrototypeOptions(Options):
+    """Of strategies that compare class means by squared distance."""
+
+    scaled_distance: SharedBool = False
+    """Multiply squared distances to class means by 8 / (number of features), if that is below 1. On with every preset; off as published, which starts from a loss above 50 on photographs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedOptions(HeadOptions, NormOptions, PrototypeOptions):
+    """All options that are not one strategy's own."""
+
+
+# Options that are refused unless another one is on.
+NEEDS = {
+    "inner_lr_per_step": "learn_inner_lr",
+    "nonnegative_inner_lr": "learn_inner_lr",
+    "first_head_lr": "inner_lr_per_step",
+}
+SHARED = tuple(field.name for field in dataclasses.fields(SharedOptions))
+
+
+def option_types(options: type[Options]) -> dict[str, Any]:
+    """The type of each option, in order."""
+    hints = get_type_hints(options)
+    return {field.name: hints[field.name] for field in dataclasses.fields(options)}
+
+
+def flat_name(algo: str, option: str) -> str:
+    """What an option is called among the fields of a run: its own name if it is shared, else such as `km.depth`."""
+    return option if option in SHARED else f"{algo}.{option}"
+
+
+def to_flat(algo: str, options: Options) -> dict[str, Any]:
+    """The values of options by their flat names."""
+    return {flat_name(algo, name): getattr(options, name) for name in option_types(type(options))}
+
+
+def from_flat(algo: str, options: type[Options], values: Mapping[str, Any]) -> Options:
+    """Inverse of `to_flat`; what is not given has its default.
+
+    Raises:
+        UserError: an option that the strategy does not have, unless its value is that of a run without it.
+    """
+    own = {flat_name(algo, name): name for name in option_types(options)}
+    for name, value in values.items():
+        if name not in own and not (name in SHARED and value == getattr(SharedOptions(), name)):
+            raise _refused(algo, name, value, own)
+    return options(**{own[name]: value for name, value in values.items() if name in own})
+
+
+def _refused(algo: str, name: str, value: object, known: Mapping[str, str]) -> UserError:
+    if name not in SHARED:
+        return unknown_name("an option", name, known)
+    off = f"--no-{name.replace('_', '-')}" if isinstance(value, bool) else f"{flag(name)} 0"
+    return UserError(f"Expected a strategy that {flag(name)} changes, got {algo!r}; use {off}")
