@@ -1,4 +1,4 @@
-"""What is committed under results/ is what its commands make of the rows beside it, and README and docs say the same."""
+"""What is committed under results/ is what its commands make of the rows beside it; README and docs say the same."""
 
 import re
 from pathlib import Path
