@@ -21,13 +21,15 @@ from metakm.errors import UserError, unknown_name
 class FewShotDataset:
     """The images of one split, class after class.
 
-    images: uint8 `[M, C, H, W]`, possibly a read-only memory map; the images of class c are rows
-        `offsets[c]:offsets[c + 1]`.
-    offsets: int64 `[n_classes + 1]`, strictly increasing from 0 to M.
-    rotations: whether an episode turns each class by a multiple of 90 degrees drawn per class and task.
-    split_hash: 16 hex digits over the class names and image counts of all three splits (see `splits.py`).
+    Attributes:
+        images: uint8 `[M, C, H, W]`, possibly a read-only memory map; the images of class c are rows
+            `offsets[c]:offsets[c + 1]`.
+        offsets: int64 `[n_classes + 1]`, strictly increasing from 0 to M.
+        rotations: whether an episode turns each class by a multiple of 90 degrees drawn per class and task.
+        split_hash: 16 hex digits over the class names and image counts of all three splits (see `splits.py`).
 
-    Raises UserError if the parts do not fit together.
+    Raises:
+        UserError: the parts do not fit together.
     """
 
     name: str

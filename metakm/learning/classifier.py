@@ -50,7 +50,8 @@ class AdaptedClassifier:
     `transductive`, as published, the images of one call are normalised together and influence each other, so one image
     alone may be classified differently than among others. With the other modes each image stands for itself.
 
-    labels: the N labels, sorted; column i of logits and probabilities belongs to `labels[i]`.
+    Attributes:
+        labels: the N labels, sorted; column i of logits and probabilities belongs to `labels[i]`.
     """
 
     def __init__(

@@ -1,0 +1,50 @@
+"""Your own images: meta-train on folders of photographs, then learn five new classes from one photo of each.
+
+Here the photographs are drawn: noise of one colour a class. Replace `draw` by your own files in `photos/`.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import metakm
+from metakm.run.__main__ import main as run_command
+
+
+def draw(path: Path, colour: np.ndarray, generator: np.random.Generator) -> None:
+    """Write an image of a colour with noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = generator.integers(-60, 60, (32, 32, 3))
+    Image.fromarray((colour + noise).clip(0, 255).astype(np.uint8)).save(path)
+
+
+def main() -> None:
+    """Make photos/, train a small model on it, and use it."""
+    generator = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for k in range(6):
+            colour = generator.integers(60, 196, 3)
+            for i in range(4):
+                draw(Path("photos", split, f"{split}-{k}", f"{i}.png"), colour, generator)
+    small = "--backbone conv4-8-stride --image-size 32 --queries 3 --iterations 20 --meta-batch 2 --val-tasks 4"
+    small += " --eval-tasks 20 --quiet --overwrite"
+    run_command(["--dataset", "folder", "--data-root", "photos", "--ways", "5", "--shots", "1", *small.split()])
+
+    run = metakm.load_run("results/folder-5w1s/km/seed0")
+    files = sorted(Path("photos/test").glob("*/0.png"))[:5]
+    names = [path.parent.name for path in files]
+    classifier = metakm.adapt(
+        run.strategy,
+        metakm.read_images(files, run.image_shape),
+        names,
+        inner_lr=run.inner_lr,
+        inner_steps=run.inner_steps,
+    )
+    new = [path.with_name("3.png") for path in files]
+    for name, predicted in zip(names, classifier.predict(metakm.read_images(new, run.image_shape)), strict=True):
+        print(f"{name}: recognised as {predicted}")
+
+
+if __name__ == "__main__":
+    main()

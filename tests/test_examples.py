@@ -1,0 +1,50 @@
+"""The numbered scripts of examples/ run as they stand, in seconds."""
+
+import re
+import runpy
+
+import pytest
+from documents import ROOT
+
+from metakm.run.__main__ import main
+from metakm.strategies import registry
+
+SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+SAYS = {
+    "01_train": r"before: [\d.]+%\nafter:  [\d.]+%",
+    "02_own_strategy": r"anil: adapts 85 of \d+ parameters.*\nbiases: adapts 149 of \d+ parameters",
+    "03_own_images": r"(test-\d: recognised as test-\d\n){5}",
+    "04_modulate": r"the pack has \d+ kB\nlargest difference after merging: \d\.\de-\d+\n",
+    "05_read_results": r"KM minus ANIL, seed 0: [+]0\.\d{4} [+]- 0\.\d{4} over 600 tasks",
+}
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch, cache):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METAKM_CACHE", str(cache))
+    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
+    monkeypatch.setattr(registry, "_plugins", set())
+    return tmp_path
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_an_example_runs_and_prints(script, capsys):
+    runpy.run_path(str(script), run_name="__main__")
+    assert re.search(SAYS[script.stem], capsys.readouterr().out)
+
+
+@pytest.mark.float32
+def test_training_improves_on_the_start(capsys):
+    runpy.run_path(str(SCRIPTS[0]), run_name="__main__")
+    before, after = map(float, re.findall(r"([\d.]+)%", capsys.readouterr().out))
+    assert after > before + 5
+
+
+@pytest.mark.float32
+def test_the_strategy_of_an_example_is_a_plugin(own_folder):
+    small = "--ways 3 --backbone conv4-4-stride --iterations 2 --meta-batch 2 --val-tasks 2 --eval-tasks 2"
+    plugin = ROOT / "examples" / "02_own_strategy.py"
+    assert main(["--algo", "biases", "--plugin", str(plugin), *small.split()]) == 0
+    assert (own_folder / "results" / "glyphs-3w1s" / "biases" / "seed0" / "result.csv").is_file()
