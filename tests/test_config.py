@@ -120,10 +120,11 @@ def test_unknown_missing_or_mistyped_keys_are_errors():
 def test_run_id_tells_computations_apart_but_not_places(tmp_path):
     config = preset_config()
     assert dataclasses.replace(config, out=tmp_path, device="cpu").run_id == config.run_id
-    others = [
-        config.replaced(**{k: v}) for k, v in (("seed", 1), ("implicit", True), ("km.depth", 1), ("inner_lr", 0.123))
-    ]
+    changes = {"seed": 1, "implicit": True, "km.depth": 1, "inner_lr": 0.123}
+    others = [config.replaced(**{name: value}) for name, value in changes.items()]
     assert len({config.run_id, *(c.run_id for c in others)}) == 5
+    assert "-km-implicit-quick-" in others[1].run_id
+    assert "-km-depth-1-quick-" in others[2].run_id
 
 
 def test_the_tuned_preset_learns_inner_rates_for_characters_alone():
@@ -150,7 +151,7 @@ def test_a_preset_sets_nothing_that_the_strategy_would_refuse():
     assert preset_config("tuned", "protonet", "omniglot").shared.learn_inner_lr is False
     with pytest.raises(UserError, match="Expected a strategy that --learn-inner-lr changes, got 'protonet'"):
         preset_config("quick", "protonet", learn_inner_lr=True)
-    with pytest.raises(UserError, match="Expected algo to be one of .*got 'from-a-plugin'"):
+    with pytest.raises(UserError, match=r"Expected algo to be one of .*got 'from-a-plugin'"):
         preset_config("tuned", "from-a-plugin", "omniglot")
 
 
