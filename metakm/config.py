@@ -18,7 +18,7 @@ from metakm.errors import UserError, unknown_name
 from metakm.models.layers import BatchNormMode
 from metakm.options import SHARED, Options, SharedOptions, flat_name, from_flat, option_types, to_flat
 
-PresetName = Literal["quick", "paper", "tuned"]
+PresetName = Literal["quick", "paper", "table3", "tuned"]
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["fp32", "bf16"]
 Selection = Literal["best", "last"]
@@ -53,7 +53,7 @@ class RunConfig:
     test_queries: int = 0
     """Query images of each class in meta-validation and meta-test; 0: as --queries. With --preset paper: the shots for photographs (MAML's code)."""
     preset: PresetName = "quick"
-    """Where the other defaults come from. quick: scaled down, chosen for km on the meta-validation of omniglot 20-way 1-shot and only estimated for other settings; paper: the published protocol of Finn et al. 2017 and Raghu et al. 2020 (metakm/presets.py lists what still differs); tuned: longer than quick, with smaller clipping, a zero head and 10 inner steps in the meta-test, for characters with pooling and learned inner rates too, searched on omniglot 20-way 1-shot, in part on 5-shot, and on tiny-imagenet 5-way 1-shot (results/search), and only estimated for other settings."""
+    """Where the other defaults come from. table3: that of results/table3/, equal for all strategies but for inner rates, inner steps, clipping and meta learning rate, which a search chose for km, maml and anil alike on meta-validation (results/search); other strategies take those of maml, and *-proto those of the strategy without a prototype head. quick: scaled down, chosen for km on the meta-validation of omniglot 20-way 1-shot and only estimated for other settings; paper: the published protocol of Finn et al. 2017 and Raghu et al. 2020 (metakm/presets.py lists what still differs); tuned: longer than quick, with smaller clipping, a zero head and 10 inner steps in the meta-test, for characters with pooling and learned inner rates too, searched on omniglot 20-way 1-shot, in part on 5-shot, and on tiny-imagenet 5-way 1-shot (results/search), and only estimated for other settings."""
     backbone: str
     """conv4-<filters>-stride, conv4-<filters>-pool or resnet<depth>; own where a strategy brings a network of its own. Default from --preset; paper: conv4-64-stride for characters, conv4-32-pool for photographs."""
     inner_lr: float

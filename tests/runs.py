@@ -30,7 +30,8 @@ def write_run(
     """A run with these accuracies by task; `changes` are fields of its config, `row` columns that differ."""
     accuracies = np.array(accuracies)
     config = preset_config(preset, algo, dataset, ways, shots, seed=seed, eval_tasks=len(accuracies), **changes)
-    own = {f.name: getattr(config, f.name) for f in dataclasses.fields(ResultRow) if hasattr(config, f.name)}
+    known = {**config.defaults(), **config.flat(), "run_id": config.run_id}
+    own = {f.name: known[f.name] for f in dataclasses.fields(ResultRow) if f.name in known}
     measured = {
         **own,
         "status": "done",

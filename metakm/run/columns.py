@@ -31,7 +31,7 @@ def measured_columns(
     """
     config = loop.config
     adapted, total = loop.strategy.parameter_counts()
-    known = {**config.defaults(), **config.flat()}
+    known = {**config.defaults(), **config.flat(), "run_id": config.run_id}
     own = {f.name: known[f.name] for f in dataclasses.fields(ResultRow) if f.name in known}
     return {
         **own,
