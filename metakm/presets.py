@@ -199,7 +199,7 @@ def _table3(algo: str, dataset: str, shots: int) -> dict[str, Any]:
         "schedule": "constant",
         "ema": 0.999,
         "select": "last",
-        "val_every": iterations // 8,
+        "val_every": iterations // 4,
         "val_tasks": 100,
         "scaled_distance": True,
         **searched.get(algo.removesuffix("-proto"), searched["maml"]),
