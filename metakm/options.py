@@ -8,13 +8,13 @@ classes here, and flags of their own name (`--first-order`); those that one stra
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
-from metakm.cli.flags import flag, require
+from metakm.cli.flags import flag, off_flag, require
 from metakm.errors import UserError, unknown_name
 
 _T = TypeVar("_T")
@@ -143,12 +143,17 @@ def from_flat(algo: str, options: type[Options], values: Mapping[str, Any]) -> O
     own = {flat_name(algo, name): name for name in option_types(options)}
     for name, value in values.items():
         if name not in own and not (name in SHARED and value == getattr(SharedOptions(), name)):
-            raise _refused(algo, name, value, own)
+            raise refused_option(algo, name, isinstance(value, bool), own)
     return options(**{own[name]: value for name, value in values.items() if name in own})
 
 
-def _refused(algo: str, name: str, value: object, known: Mapping[str, str]) -> UserError:
+def refused_option(algo: str, name: str, is_switch: bool, known: Iterable[str]) -> UserError:
+    """The error for an option, by its flat name, that a strategy does not have.
+
+    Args:
+        known: what it has.
+    """
     if name not in SHARED:
-        return unknown_name("an option", name, known)
-    off = f"--no-{name.replace('_', '-')}" if isinstance(value, bool) else f"{flag(name)} 0"
+        return unknown_name(f"an option of {algo!r}", name, known)
+    off = off_flag(name) if is_switch else f"{flag(name)} 0"
     return UserError(f"Expected a strategy that {flag(name)} changes, got {algo!r}; use {off}")

@@ -11,8 +11,9 @@ from typing import Annotated, Any, get_args
 import tyro
 
 from metakm.cli.flags import flag, list_given, off_flag, read_options, texts_given
-from metakm.config import PresetName, RunConfig
+from metakm.config import PresetName, RunConfig, all_flat_types
 from metakm.io.files import expanded
+from metakm.options import refused_option
 from metakm.presets import default_ways, preset_config
 from metakm.strategies.registry import available_strategies, is_plugin_file, load_plugin
 
@@ -30,7 +31,17 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m metakm.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     defaults = _defaults(arguments)
+    _check_options(arguments, defaults)
     return RunConfig.from_flat(read_options(_with_options_of(defaults), prog, arguments, defaults).flat())
+
+
+def _check_options(arguments: Sequence[str], defaults: RunConfig) -> None:
+    """Refuse options of other strategies, which tyro would call unknown flags."""
+    given = {argument.partition("=")[0] for argument in arguments}
+    own = defaults.flat()
+    for name, hint in all_flat_types().items():
+        if name not in own and {flag(name), *([off_flag(name)] if hint is bool else [])} & given:
+            raise refused_option(defaults.algo, name, hint is bool, own)
 
 
 def _with_options_of(config: RunConfig) -> type[RunConfig]:

@@ -25,7 +25,7 @@ from metakm.run.build import make_sampler, resolve_device, with_data_here
 from metakm.run.columns import SPLIT_NAMES, measured_columns, summary
 from metakm.run.event_log import EventLog
 from metakm.run.folder import RunFolder
-from metakm.run.loading import TrainedRun, load_run, read_config
+from metakm.run.loading import TrainedRun, load_run, read_settings
 from metakm.strategies import available_strategies, load_plugin
 
 
@@ -121,11 +121,12 @@ def _prepare(options: RetestOptions, processes: Processes) -> OuterLoop:
 def _load(options: RetestOptions) -> TrainedRun:
     for plugin in options.plugin:
         load_plugin(plugin)
-    config = read_config(options.evaluate)
-    if config.plugin and config.algo not in available_strategies():
+    settings = read_settings(options.evaluate)
+    algo, plugin = settings.get("algo"), settings.get("plugin") or []
+    if plugin and algo not in available_strategies():
         raise UserError(
-            f"Expected --plugin for the strategy {config.algo!r}, got none that has it; the run was started with "
-            f"--plugin {' '.join(map(str, config.plugin))}"
+            f"Expected --plugin for the strategy {algo!r}, got none that has it; the run was started with "
+            f"--plugin {' '.join(map(str, plugin))}"
         )
     return load_run(options.evaluate)
 

@@ -98,8 +98,20 @@ def read_config(folder: Path) -> RunConfig:
     Raises:
         UserError: no config.json, or one that no run writes.
     """
+    return RunConfig.from_json(read_settings(folder))
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The values in the config.json of the run in `folder`, unchecked.
+
+    Raises:
+        UserError: no config.json, or not an object.
+    """
     path = folder / "config.json"
     try:
-        return RunConfig.from_json(json.loads(path.read_text(encoding="utf-8-sig")))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        settings = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"Expected the run's settings in {path}, got {error}; name a run's own folder") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"Expected a config to be a JSON object in {path}, got {settings!r:.200}")
+    return settings

@@ -24,6 +24,7 @@ from metakm.run.__main__ import main
 from metakm.run.build import make_sampler
 from metakm.run.row import COLUMNS
 from metakm.strategies import registry
+from metakm.strategies.km import KM
 
 pytestmark = pytest.mark.float32
 
@@ -276,9 +277,13 @@ def test_bfloat16_runs_in_every_batch_norm_mode(tmp_path, bn_mode):
 
 
 def test_a_strategy_that_changed_since_the_checkpoint_is_named(tmp_path, monkeypatch, capsys):
+    class Changed(KM):
+        def __init__(self, backbone, ways, **options):
+            super().__init__(backbone, ways, **{**options, "implicit": True})
+
     run(tmp_path)
     (folder(tmp_path) / "result.csv").unlink()
-    monkeypatch.setitem(registry._registry, "km", registry.strategy_class("anil"))
+    monkeypatch.setitem(registry._registry, "km", Changed)
     assert run(tmp_path, "--resume") == 2
     assert "; restore the strategy if it was changed, or start again with --overwrite" in capsys.readouterr().err
 
@@ -400,7 +405,8 @@ def test_too_little_memory_for_one_task_is_a_failed_run_with_advice(tmp_path, mo
         (["--ways", "1"], "Expected --ways to be at least 2, got 1"),
         (["--ways", "2000"], "2000"),
         (["--queries", "30"], "30"),
-        (["--algo", "anil", "--implicit"], "options of 'anil'"),
+        (["--algo", "anil", "--implicit"], "Expected a strategy that --implicit changes, got 'anil'"),
+        (["--algo", "anil", "--km.depth", "1"], "Expected an option of 'anil' to be one of"),
         (["--algo", "protonet", "--first-order"], "Expected a strategy that --first-order changes, got 'protonet'"),
         (["--device", "cuda:7"], "--device"),
         (["--device", "abacus"], "--device"),

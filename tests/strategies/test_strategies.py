@@ -270,12 +270,10 @@ def test_a_start_of_an_unknown_parameter_is_refused():
     ],
 )
 def test_options_that_would_change_nothing_are_refused(algo, option):
-    needed = {"learn_inner_lr": True, "inner_lr_per_step": True} if option == "first_head_lr" else {}
-    config: RunConfig = preset_config(algo=algo, ways=3, **needed, **{option: 2.0 if needed else True})
     flag = "--" + option.replace("_", "-")
     off = f"{flag} 0" if option == "first_head_lr" else f"--no-{flag[2:]}"
     with pytest.raises(metakm.UserError, match=f"{flag} changes, got '{algo}'; use {off}$"):
-        build_strategy(config, (1, 28, 28))
+        preset_config(algo=algo, ways=3, **{option: 2.0 if option == "first_head_lr" else True})
 
 
 @pytest.mark.parametrize("algo", strategies_with("normal_head"))
@@ -317,7 +315,7 @@ def test_an_option_for_a_head_that_a_plugin_does_not_name_is_refused(monkeypatch
     monkeypatch.setitem(registry._registry, "headless", Headless)
     flags = {"learn_inner_lr": True, "inner_lr_per_step": True, "zero_head": False, "first_head_lr": 0.0}
     config = preset_config(algo="headless", ways=3, **flags | {option: 2.0 if option == "first_head_lr" else True})
-    said = f"Headless.head_prefix to name a head in `adapted` for {option}, got {prefix!r}; set it, or leave"
+    said = f"Headless.head_prefix to name a head in `adapted` for {option}, got {prefix!r}; set it, or register"
     with pytest.raises(metakm.UserError, match=re.escape(said)):
         build_strategy(config, (1, 28, 28))
 
