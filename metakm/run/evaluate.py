@@ -122,11 +122,11 @@ def _load(options: RetestOptions) -> TrainedRun:
     for plugin in options.plugin:
         load_plugin(plugin)
     settings = read_settings(options.evaluate)
-    algo, plugin = settings.get("algo"), settings.get("plugin") or []
-    if plugin and algo not in available_strategies():
+    algo, plugins = settings.get("algo"), settings.get("plugin")
+    if isinstance(plugins, list) and plugins and algo not in available_strategies():
         raise UserError(
             f"Expected --plugin for the strategy {algo!r}, got none that has it; the run was started with "
-            f"--plugin {' '.join(map(str, plugin))}"
+            f"--plugin {' '.join(str(path) for path in plugins)}"
         )
     return load_run(options.evaluate)
 
