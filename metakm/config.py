@@ -15,7 +15,7 @@ import tyro
 
 from metakm.cli.flags import flag, require
 from metakm.errors import UserError, unknown_name
-from metakm.models.layers import BatchNormMode
+from metakm.models.modes import BatchNormMode
 from metakm.options import SHARED, Options, SharedOptions, flat_name, from_flat, option_types, to_flat
 
 PresetName = Literal["quick", "paper", "table3", "tuned"]
