@@ -29,6 +29,9 @@ EXECUTION_FIELDS = frozenset(
     | {"quiet", "json"}
 )
 
+# Fields that say which run of which setting this is; every other one that computes belongs to the protocol.
+NAMED_IN_ROW = frozenset({"algo", "dataset", "ways", "shots", "preset", "seed"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:

@@ -1,11 +1,12 @@
 """Folders of finished runs for tests, written by the code that real runs write theirs with."""
 
 import dataclasses
+import json
 
 import numpy as np
 
 from metakm.learning.statistics import interval_over_tasks
-from metakm.presets import preset_config
+from metakm.presets import changes_from_preset, preset_config
 from metakm.run.folder import RunFolder
 from metakm.run.row import ResultRow
 from metakm.table.blocks import build_table
@@ -52,6 +53,7 @@ def write_run(
         "split_hash": "5p117",
         "episodes_hash": f"episodes-{config.setting}",
         "started_at": f"2026-11-20T12:00:0{seed % 10}+00:00",
+        "changes": json.dumps(changes_from_preset(config)),
     }
     run = RunFolder(folder)
     folder.mkdir(parents=True, exist_ok=True)

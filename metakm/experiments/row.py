@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from metakm.errors import UserError
+from metakm.io.csv_file import read_csv
 from metakm.io.files import expanded
 from metakm.learning.statistics import interval_over_seeds
 from metakm.run.row import CsvRow, Status
-from metakm.table.collect import read_config, read_csv
+from metakm.table.collect import read_config
 
 # Fields of a run's config.json that say where and how it is executed, and which others with it: not what it computes.
 EXECUTION_FIELDS = frozenset({"data_root", "out", "resume", "overwrite", "device", "dry_run", "methods"})

@@ -5,34 +5,19 @@ from __future__ import annotations
 import io
 import textwrap
 from itertools import accumulate, pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
-from metakm.errors import UserError
 from metakm.io.figure import new_figure
 from metakm.table.blocks import Table
 from metakm.table.cells import Cell
+from metakm.table.output import PictureFormat
 from metakm.table.published import Published
 from metakm.table.setting import Setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PictureFormat = Literal["png", "svg", "pdf"]
 _measured, _published = "#0b5394", "#777777"
-
-
-def picture_format(path: Path) -> PictureFormat:
-    """Format by the file name's ending.
-
-    Raises:
-        UserError: another ending.
-    """
-    forms: tuple[PictureFormat, ...] = get_args(PictureFormat)
-    for form in forms:
-        if path.suffix == f".{form}":
-            return form
-    raise UserError(f"Expected --plot to end in .png, .svg or .pdf, got {path}; rename it")
 
 
 def forest_picture(table: Table, form: PictureFormat = "png") -> bytes:

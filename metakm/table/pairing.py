@@ -15,6 +15,11 @@ from metakm.table.cells import PROVENANCE, Cell, names_by_value
 from metakm.table.collect import RecordedRun
 
 Verdict = Literal["above", "below", "not separated"]
+# Settings that a preset has alike for every strategy.
+_ALIKE = (
+    "queries", "test_queries", "inner_lr", "inner_steps", "test_inner_steps", "meta_batch", "meta_lr", "iterations",
+    "schedule", "grad_clip", "select",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -141,10 +146,18 @@ def _accuracies(runs: dict[int, RecordedRun], seeds: list[int]) -> npt.NDArray[n
     return np.stack(rows)
 
 
+def _preset_changes(first: RecordedRun, second: RecordedRun) -> list[str]:
+    """What differs in the presets of two strategies' runs that changed the same: a preset is alike for all of them."""
+    pairs = ((name, first.settings.get(name), second.settings.get(name)) for name in _ALIKE)
+    return [f"the preset's {name} differs: {a} against {b}" for name, a, b in pairs if a and b and a != b]
+
+
 def _caveats(first: Cell, second: Cell, ours: list[RecordedRun], theirs: list[RecordedRun]) -> tuple[str, ...]:
     found = []
     if not same_protocol(first, second):
         found.append(f"protocols differ: {first.protocol.label} against {second.protocol.label}")
+    else:
+        found += _preset_changes(ours[0], theirs[0])
     for cell, used in ((first, ours), (second, theirs)):
         if unused := [run.row.seed for run in cell.runs if run not in used]:
             found.append(f"seeds of {cell.protocol.label} without a partner: {', '.join(map(str, unused))}")

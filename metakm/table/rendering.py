@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
+from metakm.io.csv_file import csv_text
 from metakm.table.blocks import Table
 from metakm.table.compact import layout_compact
 from metakm.table.layout import Grid, Layout, Listing, layout_comparisons, layout_table
@@ -42,7 +41,7 @@ def render_layout(layout: Layout, form: Format = "table") -> str:
         if form == "json":
             return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
         columns = dict.fromkeys(name for record in found for name in record)
-        return _csv_of(found, tuple(columns))
+        return csv_text(found, tuple(columns))
     return _layouts[form](layout)
 
 
@@ -151,15 +150,7 @@ def _latex_grid(grid: Grid) -> str:
 
 
 def _csv(records: Records) -> str:
-    return _csv_of([{"kind": kind, **record} for kind, found in records.items() for record in found], COLUMNS)
-
-
-def _csv_of(records: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return buffer.getvalue()
+    return csv_text([{"kind": kind, **record} for kind, found in records.items() for record in found], COLUMNS)
 
 
 def _json(records: Records) -> str:

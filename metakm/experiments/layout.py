@@ -21,7 +21,7 @@ from metakm.table.layout import Grid, Layout, Listing
 PaperTable = Literal["table1", "table2", "fig5"]
 
 
-class Claim(NamedTuple):
+class Statement(NamedTuple):
     """What the paper says of two methods, in its words or ours."""
 
     first: str
@@ -30,26 +30,26 @@ class Claim(NamedTuple):
 
 
 TABLE1_CLAIMS = (
-    *(Claim("km", "above", other) for other in ("bl", "sn", "ld", "tbn")),
-    *(Claim(other, "above", "bl") for other in ("sn", "ld", "tbn")),
-    Claim("full", "above", "km"),
-    Claim("km-channel", "(of which it says nothing) and", "km"),
+    *(Statement("km", "above", other) for other in ("bl", "sn", "ld", "tbn")),
+    *(Statement(other, "above", "bl") for other in ("sn", "ld", "tbn")),
+    Statement("full", "above", "km"),
+    Statement("km-channel", "(of which it says nothing) and", "km"),
 )
 TABLE2_CLAIMS = (
-    Claim("tkm-1", "above", "tbl-1"),
-    Claim("tkm-2", "above", "tkm-1"),
-    Claim("tkm-2", "above", "nc"),
-    Claim("tkm-2", "close to", "ttl"),
-    Claim("tbl-2", "above", "tkm-2"),
+    Statement("tkm-1", "above", "tbl-1"),
+    Statement("tkm-2", "above", "tkm-1"),
+    Statement("tkm-2", "above", "nc"),
+    Statement("tkm-2", "close to", "ttl"),
+    Statement("tbl-2", "above", "tkm-2"),
 )
 FIG5_CLAIMS = (
-    Claim("sin", "close to", "default"),
-    Claim("leaky-relu", "below", "default"),
-    Claim("relu", "below", "default"),
-    Claim("orthogonal", "close to", "default"),
-    Claim("diagonal", "15 points below", "default"),
-    Claim("depth-1", "close to", "default"),
-    *(Claim(f"depth-{depth}", "below", "default") for depth in (5, 10, 20, 50)),
+    Statement("sin", "close to", "default"),
+    Statement("leaky-relu", "below", "default"),
+    Statement("relu", "below", "default"),
+    Statement("orthogonal", "close to", "default"),
+    Statement("diagonal", "15 points below", "default"),
+    Statement("depth-1", "close to", "default"),
+    *(Statement(f"depth-{depth}", "below", "default") for depth in (5, 10, 20, 50)),
 )
 FIG5_PANELS = {
     "A: activation": {"default": "tanh", "sin": "sin", "leaky-relu": "leaky ReLU 0.1", "relu": "ReLU"},
@@ -173,7 +173,7 @@ def panel_lines(panel: str, lines: Sequence[Line]) -> list[tuple[str, Line]]:
     ]
 
 
-def _claims(preset: str, lines: Sequence[Line], claims: Sequence[Claim]) -> Grid:
+def _claims(preset: str, lines: Sequence[Line], claims: Sequence[Statement]) -> Grid:
     note = "" if preset == "paper" else ", not the published schedule"
     cells = []
     for claim in claims:
@@ -214,7 +214,7 @@ def _pair(accuracy: str, plus_minus: str) -> str:
     return f"{accuracy} ± {plus_minus}" if plus_minus else accuracy
 
 
-_BUILDERS: dict[str, tuple[Callable[[str, Sequence[Line]], Grid], tuple[Claim, ...]]] = {
+_BUILDERS: dict[str, tuple[Callable[[str, Sequence[Line]], Grid], tuple[Statement, ...]]] = {
     "table1": (_table1, TABLE1_CLAIMS),
     "table2": (_table2, TABLE2_CLAIMS),
     "fig5": (_fig5, FIG5_CLAIMS),
