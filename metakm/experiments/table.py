@@ -27,7 +27,7 @@ class PaperTableOptions:
     Published values stand beside the measured ones.
     """
 
-    table: Annotated[PaperTable, tyro.conf.Positional]
+    table: Annotated[PaperTable, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")]
     """table1: training from scratch; table2: transfer; fig5: the ablation of the modulator."""
     results: Annotated[Path, tyro.conf.Positional] = Path("results")
     """Folder with the runs; every experiment.csv below it is read."""

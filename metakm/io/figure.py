@@ -35,7 +35,7 @@ def import_matplotlib(task: str = "pictures") -> ModuleType:
     Raises:
         UserError: matplotlib is not installed; `task` is what needs it.
     """
-    if "matplotlib" not in sys.modules:
+    if sys.modules.get("matplotlib") is None:
         backend = os.environ.pop("MPLBACKEND", None)
         _ensure_settings_folder()
         try:
