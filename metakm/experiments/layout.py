@@ -94,11 +94,13 @@ def _published(table: PaperTable) -> list[Grid]:
     if table == "table1":
         header = ("Published", "Network", "Trainable", "All", "Accuracy, %", "Recovered")
         keys = ("method", "network", "trainable", "total", "accuracy", "recovered")
-        lines = [tuple(_pair(p[k], p["plus_minus"]) if k == "accuracy" else p[k] for k in keys) for p in found]
+        lines = [
+            tuple(_format_published(p[k], p["plus_minus"]) if k == "accuracy" else p[k] for k in keys) for p in found
+        ]
         return [Grid("Table I, published: CIFAR-10 from scratch, 200 epochs", header, tuple(lines))]
     if table == "table2":
         datasets = list(dict.fromkeys(p["dataset"] for p in found))
-        cells = {(p["method"], p["dataset"]): _pair(p["accuracy"], p["plus_minus"]) for p in found}
+        cells = {(p["method"], p["dataset"]): _format_published(p["accuracy"], p["plus_minus"]) for p in found}
         methods = dict.fromkeys(p["method"] for p in found)
         rows = tuple((m, *(cells.get((m, d), "") for d in datasets)) for m in methods)
         return [Grid("Table II, published: ResNet-50, accuracy, %", ("Published", *datasets), rows)]
@@ -107,7 +109,7 @@ def _published(table: PaperTable) -> list[Grid]:
 
 def _table1(title: str, lines: Sequence[Line]) -> Grid:
     order = ("full", "bl", "km", "km-channel", "sn", "ld", "tbn")
-    lines = _ordered(lines, order)
+    lines = _sorted_by_method(lines, order)
     full = max((line.mean for line in lines if line.method == "full"), default=None)
     header = ("Measured", "Network", "Trainable", "All", "Accuracy, %", "Recovered", "Learning rate", "Seeds")
     cells = [
@@ -116,7 +118,7 @@ def _table1(title: str, lines: Sequence[Line]) -> Grid:
             line.first.network,
             f"{line.first.trainable_parameters:,}",
             f"{line.first.total_parameters:,}",
-            _accuracy(line),
+            _format_accuracy(line),
             "" if full is None else f"{line.mean / full:.2f}",
             f"{line.learning_rate:g}",
             str(len(line.rows)),
@@ -128,7 +130,7 @@ def _table1(title: str, lines: Sequence[Line]) -> Grid:
 
 def _table2(title: str, lines: Sequence[Line]) -> Grid:
     order = ("tbl-1", "implicit", "explicit", "nc", "tkm-1", "implicit-explicit", "tkm-2", "ttl", "tbl-2")
-    lines = _ordered(lines, order)
+    lines = _sorted_by_method(lines, order)
     header = ("Measured", "Network", "Trainable", "All", "Pack, kB", "Accuracy, %", "Learning rate", "Seeds")
     cells = [
         (
@@ -137,7 +139,7 @@ def _table2(title: str, lines: Sequence[Line]) -> Grid:
             f"{line.first.trainable_parameters:,}",
             f"{line.first.total_parameters:,}",
             "" if line.first.pack_bytes is None else f"{line.first.pack_bytes / 1000:.1f}",
-            _accuracy(line),
+            _format_accuracy(line),
             f"{line.learning_rate:g}",
             str(len(line.rows)),
         )
@@ -153,7 +155,7 @@ def _fig5(title: str, lines: Sequence[Line]) -> Grid:
             panel,
             label,
             f"{line.first.trainable_parameters:,}",
-            _accuracy(line),
+            _format_accuracy(line),
             str(len(line.rows)),
         )
         for panel in FIG5_PANELS
@@ -183,13 +185,13 @@ def _claims(preset: str, lines: Sequence[Line], claims: Sequence[Statement]) -> 
         elif len(first) > 1 or len(second) > 1:
             measured = f"not compared: {claim.first if len(first) > 1 else claim.second} has several lines"
         else:
-            measured = _difference(first[0], second[0])
+            measured = _format_difference(first[0], second[0])
         cells.append((f"{claim.first} {claim.relation} {claim.second}", measured))
     header = ("The paper", "First minus second, points")
     return Grid(f"What the paper says, and what was measured{note}", header, tuple(cells))
 
 
-def _difference(first: Line, second: Line) -> str:
+def _format_difference(first: Line, second: Line) -> str:
     """Difference, its interval, and whether it exceeds it."""
     seeds = {row.seed for row in first.rows} & {row.seed for row in second.rows}
     if len(seeds) > 1:
@@ -202,15 +204,15 @@ def _difference(first: Line, second: Line) -> str:
     return f"{mean:+.2f} ± {interval:.2f}, {verdict}"
 
 
-def _ordered(lines: Sequence[Line], order: Sequence[str]) -> list[Line]:
+def _sorted_by_method(lines: Sequence[Line], order: Sequence[str]) -> list[Line]:
     return sorted(lines, key=lambda line: (order.index(line.method), line.learning_rate, line.own))
 
 
-def _accuracy(line: Line) -> str:
+def _format_accuracy(line: Line) -> str:
     return f"{line.mean:.2f} ± {line.plus_minus:.2f}"
 
 
-def _pair(accuracy: str, plus_minus: str) -> str:
+def _format_published(accuracy: str, plus_minus: str) -> str:
     return f"{accuracy} ± {plus_minus}" if plus_minus else accuracy
 
 

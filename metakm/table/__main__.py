@@ -19,7 +19,7 @@ from metakm.table.forest import forest_picture
 from metakm.table.output import picture_format, write_table
 from metakm.table.pairing import comparisons_between
 from metakm.table.rendering import Format, render_comparisons, render_table
-from metakm.table.selection import best_first, main_table, only
+from metakm.table.selection import main_table, only, sort_by_accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def _selected(table: Table, options: TableOptions) -> Table:
     """The part of the table that is asked for."""
     table = only(table, options.only) if options.only else table
     table = table if options.all else main_table(table, options.paper_columns)
-    return best_first(table) if options.sort else table
+    return sort_by_accuracy(table) if options.sort else table
 
 
 if __name__ == "__main__":

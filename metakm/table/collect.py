@@ -69,12 +69,12 @@ def read_runs(folder: str | Path) -> Collection:
             runs.append(_read_run(path, name))
         except UserError as error:
             problems.append(Problem(path, name, str(error)))
-    return Collection(_tell_apart(runs), tuple(problems))
+    return Collection(_separate_by_settings(runs), tuple(problems))
 
 
 def _read_run(path: Path, name: str) -> RecordedRun:
     row = _read_row(path)
-    _check(row)
+    _check_row(row)
     config = read_config(path.parent / "config.json")
     if config is not None:
         _check_config(row, config)
@@ -90,7 +90,7 @@ def _read_row(path: Path) -> ResultRow:
     return ResultRow.from_cells(lines[0])
 
 
-def _check(row: ResultRow) -> None:
+def _check_row(row: ResultRow) -> None:
     """Raise UserError for a row that no run writes."""
     if row.preset not in get_args(PresetName):
         raise unknown_name("column preset", row.preset, get_args(PresetName))
@@ -136,7 +136,9 @@ def _changes(row: ResultRow, config: Mapping[str, Any] | None) -> dict[str, Any]
         changes = json.loads(row.changes)
     except (ValueError, RecursionError):
         changes = None
-    if not isinstance(changes, dict) or not all(_text(part).isprintable() for item in changes.items() for part in item):
+    if not isinstance(changes, dict) or not all(
+        _as_text(part).isprintable() for item in changes.items() for part in item
+    ):
         raise UserError(
             f"Expected column changes to be a JSON object of printable texts, got {row.changes!r:.200}; "
             "was the file changed?"
@@ -151,14 +153,14 @@ def _changes(row: ResultRow, config: Mapping[str, Any] | None) -> dict[str, Any]
 def _settings(config: Mapping[str, Any]) -> dict[str, str]:
     """All that a run's config says of its protocol."""
     values = DEFAULTS | {name: v for name, v in config.items() if name not in NAMED_IN_ROW | EXECUTION_FIELDS}
-    return {name: _text(value) for name, value in values.items()}
+    return {name: _as_text(value) for name, value in values.items()}
 
 
-def _text(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _tell_apart(runs: Sequence[RecordedRun]) -> tuple[RecordedRun, ...]:
+def _separate_by_settings(runs: Sequence[RecordedRun]) -> tuple[RecordedRun, ...]:
     """Name the settings in which runs differ that changed the same of one preset: the preset was another one then."""
     groups = defaultdict(list)
     for run in runs:
@@ -182,7 +184,7 @@ def _tell_apart(runs: Sequence[RecordedRun]) -> tuple[RecordedRun, ...]:
 
 
 def _sorted(changes: Mapping[str, Any]) -> Changes:
-    return tuple(sorted((name, _text(value)) for name, value in changes.items()))
+    return tuple(sorted((name, _as_text(value)) for name, value in changes.items()))
 
 
 def _read_tasks(path: Path, row: ResultRow) -> npt.NDArray[np.float64] | None:

@@ -58,14 +58,16 @@ def _height(label: str) -> float:
 
 def _panel(axes: Axes, setting: Setting, lines: list[tuple[str, Published | Cell]]) -> None:
     edges = list(accumulate((_height(label) for label, _ in lines), initial=0.0))
-    places = [(low + high) / 2 for low, high in pairwise(edges)]
-    for place, (_, cell) in zip(places, lines, strict=True):
+    centers = [(low + high) / 2 for low, high in pairwise(edges)]
+    for center, (_, cell) in zip(centers, lines, strict=True):
         if isinstance(cell, Published):
-            axes.errorbar(cell.accuracy, place, xerr=cell.plus_minus, fmt="D", color=_published, mfc="white", capsize=3)
+            axes.errorbar(
+                cell.accuracy, center, xerr=cell.plus_minus, fmt="D", color=_published, mfc="white", capsize=3
+            )
         else:
-            axes.errorbar(cell.mean, place, xerr=cell.tasks_ci95, fmt="o", color=_measured, capsize=3)
-            axes.errorbar(cell.mean, place, xerr=cell.seeds_ci95, fmt="none", color=_measured, elinewidth=4, alpha=0.4)
-    axes.set_yticks(places, [label for label, _ in lines], parse_math=False)
+            axes.errorbar(cell.mean, center, xerr=cell.tasks_ci95, fmt="o", color=_measured, capsize=3)
+            axes.errorbar(cell.mean, center, xerr=cell.seeds_ci95, fmt="none", color=_measured, elinewidth=4, alpha=0.4)
+    axes.set_yticks(centers, [label for label, _ in lines], parse_math=False)
     axes.set_ylim(edges[-1] + 0.1, -0.1)  # the first row on top
     axes.set_title(setting.title, loc="left", fontsize="medium", parse_math=False)
     axes.grid(axis="x", alpha=0.3)

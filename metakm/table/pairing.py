@@ -102,7 +102,7 @@ def comparisons_between(
     free = not {first, second} <= strategies
     found, refused = [], []
     for setting in sorted({cell.setting for cell in cells}):
-        ours, theirs = ([c for c in cells if c.setting == setting and _named(c, name)] for name in (first, second))
+        ours, theirs = ([c for c in cells if c.setting == setting and _has_name(c, name)] for name in (first, second))
         pairs = [(a, b) for a in ours for b in theirs if a is not b and (free or same_protocol(a, b))]
         if (ours or theirs) and not pairs:
             rows = ", ".join(cell.protocol.label for cell in (*ours, *theirs))
@@ -132,7 +132,7 @@ def peer_of(cell: Cell, algo: str, cells: Iterable[Cell]) -> Cell | None:
     )
 
 
-def _named(cell: Cell, name: str) -> bool:
+def _has_name(cell: Cell, name: str) -> bool:
     return name in (cell.algo, cell.protocol.label)
 
 
