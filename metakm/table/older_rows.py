@@ -7,7 +7,7 @@ the same whatever becomes of the presets. Nothing here is for newer rows: they s
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from metakm.config import NAMED_IN_ROW
@@ -21,6 +21,7 @@ DEFAULTS: dict[str, Any] = {
     "image_size": 0, "eval_tasks": 600, "select": "best",
 }  # fmt: skip
 """Of the fields that a config may lack: a run without one is older than the field and did as its default says."""
+_MODULATOR = {"depth": 2, "activation": "tanh", "init": "identity", "start": "paper"}  # of km and km-proto
 
 _CHARACTERS = ("glyphs", "omniglot")
 _PHOTOGRAPHS = ("folder", "mini-imagenet", "tiny-imagenet")
@@ -52,8 +53,13 @@ def changes_of_older(row: ResultRow, config: Mapping[str, Any] | None) -> dict[s
         variants = re.search(rf"-{re.escape(row.algo)}-(.+)-{row.preset}-seed\d+-[0-9a-f]+$", row.run_id)
         own["config.json"] = "missing" + (f" ({variants[1]})" if variants else "")
     else:
-        own = dict.fromkeys(preset, "unknown") | DEFAULTS | own | dict(config)
+        own = dict.fromkeys(preset, "unknown") | _defaults(row.algo) | own | dict(config)
     return {name: v for name, v in own.items() if name not in NAMED_IN_ROW and preset.get(name) != v}
+
+
+def _defaults(algo: str) -> dict[str, Any]:
+    modulator = _MODULATOR if algo in ("km", "km-proto") else {}
+    return DEFAULTS | {f"{algo}.{name}": value for name, value in modulator.items()}
 
 
 def _preset(row: ResultRow) -> dict[str, Any]:
@@ -62,10 +68,10 @@ def _preset(row: ResultRow) -> dict[str, Any]:
         raise unknown_name("dataset", row.dataset, _CHARACTERS + _PHOTOGRAPHS)
     if row.ways < 2 or row.shots < 1:
         raise UserError(f"Expected 2 or more ways and 1 or more shots, got {row.ways} and {row.shots}")
-    build = {"paper": _paper, "tuned": _tuned}.get(row.preset, _quick)
+    build = {"paper": _paper, "tuned": _tuned, "table3": _table3(row.algo)}.get(row.preset, _quick)
     found = build(row.dataset in _PHOTOGRAPHS, row.ways, row.shots)
     not_set = _NOT_SET.get(row.algo, ("scaled_distance",))
-    return DEFAULTS | {name: value for name, value in found.items() if name not in not_set}
+    return _defaults(row.algo) | {name: value for name, value in found.items() if name not in not_set}
 
 
 def _paper(photographs: bool, ways: int, shots: int) -> dict[str, Any]:
@@ -110,3 +116,32 @@ def _tuned(photographs: bool, ways: int, shots: int) -> dict[str, Any]:
         "backbone": "conv4-64-pool", "iterations": 5000, "inner_lr": 0.1, "learn_inner_lr": True,
         "inner_lr_per_step": True, "first_head_lr": 10.0,
     }  # fmt: skip
+
+
+_ZERO_HEAD = {"zero_head": True, "grad_clip": 0.01}
+_LEARNED = _ZERO_HEAD | {
+    "learn_inner_lr": True, "inner_lr": 0.15, "inner_steps": 3, "meta_lr": 3.6e-3, "test_inner_steps": 20,
+}  # fmt: skip
+_PER_STEP = {"learn_inner_lr": True, "inner_lr_per_step": True, "inner_steps": 5, "zero_head": True}
+_FIXED = _ZERO_HEAD | {"inner_lr": 0.05, "inner_steps": 5, "meta_lr": 3e-3, "test_inner_steps": 5}
+_KM_CHARACTERS = _PER_STEP | {
+    "grad_clip": 0.01, "inner_lr": 0.1, "first_head_lr": 10.0, "meta_lr": 3e-3, "test_inner_steps": 20,
+}  # fmt: skip
+_ANIL_PHOTOGRAPHS = _PER_STEP | {"grad_clip": 0.0, "inner_lr": 0.015, "meta_lr": 1e-3, "test_inner_steps": 5}
+
+
+def _table3(algo: str) -> Callable[[bool, int, int], dict[str, Any]]:
+    """The preset, for each strategy another one."""
+
+    def build(photographs: bool, _ways: int, shots: int) -> dict[str, Any]:
+        own = {"anil": _ANIL_PHOTOGRAPHS} if photographs else {"km": _KM_CHARACTERS}
+        one, more = (8_000, 6_000) if photographs else (12_000, 8_000)
+        iterations = one if shots == 1 else more
+        return {
+            "backbone": "conv4-32-pool" if photographs else "conv4-64-pool", "queries": 10, "test_queries": 0,
+            "meta_batch": 2 if shots == 1 else 1, "iterations": iterations, "schedule": "constant", "ema": 0.999,
+            "select": "last", "val_every": iterations // 8, "val_tasks": 100, "scaled_distance": True,
+            **own.get(algo.removesuffix("-proto"), _FIXED if photographs else _LEARNED),
+        }  # fmt: skip
+
+    return build

@@ -15,11 +15,8 @@ from metakm.table.cells import PROVENANCE, Cell, names_by_value
 from metakm.table.collect import RecordedRun
 
 Verdict = Literal["above", "below", "not separated"]
-# Settings that a preset has alike for every strategy.
-_ALIKE = (
-    "queries", "test_queries", "inner_lr", "inner_steps", "test_inner_steps", "meta_batch", "meta_lr", "iterations",
-    "schedule", "grad_clip", "select",
-)  # fmt: skip
+# Settings that every preset has alike for all strategies.
+_ALIKE = ("queries", "test_queries", "meta_batch", "iterations", "schedule", "ema", "select", "val_tasks")
 
 
 @dataclass(frozen=True)
@@ -147,7 +144,7 @@ def _accuracies(runs: dict[int, RecordedRun], seeds: list[int]) -> npt.NDArray[n
 
 
 def _preset_changes(first: RecordedRun, second: RecordedRun) -> list[str]:
-    """What differs in the presets of two strategies' runs that changed the same: a preset is alike for all of them."""
+    """What differs in the presets of two strategies' runs that changed the same, among what a preset has alike."""
     pairs = ((name, first.settings.get(name), second.settings.get(name)) for name in _ALIKE)
     return [f"the preset's {name} differs: {a} against {b}" for name, a, b in pairs if a and b and a != b]
 
