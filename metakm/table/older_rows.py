@@ -140,7 +140,7 @@ def _table3(algo: str) -> Callable[[bool, int, int], dict[str, Any]]:
         return {
             "backbone": "conv4-32-pool" if photographs else "conv4-64-pool", "queries": 10, "test_queries": 0,
             "meta_batch": 2 if shots == 1 else 1, "iterations": iterations, "schedule": "constant", "ema": 0.999,
-            "select": "last", "val_every": iterations // 8, "val_tasks": 100, "scaled_distance": True,
+            "select": "last", "val_every": iterations // 4, "val_tasks": 100, "scaled_distance": True,
             **own.get(algo.removesuffix("-proto"), _FIXED if photographs else _LEARNED),
         }  # fmt: skip
 
