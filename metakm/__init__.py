@@ -1,17 +1,38 @@
-"""Few-shot meta-learning for PyTorch: episodes, adaptation strategies, one batched differentiable inner loop."""
+"""Few-shot meta-learning for PyTorch: episodes, adaptation strategies, one batched differentiable inner loop.
 
-from importlib.metadata import version
+Public names are imported on first use (PEP 562), so that a command that needs no torch does not wait for it.
+"""
 
-from metakm.data import Episodes, EpisodeSampler, FewShotDataset, available_datasets, load_dataset, read_images
-from metakm.errors import UserError
-from metakm.learning.classifier import AdaptedClassifier, adapt
-from metakm.learning.inner_loop import MetaLoss, evaluate_episodes, meta_loss
-from metakm.learning.malloc import keep_freed_memory
-from metakm.models import CifarResNet, Conv4
-from metakm.run.loading import TrainedRun, load_run
-from metakm.strategies import Strategy, available_strategies, load_plugin, make_strategy, register_strategy
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__version__ = version("metakm")
+if TYPE_CHECKING:
+    from metakm.data import Episodes, EpisodeSampler, FewShotDataset, available_datasets, load_dataset, read_images
+    from metakm.errors import UserError
+    from metakm.learning.classifier import AdaptedClassifier, adapt
+    from metakm.learning.inner_loop import MetaLoss, evaluate_episodes, meta_loss
+    from metakm.learning.malloc import keep_freed_memory
+    from metakm.models import CifarResNet, Conv4
+    from metakm.run.loading import TrainedRun, load_run
+    from metakm.strategies import Strategy, available_strategies, load_plugin, make_strategy, register_strategy
+
+    __version__: str
+
+_modules = {
+    "metakm.data": (
+        "EpisodeSampler", "Episodes", "FewShotDataset", "available_datasets", "load_dataset", "read_images",
+    ),
+    "metakm.errors": ("UserError",),
+    "metakm.learning.classifier": ("AdaptedClassifier", "adapt"),
+    "metakm.learning.inner_loop": ("MetaLoss", "evaluate_episodes", "meta_loss"),
+    "metakm.learning.malloc": ("keep_freed_memory",),
+    "metakm.models": ("CifarResNet", "Conv4"),
+    "metakm.run.loading": ("TrainedRun", "load_run"),
+    "metakm.strategies": (
+        "Strategy", "available_strategies", "load_plugin", "make_strategy", "register_strategy",
+    ),
+}  # fmt: skip
+_home = {name: module for module, names in _modules.items() for name in names}
 
 __all__ = [
     "AdaptedClassifier",
@@ -37,3 +58,23 @@ __all__ = [
     "read_images",
     "register_strategy",
 ]
+
+
+if not TYPE_CHECKING:  # or mypy would take any name for one of the module's
+
+    def __getattr__(name: str) -> Any:
+        """Import a public name where it is first asked for."""
+        if name == "__version__":
+            from importlib.metadata import version
+
+            value: Any = version("metakm")
+        elif name in _home:
+            value = getattr(importlib.import_module(_home[name]), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

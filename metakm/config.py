@@ -15,7 +15,7 @@ import tyro
 
 from metakm.cli.flags import flag, require
 from metakm.errors import UserError, unknown_name
-from metakm.models.layers import BatchNormMode
+from metakm.models.modes import BatchNormMode
 from metakm.options import SHARED, Options, SharedOptions, flat_name, from_flat, option_types, to_flat
 
 PresetName = Literal["quick", "paper", "table3", "tuned"]
@@ -28,6 +28,9 @@ EXECUTION_FIELDS = frozenset(
     {"data_root", "out", "resume", "overwrite", "device", "plugin", "dry_run", "task_chunk", "eager", "log_dir"}
     | {"quiet", "json"}
 )
+
+# Fields that say which run of which setting this is; every other one that computes belongs to the protocol.
+NAMED_IN_ROW = frozenset({"algo", "dataset", "ways", "shots", "preset", "seed"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,11 @@ class UserError(Exception):
     """
 
 
+def missing_extra(package: str, extra: str, task: str) -> UserError:
+    """Build the error for a package of an extra that is not installed; `task` is what needs it."""
+    return UserError(f"Expected {package} for {task}, got none; run `pip install 'metakm[{extra}]'`")
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Build the error for a failed look-up: the value, the sorted known names and the nearest of them."""
     names = sorted(known)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from metakm.config import RunConfig, options_of
+from metakm.config import NAMED_IN_ROW, RunConfig, options_of
 from metakm.data.registry import family_of
 from metakm.models.registry import OWN
 from metakm.options import SHARED, option_types
@@ -58,6 +58,13 @@ def preset_config(
         values["backbone"] = OWN
     setting = {"preset": preset, "algo": algo, "dataset": dataset, "ways": ways, "shots": shots}
     return RunConfig.from_flat({**setting, **values, **overrides})
+
+
+def changes_from_preset(config: RunConfig) -> dict[str, Any]:
+    """The settings of a run that are not its preset's, as JSON values; those that say which preset it is left out."""
+    preset = preset_config(config.preset, config.algo, config.dataset, config.ways, config.shots).identity()
+    own = {name: value for name, value in config.identity().items() if name not in NAMED_IN_ROW}
+    return {name: value for name, value in sorted(own.items()) if name not in preset or preset[name] != value}
 
 
 def _paper(dataset: str, ways: int, shots: int) -> dict[str, Any]:

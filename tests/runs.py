@@ -1,13 +1,15 @@
 """Folders of finished runs for tests, written by the code that real runs write theirs with."""
 
 import dataclasses
+import json
 
 import numpy as np
 
 from metakm.learning.statistics import interval_over_tasks
-from metakm.presets import preset_config
+from metakm.presets import changes_from_preset, preset_config
 from metakm.run.folder import RunFolder
 from metakm.run.row import ResultRow
+from metakm.strategies import available_strategies
 from metakm.table.blocks import build_table
 from metakm.table.collect import read_runs
 
@@ -27,13 +29,18 @@ def write_run(
     row=None,
     **changes,
 ):
-    """A run with these accuracies by task; `changes` are fields of its config, `row` columns that differ."""
+    """A run with these accuracies by task; `changes` are fields of its config, `row` columns that differ.
+
+    A strategy that is not registered has the config of km, as one of a plugin might.
+    """
     accuracies = np.array(accuracies)
-    config = preset_config(preset, algo, dataset, ways, shots, seed=seed, eval_tasks=len(accuracies), **changes)
-    known = {**config.defaults(), **config.flat(), "run_id": config.run_id}
-    own = {f.name: known[f.name] for f in dataclasses.fields(ResultRow) if f.name in known}
+    known = algo if algo in available_strategies() else "km"
+    config = preset_config(preset, known, dataset, ways, shots, seed=seed, eval_tasks=len(accuracies), **changes)
+    values = {**config.defaults(), **config.flat()}
     measured = {
-        **own,
+        **{f.name: values[f.name] for f in dataclasses.fields(ResultRow) if f.name in values},
+        "algo": algo,
+        "run_id": config.run_id.replace(f"s-{known}-", f"s-{algo}-"),
         "status": "done",
         "adapted_parameters": ADAPTED.get(algo, 77),
         "total_parameters": 113884,
@@ -52,10 +59,11 @@ def write_run(
         "split_hash": "5p117",
         "episodes_hash": f"episodes-{config.setting}",
         "started_at": f"2026-11-20T12:00:0{seed % 10}+00:00",
+        "changes": json.dumps(changes_from_preset(config)),
     }
     run = RunFolder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    run.write_config(config.to_json())
+    run.write_config({k: v for k, v in config.to_json().items() if "." not in k or algo == known} | {"algo": algo})
     if (row or {}).get("status", "done") == "done":
         run.write_tasks(accuracies)
     run.write_row(ResultRow(**{**measured, **(row or {})}))

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from metakm.errors import UserError
+from metakm.experiments.layout import FIG5_PANELS, panel_lines
 from metakm.experiments.row import Line, RecordedExperiment, lines_of, schedule_titles
-from metakm.experiments.tables import FIG5_PANELS, panel_lines
 from metakm.io.figure import new_figure
-from metakm.table.forest import PictureFormat
+from metakm.table.output import PictureFormat
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

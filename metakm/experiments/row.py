@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from metakm.errors import UserError
+from metakm.io.csv_file import read_csv
 from metakm.io.files import expanded
 from metakm.learning.statistics import interval_over_seeds
 from metakm.run.row import CsvRow, Status
-from metakm.table.collect import read_config, read_csv
+from metakm.table.collect import read_config
 
 # Fields of a run's config.json that say where and how it is executed, and which others with it: not what it computes.
 EXECUTION_FIELDS = frozenset({"data_root", "out", "resume", "overwrite", "device", "dry_run", "methods"})
@@ -77,7 +78,7 @@ class RecordedExperiment:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class ComparableSetup:
     """What the runs of one line of a table have in common beside the method; only these are comparable."""
 
     experiment: str
@@ -101,7 +102,7 @@ class Schedule:
 class Line:
     """One method on one schedule: its finished runs, one a seed. Percent."""
 
-    schedule: Schedule
+    schedule: ComparableSetup
     method: str
     learning_rate: float
     own: Settings  # what config.json adds about the method
@@ -165,7 +166,7 @@ def lines_of(runs: Iterable[RecordedExperiment]) -> tuple[list[Line], list[str]]
 
     Runs to choose a learning rate (`--tune`) are counted only.
     """
-    groups: dict[tuple[Schedule, str, float, Settings], dict[int, ExperimentRow]] = {}
+    groups: dict[tuple[ComparableSetup, str, float, Settings], dict[int, ExperimentRow]] = {}
     left_out, tuned = [], 0
     for run in runs:
         row = run.row
@@ -176,8 +177,10 @@ def lines_of(runs: Iterable[RecordedExperiment]) -> tuple[list[Line], list[str]]
             tuned += 1
             continue
         settings = (*run.shared, ("split_hash", row.split_hash))
-        values = {f.name: getattr(row, f.name) for f in fields(Schedule) if f.name != "settings"}
-        seeds = groups.setdefault((Schedule(**values, settings=settings), row.method, row.learning_rate, run.own), {})
+        values = {f.name: getattr(row, f.name) for f in fields(ComparableSetup) if f.name != "settings"}
+        seeds = groups.setdefault(
+            (ComparableSetup(**values, settings=settings), row.method, row.learning_rate, run.own), {}
+        )
         if row.seed in seeds:
             left_out.append(f"{row.run_id}: a second run of seed {row.seed}")
         else:
@@ -186,11 +189,11 @@ def lines_of(runs: Iterable[RecordedExperiment]) -> tuple[list[Line], list[str]]
     return lines, [*left_out, *([f"finished without a test (--tune): {tuned}"] if tuned else [])]
 
 
-def schedule_titles(schedules: Iterable[Schedule]) -> dict[Schedule, str]:
+def schedule_titles(schedules: Iterable[ComparableSetup]) -> dict[ComparableSetup, str]:
     """A title for each schedule, in the order of the titles; it has the settings in which the schedules differ."""
     schedules = list(schedules)
     differing = _differing([schedule.settings for schedule in schedules])
-    titles = {schedule: f"{schedule}{_said(schedule.settings, differing)}" for schedule in schedules}
+    titles = {schedule: f"{schedule}{_format_settings(schedule.settings, differing)}" for schedule in schedules}
     return dict(sorted(titles.items(), key=lambda item: item[1]))
 
 
@@ -204,7 +207,7 @@ def line_names(lines: Sequence[Line], *, with_rate: bool = False) -> list[str]:
     for line in lines:
         same = [other for other in lines if other.method == line.method]
         rate = f", {line.learning_rate:g}" if with_rate and len({other.learning_rate for other in same}) > 1 else ""
-        names.append(f"{line.method}{rate}{_said(line.own, _differing([other.own for other in same]))}")
+        names.append(f"{line.method}{rate}{_format_settings(line.own, _differing([other.own for other in same]))}")
     return names
 
 
@@ -215,5 +218,5 @@ def _differing(settings: Sequence[Settings]) -> frozenset[str]:
     )
 
 
-def _said(settings: Settings, names: frozenset[str]) -> str:
+def _format_settings(settings: Settings, names: frozenset[str]) -> str:
     return "".join(f", {name} {value}" for name, value in settings if name in names)

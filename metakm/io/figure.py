@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from metakm.errors import missing_extra
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -24,16 +26,22 @@ def new_figure(**options: Any) -> Figure:
     return Figure(**options)
 
 
-def import_matplotlib() -> ModuleType:
+def import_matplotlib(task: str = "pictures") -> ModuleType:
     """Import matplotlib where that alone would fail: MPLBACKEND names no backend of here, or there is no home folder.
 
-    Notebooks hand their own MPLBACKEND to the processes that they start. One that exists takes effect as ever.
+    Notebooks hand their own MPLBACKEND to the processes that they start. One that exists takes effect as ever. A
+    command that draws in the end calls this first, so that it fails before its work.
+
+    Raises:
+        UserError: matplotlib is not installed; `task` is what needs it.
     """
-    if "matplotlib" not in sys.modules:
+    if sys.modules.get("matplotlib") is None:
         backend = os.environ.pop("MPLBACKEND", None)
         _ensure_settings_folder()
         try:
             import matplotlib as mpl
+        except ImportError as error:
+            raise missing_extra("matplotlib", "report", task) from error
         finally:
             if backend is not None:
                 os.environ["MPLBACKEND"] = backend

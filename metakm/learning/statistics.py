@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from metakm.errors import UserError
 
@@ -32,10 +31,12 @@ def interval_over_seeds(means: npt.NDArray[np.float64]) -> float | None:
     Args:
         means: `[n]`, one mean accuracy a seed; std is the sample's (n - 1). None for fewer than 2.
     """
+    from scipy.special import stdtrit  # Student's t quantile; scipy.stats, which wraps it, is slow to import
+
     n = len(means)
     if n < 2:
         return None
-    return float(stats.t.ppf(0.975, n - 1) * means.std(ddof=1) / math.sqrt(n))
+    return float(stdtrit(n - 1, 0.975) * means.std(ddof=1) / math.sqrt(n))
 
 
 def combined_interval(over_seeds: float | None, over_tasks: float | None) -> float | None:

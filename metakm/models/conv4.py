@@ -11,7 +11,8 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from metakm.errors import UserError, unknown_name
-from metakm.models.layers import BatchNorm2d, BatchNormMode, Conv2d, join_tasks, split_tasks
+from metakm.models.layers import BatchNorm2d, Conv2d, join_tasks, split_tasks
+from metakm.models.modes import BatchNormMode
 
 Downsample = Literal["stride", "pool"]
 

@@ -13,17 +13,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metakm.errors import UserError, unknown_name
+from metakm.models.modes import BatchNormMode
 from metakm.ops.conv2d import Geometry, convolve
 from metakm.ops.norm_relu_pool import batch_norm_relu
-
-BatchNormMode = Literal["transductive", "support", "running", "frozen"]
 
 
 def join_tasks(images: Tensor, channels: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 
 from metakm.errors import UserError
 from metakm.models.conv4 import Conv4, Downsample
-from metakm.models.layers import BatchNormMode
+from metakm.models.modes import BatchNormMode
 from metakm.models.resnet import CifarResNet
 
 OWN = "own"

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metakm.errors import UserError, unknown_name
-from metakm.models.layers import BatchNorm2d, BatchNormMode, Conv2d, join_tasks, split_tasks
+from metakm.models.layers import BatchNorm2d, Conv2d, join_tasks, split_tasks
+from metakm.models.modes import BatchNormMode
 
 Shortcut = Literal["padding", "projection"]
 

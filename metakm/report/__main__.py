@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ import tyro
 
 from metakm.cli.exit_code import exit_code
 from metakm.cli.flags import read_options
-from metakm.errors import UserError
+from metakm.errors import UserError, missing_extra
+from metakm.io.figure import import_matplotlib
 from metakm.io.files import write_text
 from metakm.report.inspection import inspect_cells
 from metakm.report.page import render_page
@@ -57,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _write(options: ReportOptions) -> int:
     if options.episodes < 0:
         raise UserError(f"Expected --episodes to be 0 or more, got {options.episodes}")
+    if importlib.util.find_spec("jinja2") is None:
+        raise missing_extra("jinja2", "report", "the page")
+    import_matplotlib("the page")
     for plugin in options.plugin:
         load_plugin(plugin)
     collection = read_runs(options.results)

@@ -51,7 +51,7 @@ _style: Any = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
-_strokes = ("-", "--", "-.", ":")
+_dashes = ("-", "--", "-.", ":")
 
 
 class Chart(NamedTuple):
@@ -62,7 +62,7 @@ class Chart(NamedTuple):
     caption: str
 
 
-class Look(NamedTuple):
+class LineStyle(NamedTuple):
     """How a protocol is drawn."""
 
     colour: str
@@ -74,29 +74,31 @@ class Curve(NamedTuple):
     """The learning curve of one run."""
 
     label: str
-    look: Look
+    style: LineStyle
     points: Sequence[CurvePoint]
 
 
-class Outcome(NamedTuple):
+class AccuracyPoint(NamedTuple):
     """An accuracy and the half-width of its 95 % interval, in percent."""
 
     label: str
-    look: Look
+    style: LineStyle
     adapted_parameters: int
     accuracy: float
     ci95: float
 
 
-def look(algo: int, variant: int) -> Look:
+def line_style(algo: int, variant: int) -> LineStyle:
     """The colour of the page's strategy number `algo`, with the marker and stroke of its variant in a setting."""
-    return Look(SERIES[algo % len(SERIES)], MARKERS[(algo + variant) % len(MARKERS)], _strokes[variant % len(_strokes)])
+    return LineStyle(
+        SERIES[algo % len(SERIES)], MARKERS[(algo + variant) % len(MARKERS)], _dashes[variant % len(_dashes)]
+    )
 
 
 def learning_curves(curves: Sequence[Curve], ways: int, name: str, description: str) -> str:
     """Meta-validation (marked) and meta-training (thin) accuracy by iteration, a line for each run."""
 
-    def paint(axes: Axes) -> None:
+    def draw(axes: Axes) -> None:
         labelled = set()
         for label, (colour, marker, stroke), points in curves:
             trained = [(p.iteration, 100 * p.train_accuracy) for p in points if p.train_accuracy is not None]
@@ -118,15 +120,15 @@ def learning_curves(curves: Sequence[Curve], ways: int, name: str, description: 
         axes.locator_params(axis="x", nbins=5, integer=True)
         axes.xaxis.set_major_formatter("{x:,.0f}")
 
-    return _chart(paint, name, description)
+    return _chart(draw, name, description)
 
 
-def accuracy_by_parameters(outcomes: Sequence[Outcome], name: str, description: str) -> str:
+def accuracy_by_parameters(points: Sequence[AccuracyPoint], name: str, description: str) -> str:
     """Accuracy with its interval against the number of adapted parameters; that nobody adapts is drawn at 1."""
 
-    def paint(axes: Axes) -> None:
-        counts = [max(outcome.adapted_parameters, 1) for outcome in outcomes]
-        for count, (label, drawn, _, accuracy, ci95) in zip(counts, outcomes, strict=True):
+    def draw(axes: Axes) -> None:
+        counts = [max(point.adapted_parameters, 1) for point in points]
+        for count, (label, drawn, _, accuracy, ci95) in zip(counts, points, strict=True):
             axes.errorbar(
                 [count],
                 [accuracy],
@@ -142,7 +144,7 @@ def accuracy_by_parameters(outcomes: Sequence[Outcome], name: str, description: 
         axes.set(xscale="log", xlabel="adapted parameters", ylabel="accuracy, %", xlim=[10.0**d for d in decades])
         axes.xaxis.set_major_formatter("{x:,.0f}")
 
-    return _chart(paint, name, description)
+    return _chart(draw, name, description)
 
 
 def histogram(groups: Mapping[str, npt.NDArray[Any]], name: str, description: str, bins: int = 41) -> str:
@@ -153,7 +155,7 @@ def histogram(groups: Mapping[str, npt.NDArray[Any]], name: str, description: st
     reach = max(float(np.quantile(np.abs(weights), 0.998)) for weights in groups.values()) or 1.0
     edges = np.linspace(-reach, reach, bins + 1)
 
-    def paint(axes: Axes) -> None:
+    def draw(axes: Axes) -> None:
         for number, (label, weights) in enumerate(groups.items()):
             shares = 100 * np.histogram(weights, edges)[0] / weights.size
             drawn: dict[str, Any] = {"color": SERIES[number - 1], "linewidth": 1.3}
@@ -163,7 +165,7 @@ def histogram(groups: Mapping[str, npt.NDArray[Any]], name: str, description: st
         axes.set(xlabel="weight", ylabel="share of weights, %")
         axes.locator_params(axis="x", nbins=7)
 
-    return _chart(paint, name, description)
+    return _chart(draw, name, description)
 
 
 def inline(svg: str, name: str, description: str) -> str:
@@ -189,11 +191,11 @@ def page_style() -> Iterator[None]:
         yield
 
 
-def _chart(paint: Callable[[Axes], None], name: str, description: str) -> str:
+def _chart(draw: Callable[[Axes], None], name: str, description: str) -> str:
     with page_style():
         figure = new_figure(figsize=(4.6, 3.3), layout="constrained")
         axes = figure.subplots()
-        paint(axes)
+        draw(axes)
         handles, labels = axes.get_legend_handles_labels()
         longest = max((len(label) for label in labels), default=0)
         columns = 4 if longest <= 9 else 2 if longest <= 22 else 1

@@ -1,4 +1,4 @@
-"""Test episodes as they are shown: pictures, labels, and what each strategy took the queries for."""
+"""Test episodes as they are shown: pictures, labels, and each strategy's predictions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class EpisodePictures:
 class Inspection:
     """What one trained run did on its first meta-test episodes, E of them.
 
-    predictions: int64 `[E, N, Q]`, the class that each query was taken for, in 0..N-1.
+    predictions: int64 `[E, N, Q]`, the predicted class of each query, in 0..N-1.
     kernels: of every convolution, in the order of the network; empty without convolutions.
     """
 
@@ -51,8 +51,8 @@ class Inspection:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What one run took the queries of an episode for."""
+class EpisodeResult:
+    """What one run predicted for the queries of an episode."""
 
     label: str
     run: RecordedRun
@@ -63,7 +63,7 @@ class Trial:
 
     @property
     def accuracy(self) -> float:
-        """Fraction of the queries that were taken for their own class."""
+        """Fraction of the queries whose class was predicted."""
         return self.right / self.queries
 
     @property
@@ -74,7 +74,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class ShownEpisode:
-    """An episode's pictures, each under an id in the page, and what the runs took its queries for."""
+    """An episode's pictures, each under an id in the page, and what the runs predicted for its queries."""
 
     name: str
     index: int
@@ -83,7 +83,7 @@ class ShownEpisode:
     width: int
     ways: int
     shots: int
-    trials: tuple[Trial, ...]
+    trials: tuple[EpisodeResult, ...]
 
     @property
     def photographs(self) -> bool:
@@ -93,18 +93,18 @@ class ShownEpisode:
 
 def show_episodes(shown: Sequence[tuple[str, RecordedRun, Inspection]], anchor: str) -> tuple[ShownEpisode, ...]:
     """The episodes of labelled runs of one setting; runs that met the same episode stand under one."""
-    met: dict[bytes, tuple[EpisodePictures, list[Trial]]] = {}
+    met: dict[bytes, tuple[EpisodePictures, list[EpisodeResult]]] = {}
     for label, run, inspection in shown:
         for episode, predictions in zip(inspection.episodes, inspection.predictions, strict=True):
             right = int((predictions == np.arange(len(predictions))[:, None]).sum())
             recorded = None if run.accuracies is None else float(run.accuracies[episode.index])
-            trial = Trial(label, run, predictions.tolist(), right, predictions.size, recorded)
+            trial = EpisodeResult(label, run, predictions.tolist(), right, predictions.size, recorded)
             met.setdefault(episode.identity, (episode, []))[1].append(trial)
     episodes = sorted(met.values(), key=lambda one: one[0].index)
     return tuple(_shown(one, tuple(trials), f"{anchor}-e{n}") for n, (one, trials) in enumerate(episodes))
 
 
-def _shown(episode: EpisodePictures, trials: tuple[Trial, ...], name: str) -> ShownEpisode:
+def _shown(episode: EpisodePictures, trials: tuple[EpisodeResult, ...], name: str) -> ShownEpisode:
     pictures = {
         f"{name}-{role}-{label}-{number}": data_uri(image)
         for role, images in (("s", episode.support), ("q", episode.query))

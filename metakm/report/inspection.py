@@ -1,4 +1,4 @@
-"""Look into a trained run: what it made of its first meta-test episodes, and what adaptation did to its kernels."""
+"""Inspect a trained run: its predictions on the first meta-test episodes, and what adaptation did to its kernels."""
 
 from __future__ import annotations
 
@@ -74,10 +74,12 @@ def inspect_run(run: RecordedRun, episodes: int, data_root: Path | None = None) 
     start = _kernels(loop, batch[0], inner_steps=0)
     loop.load_model_state(trained.model_state())
     learned = _kernels(loop, batch[0], inner_steps=0)
-    with _observed(loop.strategy) as used:
+    with _record_kernels(loop.strategy) as used:
         predictions = _predict(loop, batch, config.test_inner_steps)  # [E, N, Q]
     layers = [
-        LayerKernels(name, *start[name], *learned[name], _array(used[name].expand(len(batch), *learned[name][0].shape)))
+        LayerKernels(
+            name, *start[name], *learned[name], _to_numpy(used[name].expand(len(batch), *learned[name][0].shape))
+        )
         for name in learned
     ]
     return Inspection(_pictures(sampler, batch), predictions, tuple(layers))
@@ -85,15 +87,15 @@ def inspect_run(run: RecordedRun, episodes: int, data_root: Path | None = None) 
 
 def _kernels(loop: OuterLoop, episode: Episodes, inner_steps: int) -> dict[str, tuple[Weights, Weights]]:
     """W and what the network convolves with, by layer, each `[O, C, kh, kw]`."""
-    with _observed(loop.strategy) as used:
+    with _record_kernels(loop.strategy) as used:
         _predict(loop, episode, inner_steps)
     own = dict(loop.strategy.named_parameters())
     kernels = {name: own[f"{name}.weight"] for name in used if f"{name}.weight" in own}
-    return {name: (_array(kernel), _array(used[name].reshape(kernel.shape))) for name, kernel in kernels.items()}
+    return {name: (_to_numpy(kernel), _to_numpy(used[name].reshape(kernel.shape))) for name, kernel in kernels.items()}
 
 
 @contextlib.contextmanager
-def _observed(strategy: Strategy) -> Iterator[dict[str, Tensor]]:
+def _record_kernels(strategy: Strategy) -> Iterator[dict[str, Tensor]]:
     """Collect the weight of each convolution, `[O, C, kh, kw]` or `[T, O, C, kh, kw]`, in its latest forward pass."""
     latest: dict[str, Tensor] = {}
     names = {module: name for name, module in strategy.named_modules() if isinstance(module, nn.Conv2d)}
@@ -110,14 +112,14 @@ def _observed(strategy: Strategy) -> Iterator[dict[str, Tensor]]:
 
 
 def _predict(loop: OuterLoop, episodes: Episodes, inner_steps: int) -> npt.NDArray[np.int64]:
-    """The class that each query is taken for, `[E, N, Q]`."""
+    """The predicted class of each query, `[E, N, Q]`."""
     loop.strategy.eval()
     ready = episodes.to(loop.device, loop.dtype)
     logits = evaluate_episodes(loop.strategy, ready, inner_lr=loop.inner_lr, inner_steps=inner_steps).logits
     return logits.argmax(dim=-1).reshape(len(episodes), loop.sampler.ways, -1).numpy()
 
 
-def _array(weights: Tensor) -> Weights:
+def _to_numpy(weights: Tensor) -> Weights:
     copied: Weights = weights.detach().numpy().copy()
     return copied
 

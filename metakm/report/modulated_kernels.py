@@ -69,7 +69,9 @@ def show_kernels(
     found = []
     for number, (label, run, layers) in enumerate(shown):
         if any(layer.adapts for layer in layers):
-            peers = [(other, theirs) for other, _, theirs in shown if other != label and _trained_whole(theirs, layers)]
+            peers = [
+                (other, theirs) for other, _, theirs in shown if other != label and _trained_in_full(theirs, layers)
+            ]
             modulated = any(layer.modulated for layer in layers)
             charts = _charts(label, layers, peers, f"{anchor}-kernels-{number}")
             found.append(ShownKernels(label, run, modulated, tuple(charts), _grid(label, layers, modulated)))
@@ -82,23 +84,23 @@ def _charts(
     peers: Sequence[tuple[str, Sequence[LayerKernels]]],
     name: str,
 ) -> Iterator[Chart]:
-    after = {"W": _joined(layers, "learned")}
+    after = {"W": _flatten(layers, "learned")}
     if any(layer.modulated for layer in layers):
-        start = {"W": _joined(layers, "start"), "modulated W": _joined(layers, "start_used")}
+        start = {"W": _flatten(layers, "start"), "modulated W": _flatten(layers, "start_used")}
         yield Chart(
             "A: before meta-training",
-            histogram(start, f"{name}-a", f"Kernel weights of {label} before meta-training: {_spread(start)}"),
-            f"The random weights. {_added(layers, 'start', 'start_used')}",
+            histogram(start, f"{name}-a", f"Kernel weights of {label} before meta-training: {_describe_std(start)}"),
+            f"The random weights. {_describe_modulation(layers, 'start', 'start_used')}",
         )
-        after["modulated W"] = _joined(layers, "learned_used")
-    after[f"{list(after)[-1]}, adapted"] = _joined(layers, "adapted")
+        after["modulated W"] = _flatten(layers, "learned_used")
+    after[f"{list(after)[-1]}, adapted"] = _flatten(layers, "adapted")
     if len(after) > 2:
-        after |= {f"W of {other}, adapted": _joined(theirs, "adapted") for other, theirs in peers[:1]}
+        after |= {f"W of {other}, adapted": _flatten(theirs, "adapted") for other, theirs in peers[:1]}
     yield Chart(
         "B: after meta-training" if len(after) > 2 else "After meta-training",
-        histogram(after, f"{name}-b", f"Kernel weights of {label} after meta-training: {_spread(after)}"),
+        histogram(after, f"{name}-b", f"Kernel weights of {label} after meta-training: {_describe_std(after)}"),
         "What the network convolves with before and after it adapted to the episodes above."
-        + (f" {_added(layers, 'learned', 'learned_used')}" if len(after) > 2 else ""),
+        + (f" {_describe_modulation(layers, 'learned', 'learned_used')}" if len(after) > 2 else ""),
     )
 
 
@@ -113,22 +115,22 @@ def _grid(label: str, layers: Sequence[LayerKernels], modulated: bool) -> Grid:
     return Grid(f"Kernels of {label} by layer", header, tuple(lines))
 
 
-def _trained_whole(theirs: Sequence[LayerKernels], ours: Sequence[LayerKernels]) -> bool:
+def _trained_in_full(theirs: Sequence[LayerKernels], ours: Sequence[LayerKernels]) -> bool:
     """Whether these are the same layers of a network whose kernels themselves were adapted."""
     shapes = [layer.learned.shape for layer in theirs] == [layer.learned.shape for layer in ours]
     return shapes and all(layer.adapts and not layer.modulated for layer in theirs)
 
 
-def _joined(layers: Sequence[LayerKernels], moment: str) -> Weights:
+def _flatten(layers: Sequence[LayerKernels], moment: str) -> Weights:
     """All weights of a moment, over all layers, flat."""
     return np.concatenate([getattr(layer, moment).ravel() for layer in layers])
 
 
-def _added(layers: Sequence[LayerKernels], before: str, after: str) -> str:
-    weights = _joined(layers, before)
-    share = np.sqrt(((_joined(layers, after) - weights) ** 2).mean() / (weights**2).mean())
+def _describe_modulation(layers: Sequence[LayerKernels], before: str, after: str) -> str:
+    weights = _flatten(layers, before)
+    share = np.sqrt(((_flatten(layers, after) - weights) ** 2).mean() / (weights**2).mean())
     return f"What modulation adds is {100 * share:.1f} % of W (root mean square)."
 
 
-def _spread(groups: Mapping[str, Weights]) -> str:
+def _describe_std(groups: Mapping[str, Weights]) -> str:
     return "; ".join(f"standard deviation of {name} {weights.std():.4f}" for name, weights in groups.items())

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-
-import jinja2
+from typing import TYPE_CHECKING
 
 from metakm.report.charts import inline, page_style
 from metakm.report.gallery import Inspection
@@ -17,6 +16,9 @@ from metakm.table.blocks import Table
 from metakm.table.collect import Collection, RecordedRun
 from metakm.table.forest import forest_picture
 from metakm.table.layout import Grid, Listing, layout_table
+
+if TYPE_CHECKING:
+    import jinja2
 
 _NUMBER = re.compile(r"[+-]?(\d[\d,]*(\.\d+)?|1/\d+\.\d+)( ± .*| [<>~].*)?")
 
@@ -57,6 +59,8 @@ def render_page(
 
 
 def _template() -> jinja2.Template:
+    import jinja2  # of an extra: the command has checked that it is there
+
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metakm.errors import UserError
-from metakm.report.charts import Chart, Curve, Look, Outcome, accuracy_by_parameters, learning_curves, look
+from metakm.report.charts import (
+    AccuracyPoint,
+    Chart,
+    Curve,
+    LineStyle,
+    accuracy_by_parameters,
+    learning_curves,
+    line_style,
+)
 from metakm.report.gallery import Inspection, ShownEpisode, show_episodes
 from metakm.report.modulated_kernels import ShownKernels, show_kernels
 from metakm.run.curve import read_curve
@@ -29,12 +37,12 @@ class Section:
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _StyledCell:
     """A cell as the section's pictures name and draw it."""
 
     cell: Cell
     label: str
-    look: Look
+    style: LineStyle
 
 
 def build_sections(
@@ -76,29 +84,29 @@ def short_labels(protocols: Sequence[Protocol]) -> dict[Protocol, str]:
     }
 
 
-def _measured(cells: Sequence[Cell], algos: Sequence[str]) -> list[_Measured]:
+def _measured(cells: Sequence[Cell], algos: Sequence[str]) -> list[_StyledCell]:
     labels = short_labels([cell.protocol for cell in cells])
     variants: dict[str, int] = {}
     found = []
     for cell in cells:
         variants[cell.algo] = variants.get(cell.algo, -1) + 1
-        drawn = look(algos.index(cell.algo), variants[cell.algo])
-        found.append(_Measured(cell, labels[cell.protocol], drawn))
+        drawn = line_style(algos.index(cell.algo), variants[cell.algo])
+        found.append(_StyledCell(cell, labels[cell.protocol], drawn))
     return found
 
 
-def _curves(here: Sequence[_Measured]) -> tuple[list[Curve], list[str]]:
+def _curves(here: Sequence[_StyledCell]) -> tuple[list[Curve], list[str]]:
     curves, missing = [], []
     for one in here:
         for run in one.cell.runs:
             try:
-                curves.append(Curve(one.label, one.look, read_curve(run.path.with_name("curve.csv"))))
+                curves.append(Curve(one.label, one.style, read_curve(run.path.with_name("curve.csv"))))
             except UserError as error:
                 missing.append(f"{run.name}: no learning curve: {error}")
     return curves, missing
 
 
-def _charts(here: Sequence[_Measured], curves: Sequence[Curve], anchor: str) -> Iterator[Chart]:
+def _charts(here: Sequence[_StyledCell], curves: Sequence[Curve], anchor: str) -> Iterator[Chart]:
     setting = here[0].cell.setting
     if curves:
         ends = "; ".join(f"{c.label} ends at {100 * c.points[-1].val_accuracy:.1f} %" for c in curves if c.points)
@@ -107,15 +115,15 @@ def _charts(here: Sequence[_Measured], curves: Sequence[Curve], anchor: str) -> 
             learning_curves(curves, setting.ways, f"{anchor}-curves", f"Meta-validation accuracy by iteration: {ends}"),
             "Meta-validation accuracy, marked, and meta-training accuracy, thin; a line for each run.",
         )
-    outcomes = [
-        Outcome(one.label, one.look, one.cell.adapted_parameters, one.cell.mean, one.cell.ci95 or 0.0)
+    accuracies = [
+        AccuracyPoint(one.label, one.style, one.cell.adapted_parameters, one.cell.mean, one.cell.ci95 or 0.0)
         for one in here
         if one.cell.adapted_parameters is not None
     ]
-    if outcomes:
-        values = "; ".join(f"{o.label}: {o.accuracy:.2f} % with {o.adapted_parameters:,} adapted" for o in outcomes)
+    if accuracies:
+        values = "; ".join(f"{o.label}: {o.accuracy:.2f} % with {o.adapted_parameters:,} adapted" for o in accuracies)
         yield Chart(
             "Accuracy against adapted parameters",
-            accuracy_by_parameters(outcomes, f"{anchor}-cost", f"Meta-test accuracy by adapted parameters: {values}"),
+            accuracy_by_parameters(accuracies, f"{anchor}-cost", f"Meta-test accuracy by adapted parameters: {values}"),
             "Meta-test accuracy with its 95 % interval over seeds and tasks together.",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from importlib.metadata import version
 from typing import Any
 
@@ -14,6 +15,7 @@ from metakm.config import RunConfig
 from metakm.data import EpisodeSampler
 from metakm.learning.outer_loop import OuterLoop
 from metakm.learning.statistics import interval_over_tasks
+from metakm.presets import changes_from_preset
 from metakm.run import provenance
 from metakm.run.row import ResultRow
 
@@ -47,6 +49,7 @@ def measured_columns(
         "metakm_version": version("metakm"),
         "split_hash": sampler.dataset.split_hash,
         "episodes_hash": sampler.hash(index=0, tasks=config.eval_tasks),
+        "changes": json.dumps(changes_from_preset(config)),
     }
 
 

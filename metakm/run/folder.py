@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from metakm.cli.progress import say
 from metakm.errors import UserError
+from metakm.io.csv_file import csv_text, read_csv
 from metakm.io.files import replacing, write_text
 from metakm.io.lock import InUseError, Lock
 from metakm.run.curve import CurvePoint, curve_csv, curve_png
@@ -148,9 +148,12 @@ class RunFolder:
         write_text(self.path / "curve.csv", curve_csv(points))
 
     def write_picture(self, points: Sequence[CurvePoint], title: str, stage: str = "meta-") -> None:
-        """curve.png, if it can be drawn; the run does not fail for want of it."""
+        """curve.png, if it can be drawn; the run does not fail without it."""
         try:
             picture = curve_png(points, title, stage)
+        except UserError as error:
+            say(f"curve.png was not drawn: {error}; curve.csv has its figures")
+            return
         except Exception as error:  # matplotlib's settings and installation may raise anything
             say(f"curve.png could not be drawn ({error}); curve.csv has its figures")
             return
@@ -159,8 +162,8 @@ class RunFolder:
 
     def write_tasks(self, accuracies: npt.NDArray[np.float64]) -> None:
         """tasks.csv: the accuracy `[n]` of each meta-test task with its episode index."""
-        table = pd.DataFrame({"episode": np.arange(len(accuracies)), "accuracy": accuracies})
-        write_text(self.path / "tasks.csv", table.to_csv(index=False))
+        lines = [{"episode": index, "accuracy": value} for index, value in enumerate(accuracies.tolist())]
+        write_text(self.path / "tasks.csv", csv_text(lines, ("episode", "accuracy")))
 
     def write_weights(self, data: bytes) -> None:
         """weights.safetensors."""
@@ -194,12 +197,9 @@ class RunFolder:
     def read_row(self) -> dict[str, Any] | None:
         """The row of an earlier run as JSON values; None where there is none that can be read."""
         try:
-            table = pd.read_csv(self.result, dtype=str, keep_default_na=False)
-            if len(table) != 1 or tuple(table.columns) != self.row.columns():
-                return None
-            cells = {str(name): str(text) for name, text in table.iloc[0].items()}
-            row: dict[str, Any] = vars(self.row.from_cells(cells))  # pandas 2 would read the last digit otherwise
-        except (OSError, ValueError, UserError):
+            (cells,) = read_csv(self.result)
+            row: dict[str, Any] = vars(self.row.from_cells(cells))
+        except (ValueError, UserError):
             return None
         measured = [row[name] for name in self.row.FINISHED]
         if row["status"] == "done" and not all(isinstance(v, float) and math.isfinite(v) for v in measured):

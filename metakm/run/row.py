@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
 
-import pandas as pd
-
 from metakm.errors import UserError, unknown_name
+from metakm.io.csv_file import csv_text
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -34,16 +32,15 @@ class CsvRow:
 
     def to_csv(self) -> str:
         """Header and row."""
-        buffer = io.StringIO()
         values = {name: getattr(self, name) for name in self.columns()}
-        pd.DataFrame([values], columns=list(values)).to_csv(buffer, index=False)
-        return buffer.getvalue()
+        missing = {name: None for name, value in values.items() if isinstance(value, float) and math.isnan(value)}
+        return csv_text([values | missing], self.columns())
 
     @classmethod
     def from_cells(cls, cells: Mapping[str, str]) -> Self:
         """Inverse of `to_csv` for one line, given as the text of each column.
 
-        A column with a default may be missing: it was added after the row was written, and has its default there.
+        A column with a default may be missing: it was added after this row was written; its default is assumed.
 
         Raises:
             UserError: a missing or unknown column, or a text that is no value of the column's type.
@@ -103,6 +100,7 @@ class ResultRow(CsvRow):
     started_at: str  # UTC, ISO 8601
     test_queries: int = 0  # of each class in meta-validation and meta-test; 0: `queries`
     select: str = "best"  # which model was tested: the best on meta-validation, or the last
+    changes: str | None = None  # JSON: the settings that differ from the preset's; None: not recorded (older runs)
 
 
 COLUMNS = ResultRow.columns()

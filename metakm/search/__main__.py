@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from metakm.cli.exit_code import exit_code
 from metakm.cli.signals import StopRequest
 from metakm.errors import UserError
+from metakm.io.figure import import_matplotlib
 from metakm.search.options import parse_search
 from metakm.search.plan import make_plan
 
@@ -22,6 +23,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     options, rest = parse_search(sys.argv[1:] if arguments is None else list(arguments))
     if importlib.util.find_spec("optuna") is None:
         raise UserError("Expected optuna for a search, got none; run `pip install 'metakm[search]'`")
+    import_matplotlib("the page of a search")
     plan = make_plan(options, rest)
     with StopRequest() as stop:
         from metakm.search.worker import Worker  # brings Optuna along

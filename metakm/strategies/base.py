@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metakm.errors import UserError
-from metakm.models.layers import BatchNorm2d, BatchNormMode, Linear, statistics_from, tracking_statistics
+from metakm.models.layers import BatchNorm2d, Linear, statistics_from, tracking_statistics
+from metakm.models.modes import BatchNormMode
 from metakm.modulation.norms import is_norm
 from metakm.options import Options, RateOptions
 

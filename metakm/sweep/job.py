@@ -8,11 +8,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
-
-import submitit
-from submitit.core.utils import pickle_load
-from submitit.helpers import DelayedSubmission
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from metakm.cli.signals import StopRequest
 from metakm.config import RunConfig
@@ -20,6 +16,10 @@ from metakm.errors import UserError
 from metakm.io.lock import InUseError
 from metakm.learning.malloc import keep_freed_memory
 from metakm.run.runner import Run
+
+if TYPE_CHECKING:
+    import submitit
+    from submitit.helpers import DelayedSubmission
 
 
 class Outcome(NamedTuple):
@@ -64,11 +64,15 @@ class RunJob:
 
     def checkpoint(self) -> DelayedSubmission:
         """What submitit queues again when the cluster takes the machine back: the same run, which resumes."""
+        from submitit.helpers import DelayedSubmission  # of an extra, as below
+
         return DelayedSubmission(self)
 
 
 def result_of(job: submitit.Job[Outcome]) -> Outcome | None:
     """What a job left behind; None where it left nothing, or not yet. Asks no cluster."""
+    from submitit.core.utils import pickle_load
+
     with contextlib.suppress(OSError):
         job.paths.folder.chmod(job.paths.folder.stat().st_mode)  # NFS then shows what is new, as submitit knows
     try:

@@ -5,24 +5,28 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import submitit
 import torch
-from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from metakm.config import RunConfig
-from metakm.errors import UserError
+from metakm.errors import UserError, missing_extra
 from metakm.learning.memory import RUNS_HERE
 from metakm.sweep.job import Outcome, RunJob, result_of, set_environment
 from metakm.sweep.options import SweepOptions
 from metakm.sweep.slurm import SlurmQueue
 
-Job = submitit.Job[Outcome]
+if TYPE_CHECKING:
+    import submitit
+
+    Job = submitit.Job[Outcome]
+
 _MINUTES = 240  # of a slurm job, unless told
 _NO_LIMIT_MINUTES = 10 * 365 * 24 * 60  # submitit ends local jobs after 2 minutes, unless told
 _REQUEUES = 100  # of a slurm job that came to its time limit; it resumes each time
@@ -44,10 +48,12 @@ class Pool:
     """Takes runs, up to `size` at a time.
 
     Raises:
-        UserError: more threads than cores.
+        UserError: more threads than cores, or no submitit.
     """
 
     def __init__(self, options: SweepOptions, folder: Path) -> None:
+        if importlib.util.find_spec("submitit") is None:
+            raise missing_extra("submitit", "cluster", "a sweep")
         self.options, self.folder, self.stop_file = options, folder, folder / "stop"
         self.gpus = torch.cuda.device_count() if options.executor == "local" else 0
         self.size = options.jobs or _default_jobs(options, self.gpus)
@@ -80,6 +86,8 @@ class Pool:
             UserError: no cluster here.
             NotTakenError: the cluster does not take it.
         """
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
         environment = self.environment(config.device)
         if self._spreads(config.device):
             config = dataclasses.replace(config, device=f"cuda:{slot % self.gpus}")
@@ -195,6 +203,8 @@ def _threads(options: SweepOptions, jobs: int) -> int:
 
 
 def _executor(options: SweepOptions, folder: Path) -> submitit.AutoExecutor:
+    import submitit
+
     requeues = {"slurm_max_num_timeout": _REQUEUES} if options.executor == "slurm" else {}
     try:
         executor = submitit.AutoExecutor(folder, cluster=options.executor, **requeues)

@@ -14,12 +14,13 @@ import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
-
-import submitit
+from typing import TYPE_CHECKING, NamedTuple
 
 from metakm.cli.progress import say
 from metakm.sweep.job import Outcome, result_of
+
+if TYPE_CHECKING:
+    import submitit
 
 _TIMEOUT_SECONDS = 60  # of a command; SLURM's own limit is MessageTimeout, 10 s by default
 _GONE = "GONE"  # not SLURM's: a job that the controller does not list

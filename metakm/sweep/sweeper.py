@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from metakm.cli.progress import say
 from metakm.cli.signals import StopRequest
 from metakm.sweep.job import Outcome
 from metakm.sweep.plan import Planned, State, inspect
-from metakm.sweep.pool import Job, NotTakenError, Pool
+from metakm.sweep.pool import NotTakenError, Pool
+
+if TYPE_CHECKING:
+    from metakm.sweep.pool import Job
 
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 600  # with a cluster's controller that answers nothing

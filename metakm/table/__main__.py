@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,17 +13,13 @@ import tyro
 from metakm.cli.exit_code import exit_code
 from metakm.cli.flags import read_options
 from metakm.errors import UserError
-from metakm.experiments.fig5 import fig5_picture
-from metakm.experiments.row import read_experiments
-from metakm.experiments.tables import PaperTable, layout_paper
-from metakm.io.files import replacing, write_text
-from metakm.strategies import load_plugin
 from metakm.table.blocks import Table, build_table
 from metakm.table.collect import read_runs
-from metakm.table.forest import forest_picture, picture_format
+from metakm.table.forest import forest_picture
+from metakm.table.output import picture_format, write_table
 from metakm.table.pairing import comparisons_between
-from metakm.table.rendering import Format, render_comparisons, render_layout, render_table
-from metakm.table.selection import best_first, main_table, only
+from metakm.table.rendering import Format, render_comparisons, render_table
+from metakm.table.selection import main_table, only, sort_by_accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,31 +51,28 @@ class TableOptions:
     """Print the paired difference of two strategies instead of the table: km anil. A row's full name, as in
     "km (quick)", stands for that row alone."""
     plot: Path | None = None
-    """Write a forest plot of the cells too: a .png, .svg or .pdf file."""
-    paper: PaperTable | None = None
-    """Another of the paper's: table1, table2 or fig5 from the experiment.csv files of metakm.experiments. Then --plot
-    draws fig5."""
-    plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
-    """Python files that register strategies of the runs; they run with your rights. Without them, what a preset leaves out for such a strategy looks like a change."""  # noqa: E501
+    """Write a forest plot of the cells too: a .png, .svg or .pdf file; needs metakm[report]."""
     strict: bool = False
     """Exit with code 1 if a result.csv could not be used."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 a file that could not be used under --strict or not be written, 2 the user's mistake."""
-    return exit_code(
-        lambda: _run(read_options(TableOptions, "python -m metakm.table", arguments)),
-        "repeat the same command",
-        resumes=False,
-    )
+    return exit_code(lambda: _run(_read(arguments)), "repeat the same command", resumes=False)
+
+
+def _read(arguments: Sequence[str] | None) -> TableOptions:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if any(argument.partition("=")[0] == "--paper" for argument in arguments):
+        raise UserError(
+            "Expected flags of Table III, got --paper; the paper's other tables are made by "
+            "python -m metakm.experiments.table table1 RESULTS, likewise table2 and fig5"
+        )
+    return read_options(TableOptions, "python -m metakm.table", arguments)
 
 
 def _run(options: TableOptions) -> int:
     _check(options)
-    for plugin in options.plugin:
-        load_plugin(plugin)
-    if options.paper is not None:
-        return _run_paper(options, options.paper)
     form = None if options.plot is None else picture_format(options.plot)
     collection = read_runs(options.results)
     whole = build_table(collection, options.baseline)
@@ -88,7 +81,7 @@ def _run(options: TableOptions) -> int:
         text = render_table(table, options.format, compact=not options.all)
     else:
         text = render_comparisons(*comparisons_between(whole.cells, *options.compare), whole, options.format)
-    _write(options, text, None if form is None else lambda: forest_picture(table, form))
+    write_table(text, options.out, options.plot, None if form is None else lambda: forest_picture(table, form))
     for problem in collection.problems:
         print(f"not read: {problem.path}: {problem.reason}", file=sys.stderr)  # noqa: T201
     return 1 if options.strict and collection.problems else 0
@@ -99,9 +92,8 @@ def _check(options: TableOptions) -> None:
     selecting = {"--all": options.all, "--only": options.only, "--sort": options.sort}
     selecting["--paper-columns"] = options.paper_columns
     for flag, given in selecting.items():
-        if given and (options.compare or options.paper):
-            other = "--compare" if options.compare else "--paper"
-            raise UserError(f"Expected {flag} without {other}, got both; leave one of them out")
+        if given and options.compare:
+            raise UserError(f"Expected {flag} without --compare, got both; leave one of them out")
     if options.all and options.paper_columns:
         raise UserError("Expected --all or --paper-columns, got both; leave one of them out")
 
@@ -110,37 +102,7 @@ def _selected(table: Table, options: TableOptions) -> Table:
     """The part of the table that is asked for."""
     table = only(table, options.only) if options.only else table
     table = table if options.all else main_table(table, options.paper_columns)
-    return best_first(table) if options.sort else table
-
-
-def _run_paper(options: TableOptions, table: PaperTable) -> int:
-    if options.plot is not None and table != "fig5":
-        raise UserError(f"Expected --plot with --paper fig5, got it with {table}; leave one of them out")
-    if options.compare is not None:
-        raise UserError("Expected --compare without --paper, got both; leave one of them out")
-    if options.baseline != TableOptions.baseline:
-        raise UserError("Expected --baseline without --paper, got both; leave one of them out")
-    form = None if options.plot is None else picture_format(options.plot)
-    runs, problems = read_experiments(options.results)
-    text = render_layout(layout_paper(table, runs, problems), options.format)
-    _write(options, text, None if form is None else lambda: fig5_picture(runs, form))
-    for problem in problems:
-        print(f"not read: {problem}", file=sys.stderr)  # noqa: T201
-    return 1 if options.strict and problems else 0
-
-
-def _write(options: TableOptions, text: str, picture: Callable[[], bytes] | None) -> None:
-    """Print the text or write it to --out; draw the picture to --plot."""
-    try:
-        if options.plot is not None and picture is not None:
-            with replacing(options.plot) as file:
-                file.write(picture())
-        if options.out is not None:
-            write_text(options.out, text)
-    except OSError as error:
-        raise UserError(f"Expected files that can be written, got {error}; choose another --out or --plot") from error
-    if options.out is None:
-        print(text, end="")  # noqa: T201
+    return sort_by_accuracy(table) if options.sort else table
 
 
 if __name__ == "__main__":

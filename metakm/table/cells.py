@@ -28,7 +28,9 @@ class Protocol:
     @property
     def label(self) -> str:
         """Such as `km (quick, precision bf16)`."""
-        return f"{self.algo} ({', '.join([self.preset, *(_spoken(name, value) for name, value in self.changes)])})"
+        return (
+            f"{self.algo} ({', '.join([self.preset, *(_format_change(name, value) for name, value in self.changes)])})"
+        )
 
     @property
     def published(self) -> bool:
@@ -146,11 +148,11 @@ def _cell(
     full = maml.get((setting, runs[0].row.backbone), set())
     ratio = count / min(full) if count is not None and len(full) == 1 and min(full) > 0 else None
     return Cell(
-        setting, protocol, runs, float(means.mean()), seeds_ci95, _over_tasks(runs), runs[0].row.n_tasks, count, ratio
+        setting, protocol, runs, float(means.mean()), seeds_ci95, _tasks_ci95(runs), runs[0].row.n_tasks, count, ratio
     )
 
 
-def _over_tasks(runs: tuple[RecordedRun, ...]) -> float | None:
+def _tasks_ci95(runs: tuple[RecordedRun, ...]) -> float | None:
     """Of one run as its row has it; of several the interval of the tasks' means over seeds, if tasks are the same."""
     if len(runs) == 1:
         return None if runs[0].row.ci95 is None else 100 * runs[0].row.ci95
@@ -170,6 +172,6 @@ def _maml_counts(runs: Iterable[RecordedRun]) -> dict[tuple[Setting, str], set[i
     return counts
 
 
-def _spoken(name: str, value: str) -> str:
+def _format_change(name: str, value: str) -> str:
     words = name.replace("_", "-")
     return {"true": words, "false": f"no {words}"}.get(value, f"{words} {value}")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
-import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -14,16 +13,14 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from metakm.config import EXECUTION_FIELDS, PresetName, RunConfig
+from metakm.config import EXECUTION_FIELDS, NAMED_IN_ROW, PresetName
 from metakm.errors import UserError, unknown_name
+from metakm.io.csv_file import read_csv
 from metakm.io.files import expanded
 from metakm.learning.statistics import interval_over_tasks
-from metakm.presets import preset_config
 from metakm.run.row import COLUMNS, ResultRow
+from metakm.table.older_rows import DEFAULTS, changes_of_older
 
-# What a cell of the table or a run's own seed says; every other field of the config belongs to the protocol.
-_NAMED_ELSEWHERE = frozenset({"algo", "dataset", "ways", "shots", "preset", "seed"})
-_DEFAULTS = {f.name: f.default for f in dataclasses.fields(RunConfig) if f.default is not dataclasses.MISSING}
 Changes = tuple[tuple[str, str], ...]
 
 
@@ -36,6 +33,7 @@ class RecordedRun:
     name: str  # of its folder, from the folder that was searched
     changes: Changes  # fields of the config that are not the preset's, with their values, sorted
     accuracies: npt.NDArray[np.float64] | None  # [n_tasks] from tasks.csv; None where there is none
+    settings: Mapping[str, str]  # all that config.json says of the protocol; empty without one
 
 
 @dataclass(frozen=True)
@@ -71,16 +69,18 @@ def read_runs(folder: str | Path) -> Collection:
             runs.append(_read_run(path, name))
         except UserError as error:
             problems.append(Problem(path, name, str(error)))
-    return Collection(tuple(runs), tuple(problems))
+    return Collection(_separate_by_settings(runs), tuple(problems))
 
 
 def _read_run(path: Path, name: str) -> RecordedRun:
     row = _read_row(path)
-    _check(row)
+    _check_row(row)
     config = read_config(path.parent / "config.json")
     if config is not None:
         _check_config(row, config)
-    return RecordedRun(row, path, name, _changes(row, config), _read_tasks(path.parent / "tasks.csv", row))
+    changes = {k: v for k, v in _changes(row, config).items() if k not in EXECUTION_FIELDS}
+    accuracies = _read_tasks(path.parent / "tasks.csv", row)
+    return RecordedRun(row, path, name, _sorted(changes), accuracies, {} if config is None else _settings(config))
 
 
 def _read_row(path: Path) -> ResultRow:
@@ -90,25 +90,7 @@ def _read_row(path: Path) -> ResultRow:
     return ResultRow.from_cells(lines[0])
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """The lines of a CSV file below its header, as the text of each column."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel writes a byte-order mark
-            header, *lines = list(csv.reader(file, strict=True)) or [[]]
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"Expected {path.name} to be a CSV file that can be read, got: {error}") from error
-    if len(set(header)) != len(header):
-        raise UserError(f"Expected different columns in {path.name}, got one twice; was the file changed?")
-    for number, line in enumerate(lines, start=2):
-        if len(line) != len(header):
-            raise UserError(
-                f"Expected {len(header)} values in each line of {path.name}, got {len(line)} in line {number}; "
-                "is it cut off?"
-            )
-    return [dict(zip(header, line, strict=True)) for line in lines]
-
-
-def _check(row: ResultRow) -> None:
+def _check_row(row: ResultRow) -> None:
     """Raise UserError for a row that no run writes."""
     if row.preset not in get_args(PresetName):
         raise unknown_name("column preset", row.preset, get_args(PresetName))
@@ -146,22 +128,63 @@ def _check_config(row: ResultRow, config: Mapping[str, Any]) -> None:
             raise UserError(f"Expected {name} {config[name]!r} as in config.json, got {said[name]!r} in the row")
 
 
-def _changes(row: ResultRow, config: Mapping[str, Any] | None) -> Changes:
-    """What the run's protocol changes in its preset.
+def _changes(row: ResultRow, config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings that the run has otherwise than its preset, as its row says, or as an older row lets one tell."""
+    if row.changes is None:
+        return changes_of_older(row, config)
+    try:
+        changes = json.loads(row.changes)
+    except (ValueError, RecursionError):
+        changes = None
+    if not isinstance(changes, dict) or not all(
+        _as_text(part).isprintable() for item in changes.items() for part in item
+    ):
+        raise UserError(
+            f"Expected column changes to be a JSON object of printable texts, got {row.changes!r:.200}; "
+            "was the file changed?"
+        )
+    for name, value in changes.items():
+        if config is not None and (name not in config or config[name] != value):
+            told = repr(config[name]) if name in config else "none"
+            raise UserError(f"Expected {name} {told} as in config.json, got {value!r} in the row's changes")
+    return changes
 
-    Without a config, the row and its run_id are all there is to tell by, and that itself is a change. A field with a
-    default that the config lacks came into being after the run, which did as its default does.
-    """
-    preset = preset_config(row.preset, row.algo, row.dataset, row.ways, row.shots).identity()
-    own = {name: getattr(row, name) for name in COLUMNS if name in preset} | {"eval_tasks": row.n_tasks}
-    if config is None:
-        variants = re.search(rf"-{re.escape(row.algo)}-(.+)-{row.preset}-seed\d+-[0-9a-f]+$", row.run_id)
-        own["config.json"] = "missing" + (f" ({variants[1]})" if variants else "")
-    else:
-        own = dict.fromkeys(preset, "unknown") | _DEFAULTS | own | dict(config)
-    own = {name: value for name, value in own.items() if name not in _NAMED_ELSEWHERE | EXECUTION_FIELDS}
-    changed = {name: value for name, value in own.items() if preset.get(name) != value}
-    return tuple(sorted((name, v if isinstance(v, str) else json.dumps(v)) for name, v in changed.items()))
+
+def _settings(config: Mapping[str, Any]) -> dict[str, str]:
+    """All that a run's config says of its protocol."""
+    values = DEFAULTS | {name: v for name, v in config.items() if name not in NAMED_IN_ROW | EXECUTION_FIELDS}
+    return {name: _as_text(value) for name, value in values.items()}
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _separate_by_settings(runs: Sequence[RecordedRun]) -> tuple[RecordedRun, ...]:
+    """Name the settings in which runs differ that changed the same of one preset: the preset was another one then."""
+    groups = defaultdict(list)
+    for run in runs:
+        if run.row.status == "done":
+            row = run.row
+            groups[row.dataset, row.ways, row.shots, row.algo, row.preset, run.changes].append(run)
+    differing: dict[RecordedRun, set[str]] = {}
+    for group in groups.values():
+        values = defaultdict(set)
+        for run in group:
+            for name, text in run.settings.items():
+                values[name].add(text)
+        names = {name for name, texts in values.items() if len(texts) > 1}
+        differing |= dict.fromkeys(group, names) if names else {}
+    return tuple(
+        dataclasses.replace(run, changes=_sorted({**dict(run.changes), **{n: run.settings[n] for n in names}}))
+        if (names := differing.get(run, set()) & run.settings.keys())
+        else run
+        for run in runs
+    )
+
+
+def _sorted(changes: Mapping[str, Any]) -> Changes:
+    return tuple(sorted((name, _as_text(value)) for name, value in changes.items()))
 
 
 def _read_tasks(path: Path, row: ResultRow) -> npt.NDArray[np.float64] | None:

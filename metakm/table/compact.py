@@ -19,7 +19,7 @@ def layout_compact(table: Table) -> Layout:
     grids = [_accuracies(block) for block in table.blocks]
     if table.claims:
         grids.append(_claims(table))
-    listing = Listing("Remarks", (*_remarks(table), *_reading(table)))
+    listing = Listing("Remarks", (*_remarks(table), *_footnotes(table)))
     return Layout(tuple(grids), (listing,), WIDTH)
 
 
@@ -33,7 +33,7 @@ def _cell(cell: Published | Cell | None) -> str:
         return ""
     if isinstance(cell, Published):
         return f"{cell.accuracy:.2f} ± {cell.plus_minus:.2f}"
-    return f"{_with_interval(f'{cell.mean:.2f}', cell.ci95)} ({cell.n_seeds})"
+    return f"{_format_interval(f'{cell.mean:.2f}', cell.ci95)} ({cell.n_seeds})"
 
 
 def _claims(table: Table) -> Grid:
@@ -47,16 +47,16 @@ def _claims(table: Table) -> Grid:
         measured = {(c.second.protocol, c.first.setting): c for claim in own.values() for c in claim.measured}
         for protocol in dict.fromkeys(protocol for protocol, _ in measured):
             found = (measured.get((protocol, setting)) for setting in settings)
-            lines.append((protocol.label, *("" if c is None else _difference(c) for c in found)))
+            lines.append((protocol.label, *("" if c is None else _format_difference(c) for c in found)))
     header = ("KM minus", *(setting.title for setting in settings))
     return Grid("KM minus the others, points: > above, < below, ~ not separated", header, tuple(lines))
 
 
-def _difference(c: Comparison) -> str:
-    return f"{_with_interval(f'{c.difference:+.2f}', c.ci95)} {MARKS[c.verdict]}"
+def _format_difference(c: Comparison) -> str:
+    return f"{_format_interval(f'{c.difference:+.2f}', c.ci95)} {MARKS[c.verdict]}"
 
 
-def _with_interval(text: str, width: float | None) -> str:
+def _format_interval(text: str, width: float | None) -> str:
     return text if width is None else f"{text} ± {width:.2f}"
 
 
@@ -73,7 +73,7 @@ def _remarks(table: Table) -> Iterator[str]:
         yield f"{', '.join(f'{name}: {count}' for name, count in counts.items() if count)}; listed by --all"
 
 
-def _reading(table: Table) -> Iterator[str]:
+def _footnotes(table: Table) -> Iterator[str]:
     shown = {cell for block in table.blocks for row in block.rows for cell in row.cells.values()}
     meanings: dict[str, list[str]] = {}
     for published in published_results():

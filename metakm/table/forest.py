@@ -5,34 +5,19 @@ from __future__ import annotations
 import io
 import textwrap
 from itertools import accumulate, pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
-from metakm.errors import UserError
 from metakm.io.figure import new_figure
 from metakm.table.blocks import Table
 from metakm.table.cells import Cell
+from metakm.table.output import PictureFormat
 from metakm.table.published import Published
 from metakm.table.setting import Setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PictureFormat = Literal["png", "svg", "pdf"]
 _measured, _published = "#0b5394", "#777777"
-
-
-def picture_format(path: Path) -> PictureFormat:
-    """Format by the file name's ending.
-
-    Raises:
-        UserError: another ending.
-    """
-    forms: tuple[PictureFormat, ...] = get_args(PictureFormat)
-    for form in forms:
-        if path.suffix == f".{form}":
-            return form
-    raise UserError(f"Expected --plot to end in .png, .svg or .pdf, got {path}; rename it")
 
 
 def forest_picture(table: Table, form: PictureFormat = "png") -> bytes:
@@ -73,14 +58,16 @@ def _height(label: str) -> float:
 
 def _panel(axes: Axes, setting: Setting, lines: list[tuple[str, Published | Cell]]) -> None:
     edges = list(accumulate((_height(label) for label, _ in lines), initial=0.0))
-    places = [(low + high) / 2 for low, high in pairwise(edges)]
-    for place, (_, cell) in zip(places, lines, strict=True):
+    centers = [(low + high) / 2 for low, high in pairwise(edges)]
+    for center, (_, cell) in zip(centers, lines, strict=True):
         if isinstance(cell, Published):
-            axes.errorbar(cell.accuracy, place, xerr=cell.plus_minus, fmt="D", color=_published, mfc="white", capsize=3)
+            axes.errorbar(
+                cell.accuracy, center, xerr=cell.plus_minus, fmt="D", color=_published, mfc="white", capsize=3
+            )
         else:
-            axes.errorbar(cell.mean, place, xerr=cell.tasks_ci95, fmt="o", color=_measured, capsize=3)
-            axes.errorbar(cell.mean, place, xerr=cell.seeds_ci95, fmt="none", color=_measured, elinewidth=4, alpha=0.4)
-    axes.set_yticks(places, [label for label, _ in lines], parse_math=False)
+            axes.errorbar(cell.mean, center, xerr=cell.tasks_ci95, fmt="o", color=_measured, capsize=3)
+            axes.errorbar(cell.mean, center, xerr=cell.seeds_ci95, fmt="none", color=_measured, elinewidth=4, alpha=0.4)
+    axes.set_yticks(centers, [label for label, _ in lines], parse_math=False)
     axes.set_ylim(edges[-1] + 0.1, -0.1)  # the first row on top
     axes.set_title(setting.title, loc="left", fontsize="medium", parse_math=False)
     axes.grid(axis="x", alpha=0.3)

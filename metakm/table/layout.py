@@ -43,7 +43,7 @@ def layout_table(table: Table) -> Layout:
     for block in reversed(table.blocks):
         details = _details(table, block)
         grids = [_overview(table, block), *([details] if details.lines else []), *grids]
-    return _layout(grids, table.comparisons, [], table, (*_published_meanings(), *_READING))
+    return _layout(grids, table.comparisons, [], table, (*_published_meanings(), *_FOOTNOTES))
 
 
 def layout_comparisons(comparisons: Sequence[Comparison], refused: Sequence[str], table: Table) -> Layout:
@@ -54,7 +54,7 @@ def layout_comparisons(comparisons: Sequence[Comparison], refused: Sequence[str]
             c.first.setting.title,
             c.first.protocol.label,
             c.second.protocol.label,
-            _difference(c),
+            _format_difference(c),
             " ".join(map(str, c.seeds)),
             str(c.first.n_tasks),
             c.verdict,
@@ -62,23 +62,23 @@ def layout_comparisons(comparisons: Sequence[Comparison], refused: Sequence[str]
         for c in comparisons
     )
     grid = Grid("First minus second, in pairs on the same meta-test episodes", header, lines)
-    return _layout([grid], comparisons, [Listing("Not compared", tuple(refused))], table, _READING_PAIRS)
+    return _layout([grid], comparisons, [Listing("Not compared", tuple(refused))], table, _FOOTNOTES_OF_PAIRS)
 
 
-_READING_PAIRS = (
+_FOOTNOTES_OF_PAIRS = (
     "Differences: (seeds) is the 95 % Student-t interval of the mean difference over seeds; (tasks) is 1.96 std / "
     "sqrt(n) of the differences by meta-test task, each averaged over the seeds: it holds for these trained models.",
     "Above or below: the difference exceeds sqrt(seeds^2 + tasks^2) of its intervals; with one seed, that over tasks, "
     "which says nothing about other seeds.",
 )
-_READING = (
+_FOOTNOTES = (
     "± of measured rows, half-widths of 95 % intervals: (seeds) Student-t over seeds; (tasks) 1.96 std / sqrt(n) over "
     "meta-test tasks, of the mean over seeds: it holds for these trained models.",
     "A measured row is named by strategy, preset, and what was changed in the preset. Only rows of preset paper "
     "without changes follow the published protocol and speak for or against a claim; quick is scaled down.",
     "> < ~ behind a KM row: above, below, not separated from the row of the same preset and changes; in the paper's "
     "own row: what its text claims.",
-    *_READING_PAIRS,
+    *_FOOTNOTES_OF_PAIRS,
 )
 
 
@@ -111,12 +111,12 @@ def hidden_rows(table: Table) -> tuple[str, ...]:
 
 def _overview(table: Table, block: Block) -> Grid:
     lines = tuple(
-        (row.label, *(_cell_text(table, row.cells.get(setting)) for setting in block.settings)) for row in block.rows
+        (row.label, *(_format_cell(table, row.cells.get(setting)) for setting in block.settings)) for row in block.rows
     )
     return Grid(f"{block.title}: accuracy, %", ("Method", *(s.title for s in block.settings)), lines)
 
 
-def _cell_text(table: Table, cell: Published | Cell | None) -> str:
+def _format_cell(table: Table, cell: Published | Cell | None) -> str:
     if cell is None:
         return ""
     if isinstance(cell, Published):
@@ -125,7 +125,7 @@ def _cell_text(table: Table, cell: Published | Cell | None) -> str:
         return " ".join([f"{cell.accuracy:.2f} ± {cell.plus_minus:.2f}", *claims])
     found = {peer: table.comparison(cell, peer) for peer in ("anil", "maml") if cell.algo == "km"}
     marks = [f"{MARKS[c.verdict]}{peer.upper()}" for peer, c in found.items() if c is not None]
-    return " ".join([_with_intervals(f"{cell.mean:.2f}", cell.seeds_ci95, cell.tasks_ci95), *marks])
+    return " ".join([_format_intervals(f"{cell.mean:.2f}", cell.seeds_ci95, cell.tasks_ci95), *marks])
 
 
 def _details(table: Table, block: Block) -> Grid:
@@ -136,7 +136,7 @@ def _details(table: Table, block: Block) -> Grid:
         for setting in block.settings:
             if isinstance(cell := row.cells.get(setting), Cell):
                 comparison = table.comparison(cell, table.baseline)
-                difference = "" if comparison is None else _difference(comparison)
+                difference = "" if comparison is None else _format_difference(comparison)
                 lines.append((*_detail(row.label, setting, cell), difference))
     return Grid(f"{block.title}: measured cells", header, tuple(lines))
 
@@ -147,19 +147,19 @@ def _detail(label: str, setting: Setting, cell: Cell) -> tuple[str, ...]:
         setting.title,
         cell.bn_mode,
         f"{cell.mean:.2f}",
-        _number(cell.seeds_ci95),
-        _number(cell.tasks_ci95),
+        _format_number(cell.seeds_ci95),
+        _format_number(cell.tasks_ci95),
         str(cell.n_seeds),
         str(cell.n_tasks),
         "" if cell.adapted_parameters is None else f"{cell.adapted_parameters:,}",
-        _ratio(cell.ratio_to_maml),
+        _format_ratio(cell.ratio_to_maml),
     )
 
 
 def _claims(claims: Sequence[Claim]) -> Grid:
     lines = []
     for claim in claims:
-        measured = [f"{c.first.protocol.label}: {_difference(c)}, {_judgement(c)}" for c in claim.measured]
+        measured = [f"{c.first.protocol.label}: {_format_difference(c)}, {_format_verdict(c)}" for c in claim.measured]
         said = "claimed" if claim.claimed else "no claim"
         lines.append(
             (f"KM above {claim.peer.upper()}, {claim.setting.title}", said, "; ".join(measured) or "not measured")
@@ -167,7 +167,7 @@ def _claims(claims: Sequence[Claim]) -> Grid:
     return Grid("What the paper claims (Sec. IV-C)", ("Claim", "The paper", "Measured, points"), tuple(lines))
 
 
-def _judgement(c: Comparison) -> str:
+def _format_verdict(c: Comparison) -> str:
     return c.verdict if c.first.protocol.published else f"{c.verdict} (not the published protocol)"
 
 
@@ -177,20 +177,20 @@ def _published_meanings() -> tuple[str, ...]:
     return tuple(dict.fromkeys(lines))
 
 
-def _difference(c: Comparison) -> str:
-    return _with_intervals(f"{c.difference:+.2f}", c.seeds_ci95, c.tasks_ci95)
+def _format_difference(c: Comparison) -> str:
+    return _format_intervals(f"{c.difference:+.2f}", c.seeds_ci95, c.tasks_ci95)
 
 
-def _with_intervals(text: str, seeds_ci95: float | None, tasks_ci95: float | None) -> str:
+def _format_intervals(text: str, seeds_ci95: float | None, tasks_ci95: float | None) -> str:
     named = ((seeds_ci95, "seeds"), (tasks_ci95, "tasks"))
     return " ".join([text, *(f"± {value:.2f} ({name})" for value, name in named if value is not None)])
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _ratio(ratio: float | None) -> str:
+def _format_ratio(ratio: float | None) -> str:
     """A fraction below one as the paper gives it, such as 1/51.1."""
     if ratio is None:
         return ""

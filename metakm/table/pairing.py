@@ -15,6 +15,8 @@ from metakm.table.cells import PROVENANCE, Cell, names_by_value
 from metakm.table.collect import RecordedRun
 
 Verdict = Literal["above", "below", "not separated"]
+# Settings that every preset has alike for all strategies.
+_ALIKE = ("queries", "test_queries", "meta_batch", "iterations", "schedule", "ema", "select", "val_tasks")
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def comparisons_between(
     free = not {first, second} <= strategies
     found, refused = [], []
     for setting in sorted({cell.setting for cell in cells}):
-        ours, theirs = ([c for c in cells if c.setting == setting and _named(c, name)] for name in (first, second))
+        ours, theirs = ([c for c in cells if c.setting == setting and _has_name(c, name)] for name in (first, second))
         pairs = [(a, b) for a in ours for b in theirs if a is not b and (free or same_protocol(a, b))]
         if (ours or theirs) and not pairs:
             rows = ", ".join(cell.protocol.label for cell in (*ours, *theirs))
@@ -127,7 +129,7 @@ def peer_of(cell: Cell, algo: str, cells: Iterable[Cell]) -> Cell | None:
     )
 
 
-def _named(cell: Cell, name: str) -> bool:
+def _has_name(cell: Cell, name: str) -> bool:
     return name in (cell.algo, cell.protocol.label)
 
 
@@ -141,10 +143,18 @@ def _accuracies(runs: dict[int, RecordedRun], seeds: list[int]) -> npt.NDArray[n
     return np.stack(rows)
 
 
+def _preset_changes(first: RecordedRun, second: RecordedRun) -> list[str]:
+    """What differs in the presets of two strategies' runs that changed the same, among what a preset has alike."""
+    pairs = ((name, first.settings.get(name), second.settings.get(name)) for name in _ALIKE)
+    return [f"the preset's {name} differs: {a} against {b}" for name, a, b in pairs if a and b and a != b]
+
+
 def _caveats(first: Cell, second: Cell, ours: list[RecordedRun], theirs: list[RecordedRun]) -> tuple[str, ...]:
     found = []
     if not same_protocol(first, second):
         found.append(f"protocols differ: {first.protocol.label} against {second.protocol.label}")
+    else:
+        found += _preset_changes(ours[0], theirs[0])
     for cell, used in ((first, ours), (second, theirs)):
         if unused := [run.row.seed for run in cell.runs if run not in used]:
             found.append(f"seeds of {cell.protocol.label} without a partner: {', '.join(map(str, unused))}")

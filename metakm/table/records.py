@@ -14,7 +14,7 @@ from metakm.table.setting import Setting
 
 Record = dict[str, Any]
 Records = dict[str, list[Record]]  # by kind
-COLUMNS = (
+RECORD_COLUMNS = (
     "kind", "block", "method", "algo", "preset", "changes", "dataset", "ways", "shots", "bn_mode", "accuracy_percent",
     "seeds_ci95_percent", "tasks_ci95_percent", "n_seeds", "n_tasks", "adapted_parameters", "ratio_to_maml", "runs",
     "plus_minus_percent", "plus_minus_meaning", "source", "first", "second", "difference_points",
@@ -49,7 +49,7 @@ def table_records(table: Table) -> Records:
         for c in table.claims
         if not c.measured
     ]
-    return {**cells, "comparison": compared + open_claims, **_listed(table)}
+    return {**cells, "comparison": compared + open_claims, **_remark_records(table)}
 
 
 def comparison_records(comparisons: Sequence[Comparison], refused: Sequence[str], table: Table) -> Records:
@@ -57,11 +57,11 @@ def comparison_records(comparisons: Sequence[Comparison], refused: Sequence[str]
     return {
         "comparison": [_comparison(c) for c in comparisons],
         "not compared": [{"reason": reason} for reason in refused],
-        **_listed(table),
+        **_remark_records(table),
     }
 
 
-def _listed(table: Table) -> Records:
+def _remark_records(table: Table) -> Records:
     return {
         "left out": [
             {"runs": item.run.name, "run_id": item.run.row.run_id, "reason": item.reason} for item in table.left_out

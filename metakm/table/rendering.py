@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import json
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
+from metakm.io.csv_file import csv_text
 from metakm.table.blocks import Table
 from metakm.table.compact import layout_compact
 from metakm.table.layout import Grid, Layout, Listing, layout_comparisons, layout_table
 from metakm.table.pairing import Comparison
-from metakm.table.records import COLUMNS, Records, comparison_records, table_records
+from metakm.table.records import RECORD_COLUMNS, Records, comparison_records, table_records
 
 Format = Literal["table", "csv", "markdown", "latex", "json"]
 
@@ -42,7 +41,7 @@ def render_layout(layout: Layout, form: Format = "table") -> str:
         if form == "json":
             return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
         columns = dict.fromkeys(name for record in found for name in record)
-        return _csv_of(found, tuple(columns))
+        return csv_text(found, tuple(columns))
     return _layouts[form](layout)
 
 
@@ -55,17 +54,17 @@ def _text(layout: Layout) -> str:
 def _text_grid(grid: Grid, width: int | None) -> str:
     lines = [[[text.replace("±", "+-")] for text in line] for line in (grid.header, *grid.lines)]
     if width is not None and _width(_widths(lines)) > width:
-        lines = _narrowed(lines, width)
+        lines = _wrap_columns(lines, width)
     widths = _widths(lines)
-    header, *padded = [_padded(line, widths) for line in lines]
+    header, *padded = [_align(line, widths) for line in lines]
     rule = "-" * _width(widths)
     return "\n".join([grid.title, rule, header, rule, *padded, rule]) + "\n"
 
 
-Broken = list[list[str]]  # the texts of a line, each broken into lines of its own
+WrappedLine = list[list[str]]  # the texts of a line, each broken into lines of its own
 
 
-def _widths(lines: Sequence[Broken]) -> list[int]:
+def _widths(lines: Sequence[WrappedLine]) -> list[int]:
     return [max(len(part) for text in column for part in text) for column in zip(*lines, strict=True)]
 
 
@@ -73,7 +72,7 @@ def _width(widths: Sequence[int]) -> int:
     return sum(widths) + 2 * (len(widths) - 1)
 
 
-def _narrowed(lines: Sequence[Broken], width: int) -> list[Broken]:
+def _wrap_columns(lines: Sequence[WrappedLine], width: int) -> list[WrappedLine]:
     """Headers broken behind their first word; the first column broken to what is left, or to 16 characters."""
     header, *body = lines
     lines = [[header[0], *(name.split(" ", 1) for (name,) in header[1:])], *body]
@@ -82,7 +81,7 @@ def _narrowed(lines: Sequence[Broken], width: int) -> list[Broken]:
     return [[textwrap.wrap(line[0][0], first, subsequent_indent="  ") or [""], *line[1:]] for line in lines]
 
 
-def _padded(line: Broken, widths: Sequence[int]) -> str:
+def _align(line: WrappedLine, widths: Sequence[int]) -> str:
     rows = itertools.zip_longest(*line, fillvalue="")
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -151,15 +150,7 @@ def _latex_grid(grid: Grid) -> str:
 
 
 def _csv(records: Records) -> str:
-    return _csv_of([{"kind": kind, **record} for kind, found in records.items() for record in found], COLUMNS)
-
-
-def _csv_of(records: Sequence[Mapping[str, object]], columns: Sequence[str]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return buffer.getvalue()
+    return csv_text([{"kind": kind, **record} for kind, found in records.items() for record in found], RECORD_COLUMNS)
 
 
 def _json(records: Records) -> str:

@@ -10,14 +10,14 @@ from metakm.table.blocks import Block, Row, Table, notes_of
 from metakm.table.cells import Cell
 
 MAIN_PRESET = "table3"
-ENOUGH_TASKS = 100
+MIN_TASKS = 100
 """Meta-test tasks below which a cell is a trial."""
 
 # The first of these that any cell meets says which are shown, so that a folder of trials is not an empty table.
 _PROTOCOLS: tuple[Callable[[Cell], bool], ...] = (
-    lambda cell: cell.n_tasks >= ENOUGH_TASKS and cell.preset == MAIN_PRESET and not cell.protocol.changes,
-    lambda cell: cell.n_tasks >= ENOUGH_TASKS and not cell.protocol.changes,
-    lambda cell: cell.n_tasks >= ENOUGH_TASKS,
+    lambda cell: cell.n_tasks >= MIN_TASKS and cell.preset == MAIN_PRESET and not cell.protocol.changes,
+    lambda cell: cell.n_tasks >= MIN_TASKS and not cell.protocol.changes,
+    lambda cell: cell.n_tasks >= MIN_TASKS,
     lambda _: True,
 )
 
@@ -35,7 +35,7 @@ def main_table(table: Table, paper_columns: bool = False) -> Table:
     kept = [_with_cells(block, shown, paper_columns and block is paper) for block in blocks]
     rows = sum(len(_measured_rows(block)) for block in kept)
     hidden = sum(len(_measured_rows(block)) for block in table.blocks) - rows
-    return _rest(table, tuple(block for block in kept if block.rows), hidden)
+    return _with_blocks(table, tuple(block for block in kept if block.rows), hidden)
 
 
 def only(table: Table, algos: Sequence[str]) -> Table:
@@ -52,10 +52,10 @@ def only(table: Table, algos: Sequence[str]) -> Table:
         dataclasses.replace(block, rows=tuple(row for row in block.rows if _algo(row) in algos))
         for block in table.blocks
     ]
-    return _rest(table, (blocks[0], *(block for block in blocks[1:] if block.rows)), table.hidden)
+    return _with_blocks(table, (blocks[0], *(block for block in blocks[1:] if block.rows)), table.hidden)
 
 
-def best_first(table: Table) -> Table:
+def sort_by_accuracy(table: Table) -> Table:
     """The measured rows of each block by accuracy in its first column, then in the next; published ones stay above."""
     blocks = []
     for block in table.blocks:
@@ -86,7 +86,7 @@ def _with_cells(block: Block, shown: Sequence[Cell], every_column: bool) -> Bloc
     return dataclasses.replace(block, settings=settings, rows=tuple(rows))
 
 
-def _rest(table: Table, blocks: tuple[Block, ...], hidden: int) -> Table:
+def _with_blocks(table: Table, blocks: tuple[Block, ...], hidden: int) -> Table:
     """The table with other blocks, and what is said of their cells alone."""
     shown = _measured(blocks)
     settings = {setting for block in blocks for setting in block.settings}

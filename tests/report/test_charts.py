@@ -5,7 +5,7 @@ import pytest
 from runs import table_of, write_run
 
 from metakm.errors import UserError
-from metakm.report.charts import Outcome, accuracy_by_parameters, histogram, inline, look
+from metakm.report.charts import AccuracyPoint, accuracy_by_parameters, histogram, inline, line_style
 from metakm.report.gallery import data_uri
 from metakm.report.modulated_kernels import LayerKernels
 from metakm.report.sections import short_labels
@@ -42,7 +42,10 @@ def test_large_colour_pictures_are_packed_as_photographs():
 
 
 def test_a_strategy_that_adapts_nothing_has_its_place_in_the_chart():
-    outcomes = [Outcome("protonet", look(0, 0), 0, 70.0, 1.0), Outcome("km", look(1, 0), 2204, 80.0, 1.0)]
+    outcomes = [
+        AccuracyPoint("protonet", line_style(0, 0), 0, 70.0, 1.0),
+        AccuracyPoint("km", line_style(1, 0), 2204, 80.0, 1.0),
+    ]
     svg = accuracy_by_parameters(outcomes, "cost", "said aloud")
     assert ">protonet</text>" in svg
     assert 'aria-label="said aloud"' in svg

@@ -1,5 +1,6 @@
 """Reading runs back, and refusing what is damaged, foreign or at odds with itself."""
 
+import csv
 import dataclasses
 import json
 import re
@@ -16,6 +17,8 @@ from metakm.run.folder import RunFolder
 from metakm.run.loading import read_config
 from metakm.run.row import COLUMNS, ResultRow
 from metakm.table.collect import read_runs
+
+OLDER = {"changes": None}  # as rows were before they recorded what their run changed
 
 
 def the_run(folder):
@@ -62,7 +65,7 @@ def test_a_run_is_read_as_it_was_written(tmp_path):
 
 def test_row_survives_its_file(tmp_path):
     row = the_run(write_run(tmp_path)).row
-    cells = dict(zip(*(line.split(",") for line in row.to_csv().split()), strict=True))
+    (cells,) = csv.DictReader(row.to_csv().splitlines())
     assert ResultRow.from_cells(cells) == row
     assert tuple(cells) == COLUMNS
 
@@ -82,14 +85,45 @@ def test_what_was_changed_in_the_preset_is_known(tmp_path):
     assert run.changes == tuple(sorted([four, *changed.items()]))
 
 
-def test_without_config_the_protocol_is_told_from_row_and_name(tmp_path):
-    write_run(tmp_path, precision="bf16", inner_steps=2)
+def test_a_row_says_itself_what_its_run_changed(tmp_path):
+    run = the_run(write_run(tmp_path, precision="bf16", inner_steps=2))
+    assert json.loads(run.row.changes) == {"eval_tasks": 4, "inner_steps": 2, "precision": "bf16"}
+    (tmp_path / "config.json").unlink()
+    assert run.changes == (("eval_tasks", "4"), ("inner_steps", "2"), ("precision", "bf16"))
+    assert the_run(tmp_path).changes == run.changes
+
+
+def test_rows_from_before_the_column_of_changes_read_the_same(tmp_path):
+    """Both as it was written then, and as a later command writes it again: with an empty cell."""
+    changed = {"preset": "tuned", "algo": "reptile", "meta_lr": 0.5, "bn_mode": "support"}
+    expected = the_run(write_run(tmp_path, **changed)).changes
+    write_run(tmp_path, **changed, row=OLDER)
+    assert the_run(tmp_path).changes == expected
+    path = tmp_path / "result.csv"
+    header, line = path.read_text().splitlines()
+    path.write_text(f"{header.removesuffix(',changes')}\n{line.removesuffix(',')}\n")
+    assert the_run(tmp_path).changes == expected
+    assert RunFolder(tmp_path).read_row()["changes"] is None
+
+
+def test_a_preset_that_changed_between_two_runs_is_told(tmp_path):
+    """Neither run changed anything of its preset; what they are not is one protocol."""
+    for seed, iterations in enumerate((500, 500, 800)):
+        folder = write_run(tmp_path / str(seed), seed=seed, iterations=iterations, row={"changes": "{}"})
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **({"later": 1} if seed else {})}))
+    changes = [run.changes for run in read_runs(tmp_path).runs]
+    assert changes == [(("iterations", "500"),), (("iterations", "500"),), (("iterations", "800"),)]
+
+
+def test_without_config_an_older_runs_protocol_is_told_from_row_and_name(tmp_path):
+    write_run(tmp_path, precision="bf16", inner_steps=2, row=OLDER)
     (tmp_path / "config.json").unlink()
     assert the_run(tmp_path).changes == (("config.json", "missing (bf16)"), ("eval_tasks", "4"), ("inner_steps", "2"))
 
 
 def test_config_of_another_version(tmp_path):
-    write_run(tmp_path)
+    write_run(tmp_path, row=OLDER)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     config["momentum"] = [0.9]  # a field of some later version
@@ -99,7 +133,7 @@ def test_config_of_another_version(tmp_path):
 
 
 def test_a_run_older_than_a_field_that_its_preset_sets_now_changed_it(tmp_path):
-    write_run(tmp_path, preset="tuned")
+    write_run(tmp_path, preset="tuned", row=OLDER)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     del config["inner_lr_per_step"], config["first_head_lr"]
@@ -135,6 +169,15 @@ def test_a_run_without_tasks_is_read(tmp_path):
         ("result.csv", ",quick,", ",quack,", "Expected column preset to be one of .* did you mean 'quick'"),
         ("result.csv", ",km,", ",k\x1b[2Jm,", "Expected column algo to be printable"),
         ("result.csv", ",20,1,", ",1,1,", "Expected ways 20 as in config.json, got 1 in the row"),
+        ("result.csv", '"{""', '"[""', "Expected column changes to be a JSON object of printable texts"),
+        ("result.csv", "eval_tasks", "eval\\n", "Expected column changes to be a JSON object of printable texts"),
+        (
+            "result.csv",
+            "eval_tasks",
+            "val_task",
+            "Expected val_task none as in config.json, got 4 in the row's changes",
+        ),
+        ("result.csv", '"": 4', '"": 5', "Expected eval_tasks 4 as in config.json, got 5 in the row's changes"),
         ("config.json", "{", "[", "Expected config.json to be JSON"),
         ("config.json", '"meta_lr": 0.003', '"meta_lr": 0.004', "Expected meta_lr 0.004 as in config.json, got 0.003"),
         ("config.json", '"eval_tasks": 4', '"eval_tasks": 5', "Expected eval_tasks 5 as in config.json, got 4"),

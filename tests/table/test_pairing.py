@@ -107,6 +107,13 @@ def test_named_rows_are_compared_across_protocols_with_caveats(tmp_path):
     )
 
 
+def test_a_preset_that_changed_between_two_strategies_is_a_caveat(tmp_path):
+    for algo, iterations in (("km", 500), ("anil", 800)):
+        write_run(tmp_path / algo, algo, iterations=iterations, row={"changes": "{}"})
+    (comparison,) = comparisons_between(table_of(tmp_path).cells, "km", "anil")[0]
+    assert "the preset's iterations differs: 500 against 800" in comparison.caveats
+
+
 def test_one_refused_setting_does_not_hide_another(tmp_path):
     write_run(tmp_path / "km", "km")
     write_run(tmp_path / "anil", "anil")

@@ -17,7 +17,7 @@ from metakm.table.blocks import build_table
 from metakm.table.collect import Collection, read_runs
 from metakm.table.compact import WIDTH
 from metakm.table.rendering import render_table
-from metakm.table.selection import best_first, main_table, only
+from metakm.table.selection import main_table, only, sort_by_accuracy
 from metakm.table.setting import TABLE3
 
 LINES = 45
@@ -148,7 +148,7 @@ def test_best_first_by_column_and_published_rows_above(tmp_path):
     write_run(tmp_path / "c", "km", BETTER)
     write_run(tmp_path / "d", "km", BETTER, shots=5)
     write_run(tmp_path / "e", "protonet", BETTER, shots=5)
-    table = best_first(main_table(table_of(tmp_path)))
+    table = sort_by_accuracy(main_table(table_of(tmp_path)))
     assert labels(table) == ["km (quick)", "anil (quick)", "maml (quick)", "protonet (quick)"]
     assert [row.protocol is None for row in table.blocks[0].rows] == [True] * 5 + [False] * 4
 

@@ -21,7 +21,7 @@ from metakm.table.layout import Grid, Layout, Listing
 PaperTable = Literal["table1", "table2", "fig5"]
 
 
-class Claim(NamedTuple):
+class Statement(NamedTuple):
     """What the paper says of two methods, in its words or ours."""
 
     first: str
@@ -30,26 +30,26 @@ class Claim(NamedTuple):
 
 
 TABLE1_CLAIMS = (
-    *(Claim("km", "above", other) for other in ("bl", "sn", "ld", "tbn")),
-    *(Claim(other, "above", "bl") for other in ("sn", "ld", "tbn")),
-    Claim("full", "above", "km"),
-    Claim("km-channel", "(of which it says nothing) and", "km"),
+    *(Statement("km", "above", other) for other in ("bl", "sn", "ld", "tbn")),
+    *(Statement(other, "above", "bl") for other in ("sn", "ld", "tbn")),
+    Statement("full", "above", "km"),
+    Statement("km-channel", "(of which it says nothing) and", "km"),
 )
 TABLE2_CLAIMS = (
-    Claim("tkm-1", "above", "tbl-1"),
-    Claim("tkm-2", "above", "tkm-1"),
-    Claim("tkm-2", "above", "nc"),
-    Claim("tkm-2", "close to", "ttl"),
-    Claim("tbl-2", "above", "tkm-2"),
+    Statement("tkm-1", "above", "tbl-1"),
+    Statement("tkm-2", "above", "tkm-1"),
+    Statement("tkm-2", "above", "nc"),
+    Statement("tkm-2", "close to", "ttl"),
+    Statement("tbl-2", "above", "tkm-2"),
 )
 FIG5_CLAIMS = (
-    Claim("sin", "close to", "default"),
-    Claim("leaky-relu", "below", "default"),
-    Claim("relu", "below", "default"),
-    Claim("orthogonal", "close to", "default"),
-    Claim("diagonal", "15 points below", "default"),
-    Claim("depth-1", "close to", "default"),
-    *(Claim(f"depth-{depth}", "below", "default") for depth in (5, 10, 20, 50)),
+    Statement("sin", "close to", "default"),
+    Statement("leaky-relu", "below", "default"),
+    Statement("relu", "below", "default"),
+    Statement("orthogonal", "close to", "default"),
+    Statement("diagonal", "15 points below", "default"),
+    Statement("depth-1", "close to", "default"),
+    *(Statement(f"depth-{depth}", "below", "default") for depth in (5, 10, 20, 50)),
 )
 FIG5_PANELS = {
     "A: activation": {"default": "tanh", "sin": "sin", "leaky-relu": "leaky ReLU 0.1", "relu": "ReLU"},
@@ -94,11 +94,13 @@ def _published(table: PaperTable) -> list[Grid]:
     if table == "table1":
         header = ("Published", "Network", "Trainable", "All", "Accuracy, %", "Recovered")
         keys = ("method", "network", "trainable", "total", "accuracy", "recovered")
-        lines = [tuple(_pair(p[k], p["plus_minus"]) if k == "accuracy" else p[k] for k in keys) for p in found]
+        lines = [
+            tuple(_format_published(p[k], p["plus_minus"]) if k == "accuracy" else p[k] for k in keys) for p in found
+        ]
         return [Grid("Table I, published: CIFAR-10 from scratch, 200 epochs", header, tuple(lines))]
     if table == "table2":
         datasets = list(dict.fromkeys(p["dataset"] for p in found))
-        cells = {(p["method"], p["dataset"]): _pair(p["accuracy"], p["plus_minus"]) for p in found}
+        cells = {(p["method"], p["dataset"]): _format_published(p["accuracy"], p["plus_minus"]) for p in found}
         methods = dict.fromkeys(p["method"] for p in found)
         rows = tuple((m, *(cells.get((m, d), "") for d in datasets)) for m in methods)
         return [Grid("Table II, published: ResNet-50, accuracy, %", ("Published", *datasets), rows)]
@@ -107,7 +109,7 @@ def _published(table: PaperTable) -> list[Grid]:
 
 def _table1(title: str, lines: Sequence[Line]) -> Grid:
     order = ("full", "bl", "km", "km-channel", "sn", "ld", "tbn")
-    lines = _ordered(lines, order)
+    lines = _sorted_by_method(lines, order)
     full = max((line.mean for line in lines if line.method == "full"), default=None)
     header = ("Measured", "Network", "Trainable", "All", "Accuracy, %", "Recovered", "Learning rate", "Seeds")
     cells = [
@@ -116,7 +118,7 @@ def _table1(title: str, lines: Sequence[Line]) -> Grid:
             line.first.network,
             f"{line.first.trainable_parameters:,}",
             f"{line.first.total_parameters:,}",
-            _accuracy(line),
+            _format_accuracy(line),
             "" if full is None else f"{line.mean / full:.2f}",
             f"{line.learning_rate:g}",
             str(len(line.rows)),
@@ -128,7 +130,7 @@ def _table1(title: str, lines: Sequence[Line]) -> Grid:
 
 def _table2(title: str, lines: Sequence[Line]) -> Grid:
     order = ("tbl-1", "implicit", "explicit", "nc", "tkm-1", "implicit-explicit", "tkm-2", "ttl", "tbl-2")
-    lines = _ordered(lines, order)
+    lines = _sorted_by_method(lines, order)
     header = ("Measured", "Network", "Trainable", "All", "Pack, kB", "Accuracy, %", "Learning rate", "Seeds")
     cells = [
         (
@@ -137,7 +139,7 @@ def _table2(title: str, lines: Sequence[Line]) -> Grid:
             f"{line.first.trainable_parameters:,}",
             f"{line.first.total_parameters:,}",
             "" if line.first.pack_bytes is None else f"{line.first.pack_bytes / 1000:.1f}",
-            _accuracy(line),
+            _format_accuracy(line),
             f"{line.learning_rate:g}",
             str(len(line.rows)),
         )
@@ -153,7 +155,7 @@ def _fig5(title: str, lines: Sequence[Line]) -> Grid:
             panel,
             label,
             f"{line.first.trainable_parameters:,}",
-            _accuracy(line),
+            _format_accuracy(line),
             str(len(line.rows)),
         )
         for panel in FIG5_PANELS
@@ -173,7 +175,7 @@ def panel_lines(panel: str, lines: Sequence[Line]) -> list[tuple[str, Line]]:
     ]
 
 
-def _claims(preset: str, lines: Sequence[Line], claims: Sequence[Claim]) -> Grid:
+def _claims(preset: str, lines: Sequence[Line], claims: Sequence[Statement]) -> Grid:
     note = "" if preset == "paper" else ", not the published schedule"
     cells = []
     for claim in claims:
@@ -183,13 +185,13 @@ def _claims(preset: str, lines: Sequence[Line], claims: Sequence[Claim]) -> Grid
         elif len(first) > 1 or len(second) > 1:
             measured = f"not compared: {claim.first if len(first) > 1 else claim.second} has several lines"
         else:
-            measured = _difference(first[0], second[0])
+            measured = _format_difference(first[0], second[0])
         cells.append((f"{claim.first} {claim.relation} {claim.second}", measured))
     header = ("The paper", "First minus second, points")
     return Grid(f"What the paper says, and what was measured{note}", header, tuple(cells))
 
 
-def _difference(first: Line, second: Line) -> str:
+def _format_difference(first: Line, second: Line) -> str:
     """Difference, its interval, and whether it exceeds it."""
     seeds = {row.seed for row in first.rows} & {row.seed for row in second.rows}
     if len(seeds) > 1:
@@ -202,19 +204,19 @@ def _difference(first: Line, second: Line) -> str:
     return f"{mean:+.2f} ± {interval:.2f}, {verdict}"
 
 
-def _ordered(lines: Sequence[Line], order: Sequence[str]) -> list[Line]:
+def _sorted_by_method(lines: Sequence[Line], order: Sequence[str]) -> list[Line]:
     return sorted(lines, key=lambda line: (order.index(line.method), line.learning_rate, line.own))
 
 
-def _accuracy(line: Line) -> str:
+def _format_accuracy(line: Line) -> str:
     return f"{line.mean:.2f} ± {line.plus_minus:.2f}"
 
 
-def _pair(accuracy: str, plus_minus: str) -> str:
+def _format_published(accuracy: str, plus_minus: str) -> str:
     return f"{accuracy} ± {plus_minus}" if plus_minus else accuracy
 
 
-_BUILDERS: dict[str, tuple[Callable[[str, Sequence[Line]], Grid], tuple[Claim, ...]]] = {
+_BUILDERS: dict[str, tuple[Callable[[str, Sequence[Line]], Grid], tuple[Statement, ...]]] = {
     "table1": (_table1, TABLE1_CLAIMS),
     "table2": (_table2, TABLE2_CLAIMS),
     "fig5": (_fig5, FIG5_CLAIMS),

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from metakm.errors import UserError
+from metakm.experiments import table
+from metakm.experiments.layout import FIG5_CLAIMS, TABLE1_CLAIMS, TABLE2_CLAIMS, layout_paper
 from metakm.experiments.row import ExperimentRow, RecordedExperiment, lines_of, read_experiments
-from metakm.experiments.tables import FIG5_CLAIMS, TABLE1_CLAIMS, TABLE2_CLAIMS, layout_paper
-from metakm.table import __main__ as table
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -91,7 +91,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("name", ["table1", "table2", "fig5"])
 def test_the_text_is_the_golden_one(folder, name, capsys):
-    assert table.main([str(folder), "--paper", name]) == 0
+    assert table.main([name, str(folder)]) == 0
     found, path = capsys.readouterr().out, GOLDEN / f"paper_{name}.txt"
     if os.environ.get("METAKM_GOLDEN"):
         path.write_text(found)
@@ -130,7 +130,7 @@ def test_each_claim_is_about_methods_that_exist():
 
 @pytest.mark.parametrize("form", ["csv", "json", "markdown", "latex"])
 def test_other_formats_hold_the_same_cells(folder, form, capsys):
-    assert table.main([str(folder), "--paper", "table1", "--format", form]) == 0
+    assert table.main(["table1", str(folder), "--format", form]) == 0
     text = capsys.readouterr().out
     if form == "csv":
         found = list(csv.DictReader(io.StringIO(text)))
@@ -142,24 +142,22 @@ def test_other_formats_hold_the_same_cells(folder, form, capsys):
 
 
 def test_fig5_is_drawn(folder, tmp_path):
-    assert table.main([str(folder), "--paper", "fig5", "--plot", str(tmp_path / "fig5.png")]) == 0
+    assert table.main(["fig5", str(folder), "--plot", str(tmp_path / "fig5.png")]) == 0
     assert (tmp_path / "fig5.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_an_empty_folder_says_what_to_run(tmp_path, capsys):
     (tmp_path / "none").mkdir()
-    assert table.main([str(tmp_path / "none"), "--paper", "table2"]) == 0
+    assert table.main(["table2", str(tmp_path / "none")]) == 0
     assert "python -m metakm.experiments.transfer" in capsys.readouterr().out
-    assert table.main([str(tmp_path / "none"), "--paper", "fig5", "--plot", str(tmp_path / "p.png")]) == 2
-    assert table.main([str(tmp_path / "none"), "--paper", "table1", "--plot", str(tmp_path / "p.png")]) == 2
-    assert table.main([str(tmp_path / "none"), "--paper", "table1", "--compare", "km", "bl"]) == 2
-    assert table.main([str(tmp_path / "none"), "--paper", "table1", "--baseline", "maml"]) == 2
-    assert table.main([str(tmp_path / "gone"), "--paper", "table1"]) == 2
+    assert table.main(["fig5", str(tmp_path / "none"), "--plot", str(tmp_path / "p.png")]) == 2
+    assert table.main(["table1", str(tmp_path / "none"), "--plot", str(tmp_path / "p.png")]) == 2
+    assert table.main(["table1", str(tmp_path / "gone")]) == 2
 
 
 def test_a_damaged_row_is_told_not_used(folder, capsys):
     (folder / "0" / ExperimentRow.FILE).write_text("run_id\nx\n")
-    assert table.main([str(folder), "--paper", "table1", "--strict"]) == 1
+    assert table.main(["table1", str(folder), "--strict"]) == 1
     captured = capsys.readouterr()
     assert "0/experiment.csv" in captured.out
     assert "not read" in captured.err
@@ -208,5 +206,5 @@ def test_a_second_rate_is_shown_in_fig5_and_decides_no_claim(tmp_path):
     measured, claims = layout_paper("fig5", read_experiments(write(tmp_path, *rows))[0]).grids
     assert [line[1] for line in measured.lines[:3]] == ["tanh", "sin, 0.03", "sin, 0.1"]
     assert dict(claims.lines)["sin close to default"] == "not compared: sin has several lines"
-    assert table.main([str(tmp_path), "--paper", "fig5", "--plot", str(tmp_path / "p.svg")]) == 0
+    assert table.main(["fig5", str(tmp_path), "--plot", str(tmp_path / "p.svg")]) == 0
     assert "sin, 0.1" in (tmp_path / "p.svg").read_text()

@@ -1,0 +1,66 @@
+"""`python -m metakm.experiments.table`: Tables I and II and Fig. 5, published and as the experiments measured them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from metakm.cli.exit_code import exit_code
+from metakm.cli.flags import read_options
+from metakm.errors import UserError
+from metakm.experiments.fig5 import fig5_picture
+from metakm.experiments.layout import PaperTable, layout_paper
+from metakm.experiments.row import read_experiments
+from metakm.table.output import picture_format, write_table
+from metakm.table.rendering import Format, render_layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperTableOptions:
+    """Put the experiments below a folder into one of the paper's tables.
+
+    Published values stand beside the measured ones.
+    """
+
+    table: Annotated[PaperTable, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")]
+    """table1: training from scratch; table2: transfer; fig5: the ablation of the modulator."""
+    results: Annotated[Path, tyro.conf.Positional] = Path("results")
+    """Folder with the runs; every experiment.csv below it is read."""
+    format: Format = "table"
+    """table for a terminal, csv, markdown, latex (with booktabs) or json."""
+    out: Path | None = None
+    """File to write instead of printing."""
+    plot: Path | None = None
+    """With fig5: draw it too, to a .png, .svg or .pdf file; needs metakm[report]."""
+    strict: bool = False
+    """Exit with code 1 if an experiment.csv could not be used."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 1 a file that could not be used under --strict or not be written, 2 the user's mistake."""
+    return exit_code(
+        lambda: _run(read_options(PaperTableOptions, "python -m metakm.experiments.table", arguments)),
+        "repeat the same command",
+        resumes=False,
+    )
+
+
+def _run(options: PaperTableOptions) -> int:
+    if options.plot is not None and options.table != "fig5":
+        raise UserError(f"Expected --plot with fig5, got it with {options.table}; leave it out")
+    form = None if options.plot is None else picture_format(options.plot)
+    runs, problems = read_experiments(options.results)
+    text = render_layout(layout_paper(options.table, runs, problems), options.format)
+    write_table(text, options.out, options.plot, None if form is None else lambda: fig5_picture(runs, form))
+    for problem in problems:
+        print(f"not read: {problem}", file=sys.stderr)  # noqa: T201
+    return 1 if options.strict and problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

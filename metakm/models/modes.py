@@ -1,0 +1,7 @@
+"""Where batch statistics may come from; apart from the layers, so that a config needs no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+BatchNormMode = Literal["transductive", "support", "running", "frozen"]

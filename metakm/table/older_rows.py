@@ -1,0 +1,147 @@
+"""What a run changed of its preset, for rows older than the column `changes`.
+
+The presets, defaults and strategies are written down here as they were when that column came, so that these rows read
+the same whatever becomes of the presets. Nothing here is for newer rows: they say themselves what they changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from metakm.config import NAMED_IN_ROW
+from metakm.errors import UserError, unknown_name
+from metakm.run.row import ResultRow
+
+DEFAULTS: dict[str, Any] = {
+    "test_queries": 0, "first_order": False, "implicit": False, "learn_inner_lr": False, "inner_lr_per_step": False,
+    "nonnegative_inner_lr": False, "first_head_lr": 0.0, "zero_head": False, "multi_step_loss": 0, "ema": 0.0,
+    "augment": False, "normal_head": False, "scaled_distance": False, "bn_mode": "transductive", "precision": "fp32",
+    "image_size": 0, "eval_tasks": 600, "select": "best",
+}  # fmt: skip
+"""Of the fields that a config may lack: a run without one is older than the field and did as its default says."""
+_MODULATOR = {"depth": 2, "activation": "tanh", "init": "identity", "start": "paper"}  # of km and km-proto
+
+_CHARACTERS = ("glyphs", "omniglot")
+_PHOTOGRAPHS = ("folder", "mini-imagenet", "tiny-imagenet")
+_HEAD = ("first_head_lr", "normal_head", "zero_head")
+_RATES = ("first_head_lr", "inner_lr_per_step", "learn_inner_lr")
+_NOT_SET: dict[str, tuple[str, ...]] = {  # what the presets left out for a strategy; of others: the distance's scale
+    "anil-proto": _HEAD,
+    "km-proto": _HEAD,
+    "maml-proto": _HEAD,
+    "boil": (*_HEAD, "scaled_distance"),
+    "meta-sgd": (*_HEAD, *_RATES, "scaled_distance"),
+    "protonet": (*_HEAD, *_RATES),
+    "reptile": (*_HEAD, *_RATES, "scaled_distance"),
+}
+
+
+def changes_of_older(row: ResultRow, config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings that differ from the preset's, of a run whose row does not record them.
+
+    Without a config, the row and its run_id are all there is to tell by, and that itself is a change. A field without
+    a default that the config lacks is "unknown".
+
+    Raises:
+        UserError: a dataset or setting that no preset was for.
+    """
+    preset = _preset(row)
+    own = {name: getattr(row, name) for name in preset if hasattr(row, name)} | {"eval_tasks": row.n_tasks}
+    if config is None:
+        variants = re.search(rf"-{re.escape(row.algo)}-(.+)-{row.preset}-seed\d+-[0-9a-f]+$", row.run_id)
+        own["config.json"] = "missing" + (f" ({variants[1]})" if variants else "")
+    else:
+        own = dict.fromkeys(preset, "unknown") | _defaults(row.algo) | own | dict(config)
+    return {name: v for name, v in own.items() if name not in NAMED_IN_ROW and preset.get(name) != v}
+
+
+def _defaults(algo: str) -> dict[str, Any]:
+    modulator = _MODULATOR if algo in ("km", "km-proto") else {}
+    return DEFAULTS | {f"{algo}.{name}": value for name, value in modulator.items()}
+
+
+def _preset(row: ResultRow) -> dict[str, Any]:
+    """All fields as the row's preset set them for its strategy and setting."""
+    if row.dataset not in _CHARACTERS + _PHOTOGRAPHS:
+        raise unknown_name("dataset", row.dataset, _CHARACTERS + _PHOTOGRAPHS)
+    if row.ways < 2 or row.shots < 1:
+        raise UserError(f"Expected 2 or more ways and 1 or more shots, got {row.ways} and {row.shots}")
+    build = {"paper": _paper, "tuned": _tuned, "table3": _table3(row.algo)}.get(row.preset, _quick)
+    found = build(row.dataset in _PHOTOGRAPHS, row.ways, row.shots)
+    not_set = _NOT_SET.get(row.algo, ("scaled_distance",))
+    return _defaults(row.algo) | {name: value for name, value in found.items() if name not in not_set}
+
+
+def _paper(photographs: bool, ways: int, shots: int) -> dict[str, Any]:
+    common = {
+        "meta_lr": 1e-3, "iterations": 60_000, "schedule": "constant", "val_tasks": 200, "val_every": 1000,
+        "select": "last", "scaled_distance": True,
+    }  # fmt: skip
+    if photographs:
+        return common | {
+            "backbone": "conv4-32-pool", "queries": 15, "test_queries": shots, "inner_lr": 0.01 * ways,
+            "inner_steps": 5, "test_inner_steps": 10, "meta_batch": 4 if shots == 1 else 2,
+            "grad_clip": 10 * shots / (ways * 15),
+        }  # fmt: skip
+    five = {"inner_lr": 0.4 * ways, "inner_steps": 1, "test_inner_steps": 3, "meta_batch": 32}
+    others = {"inner_lr": 0.1 * ways, "inner_steps": 5, "test_inner_steps": 5, "meta_batch": 16}
+    own = five if ways == 5 else others
+    return common | own | {"backbone": "conv4-64-stride", "queries": shots, "grad_clip": 0.0, "normal_head": True}
+
+
+def _quick(photographs: bool, ways: int, shots: int) -> dict[str, Any]:
+    quick = _paper(photographs, ways, shots) | {
+        "schedule": "cosine", "meta_lr": 3e-3, "grad_clip": 10.0, "val_every": 100, "inner_steps": 5,
+        "test_inner_steps": 5, "test_queries": 0, "select": "best", "normal_head": False,
+    }  # fmt: skip
+    if photographs:
+        return quick | {"iterations": 400 if shots == 1 else 250, "val_tasks": 50}
+    iterations, meta_batch = (500, 8) if shots == 1 else (350, 4)
+    return quick | {
+        "iterations": iterations, "meta_batch": meta_batch, "val_tasks": 100, "queries": 5, "inner_lr": 0.5,
+    }  # fmt: skip
+
+
+def _tuned(photographs: bool, ways: int, shots: int) -> dict[str, Any]:
+    meta_batch, val_every = (2, 500) if shots == 1 else (1, 1000)
+    tuned = _quick(photographs, ways, shots) | {
+        "meta_batch": meta_batch, "grad_clip": 0.01, "zero_head": True, "test_inner_steps": 10,
+        "val_every": val_every, "val_tasks": 200,
+    }  # fmt: skip
+    if photographs:
+        return tuned | {"iterations": 2500}
+    return tuned | {
+        "backbone": "conv4-64-pool", "iterations": 5000, "inner_lr": 0.1, "learn_inner_lr": True,
+        "inner_lr_per_step": True, "first_head_lr": 10.0,
+    }  # fmt: skip
+
+
+_ZERO_HEAD = {"zero_head": True, "grad_clip": 0.01}
+_LEARNED = _ZERO_HEAD | {
+    "learn_inner_lr": True, "inner_lr": 0.15, "inner_steps": 3, "meta_lr": 3.6e-3, "test_inner_steps": 20,
+}  # fmt: skip
+_PER_STEP = {"learn_inner_lr": True, "inner_lr_per_step": True, "inner_steps": 5, "zero_head": True}
+_FIXED = _ZERO_HEAD | {"inner_lr": 0.05, "inner_steps": 5, "meta_lr": 3e-3, "test_inner_steps": 5}
+_KM_CHARACTERS = _PER_STEP | {
+    "grad_clip": 0.01, "inner_lr": 0.1, "first_head_lr": 10.0, "meta_lr": 3e-3, "test_inner_steps": 20,
+}  # fmt: skip
+_ANIL_PHOTOGRAPHS = _PER_STEP | {"grad_clip": 0.0, "inner_lr": 0.015, "meta_lr": 1e-3, "test_inner_steps": 5}
+
+
+def _table3(algo: str) -> Callable[[bool, int, int], dict[str, Any]]:
+    """The preset, for each strategy another one."""
+
+    def build(photographs: bool, _ways: int, shots: int) -> dict[str, Any]:
+        own = {"anil": _ANIL_PHOTOGRAPHS} if photographs else {"km": _KM_CHARACTERS}
+        one, more = (8_000, 6_000) if photographs else (12_000, 8_000)
+        iterations = one if shots == 1 else more
+        return {
+            "backbone": "conv4-32-pool" if photographs else "conv4-64-pool", "queries": 10, "test_queries": 0,
+            "meta_batch": 2 if shots == 1 else 1, "iterations": iterations, "schedule": "constant", "ema": 0.999,
+            "select": "last", "val_every": iterations // 4, "val_tasks": 100, "scaled_distance": True,
+            **own.get(algo.removesuffix("-proto"), _FIXED if photographs else _LEARNED),
+        }  # fmt: skip
+
+    return build

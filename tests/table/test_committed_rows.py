@@ -1,0 +1,52 @@
+"""Every row and config below results/ stays readable, whatever columns and fields are added."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from metakm.config import RunConfig
+from metakm.experiments.row import ExperimentRow, read_experiments
+from metakm.io.csv_file import read_csv
+from metakm.run.folder import RunFolder
+from metakm.run.row import ResultRow
+from metakm.table.collect import read_runs
+
+RESULTS = Path(__file__).parents[2] / "results"
+ROWS = sorted(RESULTS.rglob("result.csv"))
+EXPERIMENTS = sorted(RESULTS.rglob("experiment.csv"))
+
+
+def test_every_run_is_read_and_none_is_a_problem():
+    collection = read_runs(RESULTS)
+    assert len(ROWS) > 100
+    assert [run.path for run in collection.runs] == ROWS
+    assert collection.problems == ()
+
+
+def test_every_experiment_is_read_and_none_is_a_problem():
+    runs, problems = read_experiments(RESULTS)
+    assert len(runs) == len(EXPERIMENTS) > 50
+    assert problems == []
+
+
+@pytest.mark.parametrize("kind", [ResultRow, ExperimentRow])
+def test_every_row_is_written_as_it_was_read(kind):
+    """Columns that were added later stand behind those of the row, with nothing in them or their default."""
+    for path in sorted(RESULTS.rglob(kind.FILE)):
+        (cells,) = read_csv(path)
+        (written,) = csv.DictReader(kind.from_cells(cells).to_csv().splitlines())
+        assert {name: written[name] for name in cells} == cells, path
+        row = RunFolder(path.parent, kind).read_row()
+        assert row == vars(kind.from_cells(cells)), path
+
+
+def test_every_config_is_read():
+    configs = sorted(RESULTS.rglob("config.json"))
+    assert {path.parent for path in configs} == {path.parent for path in (*ROWS, *EXPERIMENTS)}
+    for path in configs:
+        if (path.parent / ResultRow.FILE).exists():
+            config = RunConfig.from_json(json.loads(path.read_text()))
+            row = RunFolder(path.parent).read_row()
+            assert (config.algo, config.seed, config.iterations) == (row["algo"], row["seed"], row["iterations"]), path
