@@ -9,8 +9,9 @@ READY := $(VENV)/.installed
 run: $(READY)
 	$(BIN)/python -m metakm.run --resume
 
+# One process a core, each with one thread; a file's tests stay together, as some share a server.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(READY)
 	$(BIN)/ruff check
