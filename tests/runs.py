@@ -4,6 +4,8 @@ import dataclasses
 import json
 
 import numpy as np
+import pandas as pd
+import torch
 
 from metakm.learning.statistics import interval_over_tasks
 from metakm.presets import changes_from_preset, preset_config
@@ -72,3 +74,14 @@ def write_run(
 
 def table_of(folder, **options):
     return build_table(read_runs(folder), **options)
+
+
+def numbers(path):
+    """All that a run computed, without times."""
+    curve = pd.read_csv(path / "curve.csv").drop(columns="seconds")
+    return curve.to_csv(), (path / "tasks.csv").read_text(), state(path)
+
+
+def state(path):
+    checkpoint = torch.load(path / "checkpoint.pt", weights_only=True)
+    return {k: v.tolist() for k, v in checkpoint["loop"]["model"]["strategy"].items()}

@@ -1,8 +1,8 @@
 """What one process and several processes both compute, to be compared."""
 
 import torch
+from loops import loop
 from small import learned_parameters
-from test_outer_loop import loop
 
 import metakm
 from metakm.distributed.processes import ALONE

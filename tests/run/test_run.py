@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from runs import numbers, state
 
 import metakm
 from metakm.cli.progress import Progress
@@ -44,17 +45,6 @@ def run(out, *extra, iterations=6, every=3):
 
 def folder(out, algo="km"):
     return Path(out) / "glyphs-3w1s" / algo / "seed0"
-
-
-def numbers(path):
-    """All that a run computed, without times."""
-    curve = pd.read_csv(path / "curve.csv").drop(columns="seconds")
-    return curve.to_csv(), (path / "tasks.csv").read_text(), state(path)
-
-
-def state(path):
-    checkpoint = torch.load(path / "checkpoint.pt", weights_only=True)
-    return {k: v.tolist() for k, v in checkpoint["loop"]["model"]["strategy"].items()}
 
 
 def test_a_run_writes_its_folder(tmp_path, capsys):

@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from runs import numbers
 from submitit.helpers import DelayedSubmission
-from test_run import numbers
 
 import metakm
 from metakm.cli.signals import StopRequest
