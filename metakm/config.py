@@ -72,7 +72,7 @@ class RunConfig:
     iterations: int
     """Meta-training iterations. Default from --preset; paper: 60000. 0 evaluates the untrained start."""
     schedule: Schedule
-    """Course of the meta learning rate. Default from --preset; paper: constant."""
+    """Schedule of the meta learning rate. Default from --preset; paper: constant."""
     grad_clip: float
     """Clip each entry of the meta-gradient to +- this value; 0 clips nothing. Default from --preset; paper: 0.133 or 0.667 for photographs with 1 or 5 shots (MAML's 10 on the sum over queries / shots), 0 for characters."""
     options: Options = field(default_factory=Options)

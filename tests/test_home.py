@@ -23,7 +23,7 @@ from metakm.report.__main__ import ReportOptions
 from metakm.report.__main__ import main as report_main
 from metakm.run.__main__ import main as run_main
 from metakm.run.command_line import parse
-from metakm.run.evaluate import parse_retest
+from metakm.run.evaluate import parse_evaluation
 from metakm.strategies import registry
 from metakm.sweep.__main__ import main as sweep_main
 from metakm.sweep.options import parse_sweep
@@ -51,7 +51,7 @@ def home(tmp_path, cache, monkeypatch):
 
 READERS = {
     "run": parse,
-    "run --evaluate": lambda flags: parse_retest(["--evaluate=~/run", *flags]),
+    "run --evaluate": lambda flags: parse_evaluation(["--evaluate=~/run", *flags]),
     "sweep": lambda flags: expand(*parse_sweep(["glyphs", *flags]))[0],
     "table": lambda flags: read_options(TableOptions, "table", flags),
     "report": lambda flags: read_options(ReportOptions, "report", flags),

@@ -16,7 +16,7 @@ from metakm.__main__ import commands as known_commands
 from metakm.packs.__main__ import main as packs
 from metakm.run.__main__ import main
 from metakm.run.command_line import parse
-from metakm.run.evaluate import asks_for_retest, parse_retest
+from metakm.run.evaluate import asks_for_evaluation, parse_evaluation
 from metakm.search.options import parse_search
 from metakm.search.space import read_space
 from metakm.strategies import registry
@@ -169,7 +169,7 @@ def check_metakm(page, name, arguments):
             Path(block.file or "rest.py").write_text(block.text)
         assert main([*arguments, *f"--ways 3 --out out {SMALL}".split()]) == 0
     elif name == "run":
-        (parse_retest if asks_for_retest(arguments) else parse)(arguments)
+        (parse_evaluation if asks_for_evaluation(arguments) else parse)(arguments)
     elif name == "sweep":
         assert expand(*parse_sweep(arguments))
     elif name == "search":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from metakm.cli.progress import say
+from metakm.cli.progress import log_line
 from metakm.cli.standard_streams import lasting_streams
 from metakm.errors import UserError
 
@@ -24,7 +24,7 @@ def exit_code(
         with lasting_streams():
             return _exit_code(command, again, stopped)
     except OSError as error:  # what was printed cannot be written
-        say(f"error: {error}; mend that, then {again}")
+        log_line(f"error: {error}; mend that, then {again}")
         return 1
 
 
@@ -32,11 +32,11 @@ def _exit_code(command: Callable[[], int], again: str, stopped: str) -> int:
     try:
         return command()
     except UserError as error:
-        say(f"error: {error}")
+        log_line(f"error: {error}")
         return 2
     except OSError as error:
-        say(f"error: {error}; mend that, then {again}")
+        log_line(f"error: {error}; mend that, then {again}")
         return 1
     except KeyboardInterrupt:
-        say(stopped)
+        log_line(stopped)
         return 130

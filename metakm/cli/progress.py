@@ -73,14 +73,14 @@ class Progress:
         if self.bar is not None:
             self.bar.write(line, file=sys.stderr)
         elif not self.quiet:
-            say(line)
+            log_line(line)
 
     def _figures(self) -> list[str]:
         figures = (("loss", self.loss), ("accuracy", self.accuracy))
         return [f"{name} {value:.3f}" for name, value in figures if value is not None]
 
 
-def say(line: str) -> None:
+def log_line(line: str) -> None:
     """Print to standard error, if there is one (a daemon or a windowed program may have none)."""
     if sys.stderr is not None:
         print(line, file=sys.stderr, flush=True)  # noqa: T201

@@ -52,7 +52,7 @@ class Stoppable(Protocol):
         """Whether the work should end."""
 
 
-def ending(stop: Stoppable, progress: Callable[[int], None]) -> Callable[[int], None]:
+def stop_on_request(stop: Stoppable, progress: Callable[[int], None]) -> Callable[[int], None]:
     """A `progress` that raises StopIteration, when it has done its work, once a stop is requested."""
 
     def advance(done: int) -> None:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from metakm.data.dataset import FewShotDataset, offsets_of
 from metakm.data.splits import Classes, split_hash
 from metakm.errors import UserError
-from metakm.io.files import expanded, replacing, write_text
+from metakm.io.files import atomic_write, expanded, write_text
 
 FORMAT = 1
 _log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def _store(entry: Entry, plan: Plan) -> None:
 
 def _store_split(entry: Entry, plan: Plan, arrays: Iterator[npt.NDArray[np.uint8]]) -> None:
     digest = hashlib.sha256()
-    with replacing(entry.path) as file:
+    with atomic_write(entry.path) as file:
         out = _Hashing(file, digest)
         header = {"descr": "|u1", "fortran_order": False, "shape": _shape(entry, plan)}
         np.lib.format.write_array_header_1_0(out, header)  # type: ignore[no-untyped-call, unused-ignore]

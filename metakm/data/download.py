@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from metakm.io.files import replacing
+from metakm.io.files import atomic_write
 
 SCHEMES = ("https",)
 TIMEOUT = 30.0  # seconds of silence
@@ -31,7 +31,7 @@ def download(url: str, path: Path, md5: str, limit: int) -> None:
     _require_scheme(url)
     try:
         opener = urllib.request.build_opener(_Redirects)
-        with opener.open(url, timeout=TIMEOUT) as response, replacing(path) as file:
+        with opener.open(url, timeout=TIMEOUT) as response, atomic_write(path) as file:
             digest = hashlib.md5(usedforsecurity=False)
             size = 0
             while block := response.read(BLOCK):

@@ -29,7 +29,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from metakm.distributed.rendezvous import MEETING_SECONDS, Meeting, mark_begun, meet
-from metakm.distributed.shutdown import LastActs
+from metakm.distributed.shutdown import ShutdownHandler
 from metakm.distributed.torchrun import from_torchrun, print_anyway
 from metakm.distributed.watchdog import Watch
 from metakm.errors import UserError
@@ -40,13 +40,13 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class _Ties:
+class _Connections:
     """What binds this process to the others."""
 
     store: Store  # torchrun's, which outlives a restart
     meeting: Meeting
     watch: Watch
-    last_acts: LastActs
+    last_acts: ShutdownHandler
 
 
 class Processes:
@@ -56,7 +56,7 @@ class Processes:
     they do nothing.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, ties: _Ties | None = None) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, ties: _Connections | None = None) -> None:
         self.rank, self.size, self._ties = rank, size, ties
 
     @property
@@ -64,7 +64,7 @@ class Processes:
         """Whether this is the process that writes and prints."""
         return self.rank == 0
 
-    def part(self, tasks: int) -> range:
+    def shard(self, tasks: int) -> range:
         """Which of the tasks 0..tasks-1 are this process's: consecutive, none twice, sizes apart by at most 1."""
         return range(tasks * self.rank // self.size, tasks * (self.rank + 1) // self.size)
 
@@ -143,7 +143,7 @@ class Processes:
             dist.all_gather_object(values, value)
         return values
 
-    def from_first(self, value: _T) -> _T:
+    def broadcast(self, value: _T) -> _T:
         """The value of process 0; its tensors arrive on the CPU."""
         if self.size == 1:
             return value
@@ -156,15 +156,15 @@ class Processes:
         received: _T = torch.load(io.BytesIO(box[0]), map_location="cpu", weights_only=False)  # our own process's
         return received
 
-    def agreed(self, *kinds: type[Exception]) -> contextlib.AbstractContextManager[None]:
+    def raise_together(self, *kinds: type[Exception]) -> contextlib.AbstractContextManager[None]:
         """Raise on every process the error of one of these kinds that any of them raises within the block."""
-        return _Agreed(self, kinds)
+        return _RaiseTogether(self, kinds)
 
     def _collective(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self._ties is None else self._ties.watch.judging()
 
 
-class _Agreed(contextlib.AbstractContextManager[None]):
+class _RaiseTogether(contextlib.AbstractContextManager[None]):
     def __init__(self, processes: Processes, kinds: tuple[type[Exception], ...]) -> None:
         self.processes, self.kinds = processes, kinds
 
@@ -216,7 +216,7 @@ def joined(again: str = "repeat the same command") -> Iterator[Processes]:
             dist.destroy_process_group()
 
 
-def _tied(rank: int, size: int, again: str) -> _Ties:
+def _tied(rank: int, size: int, again: str) -> _Connections:
     try:
         store, *_ = next(rendezvous("env://", timeout=timedelta(seconds=MEETING_SECONDS)))
     except RuntimeError as error:
@@ -226,11 +226,11 @@ def _tied(rank: int, size: int, again: str) -> _Ties:
             "connections from this one"
         ) from error
     meeting, connections = meet(store, rank, size, from_torchrun("GROUP_RANK", 0))
-    last_acts = LastActs(rank, meeting, again)
-    return _Ties(store, meeting, Watch(rank, connections, last_acts), last_acts)
+    last_acts = ShutdownHandler(rank, meeting, again)
+    return _Connections(store, meeting, Watch(rank, connections, last_acts), last_acts)
 
 
-def _connect(ties: _Ties, rank: int, size: int) -> None:
+def _connect(ties: _Connections, rank: int, size: int) -> None:
     store = PrefixStore(ties.meeting.key, ties.store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with ties.watch.judging():

@@ -14,7 +14,7 @@ from metakm.distributed.torchrun import print_anyway, restarts_left
 from metakm.distributed.watchdog import Loss
 
 
-class LastActs:
+class ShutdownHandler:
     """Says who was lost and how to go on, once on each host, tells torchrun, and calls `write`.
 
     Args:

@@ -41,7 +41,7 @@ class ExperimentConfig:
     learning_rate: float = 0.0
     """Learning rate. 0: the rate chosen for each method on the validation part, or published for it."""
     schedule: Schedule
-    """Course of the learning rate. steps: a tenth after half of the epochs, a hundredth after 3/4; cosine: to 0."""
+    """Schedule of the learning rate. steps: a tenth after half of the epochs, a hundredth after 3/4; cosine: to 0."""
     weight_decay: float
     """Weight decay of the parameters that are trained."""
     augmentation: Augmentation

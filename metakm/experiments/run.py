@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from metakm.cli.progress import Progress, say
+from metakm.cli.progress import Progress, log_line
 from metakm.cli.signals import StopRequest
 from metakm.errors import UserError
 from metakm.experiments.classification import Classification
@@ -25,7 +25,7 @@ from metakm.run import provenance
 from metakm.run.build import resolve_device
 from metakm.run.checkpoint import load_checkpoint, restoring, save_checkpoint
 from metakm.run.folder import RunFolder
-from metakm.run.history import Course
+from metakm.run.history import History
 from metakm.run.row import Status
 
 
@@ -60,7 +60,7 @@ class ExperimentRun:
                 f"{len(self.training.train.labels)} images; choose a smaller --batch"
             )
         self.folder = RunFolder(run.folder, ExperimentRow)
-        self.course, self.git_commit = Course(), provenance.git_commit()
+        self.history, self.git_commit = History(), provenance.git_commit()
         self.pack_bytes: int | None = None
         self.finished = None if run.config.dry_run else self._open_folder()
 
@@ -73,7 +73,7 @@ class ExperimentRun:
 
     def _execute(self) -> int:
         if self.finished is not None:
-            say(f"{self.run.run_id}: already done, {self.folder.result}")
+            log_line(f"{self.run.run_id}: already done, {self.folder.result}")
             return 0
         if self.stop.requested:
             raise KeyboardInterrupt
@@ -86,14 +86,14 @@ class ExperimentRun:
             stopped = self._train()
         except DivergedError as error:
             self._write_row("failed")
-            say(f"error: {error}")
+            log_line(f"error: {error}")
             return 1
         tune = self.run.config.tune
         tested = None if stopped or tune else self._test()
         if stopped or (tested is None and not tune):
             self._write_row("interrupted")
             change = "replace --overwrite by --resume in" if self.run.config.overwrite else "add --resume to"
-            say(f"Interrupted after {self.training.iteration} iterations. To go on, {change} the same command.")
+            log_line(f"Interrupted after {self.training.iteration} iterations. To go on, {change} the same command.")
             return 130
         self._finish(tested)
         return 0
@@ -105,7 +105,7 @@ class ExperimentRun:
 
     def _announce(self) -> None:
         trainable, total = self._counts()
-        say(
+        log_line(
             f"{self.run.run_id}\n  {self.subject.network}: trains {trainable:,} of {total:,} parameters\n"
             f"  {self.device}, {torch.get_num_threads()} threads, {self.training.iterations} iterations, "
             f"learning rate {self.run.learning_rate:g}\n  {self.folder.path}"
@@ -117,17 +117,17 @@ class ExperimentRun:
         training = self.training
         with Progress(f"{self.run.method}: train", training.iterations, training.iteration) as progress:
             while training.iteration < training.iterations and not self.stop.requested:
-                result, _ = self.course.step(training)
+                result, _ = self.history.step(training)
                 progress.advance(1, result.loss, result.accuracy)
                 if training.iteration % training.train.per_epoch == 0:
                     self._validate(progress)
-                elif self.course.save_due:
+                elif self.history.save_due:
                     self._save()
         self._save()
         return self.stop.requested
 
     def _validate(self, progress: Progress) -> None:
-        point = self.course.validate(self.training.iteration, lambda: self.training.accuracy("val"))
+        point = self.history.validate(self.training.iteration, lambda: self.training.accuracy("val"))
         self._save()
         progress.note(f"iteration {point.iteration}: validation accuracy {point.val_accuracy:.4f}")
 
@@ -150,25 +150,26 @@ class ExperimentRun:
             path = self.folder.path / "pack.safetensors"
             self.subject.save_pack(path)
             self.pack_bytes = path.stat().st_size
-        self.folder.write_picture(self.course.curve, f"{self.run.experiment}, {self.run.method}", stage="")
+        self.folder.write_picture(self.history.curve, f"{self.run.experiment}, {self.run.method}", stage="")
         self._write_row("done", tested)
         word = "not tested (--tune)" if tested is None else f"test accuracy {100 * tested:.2f} %"
+        accuracy = 100 * self.history.curve[-1].val_accuracy
         print(  # noqa: T201
             f"{self.run.experiment} {self.run.method} ({self.run.config.preset}, seed {self.run.config.seed}): "
-            f"validation accuracy {100 * self.course.curve[-1].val_accuracy:.2f} %, {word}, done: {self.folder.result}",
+            f"validation accuracy {accuracy:.2f} %, {word}, done: {self.folder.result}",
             flush=True,
         )
 
     def _save(self) -> None:
-        state = {**self.course.state(), "training": self.training.state(), "split_hash": self.data.train.split_hash}
+        state = {**self.history.state(), "training": self.training.state(), "split_hash": self.data.train.split_hash}
         save_checkpoint(self.folder.checkpoint, self.run, state)
-        self.folder.write_curve(self.course.curve)
-        self.course.saved()
+        self.folder.write_curve(self.history.curve)
+        self.history.saved()
 
     def _load(self) -> None:
         state = load_checkpoint(self.folder.checkpoint, self.run)
         with restoring(self.folder.checkpoint, state, self.data.train.split_hash, self.run.method):
-            self.course.load_state(state)
+            self.history.load_state(state)
             self.training.load_state(state["training"])
 
     def _counts(self) -> tuple[int, int]:
@@ -179,7 +180,7 @@ class ExperimentRun:
         return (trained if directions is None else int(directions)), total
 
     def _write_row(self, status: Status, tested: float | None = None) -> None:
-        config, training, curve = self.run.config, self.training, self.course.curve
+        config, training, curve = self.run.config, self.training, self.history.curve
         trainable, total = self._counts()
         n_test = 0 if tested is None else len(training.parts["test"].labels)
         row = ExperimentRow(
@@ -206,8 +207,8 @@ class ExperimentRun:
             accuracy=tested,
             ci95=None if tested is None else 1.96 * math.sqrt(tested * (1 - tested) / n_test),
             n_test=n_test,
-            train_seconds=round(self.course.train_seconds, 3),
-            ms_per_iteration=self.course.ms_per_iteration(training.iteration),
+            train_seconds=round(self.history.train_seconds, 3),
+            ms_per_iteration=self.history.ms_per_iteration(training.iteration),
             peak_memory_mb=provenance.peak_memory_mb(self.device),
             device=provenance.device_name(self.device),
             threads=torch.get_num_threads(),
@@ -215,7 +216,7 @@ class ExperimentRun:
             metakm_version=version("metakm"),
             git_commit=self.git_commit,
             split_hash=self.data.train.split_hash,
-            started_at=self.course.started_at,
+            started_at=self.history.started_at,
             start=_start(training.model),
         )
         self.folder.write_row(row)

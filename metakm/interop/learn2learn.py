@@ -198,7 +198,7 @@ class KernelModulation(l2l.algorithms.base_learner.BaseLearner):  # type: ignore
         init: Initialisation = "identity",
         start: Start = "paper",
     ) -> None:
-        modulation = Modulation.of(model, implicit, depth, activation, init, start)
+        modulation = Modulation.from_network(model, implicit, depth, activation, init, start)
         super().__init__(model)
         self.kernel_names = modulation.modulators.weight_names
         # Moved to where the kernels are: a model may be on its device, and in its precision, before it comes here.

@@ -17,7 +17,7 @@ SUFFIX = ".partial"
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path` for writing; rename it over `path` when the block ends well.
 
     A reader sees the old file or the new one, never half of one. If the block raises, `path` is untouched and the
@@ -53,7 +53,7 @@ def expanded(path: str | Path, what: str) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by a UTF-8 file that holds `text`."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 

@@ -32,7 +32,7 @@ _TENSORS = ("support_images", "support_labels", "query_images", "query_labels")
 Differentiate = Callable[[Episodes], MetaGradient]
 
 
-class Recordings:
+class CudaGraphs:
     """Meta-gradients on a GPU, recorded for each number of tasks that comes up twice.
 
     The first call of a size runs as usual, which also loads what a recording must not wait for. What a replay returns
@@ -41,7 +41,7 @@ class Recordings:
     """
 
     def __init__(self) -> None:
-        self._recorded: dict[int, _Recording | None] = {}
+        self._recorded: dict[int, _CudaGraph | None] = {}
         self._refused = False
 
     def run(self, differentiate: Differentiate, episodes: Episodes) -> MetaGradient:
@@ -63,9 +63,9 @@ class Recordings:
         """Forget what was recorded, and free its memory."""
         self._recorded.clear()
 
-    def _record(self, differentiate: Differentiate, episodes: Episodes) -> _Recording | None:
+    def _record(self, differentiate: Differentiate, episodes: Episodes) -> _CudaGraph | None:
         try:
-            return _Recording(differentiate, episodes)
+            return _CudaGraph(differentiate, episodes)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
@@ -75,7 +75,7 @@ class Recordings:
             return None
 
 
-class _Recording:
+class _CudaGraph:
     def __init__(self, differentiate: Differentiate, episodes: Episodes) -> None:
         held = {name: getattr(episodes, name).clone() for name in _TENSORS}
         self._held = dataclasses.replace(episodes, **held)

@@ -18,7 +18,7 @@ from metakm.config import RunConfig
 from metakm.data import Episodes, EpisodeSampler, EpisodeSource
 from metakm.distributed.processes import ALONE, Processes
 from metakm.distributed.torchrun import processes_here
-from metakm.learning.cuda_graphs import MetaGradient, Recordings
+from metakm.learning.cuda_graphs import CudaGraphs, MetaGradient
 from metakm.learning.ema import ParameterAverage
 from metakm.learning.evaluation import accuracies
 from metakm.learning.inner_loop import InnerLR, meta_loss
@@ -69,8 +69,8 @@ class OuterLoop:
         self._sharing = sharing(device, processes_here())
         self.chunk = config.task_chunk or self._automatic_chunk(config.meta_batch)
         self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.get_default_dtype()
-        recorded = device.type == "cuda" and strategy.recordable and not (config.eager or config.shared.multi_step_loss)
-        self._recordings = Recordings() if recorded else None
+        recorded = strategy.supports_cuda_graph and not (config.eager or options.multi_step_loss)
+        self._graphs = CudaGraphs() if recorded and device.type == "cuda" else None
         self.iteration = 0
 
     @property
@@ -119,10 +119,10 @@ class OuterLoop:
             StopIteration: on all processes if `progress` raises it on any.
             TooLittleMemoryError: a single task does not fit into memory.
         """
-        mine = self.processes.part(tasks)
+        mine = self.processes.shard(tasks)
         with (
             self.processes.counting(tasks, progress) as advance,
-            self.processes.agreed(StopIteration, TooLittleMemoryError),
+            self.processes.raise_together(StopIteration, TooLittleMemoryError),
             self._evaluated(),
         ):
             own = accuracies(
@@ -150,8 +150,8 @@ class OuterLoop:
 
     def _meta_gradient(self, episodes: Episodes) -> StepResult:
         """Leave the meta-gradient in the parameters' `grad`."""
-        mine = self.processes.part(len(episodes))
-        with self.processes.agreed(TooLittleMemoryError):
+        mine = self.processes.shard(len(episodes))
+        with self.processes.raise_together(TooLittleMemoryError):
             part = self._partial_gradient(episodes[mine.start : mine.stop], len(episodes))
         self.processes.sum_gradients(self._learned)
         return StepResult(*self.processes.sum(*part))
@@ -164,8 +164,8 @@ class OuterLoop:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-            if self._recordings:
-                self._recordings.clear()
+            if self._graphs:
+                self._graphs.clear()
             self.chunk = halved(min(self.chunk, len(episodes)))
 
     def _sum_over_chunks(self, episodes: Episodes, tasks: int) -> StepResult:
@@ -174,7 +174,7 @@ class OuterLoop:
         loss = accuracy = 0.0
         for chunk in episodes.chunks(self.chunk):
             here = chunk.to(self.device, self.dtype)
-            part = self._recordings.run(self._differentiate, here) if self._recordings else self._differentiate(here)
+            part = self._graphs.run(self._differentiate, here) if self._graphs else self._differentiate(here)
             share = len(chunk) / tasks
             for parameter, gradient in zip(self._learned, part.gradients, strict=True):
                 if gradient is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metakm.errors import UserError
-from metakm.io.files import expanded, replacing
+from metakm.io.files import atomic_write, expanded
 from metakm.modulation.merge import merge
 from metakm.modulation.modulate import is_modulated
 
@@ -47,5 +47,5 @@ def export_onnx(model: nn.Module, path: Path | str, images: Tensor) -> None:
     finally:
         plain.train(training)
     assert program is not None  # with dynamo=True it is returned
-    with replacing(file_path) as file:
+    with atomic_write(file_path) as file:
         file.write(program.model_proto.SerializeToString())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metakm.data.labels import as_text, plain_label
 from metakm.errors import UserError
-from metakm.io.files import expanded, replacing
+from metakm.io.files import atomic_write, expanded
 from metakm.io.tensor_file import TensorFile
 
 _FILE = TensorFile("pack", key="metakm", version=1, source="save_pack() writes one")
@@ -66,7 +66,7 @@ def class_names(classes: Iterable[Any]) -> tuple[str, ...]:
 def write_pack(pack: Pack, path: Path | str) -> None:
     """Write `pack` as one file; `path` is replaced whole or left as it was."""
     data = _FILE.to_bytes(pack.header(), pack.tensors)
-    with replacing(expanded(path, "the pack's path")) as file:
+    with atomic_write(expanded(path, "the pack's path")) as file:
         file.write(data)
 
 

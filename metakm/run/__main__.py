@@ -16,7 +16,7 @@ from metakm.distributed.torchrun import only_first_prints
 from metakm.errors import UserError
 from metakm.learning.malloc import keep_freed_memory
 from metakm.run.command_line import how_to_resume, parse
-from metakm.run.evaluate import asks_for_retest, parse_retest, retest
+from metakm.run.evaluate import asks_for_evaluation, evaluate_run, parse_evaluation
 from metakm.run.runner import Run
 
 
@@ -25,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     keep_freed_memory()
     with only_first_prints():
-        if asks_for_retest(arguments):
-            return exit_code(lambda: retest(parse_retest(arguments)), "repeat the same command")
+        if asks_for_evaluation(arguments):
+            return exit_code(lambda: evaluate_run(parse_evaluation(arguments)), "repeat the same command")
         return exit_code(lambda: _run(arguments))
 
 
@@ -35,7 +35,7 @@ def _run(arguments: Sequence[str]) -> int:
     with StopRequest() as stop, joined(f"to go on from the last checkpoint, {how_to_resume(config)}") as processes:
         if processes.restarted:
             config = dataclasses.replace(config, resume=True, overwrite=False)
-        with processes.agreed(UserError):
+        with processes.raise_together(UserError):
             run = Run(config, stop, processes)
         return run.execute()
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from metakm.errors import UserError
-from metakm.io.files import replacing
+from metakm.io.files import atomic_write
 
 FORMAT = 1
 
@@ -29,7 +29,7 @@ class Identified(Protocol):
 
 def save_checkpoint(path: Path, config: Identified, state: dict[str, Any]) -> None:
     """Write `state` (tensors, numbers, strings, lists, dicts) together with the config that it belongs to."""
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         torch.save({"format": FORMAT, "config": json.dumps(config.identity()), **state}, file)
 
 

@@ -14,7 +14,7 @@ import tyro
 
 from metakm.cli.flags import flag, read_some_options
 from metakm.cli.progress import Progress
-from metakm.cli.signals import StopRequest, ending
+from metakm.cli.signals import StopRequest, stop_on_request
 from metakm.distributed.processes import Processes, joined
 from metakm.distributed.torchrun import local_device
 from metakm.errors import UserError, unknown_name
@@ -30,7 +30,7 @@ from metakm.strategies import available_strategies, load_plugin
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetestOptions:
+class EvaluateOptions:
     """Test a finished run again, beside what its row says.
 
     Writes nothing. Other flags of metakm.run would change what was trained.
@@ -58,12 +58,12 @@ class RetestOptions:
     """Python files that register strategies; they run with your rights. Those of the run are not run unless named."""
 
 
-def asks_for_retest(arguments: Sequence[str]) -> bool:
+def asks_for_evaluation(arguments: Sequence[str]) -> bool:
     """Whether --evaluate is among the arguments, or --split, which goes with it alone."""
     return any(argument.partition("=")[0] in {"--evaluate", "--split"} for argument in arguments)
 
 
-def parse_retest(arguments: Sequence[str]) -> RetestOptions:
+def parse_evaluation(arguments: Sequence[str]) -> EvaluateOptions:
     """Read the command line; see `read_options`.
 
     Raises:
@@ -71,24 +71,24 @@ def parse_retest(arguments: Sequence[str]) -> RetestOptions:
     """
     if {"-h", "--help"} & {*arguments}:
         arguments = ["--help"]  # without asking for the folder first
-    options, rest = read_some_options(RetestOptions, "python -m metakm.run", arguments)
+    options, rest = read_some_options(EvaluateOptions, "python -m metakm.run", arguments)
     if rest:
-        known = [flag(field.name) for field in dataclasses.fields(RetestOptions) if field.name != "evaluate"]
+        known = [flag(field.name) for field in dataclasses.fields(EvaluateOptions) if field.name != "evaluate"]
         raise unknown_name("a flag beside --evaluate", rest[0].partition("=")[0], known)
     return options
 
 
-def retest(options: RetestOptions) -> int:
+def evaluate_run(options: EvaluateOptions) -> int:
     """Evaluate, print; return the exit code of `metakm.run`."""
     folder = RunFolder(options.evaluate)
     try:
         with StopRequest() as stop, joined() as processes:
-            with processes.agreed(UserError):
+            with processes.raise_together(UserError):
                 loop = _prepare(options, processes)
             log = EventLog(loop.config)
             tasks, name = loop.config.eval_tasks, SPLIT_NAMES[options.split]
             with Progress(name, tasks, unit="task", quiet=options.quiet, report=log.progressed) as progress:
-                tested = loop.accuracies(loop.sampler, tasks, ending(stop, progress.advance))
+                tested = loop.accuracies(loop.sampler, tasks, stop_on_request(stop, progress.advance))
     except TooLittleMemoryError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1
@@ -99,7 +99,7 @@ def retest(options: RetestOptions) -> int:
     return 0
 
 
-def _prepare(options: RetestOptions, processes: Processes) -> OuterLoop:
+def _prepare(options: EvaluateOptions, processes: Processes) -> OuterLoop:
     """The trained model with the episodes to test it on; its config has their number."""
     trained = _load(options)
     tasks = trained.config.val_tasks if options.split == "val" else trained.config.eval_tasks
@@ -118,7 +118,7 @@ def _prepare(options: RetestOptions, processes: Processes) -> OuterLoop:
     return loop
 
 
-def _load(options: RetestOptions) -> TrainedRun:
+def _load(options: EvaluateOptions) -> TrainedRun:
     for plugin in options.plugin:
         load_plugin(plugin)
     settings = read_settings(options.evaluate)

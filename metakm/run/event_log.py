@@ -1,4 +1,4 @@
-"""The course of a run for other programs: TensorBoard event files, and JSON lines on standard output.
+"""A run's progress for other programs: TensorBoard event files, and JSON lines on standard output.
 
 The same figures as a table are in the run folder's curve.csv.
 """

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from metakm.cli.progress import say
+from metakm.cli.progress import log_line
 from metakm.errors import UserError
 from metakm.io.csv_file import csv_text, read_csv
-from metakm.io.files import replacing, write_text
+from metakm.io.files import atomic_write, write_text
 from metakm.io.lock import InUseError, Lock
 from metakm.run.curve import CurvePoint, curve_csv, curve_png
 from metakm.run.row import CsvRow, ResultRow
@@ -152,12 +152,12 @@ class RunFolder:
         try:
             picture = curve_png(points, title, stage)
         except UserError as error:
-            say(f"curve.png was not drawn: {error}; curve.csv has its figures")
+            log_line(f"curve.png was not drawn: {error}; curve.csv has its figures")
             return
         except Exception as error:  # matplotlib's settings and installation may raise anything
-            say(f"curve.png could not be drawn ({error}); curve.csv has its figures")
+            log_line(f"curve.png could not be drawn ({error}); curve.csv has its figures")
             return
-        with replacing(self.path / "curve.png") as file:
+        with atomic_write(self.path / "curve.png") as file:
             file.write(picture)
 
     def write_tasks(self, accuracies: npt.NDArray[np.float64]) -> None:
@@ -167,7 +167,7 @@ class RunFolder:
 
     def write_weights(self, data: bytes) -> None:
         """weights.safetensors."""
-        with replacing(self.weights) as file:
+        with atomic_write(self.weights) as file:
             file.write(data)
 
     def write_row(self, row: CsvRow) -> None:

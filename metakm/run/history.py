@@ -1,4 +1,4 @@
-"""The course of a run, meta-learned or supervised: what its iterations and validations have come to so far."""
+"""Training history of a run, meta-learned or supervised: learning curve and timers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Learner(Protocol):
         """The next iteration."""
 
 
-class Course:
+class History:
     """Takes iterations and validations, and keeps what they come to and their seconds.
 
     curve: a point for each validation; train_seconds: of iterations and validations; step_seconds: of iterations alone.

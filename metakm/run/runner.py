@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from metakm.cli.progress import Progress, duration, say
-from metakm.cli.signals import StopRequest, ending
+from metakm.cli.progress import Progress, duration, log_line
+from metakm.cli.signals import StopRequest, stop_on_request
 from metakm.config import RunConfig
 from metakm.distributed.processes import ALONE, Processes
 from metakm.distributed.torchrun import local_device
@@ -26,7 +26,7 @@ from metakm.run.columns import SPLIT_NAMES, measured_columns, summary
 from metakm.run.command_line import command, how_to_resume
 from metakm.run.event_log import EventLog
 from metakm.run.folder import RunFolder
-from metakm.run.history import Course
+from metakm.run.history import History
 from metakm.run.row import ResultRow, Status
 from metakm.run.weights import weights_file
 from metakm.strategies import load_plugin
@@ -52,7 +52,7 @@ class Run:
         self.loop = OuterLoop(strategy, self.samplers["train"], config, self.device, processes)
         self._weights()  # to fail now, not after the training
         self.folder = RunFolder(config.folder)
-        self.course, self.git_commit = Course(), provenance.git_commit()
+        self.history, self.git_commit = History(), provenance.git_commit()
         self.best: dict[str, Any] = {"val_accuracy": -1.0}
         self.log = EventLog(config if processes.first else dataclasses.replace(config, log_dir=None))
         self.finished = self._open_folder() if processes.first and not config.dry_run else None
@@ -77,8 +77,8 @@ class Run:
             self.log.ended(row)
 
     def _execute(self) -> int:
-        found = (self.finished, self._state() if self.course.curve else None)
-        self.finished, state = self.processes.from_first(found)  # process 0 alone has looked into the folder
+        found = (self.finished, self._state() if self.history.curve else None)
+        self.finished, state = self.processes.broadcast(found)  # process 0 alone has looked into the folder
         if state is not None and not self.processes.first:
             self._restore(state)
         if self.finished is not None:
@@ -95,7 +95,7 @@ class Run:
                 else:
                     print(json.dumps(self.config.to_json(), indent=2))  # noqa: T201
                 return 0
-            with self.log.recording(self.loop.iteration + 1 if self.course.curve else 0):
+            with self.log.recording(self.loop.iteration + 1 if self.history.curve else 0):
                 return self._run()
         except (DivergedError, TooLittleMemoryError) as error:
             return self._fail(error)
@@ -106,11 +106,11 @@ class Run:
         tested = None if self._stopping() else self._test()
         if tested is None:
             self._write_row("interrupted")
-            say(f"Interrupted after {self.loop.iteration} iterations. To go on, {how_to_resume(self.config)}.")
+            log_line(f"Interrupted after {self.loop.iteration} iterations. To go on, {how_to_resume(self.config)}.")
             return 130
         if self.processes.first:
             self.folder.write_tasks(tested)
-            self.folder.write_picture(self.course.curve, f"{self.config.algo}, {self.config.setting}")
+            self.folder.write_picture(self.history.curve, f"{self.config.algo}, {self.config.setting}")
             self.folder.write_weights(self._weights())
         self._write_row("done", tested)
         self._report(tested.mean(), interval_over_tasks(tested), "done")
@@ -120,7 +120,7 @@ class Run:
         """Keep the state just before a failed iteration, so that the command printed meets it again at once."""
         said = f"error: {error}"
         if not self.config.dry_run:
-            if self.course.curve and self.loop.iteration < self.config.iterations and not self._validation_due():
+            if self.history.curve and self.loop.iteration < self.config.iterations and not self._validation_due():
                 self._save()  # else the checkpoint from before is the one to go on from, and not to skip a validation
             self._write_row("failed")
             again = dataclasses.replace(self.config, resume=True, overwrite=False)
@@ -148,7 +148,7 @@ class Run:
             return
         adapted, total = self.loop.strategy.parameter_counts()
         where = provenance.device_name(self.device, self.processes.size)
-        say(
+        log_line(
             f"{self.config.run_id}\n"
             f"  {self.config.algo} on {self.config.backbone}: adapts {adapted:,} of {total:,} parameters"
             f"{'' if adapted else '; the inner learning rate and steps have no effect'}\n"
@@ -168,28 +168,28 @@ class Run:
 
     def _train(self) -> None:
         iterations = self.config.iterations
-        if not self.course.curve:
+        if not self.history.curve:
             self._validate()
         with self._progress("meta-train", iterations, self.loop.iteration) as progress:
             while self.loop.iteration < iterations and not self._stopping():
-                result, elapsed = self.course.step(self.loop)
+                result, elapsed = self.history.step(self.loop)
                 self.log.trained(self.loop.iteration, result.loss, result.accuracy, elapsed)
                 progress.advance(1, result.loss, result.accuracy)
                 if self._validation_due():
                     self._validate(progress)
-                elif self.course.save_due:
+                elif self.history.save_due:
                     self._save()
         self._save()
 
     def _validation_due(self) -> bool:
         """Whether this iteration ends in a validation that the curve does not have yet."""
         due = self.loop.iteration % self.config.val_every == 0 or self.loop.iteration == self.config.iterations
-        curve = self.course.curve
+        curve = self.history.curve
         return due and not (curve and curve[-1].iteration == self.loop.iteration)
 
     def _validate(self, progress: Progress | None = None) -> None:
         tasks = self.config.val_tasks
-        point = self.course.validate(self.loop.iteration, lambda: float(self.accuracies("val", tasks).mean()))
+        point = self.history.validate(self.loop.iteration, lambda: float(self.accuracies("val", tasks).mean()))
         self.log.validated(point)
         if point.val_accuracy > self.best["val_accuracy"] or self.config.select == "last":
             self.best = {"val_accuracy": point.val_accuracy, "model": self.loop.model_state()}
@@ -202,7 +202,7 @@ class Run:
         self.loop.load_model_state(self.best["model"])
         with self._progress(SPLIT_NAMES["test"], self.config.eval_tasks, unit="task") as progress:
             try:
-                return self.accuracies("test", self.config.eval_tasks, ending(self.stop, progress.advance))
+                return self.accuracies("test", self.config.eval_tasks, stop_on_request(self.stop, progress.advance))
             except StopIteration:
                 return None
 
@@ -216,15 +216,15 @@ class Run:
     def _save(self) -> None:
         if self.processes.first:
             save_checkpoint(self.folder.checkpoint, self.config, self._state())
-            self.folder.write_curve(self.course.curve)
-        self.course.saved()
+            self.folder.write_curve(self.history.curve)
+        self.history.saved()
 
     def _state(self) -> dict[str, Any]:
         data = {"image_shape": list(self.image_shape), "split_hash": self.samplers["train"].dataset.split_hash}
-        return {**self.course.state(), **data, "best": self.best, "loop": self.loop.state()}
+        return {**self.history.state(), **data, "best": self.best, "loop": self.loop.state()}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self.course.load_state(state)
+        self.history.load_state(state)
         self.best = {"val_accuracy": float(state["best"]["val_accuracy"]), "model": state["best"]["model"]}
         self.loop.load_model_state(self.best["model"])  # to fail now, not after the training
         self.loop.load_state(state["loop"])
@@ -244,7 +244,7 @@ class Run:
             **self._trained(),
             status=status,
             git_commit=self.git_commit,
-            started_at=self.course.started_at,
+            started_at=self.history.started_at,
         )
         self.folder.write_row(row)
         if status != "running":
@@ -253,9 +253,9 @@ class Run:
     def _trained(self) -> dict[str, Any]:
         """The columns that tell of the training so far."""
         return {
-            "val_accuracy": self.best["val_accuracy"] if self.course.curve else None,
-            "train_seconds": round(self.course.train_seconds, 3),
-            "ms_per_iteration": self.course.ms_per_iteration(self.loop.iteration),
+            "val_accuracy": self.best["val_accuracy"] if self.history.curve else None,
+            "train_seconds": round(self.history.train_seconds, 3),
+            "ms_per_iteration": self.history.ms_per_iteration(self.loop.iteration),
         }
 
     def _report(self, accuracy: float, ci95: float, word: str) -> None:

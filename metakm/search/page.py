@@ -8,7 +8,7 @@ import optuna
 
 from metakm.cli.progress import duration
 from metakm.config import RunConfig
-from metakm.io.files import replacing, write_text
+from metakm.io.files import atomic_write, write_text
 from metakm.learning.statistics import paired_difference
 from metakm.run.command_line import command
 from metakm.run.loading import read_config
@@ -27,7 +27,7 @@ def write_page(studies: Studies) -> None:
     write_csv(studies.out, records)
     shares = {algo: values for algo, study in found.items() if (values := importances(study))}
     if shares:
-        with replacing(studies.out / PICTURE) as file:
+        with atomic_write(studies.out / PICTURE) as file:
             file.write(importances_png(shares))
     parts = [_head(studies)]
     for algo, study in found.items():

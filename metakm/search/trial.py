@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from metakm.cli.progress import Progress
-from metakm.cli.signals import Stoppable, ending
+from metakm.cli.signals import Stoppable, stop_on_request
 from metakm.config import RunConfig
 from metakm.errors import UserError
 from metakm.io.files import write_text
@@ -22,7 +22,7 @@ from metakm.learning.outer_loop import DivergedError, OuterLoop
 from metakm.run.build import build_strategy, make_sampler, resolve_device
 from metakm.run.checkpoint import load_checkpoint, restoring, save_checkpoint
 from metakm.run.folder import RunFolder
-from metakm.run.history import Course
+from metakm.run.history import History
 
 VALIDATION = "validation.csv"
 State = Literal["done", "pruned", "diverged", "out of memory"]
@@ -59,7 +59,7 @@ class TrialRun:
         self.samplers = {split: make_sampler(config, split) for split in ("train", "val")}
         strategy = build_strategy(config, self.samplers["train"].dataset.image_shape)
         self.loop = OuterLoop(strategy, self.samplers["train"], config, resolve_device(config.device))
-        self.course = Course()
+        self.history = History()
         if folder.checkpoint.exists():
             self._load()
         folder.write_config(config.to_json())
@@ -73,32 +73,32 @@ class TrialRun:
         """
         try:
             if self._train(stop, hopeless, name):
-                return Outcome("pruned", self.course.train_seconds, {})
+                return Outcome("pruned", self.history.train_seconds, {})
             return None if stop.requested else self._measure(stop)
         except DivergedError as error:
-            return Outcome("diverged", self.course.train_seconds, {}, str(error))
+            return Outcome("diverged", self.history.train_seconds, {}, str(error))
         except TooLittleMemoryError as error:
-            return Outcome("out of memory", self.course.train_seconds, {}, str(error))
+            return Outcome("out of memory", self.history.train_seconds, {}, str(error))
         except StopIteration:
             return None
 
     def _train(self, stop: Stoppable, hopeless: Callable[[int, float], bool], name: str) -> bool:
         """Whether the trial was given up."""
         config, loop = self.config, self.loop
-        if self.course.curve:  # a kill may have come before the last was told
-            last = self.course.curve[-1]
+        if self.history.curve:  # a kill may have come before the last was told
+            last = self.history.curve[-1]
             if hopeless(last.iteration, last.val_accuracy):
                 return True
         with Progress(name, config.iterations, loop.iteration, quiet=config.quiet) as progress:
             while loop.iteration < config.iterations and not stop.requested:
-                result, _ = self.course.step(loop)
+                result, _ = self.history.step(loop)
                 progress.advance(1, result.loss, result.accuracy)
                 if loop.iteration % config.val_every == 0 and loop.iteration < config.iterations:
-                    point = self.course.validate(loop.iteration, self._validation_accuracy)
+                    point = self.history.validate(loop.iteration, self._validation_accuracy)
                     self._save()
                     if hopeless(point.iteration, point.val_accuracy):
                         return True
-                elif self.course.save_due:
+                elif self.history.save_due:
                     self._save()
         self._save()
         return False
@@ -110,36 +110,36 @@ class TrialRun:
         """Raises StopIteration when asked to stop."""
         began = time.monotonic()
         accuracies = {steps: self._accuracies(steps, stop) for steps in self.test_steps}
-        seconds = self.course.train_seconds + time.monotonic() - began
+        seconds = self.history.train_seconds + time.monotonic() - began
         outcome = Outcome("done", seconds, accuracies)
         table = pd.DataFrame({str(steps): values for steps, values in accuracies.items()})
         write_text(self.folder.path / VALIDATION, table.to_csv(index_label="task"))
-        self.course.validate(self.loop.iteration, lambda: float(accuracies[outcome.best_steps].mean()))
-        self.folder.write_curve(self.course.curve)
+        self.history.validate(self.loop.iteration, lambda: float(accuracies[outcome.best_steps].mean()))
+        self.folder.write_curve(self.history.curve)
         return outcome
 
     def _accuracies(self, steps: int, stop: Stoppable) -> npt.NDArray[np.float64]:
         loop, own = self.loop, self.loop.config
         loop.config = dataclasses.replace(own, test_inner_steps=steps)
         try:
-            return loop.accuracies(self.samplers["val"], self.tasks, ending(stop, lambda _: None))
+            return loop.accuracies(self.samplers["val"], self.tasks, stop_on_request(stop, lambda _: None))
         finally:
             loop.config = own
 
     def _save(self) -> None:
         save_checkpoint(self.folder.checkpoint, self.config, self._state())
-        self.folder.write_curve(self.course.curve)
-        self.course.saved()
+        self.folder.write_curve(self.history.curve)
+        self.history.saved()
 
     def _state(self) -> dict[str, Any]:
         split_hash = self.samplers["train"].dataset.split_hash
-        return {**self.course.state(), "split_hash": split_hash, "loop": self.loop.state()}
+        return {**self.history.state(), "split_hash": split_hash, "loop": self.loop.state()}
 
     def _load(self) -> None:
         path = self.folder.checkpoint
         state = load_checkpoint(path, self.config)
         with restoring(path, state, self.samplers["train"].dataset.split_hash, self.config.algo):
-            self.course.load_state(state)
+            self.history.load_state(state)
             self.loop.load_state(state["loop"])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from metakm.cli.progress import say
+from metakm.cli.progress import log_line
 from metakm.cli.signals import Stoppable
 from metakm.search.page import write_page
 from metakm.search.plan import SearchPlan, StrategySearch
@@ -34,7 +34,7 @@ class Worker:
         with self.studies.alone():
             write_page(self.studies)
         if self.stop.requested:
-            say("Interrupted. The same command goes on.")
+            log_line("Interrupted. The same command goes on.")
             return 130
         print(self._result())  # noqa: T201
         return 0
@@ -73,7 +73,7 @@ class Worker:
         if outcome.state == "done":
             steps = outcome.best_steps
             said = f"{100 * outcome.accuracies[steps].mean():.2f} % with {steps} inner steps"
-        say(f"{search.algo}, trial {claimed.number} of 0 to {self.plan.options.trials - 1}: {said}")
+        log_line(f"{search.algo}, trial {claimed.number} of 0 to {self.plan.options.trials - 1}: {said}")
 
     def _result(self) -> str:
         records = read_records(self.studies)

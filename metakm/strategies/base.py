@@ -91,7 +91,7 @@ class Strategy(nn.Module):
     own_network: ClassVar[bool] = False
     """True: the strategy brings a network of its own and gets None as `backbone`; its runs have `--backbone own`."""
 
-    recordable: ClassVar[bool] = True
+    supports_cuda_graph: ClassVar[bool] = True
     """Whether a GPU may replay the kernels of its meta-gradient without running its Python code again. False where that
     waits for the GPU, as for the number of classes, or decides anew at each call (a counter, a random number)."""
 

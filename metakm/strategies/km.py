@@ -36,7 +36,7 @@ class Modulation(nn.Module):
         return {**self.modulators(kernels), **self.direct()}
 
     @classmethod
-    def of(
+    def from_network(
         cls,
         network: nn.Module,
         implicit: bool,
@@ -107,7 +107,7 @@ class KM(Strategy):
     ) -> None:
         super().__init__()
         self.network = Classifier(backbone, ways)
-        self.adapted = Modulation.of(self.network, implicit, depth, activation, init, start)
+        self.adapted = Modulation.from_network(self.network, implicit, depth, activation, init, start)
         self.kernel_names = self.adapted.modulators.weight_names
 
     def predict(self, adapted: nn.Module, encoded: Tensor) -> Tensor:

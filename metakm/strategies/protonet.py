@@ -28,7 +28,7 @@ from metakm.strategies.registry import register_strategy
 class Prototypical(Strategy):
     """A strategy whose logits, before any inner step, are minus s times squared distances to prototypes."""
 
-    recordable: ClassVar[bool] = False  # `prototypes` counts the classes
+    supports_cuda_graph: ClassVar[bool] = False  # `prototypes` counts the classes
 
     scaled_distance: bool = True
     """s = min(1, 8/F); False: s = 1, as published and as in runs made before there was a scale."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from metakm.cli.exit_code import exit_code
-from metakm.cli.progress import duration, say
+from metakm.cli.progress import duration, log_line
 from metakm.cli.signals import StopRequest
 from metakm.sweep.estimate import estimate
 from metakm.sweep.messages import counts_text, outcome_text, plan_text
@@ -55,12 +55,12 @@ def _show(plan: list[Planned], pool: Pool) -> int:
 
 
 def _work(plan: list[Planned], pool: Pool, stop: StopRequest) -> int:
-    say(plan_text(plan))
+    log_line(plan_text(plan))
     sweeper = Sweeper(plan, pool, stop)
     sweeper.run()
     print(outcome_text(plan, sweeper.outcomes))  # noqa: T201
     if sweeper.stopping:
-        say("Interrupted. The same command goes on.")
+        log_line("Interrupted. The same command goes on.")
         return 130
     good = all(outcome.kind in ("done", "in use") for outcome in sweeper.outcomes.values())
     return 0 if good and not any(p.state == "blocked" for p in plan) else 1

@@ -93,7 +93,7 @@ class Pool:
             config = dataclasses.replace(config, device=f"cuda:{slot % self.gpus}")
         run = RunJob(config, self.stop_file, self.queue is not None, os.environ.get("CUDA_VISIBLE_DEVICES"))
         try:
-            with environment, _deaf():
+            with environment, _block_sigint():
                 job = self.executor.submit(run)
         except (FailedJobError, FailedSubmissionError) as error:
             silent = self.queue is not None and self.queue.look() != ""
@@ -166,7 +166,7 @@ class Pool:
 
 
 @contextlib.contextmanager
-def _deaf() -> Iterator[None]:
+def _block_sigint() -> Iterator[None]:
     """What starts here inherits a deaf ear for Ctrl-C, which is for the sweep alone.
 
     A terminal sends Ctrl-C to all processes: submitit's local controllers would kill their runs within a second of it,

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from metakm.cli.progress import say
+from metakm.cli.progress import log_line
 from metakm.sweep.job import Outcome, result_of
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class SlurmQueue:
         if answer.returncode != 0:
             error = _one_line(answer.stderr) or "no answer"
             if self._states and not self._silent:
-                say(f"SLURM does not answer, and will be asked again: {error}")
+                log_line(f"SLURM does not answer, and will be asked again: {error}")
             self._silent = True
             return error
         self._silent = False
@@ -174,9 +174,9 @@ def _details(job_id: str) -> dict[str, str]:
 def _announce(name: str, before: JobState, now: JobState) -> None:
     """Say that a job waits again, or is held and waits for somebody to release it."""
     if now.name == "PENDING" and before.name != "PENDING":
-        say(f"{name}: queued again by SLURM ({now.reason})")
+        log_line(f"{name}: queued again by SLURM ({now.reason})")
     elif "held" in now.reason.lower() and now.reason != before.reason:
-        say(f"{name}: held by SLURM ({now.reason})")
+        log_line(f"{name}: held by SLURM ({now.reason})")
 
 
 def _exit_signal(details: dict[str, str]) -> int:

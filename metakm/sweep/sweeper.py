@@ -1,4 +1,4 @@
-"""The course of a sweep: start what is missing, take in what has ended, go on past what failed."""
+"""Runs a sweep: starts what is missing, records what has ended, continues after a failed run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from metakm.cli.progress import say
+from metakm.cli.progress import log_line
 from metakm.cli.signals import StopRequest
 from metakm.sweep.job import Outcome
 from metakm.sweep.plan import Planned, State, inspect
@@ -77,7 +77,7 @@ class Sweeper:
                 continue
             self.silent_since = None
             self.active[slot] = Active(planned, job)
-            say(f"{planned.config.run_id}: started, log {job.paths.stderr}")
+            log_line(f"{planned.config.run_id}: started, log {job.paths.stderr}")
 
     def _not_taken(self, planned: Planned, error: NotTakenError) -> None:
         """Put a run back to try again later, or end it where no better time can be expected."""
@@ -94,7 +94,7 @@ class Sweeper:
             return
         self.waiting.appendleft(planned)
         if new:
-            say(f"{planned.config.run_id}: waits, not taken: {error}")
+            log_line(f"{planned.config.run_id}: waits, not taken: {error}")
 
     def _collect(self) -> None:
         for slot, (planned, job) in list(self.active.items()):
@@ -110,10 +110,10 @@ class Sweeper:
             self._stop()
         if outcome.kind == "preempted" and not self.stopping:
             self.waiting.append(planned)
-            say(f"{run_id}: preempted {outcome.note}; sent again")
+            log_line(f"{run_id}: preempted {outcome.note}; sent again")
             return
         self.outcomes[run_id] = outcome
-        say(f"[{len(self.outcomes)}/{self.total}] {run_id}: {outcome.kind}; {outcome.note}")
+        log_line(f"[{len(self.outcomes)}/{self.total}] {run_id}: {outcome.kind}; {outcome.note}")
 
 
 def _as_outcome(state: State) -> Literal["done", "in use", "failed"]:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from metakm.errors import UserError
 from metakm.io.figure import import_matplotlib
-from metakm.io.files import replacing, write_text
+from metakm.io.files import atomic_write, write_text
 
 PictureFormat = Literal["png", "svg", "pdf"]
 
@@ -35,7 +35,7 @@ def write_table(text: str, out: Path | None, plot: Path | None, picture: Callabl
     """
     try:
         if plot is not None and picture is not None:
-            with replacing(plot) as file:
+            with atomic_write(plot) as file:
                 file.write(picture())
         if out is not None:
             write_text(out, text)

@@ -15,7 +15,7 @@ from readers import nobody_reads
 from metakm.__main__ import command_module, commands
 from metakm.__main__ import main as metakm_main
 from metakm.cli.exit_code import exit_code
-from metakm.cli.progress import say
+from metakm.cli.progress import log_line
 from metakm.modulation import modulate, save_pack
 
 pytestmark = [
@@ -126,8 +126,8 @@ def test_a_terminal_that_was_closed_is_a_reader_that_has_gone(monkeypatch):
 
         def work():
             os.close(master)
-            say("lost")
-            say("lost too")
+            log_line("lost")
+            log_line("lost too")
             return 0
 
         assert exit_code(work) == 0

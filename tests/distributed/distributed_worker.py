@@ -33,7 +33,7 @@ class NoStop:
 def disagree(processes):
     """The error that process 0 meets when process 1 alone makes a mistake."""
     try:
-        with processes.agreed(KeyError, UserError):
+        with processes.raise_together(KeyError, UserError):
             if not processes.first:
                 raise UserError("of the second")
     except UserError as error:

@@ -110,7 +110,7 @@ def test_ctrl_c_on_torchrun_leaves_a_run_to_resume(tmp_path):
 
 @pytest.mark.parametrize(("tasks", "size"), [(7, 3), (3, 7), (4, 2), (0, 2), (1, 1)])
 def test_parts_are_all_tasks_once_and_nearly_equal(tasks, size):
-    parts = [Processes(rank, size).part(tasks) for rank in range(size)]
+    parts = [Processes(rank, size).shard(tasks) for rank in range(size)]
     assert [task for part in parts for task in part] == list(range(tasks))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -118,4 +118,4 @@ def test_parts_are_all_tasks_once_and_nearly_equal(tasks, size):
 def test_one_process_alone_waits_for_nobody():
     assert ALONE.gather("x") == ["x"]
     assert ALONE.sum(1.5, 2.0) == (1.5, 2.0)
-    assert (ALONE.any(True), ALONE.any(False), ALONE.from_first("x")) == (True, False, "x")
+    assert (ALONE.any(True), ALONE.any(False), ALONE.broadcast("x")) == (True, False, "x")

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from metakm.io.files import replacing, write_text
+from metakm.io.files import atomic_write, write_text
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
@@ -10,7 +10,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
     write_text(path, "old")
 
     def half_a_write():
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(b"half of the ne")
             raise OSError("disk full")
 

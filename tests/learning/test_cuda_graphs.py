@@ -9,7 +9,7 @@ from small import random_episodes, small_strategy, strategies_with
 import metakm
 from metakm.config import RunConfig
 from metakm.data import Episodes
-from metakm.learning.cuda_graphs import MetaGradient, Recordings
+from metakm.learning.cuda_graphs import CudaGraphs, MetaGradient
 from metakm.learning.outer_loop import OuterLoop
 from metakm.presets import preset_config
 from metakm.strategies.registry import strategy_class
@@ -26,14 +26,14 @@ def gradient_of(given):
     return MetaGradient(given.support_images.sum(), given.query_images.sum((1, 2, 3, 4)), ())
 
 
-class FakeRecording:
+class FakeGraph:
     """Counts what a recording is asked for, and answers as one."""
 
     made = 0
 
     def __init__(self, differentiate, _):
         self.differentiate = differentiate
-        FakeRecording.made += 1
+        FakeGraph.made += 1
 
     def replay(self, given):
         return self.differentiate(given)
@@ -41,9 +41,9 @@ class FakeRecording:
 
 @pytest.fixture
 def recordings(monkeypatch):
-    monkeypatch.setattr("metakm.learning.cuda_graphs._Recording", FakeRecording)
-    FakeRecording.made = 0
-    return Recordings()
+    monkeypatch.setattr("metakm.learning.cuda_graphs._CudaGraph", FakeGraph)
+    FakeGraph.made = 0
+    return CudaGraphs()
 
 
 def test_each_size_is_recorded_when_it_comes_up_again_and_answers_for_its_own_episodes(recordings):
@@ -51,7 +51,7 @@ def test_each_size_is_recorded_when_it_comes_up_again_and_answers_for_its_own_ep
     for size, seed in ((2, 0), (2, 1), (2, 2), (1, 3), (2, 4), (1, 5)):
         given = episodes(size, seed)
         assert recordings.run(gradient_of, given).loss == gradient_of(given).loss
-        made.append(FakeRecording.made)
+        made.append(FakeGraph.made)
     assert made == [0, 1, 1, 1, 1, 2]
 
 
@@ -59,8 +59,8 @@ def test_what_cannot_be_recorded_runs_as_usual_and_the_log_says_so(monkeypatch, 
     def refuse(*_):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr("metakm.learning.cuda_graphs._Recording", refuse)
-    recordings = Recordings()
+    monkeypatch.setattr("metakm.learning.cuda_graphs._CudaGraph", refuse)
+    recordings = CudaGraphs()
     with caplog.at_level(logging.WARNING):
         losses = [recordings.run(gradient_of, episodes()).loss for _ in range(4)]
     assert losses == [gradient_of(episodes()).loss] * 4
@@ -71,8 +71,8 @@ def test_a_recording_that_runs_out_of_memory_says_so_to_the_outer_loop(monkeypat
     def too_large(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("metakm.learning.cuda_graphs._Recording", too_large)
-    recordings = Recordings()
+    monkeypatch.setattr("metakm.learning.cuda_graphs._CudaGraph", too_large)
+    recordings = CudaGraphs()
     recordings.run(gradient_of, episodes())
     with pytest.raises(torch.cuda.OutOfMemoryError):
         recordings.run(gradient_of, episodes())
@@ -85,12 +85,12 @@ def test_what_is_cleared_is_recorded_anew(recordings):
     made = []
     for _ in range(2):
         recordings.run(gradient_of, episodes())
-        made.append(FakeRecording.made)
+        made.append(FakeGraph.made)
     assert made == [1, 2]
 
 
 def test_strategies_that_count_the_classes_of_a_support_set_are_not_recorded():
-    waiting = {name for name in metakm.available_strategies() if not strategy_class(name).recordable}
+    waiting = {name for name in metakm.available_strategies() if not strategy_class(name).supports_cuda_graph}
     assert waiting == {"protonet", "anil-proto", "km-proto", "maml-proto"}
 
 

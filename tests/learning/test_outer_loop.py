@@ -6,7 +6,7 @@ from loops import CPU, Sampler, config, loop
 from small import learned_parameters, small_strategy, strategies_with
 
 import metakm
-from metakm.learning.cuda_graphs import Recordings
+from metakm.learning.cuda_graphs import CudaGraphs
 from metakm.learning.evaluation import accuracies
 from metakm.learning.inner_loop import evaluate_episodes
 from metakm.learning.memory import TooLittleMemoryError, automatic_chunk, device_memory, sharing, task_bytes
@@ -405,17 +405,17 @@ def test_a_gradient_that_is_one_number_in_memory_is_clipped_as_any():
 def test_running_out_of_memory_forgets_what_was_recorded(monkeypatch):
     """A recording of the larger chunk would keep the memory that is wanting."""
     small = loop(task_chunk=4)
-    small._recordings = Recordings()
-    small._recordings._recorded[4] = None
+    small._graphs = CudaGraphs()
+    small._graphs._recorded[4] = None
     asked = []
 
     def too_large(_, given):
-        asked.append((len(given), dict(small._recordings._recorded)))
+        asked.append((len(given), dict(small._graphs._recorded)))
         if len(given) > 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return small._differentiate(given)
 
-    monkeypatch.setattr(Recordings, "run", lambda _, differentiate, given: too_large(differentiate, given))
+    monkeypatch.setattr(CudaGraphs, "run", lambda _, differentiate, given: too_large(differentiate, given))
     small.step()
     assert asked == [(4, {4: None}), (2, {}), (2, {})]
 

@@ -119,7 +119,7 @@ def test_the_leftover_of_a_killed_writer_goes_with_the_next_write_and_others_sta
 
 def test_a_file_that_another_writer_still_writes_is_left_to_it(tmp_path):
     path = tmp_path / "a.txt"
-    with metakm.io.files.replacing(path) as slow:
+    with metakm.io.files.atomic_write(path) as slow:
         slow.write(b"slow")
         metakm.io.files.write_text(path, "quick")
         assert path.read_text() == "quick"
