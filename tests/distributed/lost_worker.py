@@ -1,4 +1,4 @@
-"""`metakm.run` in float64, with 4 seconds of patience, in processes that kill themselves; started by test_lost_processes.py.
+"""`metakm.run` in float64, with 4 seconds of patience, in processes that kill themselves (test_lost_processes.py).
 
 The first argument is a list such as 0:1:3, which is: in the first start, process 1 after 3 iterations.
 """
