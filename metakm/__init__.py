@@ -7,29 +7,42 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metakm.data import Episodes, EpisodeSampler, FewShotDataset, available_datasets, load_dataset, read_images
+    from metakm.data import (
+        Episodes,
+        EpisodeSampler,
+        FewShotDataset,
+        available_datasets,
+        load_dataset,
+        read_images,
+        register_dataset,
+    )
     from metakm.errors import UserError
     from metakm.learning.classifier import AdaptedClassifier, adapt
     from metakm.learning.inner_loop import MetaLoss, evaluate_episodes, meta_loss
     from metakm.learning.malloc import keep_freed_memory
     from metakm.models import CifarResNet, Conv4
+    from metakm.models.registry import register_backbone
+    from metakm.registry import load_plugin
     from metakm.run.loading import TrainedRun, load_run
-    from metakm.strategies import Strategy, available_strategies, load_plugin, make_strategy, register_strategy
+    from metakm.strategies import Strategy, available_strategies, make_strategy, register_strategy
 
     __version__: str
 
 _modules = {
     "metakm.data": (
         "EpisodeSampler", "Episodes", "FewShotDataset", "available_datasets", "load_dataset", "read_images",
+        "register_dataset",
     ),
     "metakm.errors": ("UserError",),
     "metakm.learning.classifier": ("AdaptedClassifier", "adapt"),
     "metakm.learning.inner_loop": ("MetaLoss", "evaluate_episodes", "meta_loss"),
     "metakm.learning.malloc": ("keep_freed_memory",),
     "metakm.models": ("CifarResNet", "Conv4"),
+    "metakm.models.registry": ("register_backbone",),
+    "metakm.registry": ("load_plugin",),
     "metakm.run.loading": ("TrainedRun", "load_run"),
     "metakm.strategies": (
-        "Strategy", "available_strategies", "load_plugin", "make_strategy", "register_strategy",
+        "Strategy", "available_strategies", "make_strategy", "register_strategy",
     ),
 }  # fmt: skip
 _home = {name: module for module, names in _modules.items() for name in names}
@@ -56,6 +69,8 @@ __all__ = [
     "make_strategy",
     "meta_loss",
     "read_images",
+    "register_backbone",
+    "register_dataset",
     "register_strategy",
 ]
 

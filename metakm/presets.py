@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import Any
 
 from metakm.config import NAMED_IN_ROW, RunConfig, options_of
-from metakm.data.registry import family_of
+from metakm.data.registry import dataset_entry
 from metakm.models.registry import OWN
 from metakm.options import SHARED, option_types
 from metakm.strategies.registry import strategy_class
@@ -32,7 +32,7 @@ def default_ways(dataset: str) -> int:
     Raises:
         UserError: an unknown dataset.
     """
-    return 5 if family_of(dataset) == "photographs" else 20
+    return dataset_entry(dataset).ways
 
 
 def preset_config(
@@ -78,7 +78,7 @@ def _paper(dataset: str, ways: int, shots: int) -> dict[str, Any]:
         "select": "last",
         "scaled_distance": True,
     }
-    if family_of(dataset) == "photographs":
+    if dataset_entry(dataset).family == "photographs":
         queries = 15
         return common | {
             "backbone": "conv4-32-pool",
@@ -113,7 +113,7 @@ def _quick(dataset: str, ways: int, shots: int) -> dict[str, Any]:
         "select": "best",
         "normal_head": False,
     }
-    if family_of(dataset) == "photographs":
+    if dataset_entry(dataset).family == "photographs":
         return quick | {"iterations": 400 if shots == 1 else 250, "val_tasks": 50}
     return quick | {
         "iterations": 500 if shots == 1 else 350,
@@ -140,7 +140,7 @@ def _tuned(dataset: str, ways: int, shots: int) -> dict[str, Any]:
         "val_every": 500 if shots == 1 else 1000,
         "val_tasks": 200,
     }
-    if family_of(dataset) == "photographs":
+    if dataset_entry(dataset).family == "photographs":
         return tuned | {"iterations": 2500}
     return tuned | {
         "backbone": "conv4-64-pool",
@@ -194,7 +194,7 @@ def _table3(algo: str, dataset: str, shots: int) -> dict[str, Any]:
     and the parameters are averaged, so that a run may go on beyond its iterations. Searched with 1 shot; 5 shots take
     the same values, with half the tasks an iteration.
     """
-    family = family_of(dataset)
+    family = dataset_entry(dataset).family
     searched = _SEARCHED[family]
     iterations = _ITERATIONS[family][1 if shots == 1 else 5]
     return {

@@ -5,6 +5,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from metakm.registry import isolated
+
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 settings.register_profile("repeatable", derandomize=True, database=None)
@@ -18,6 +20,13 @@ def float64(request):
     torch.set_default_dtype(torch.float32 if request.node.get_closest_marker("float32") else torch.float64)
     yield
     torch.set_default_dtype(previous)
+
+
+@pytest.fixture(autouse=True)
+def registries():
+    """What a test registers is forgotten after it."""
+    with isolated():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,6 @@ from PIL import Image
 
 from metakm.data import omniglot
 from metakm.run.__main__ import main
-from metakm.strategies import registry
 
 pytestmark = pytest.mark.float32
 
@@ -31,8 +30,6 @@ SMALL = "--ways 3 --queries 2 --backbone conv4-4-stride --meta-batch 2 --val-tas
 def environment(cache, monkeypatch):
     monkeypatch.setenv("METAKM_CACHE", str(cache))
     monkeypatch.delenv("METAKM_DATA", raising=False)
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
-    monkeypatch.setattr(registry, "_plugins", set())
 
 
 @pytest.fixture(autouse=True)

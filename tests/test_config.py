@@ -8,11 +8,11 @@ import pytest
 
 from metakm.cli.flags import flag, with_paths_expanded
 from metakm.config import PresetName, RunConfig
-from metakm.data.registry import Family, available_datasets, family_of
+from metakm.data.registry import Family, available_datasets, dataset_entry
 from metakm.errors import UserError
 from metakm.presets import preset_config
+from metakm.registry import isolated
 from metakm.run.command_line import command, parse
-from metakm.strategies import registry
 
 
 @pytest.mark.parametrize("preset", ["quick", "paper"])
@@ -57,7 +57,7 @@ def test_a_dataset_whose_protocol_is_not_known_is_refused(preset):
 
 
 def test_every_dataset_states_its_family():
-    assert {family_of(name) for name in available_datasets()} == set(get_args(Family))
+    assert {dataset_entry(name).family for name in available_datasets()} == set(get_args(Family))
     of = {name: preset_config("paper", dataset=name).backbone for name in available_datasets()}
     assert of == dict.fromkeys(("folder", "mini-imagenet", "tiny-imagenet"), "conv4-32-pool") | dict.fromkeys(
         ("glyphs", "omniglot"), "conv4-64-stride"
@@ -151,7 +151,7 @@ def test_a_preset_sets_nothing_that_the_strategy_would_refuse():
     assert preset_config("tuned", "protonet", "omniglot").shared.learn_inner_lr is False
     with pytest.raises(UserError, match="Expected a strategy that --learn-inner-lr changes, got 'protonet'"):
         preset_config("quick", "protonet", learn_inner_lr=True)
-    with pytest.raises(UserError, match=r"Expected algo to be one of .*got 'from-a-plugin'"):
+    with pytest.raises(UserError, match=r"Expected strategy to be one of .*got 'from-a-plugin'"):
         preset_config("tuned", "from-a-plugin", "omniglot")
 
 
@@ -198,25 +198,19 @@ def test_the_command_of_a_config_gives_that_config(changes):
     assert parse(words[3:]) == with_paths_expanded(config)
 
 
-def test_a_preset_sets_nothing_that_the_strategy_of_a_plugin_would_refuse(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
-    monkeypatch.setattr(registry, "_plugins", set())
+def test_a_preset_sets_nothing_that_the_strategy_of_a_plugin_would_refuse(tmp_path):
     plugin, other = tmp_path / "no rates.py", tmp_path / "other.py"
     text = "import metakm\nfrom metakm.options import GradientOptions\nfrom metakm.strategies.anil import ANIL\n"
     text += "metakm.register_strategy({!r})(type('_', (ANIL,), {}))"
     plugin.write_text(text.format("no-rates", "dict(options=GradientOptions)"))
     other.write_text(text.format("other", "{}"))
     words = ["--preset", "tuned", "--algo", "no-rates", "--dataset", "omniglot", "--plugin", str(other), str(plugin)]
-    config = parse(words)
-    assert (config.shared.learn_inner_lr, config.shared.inner_lr_per_step, config.shared.first_head_lr) == (
-        False,
-        False,
-        0.0,
-    )
-    printed = shlex.split(command(config))[3:]
-    monkeypatch.setattr(registry, "_registry", {"km": registry._registry["km"]})  # as in the process that reads it
-    monkeypatch.setattr(registry, "_plugins", set())
-    assert parse(printed) == config
+    with isolated():
+        config = parse(words)
+        printed = shlex.split(command(config))[3:]
+    options = config.shared
+    assert (options.learn_inner_lr, options.inner_lr_per_step, options.first_head_lr) == (False, False, 0.0)
+    assert parse(printed).to_json() == config.to_json()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import pytest
 from documents import ROOT
 
 from metakm.run.__main__ import main
-from metakm.strategies import registry
 
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 SAYS = {
@@ -23,8 +22,6 @@ SAYS = {
 def own_folder(tmp_path, monkeypatch, cache):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("METAKM_CACHE", str(cache))
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
-    monkeypatch.setattr(registry, "_plugins", set())
     return tmp_path
 
 

@@ -24,7 +24,6 @@ from metakm.report.__main__ import main as report_main
 from metakm.run.__main__ import main as run_main
 from metakm.run.command_line import parse
 from metakm.run.evaluate import parse_evaluation
-from metakm.strategies import registry
 from metakm.sweep.__main__ import main as sweep_main
 from metakm.sweep.options import parse_sweep
 from metakm.sweep.plan import expand
@@ -97,9 +96,7 @@ def test_commands_write_below_the_home(home, capsys):
     assert {p.name for p in home.iterdir()} >= {"runs", "table.txt", "plot.png", "report.html"}
 
 
-def test_a_plugin_named_with_the_home_is_found(home, monkeypatch):
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
-    monkeypatch.setattr(registry, "_plugins", set())
+def test_a_plugin_named_with_the_home_is_found(home):
     text = "import metakm\nfrom metakm.strategies.anil import ANIL\n"
     text += "metakm.register_strategy('mine')(type('_', (ANIL,), {}))"
     (home / "mine.py").write_text(text)

@@ -19,7 +19,6 @@ from metakm.run.command_line import parse
 from metakm.run.evaluate import asks_for_evaluation, parse_evaluation
 from metakm.search.options import parse_search
 from metakm.search.space import read_space
-from metakm.strategies import registry
 from metakm.sweep.options import parse_sweep
 from metakm.sweep.plan import expand
 
@@ -43,13 +42,6 @@ SAYS = {  # what the blocks of a page print, in this order
     "docs/tables.md": [r"omniglot +1 +anil +0\.86\d+ +3"],
 }
 OTHERS = {"cd", "git", "rm", "nvidia-cuda-mps-control"}  # programs that are not the project's
-
-
-@pytest.fixture
-def own_registry(monkeypatch):
-    """What a test registers is forgotten after it."""
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
-    monkeypatch.setattr(registry, "_plugins", set())
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +76,7 @@ def reader(tmp_path, photographs, monkeypatch, cache):
 
 @pytest.mark.float32
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=page_id)
-@pytest.mark.usefixtures("reader", "own_registry")
+@pytest.mark.usefixtures("reader")
 def test_the_python_blocks_of_a_page_run(page, capsys):
     if "import learn2learn" in page.read_text():
         pytest.importorskip("learn2learn", reason="learn2learn is not installed")
@@ -101,7 +93,7 @@ def test_what_pages_say_is_of_pages_that_are_there():
 
 
 @pytest.mark.float32
-@pytest.mark.usefixtures("reader", "own_registry")
+@pytest.mark.usefixtures("reader")
 def test_the_readme_counts_and_packs_a_modulated_network(capsys):
     text = block_with("modulate(", README).text
     exec(compile(text, "README.md", "exec"), {})
@@ -111,7 +103,6 @@ def test_the_readme_counts_and_packs_a_modulated_network(capsys):
     assert "birds" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("own_registry")
 def test_the_new_strategy_adapts_what_it_says(tmp_path):
     block = block_with("register_strategy", EXTENDING)
     assert len([line for line in block.text.splitlines() if line.strip()]) <= 22
@@ -144,7 +135,6 @@ COMMANDS = [(page, words) for page in PAGES for words in commands(page)]
 
 @pytest.mark.float32
 @pytest.mark.parametrize(("page", "words"), COMMANDS, ids=[f"{page_id(page)}: {' '.join(w)}" for page, w in COMMANDS])
-@pytest.mark.usefixtures("own_registry")
 def test_command(page, words, tmp_path, monkeypatch, cache):
     """Flags of what takes long are read, not run; tables and reports are made, in another folder."""
     monkeypatch.chdir(tmp_path)

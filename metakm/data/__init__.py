@@ -3,7 +3,11 @@
 from metakm.data.dataset import FewShotDataset
 from metakm.data.decode import read_images
 from metakm.data.episodes import Episodes, EpisodeSampler, EpisodeSource
-from metakm.data.registry import available_datasets, load_dataset
+from metakm.data.loading import load_dataset
+from metakm.data.registry import available_datasets, register_dataset
+from metakm.registry import import_modules
+
+import_modules(__name__)
 
 __all__ = [
     "EpisodeSampler",
@@ -13,4 +17,5 @@ __all__ = [
     "available_datasets",
     "load_dataset",
     "read_images",
+    "register_dataset",
 ]

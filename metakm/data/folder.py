@@ -18,6 +18,7 @@ from metakm.data.cache import Entry, Plan, cached
 from metakm.data.dataset import FewShotDataset
 from metakm.data.decode import decode_classes
 from metakm.data.hidden import is_hidden
+from metakm.data.registry import register_dataset
 from metakm.data.splits import SPLITS, check_disjoint
 from metakm.errors import UserError
 
@@ -31,6 +32,7 @@ def is_image(parts: Sequence[str]) -> bool:
     return PurePosixPath(parts[-1]).suffix.lower() in SUFFIXES and not any(map(is_hidden, parts))
 
 
+@register_dataset("folder", title="your own images", family="photographs", ways=5, resized=True)
 def load_folder(split: str, roots: Sequence[Path], side: int = SIDE) -> FewShotDataset:
     """Load a split; only its own images are decoded, to `[3, side, side]`.
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from metakm.data.cache import Entry, Plan, cached
 from metakm.data.dataset import FewShotDataset
+from metakm.data.registry import register_dataset
 from metakm.data.rng import raw_words, stream_key
 
 VERSION = "glyphs 1"
@@ -34,6 +35,7 @@ _PER_STROKE = 9 + 2 * KNOTS
 _PER_DRAWER = 8 + 2 * STROKES * KNOTS
 
 
+@register_dataset("glyphs", title="glyphs", family="characters", ways=20)
 def load_glyphs(split: str, roots: Sequence[Path] = ()) -> FewShotDataset:  # noqa: ARG001, a loader's signature
     """Load a split, drawing it at the first call (seconds). No root is looked at."""
     entry = Entry("glyphs", split, rotations=True, fingerprint=VERSION.replace(" ", "-"))

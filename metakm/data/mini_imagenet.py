@@ -34,6 +34,7 @@ from metakm.data.dataset import FewShotDataset
 from metakm.data.decode import decode_classes
 from metakm.data.labels import as_text
 from metakm.data.pickles import read_pickle
+from metakm.data.registry import register_dataset
 from metakm.data.splits import SPLITS, Classes, check_disjoint, split_hash
 from metakm.errors import UserError
 
@@ -49,6 +50,7 @@ PUBLISHED = "1de524a5f7c08cdc"
 _log = logging.getLogger(__name__)
 
 
+@register_dataset("mini-imagenet", title="mini-ImageNet", family="photographs", ways=5)
 def load_mini_imagenet(split: str, roots: Sequence[Path]) -> FewShotDataset:
     """Load a split.
 

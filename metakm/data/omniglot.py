@@ -25,6 +25,7 @@ from metakm.data.cache import Entry, Plan, cached
 from metakm.data.dataset import FewShotDataset
 from metakm.data.decode import decode_classes
 from metakm.data.download import download
+from metakm.data.registry import register_dataset
 from metakm.errors import UserError
 
 VERSION = "omniglot 1"  # raise it when decoding changes
@@ -37,6 +38,7 @@ PARTS = ("images_background", "images_evaluation")
 _MEMBER = re.compile(r"(?:images_background|images_evaluation)/([^/]+/character\d+)/[^/.][^/]*\.png")
 
 
+@register_dataset("omniglot", title="Omniglot", family="characters", ways=20)
 def load_omniglot(split: str, roots: Sequence[Path]) -> FewShotDataset:
     """Load a split; download what no root holds into the first root.
 

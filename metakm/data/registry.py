@@ -1,102 +1,81 @@
-"""The datasets by name."""
+"""Datasets by name: built in, from the entry-point group `metakm.datasets`, or from a plugin file."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal, TypeVar, get_args
 
-from metakm.data.cache import cache_folder
 from metakm.data.dataset import FewShotDataset
-from metakm.data.folder import load_folder
-from metakm.data.glyphs import load_glyphs
-from metakm.data.mini_imagenet import load_mini_imagenet
-from metakm.data.omniglot import load_omniglot
-from metakm.data.splits import SPLITS
-from metakm.data.tiny_imagenet import load_tiny_imagenet
 from metakm.errors import UserError, unknown_name
-from metakm.io.files import expanded
+from metakm.registry import Registry, described
 
 Family = Literal["characters", "photographs"]
+Loader = Callable[..., FewShotDataset]
+_L = TypeVar("_L", bound=Loader)
 
 
-class Listed(NamedTuple):
-    """A dataset of the catalogue.
+@dataclass(frozen=True)
+class DatasetEntry:
+    """A dataset of the registry.
 
-    load: called with the split and the roots, see `load_dataset`.
+    load: called with the split and the folders in which data may be, see `register_dataset`.
+    title: as papers write it.
     family: what the images show; the published protocols, and so the presets, differ by it.
+    ways: of the published protocol.
+    resized: whether `load` takes `side`, the side in pixels to which it resizes its images.
     """
 
-    load: Callable[..., FewShotDataset]
+    load: Loader
+    title: str
     family: Family
+    ways: int
+    resized: bool = False
+
+    def __str__(self) -> str:
+        return described(self.load)
 
 
-DATASETS = {
-    "folder": Listed(load_folder, "photographs"),
-    "glyphs": Listed(load_glyphs, "characters"),
-    "mini-imagenet": Listed(load_mini_imagenet, "photographs"),
-    "omniglot": Listed(load_omniglot, "characters"),
-    "tiny-imagenet": Listed(load_tiny_imagenet, "photographs"),
-}
-RESIZED = frozenset({"folder"})
+datasets: Registry[DatasetEntry] = Registry("dataset", "metakm.datasets")
+
+
+def register_dataset(name: str, *, title: str, family: Family, ways: int, resized: bool = False) -> Callable[[_L], _L]:
+    """Function decorator: make a dataset known under `name`, for `--dataset name` and `load_dataset`.
+
+    The function is called as `load(split, roots)` with "train", "val" or "test" and a list of folders in which data may
+    be, the first one first, and returns a `FewShotDataset`; `FewShotDataset.from_arrays` makes one. It raises
+    `metakm.UserError` for data that are missing.
+
+    Args:
+        title: as papers write it, such as `mini-ImageNet`.
+        family: `characters` or `photographs`; presets differ by it.
+        ways: the default of `--ways`.
+        resized: whether the function takes `side` too, the side in pixels of `--image-size`.
+
+    Raises:
+        UserError: the name is taken, an unknown family, or fewer than 2 ways.
+    """
+    if family not in get_args(Family):
+        raise unknown_name("family", family, get_args(Family))
+    if ways < 2:
+        raise UserError(f"Expected ways of the dataset {name!r} to be at least 2, got {ways}")
+
+    def register(load: _L) -> _L:
+        datasets.add(name, DatasetEntry(load, title, family, ways, resized))
+        return load
+
+    return register
 
 
 def available_datasets() -> tuple[str, ...]:
-    """Return the names that `load_dataset` knows, sorted."""
-    return tuple(sorted(DATASETS))
+    """The names that `load_dataset` knows, sorted."""
+    return datasets.names()
 
 
-def family_of(name: str) -> Family:
-    """What the images of a dataset show.
+def dataset_entry(name: str) -> DatasetEntry:
+    """What is known of a dataset.
 
     Raises:
         UserError: an unknown dataset; what it shows, and so its protocol, cannot be told.
     """
-    if name not in DATASETS:
-        raise unknown_name("dataset", name, DATASETS)
-    return DATASETS[name].family
-
-
-def load_dataset(
-    name: str, split: str = "train", root: str | Path | None = None, image_size: int = 0
-) -> FewShotDataset:
-    """Load one split ("train", "val" or "test") of a dataset.
-
-    Files are looked for under `root` if it is given, else under the METAKM_DATA folder, then under `data/` of the
-    cache folder (METAKM_CACHE, or the user's cache folder of the platform). The first call decodes, later ones
-    read the cache. `image_size` is the side in pixels to which the images of "folder" are resized; 0 is its default.
-    Raises UserError for an unknown name or split, and for data that are missing, damaged or not to be read.
-    """
-    if name not in DATASETS:
-        raise unknown_name("dataset", name, DATASETS)
-    if split not in SPLITS:
-        raise unknown_name("split", split, SPLITS)
-    if image_size < 0 or (image_size and name not in RESIZED):
-        raise UserError(
-            f"Expected image_size 0 (the dataset's own) with {name}, got {image_size}; "
-            f"only {', '.join(sorted(RESIZED))} can be resized"
-        )
-    size = {"side": image_size} if image_size else {}
-    roots = data_roots(root)
-    try:
-        return DATASETS[name].load(split, roots, **size)
-    except OSError as error:
-        raise UserError(
-            f"Expected data that can be read under {', '.join(map(str, roots))}, got {error}; mend that, or choose "
-            "another --data-root"
-        ) from error
-
-
-def data_roots(root: str | Path | None = None) -> list[Path]:
-    """List the folders in which data are looked for, the first one first.
-
-    Raises UserError if `root` is a file, or a path with the home of a user that is not known.
-    """
-    if root is not None:
-        folder = expanded(root, "--data-root")
-        if os.path.exists(folder) and not folder.is_dir():  # noqa: PTH110 (which does not raise)
-            raise UserError(f"Expected --data-root to be a folder, got {folder}, which is not one; name its folder")
-        return [folder]
-    chosen = os.environ.get("METAKM_DATA")
-    return [*([expanded(chosen, "METAKM_DATA")] if chosen else []), cache_folder() / "data"]
+    return datasets.get(name)

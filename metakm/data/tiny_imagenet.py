@@ -16,6 +16,7 @@ from metakm.data.archives import Member, Source, find_source, fingerprint, missi
 from metakm.data.cache import Entry, Plan, cached
 from metakm.data.dataset import FewShotDataset
 from metakm.data.decode import decode_classes
+from metakm.data.registry import register_dataset
 from metakm.data.splits import SPLITS
 from metakm.errors import UserError
 
@@ -28,6 +29,7 @@ _ANNOTATIONS = "tiny-imagenet-200/val/val_annotations.txt"
 _TRAIN = re.compile(r"tiny-imagenet-200/train/([^/]+)/images/[^/.][^/]*\.JPEG")
 
 
+@register_dataset("tiny-imagenet", title="tiny-ImageNet", family="photographs", ways=5)
 def load_tiny_imagenet(split: str, roots: Sequence[Path]) -> FewShotDataset:
     """Load a split; only its own images are decoded (about 750 MB of cache for `train`).
 

@@ -15,7 +15,7 @@ import torch
 
 from metakm.cli.exit_code import exit_code
 from metakm.cli.signals import StopRequest
-from metakm.data.registry import data_roots
+from metakm.data.loading import data_roots
 from metakm.errors import unknown_name
 from metakm.experiments import scratch
 from metakm.experiments.classification import load_cifar10

@@ -23,7 +23,7 @@ from torch import nn
 
 from metakm.cli.exit_code import exit_code
 from metakm.cli.signals import StopRequest
-from metakm.data.registry import data_roots
+from metakm.data.loading import data_roots
 from metakm.experiments.classification import load_cifar10
 from metakm.experiments.command import run_all
 from metakm.experiments.config import ExperimentConfig, PresetName, RunConfig, parse

@@ -21,7 +21,7 @@ from torch import nn
 
 from metakm.cli.exit_code import exit_code
 from metakm.cli.signals import StopRequest
-from metakm.data.registry import data_roots
+from metakm.data.loading import data_roots
 from metakm.errors import unknown_name
 from metakm.experiments.classification import Classification, load_image_folder, load_tiny_imagenet_classes
 from metakm.experiments.command import run_all

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from metakm.errors import UserError, unknown_name
 from metakm.models.layers import BatchNorm2d, Conv2d, join_tasks, split_tasks
 from metakm.models.modes import BatchNormMode
+from metakm.models.registry import register_backbone
 
 Shortcut = Literal["padding", "projection"]
 
@@ -130,3 +131,9 @@ class CifarResNet(nn.Module):
         tasks = images.shape[0] if images.dim() == 5 else 1
         features = split_tasks(x.mean(dim=(2, 3)), tasks)  # [T, n, F]
         return features if images.dim() == 5 else features[0]
+
+
+@register_backbone("resnet<depth>")
+def cifar_resnet(image_shape: tuple[int, int, int], bn_mode: BatchNormMode, depth: int) -> CifarResNet:
+    """`CifarResNet` of a depth, for images (C, H, W)."""
+    return CifarResNet(depth, image_shape[0], bn_mode)

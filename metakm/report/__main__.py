@@ -16,9 +16,9 @@ from metakm.cli.flags import read_options
 from metakm.errors import UserError, missing_extra
 from metakm.io.figure import import_matplotlib
 from metakm.io.files import write_text
+from metakm.registry import load_plugin
 from metakm.report.inspection import inspect_cells
 from metakm.report.page import render_page
-from metakm.strategies import load_plugin
 from metakm.table.blocks import build_table
 from metakm.table.collect import read_runs
 from metakm.table.selection import main_table

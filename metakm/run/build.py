@@ -13,7 +13,8 @@ from metakm.config import RunConfig
 from metakm.data import EpisodeSampler, load_dataset
 from metakm.errors import UserError
 from metakm.learning.evaluation import EVALUATION_SEED
-from metakm.models.registry import OWN, make_backbone
+from metakm.models.build import make_backbone
+from metakm.models.registry import OWN
 from metakm.options import option_types
 from metakm.strategies import Strategy, make_strategy
 from metakm.strategies.independence import require_independent_tasks

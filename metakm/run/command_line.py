@@ -15,7 +15,7 @@ from metakm.config import PresetName, RunConfig, all_flat_types
 from metakm.io.files import expanded
 from metakm.options import refused_option
 from metakm.presets import default_ways, preset_config
-from metakm.strategies.registry import available_strategies, is_plugin_file, load_plugin
+from metakm.registry import is_plugin_file, load_plugin
 
 _SETTING = ("preset", "algo", "dataset", "ways", "shots")  # on which the other defaults depend
 
@@ -23,8 +23,8 @@ _SETTING = ("preset", "algo", "dataset", "ways", "shots")  # on which the other 
 def parse(arguments: Sequence[str] | None = None, prog: str = "python -m metakm.run") -> RunConfig:
     """Read the command line; see `read_options`.
 
-    For a strategy that is not known the plugins are loaded: what a preset sets depends on the options it has. Files
-    that are missing are left to the run, which refuses them.
+    Plugins are loaded: what a preset sets depends on the strategy's options and on the dataset. Files that are missing
+    are left to the run, which refuses them.
 
     Raises:
         UserError: a value out of range, or a plugin that does not work.
@@ -76,10 +76,9 @@ def _defaults(arguments: Sequence[str]) -> RunConfig:
     dataset, algo = given["dataset"] or "glyphs", given["algo"] or "km"
     preset = given["preset"] or "quick"
     preset = preset if preset in get_args(PresetName) else "quick"
-    if algo not in available_strategies():
-        for plugin in (expanded(path, "--plugin") for path in list_given(arguments, "plugin")):
-            if is_plugin_file(plugin):
-                load_plugin(plugin)
+    for plugin in (expanded(path, "--plugin") for path in list_given(arguments, "plugin")):
+        if is_plugin_file(plugin):
+            load_plugin(plugin)
     try:
         ways, shots = int(given["ways"] or default_ways(dataset)), int(given["shots"] or 1)
         return preset_config(preset, algo, dataset, ways, shots)

@@ -21,12 +21,13 @@ from metakm.errors import UserError, unknown_name
 from metakm.learning.memory import TooLittleMemoryError
 from metakm.learning.outer_loop import OuterLoop
 from metakm.learning.statistics import interval_over_tasks
+from metakm.registry import load_plugin
 from metakm.run.build import make_sampler, resolve_device, with_data_here
 from metakm.run.columns import SPLIT_NAMES, measured_columns, summary
 from metakm.run.event_log import EventLog
 from metakm.run.folder import RunFolder
 from metakm.run.loading import TrainedRun, load_run, read_settings
-from metakm.strategies import available_strategies, load_plugin
+from metakm.strategies import available_strategies
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from metakm.distributed.torchrun import local_device
 from metakm.learning.memory import TooLittleMemoryError
 from metakm.learning.outer_loop import DivergedError, OuterLoop
 from metakm.learning.statistics import interval_over_tasks
+from metakm.registry import load_plugin
 from metakm.run import provenance
 from metakm.run.build import build_strategy, make_sampler, resolve_device
 from metakm.run.checkpoint import load_checkpoint, restoring, save_checkpoint
@@ -29,7 +30,6 @@ from metakm.run.folder import RunFolder
 from metakm.run.history import History
 from metakm.run.row import ResultRow, Status
 from metakm.run.weights import weights_file
-from metakm.strategies import load_plugin
 from metakm.strategies.registry import strategy_class
 
 

@@ -10,11 +10,11 @@ from typing import Any
 from metakm.config import RunConfig
 from metakm.errors import UserError
 from metakm.io.files import expanded
+from metakm.registry import load_plugin
 from metakm.run.build import build_strategy, make_sampler, resolve_device
 from metakm.run.command_line import parse
 from metakm.search.options import PROG, SearchOptions, fields_given
 from metakm.search.space import Space, check_space, read_space, split_for, with_values
-from metakm.strategies import load_plugin
 from metakm.strategies.registry import strategy_class
 
 FOLLOWS = {"km-proto": "km"}  # a strategy that takes the values of another one's winner

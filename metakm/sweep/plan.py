@@ -12,11 +12,11 @@ from metakm.data import load_dataset
 from metakm.data.splits import SPLITS
 from metakm.errors import UserError
 from metakm.io.lock import holder
+from metakm.registry import load_plugin
 from metakm.run.checkpoint import config_changes, load_checkpoint
 from metakm.run.command_line import parse
 from metakm.run.folder import RunFolder
 from metakm.run.loading import read_config
-from metakm.strategies import load_plugin
 from metakm.strategies.registry import strategy_class
 from metakm.sweep.options import SweepOptions
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from metakm.data import available_datasets, load_dataset
-from metakm.data.registry import data_roots
+from metakm.data.loading import data_roots
 from metakm.errors import UserError
 
 

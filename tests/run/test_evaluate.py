@@ -17,10 +17,10 @@ import metakm
 from metakm.cli.progress import Progress
 from metakm.config import RunConfig
 from metakm.data import Episodes
+from metakm.registry import isolated
 from metakm.run.__main__ import main
 from metakm.run.folder import RunFolder
 from metakm.run.weights import read_weights, weights_file
-from metakm.strategies import registry
 
 pytestmark = pytest.mark.float32
 
@@ -35,8 +35,6 @@ metakm.register_strategy("mine")(type("Mine", (ANIL,), {}))
 @pytest.fixture(autouse=True)
 def environment(cache, monkeypatch):
     monkeypatch.setenv("METAKM_CACHE", str(cache))
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
-    monkeypatch.setattr(registry, "_plugins", set())
 
 
 @pytest.fixture(scope="module")
@@ -198,14 +196,13 @@ def test_what_may_have_made_the_accuracy_another_is_told(run, capsys):
     assert re.search(rf"from the 25.00 \+- .* over 6 tasks in its row, which has {changes}", capsys.readouterr().out)
 
 
-def test_a_plugin_is_run_when_it_is_named_and_not_otherwise(tmp_path, capsys, monkeypatch):
+def test_a_plugin_is_run_when_it_is_named_and_not_otherwise(tmp_path, capsys):
     plugin = tmp_path / "mine.py"
     plugin.write_text(PLUGIN)
-    assert main([*SMALL.split(), "--algo", "mine", "--plugin", str(plugin), "--out", str(tmp_path / "out")]) == 0
+    with isolated():
+        assert main([*SMALL.split(), "--algo", "mine", "--plugin", str(plugin), "--out", str(tmp_path / "out")]) == 0
     run = folder(tmp_path / "out", "mine")
     capsys.readouterr()
-    monkeypatch.setattr(registry, "_plugins", set())
-    del registry._registry["mine"]
     assert evaluate(run) == 2
     error = capsys.readouterr().err
     assert "Expected --plugin for the strategy 'mine', got none that has it" in error

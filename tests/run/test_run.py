@@ -273,7 +273,7 @@ def test_a_strategy_that_changed_since_the_checkpoint_is_named(tmp_path, monkeyp
 
     run(tmp_path)
     (folder(tmp_path) / "result.csv").unlink()
-    monkeypatch.setitem(registry._registry, "km", Changed)
+    monkeypatch.setitem(registry.strategies.entries, "km", Changed)
     assert run(tmp_path, "--resume") == 2
     assert "; restore the strategy if it was changed, or start again with --overwrite" in capsys.readouterr().err
 

@@ -20,7 +20,6 @@ from metakm.run.command_line import parse
 from metakm.run.folder import RunFolder
 from metakm.run.loading import read_config
 from metakm.search.__main__ import main
-from metakm.strategies import registry
 from metakm.table.collect import read_runs
 
 pytest.importorskip("optuna")
@@ -45,8 +44,6 @@ zero_head = [false, true]
 def environment(cache, monkeypatch):
     monkeypatch.setenv("METAKM_CACHE", str(cache))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
-    monkeypatch.setattr(registry, "_plugins", set())
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,6 @@ from metakm.strategies.anil import ANIL
 from metakm.table.collect import read_runs
 
 
-@pytest.fixture(autouse=True)
-def clean_registry(monkeypatch):
-    monkeypatch.setattr(registry, "_registry", dict(registry._registry))
-    monkeypatch.setattr(registry, "_plugins", set())
-
-
 def test_built_in_strategies_are_known():
     proto = {"anil-proto", "km-proto", "maml-proto"}
     built_in = {"anil", "bn", "boil", "km", "maml", "meta-sgd", "protonet", "reptile", *proto}
@@ -126,12 +120,12 @@ def test_a_strategy_with_a_network_of_its_own_says_so_in_its_row(tmp_path, monke
 
 def install(monkeypatch, *points):
     """Make these the installed entry points; a point is (name, value)."""
-    installed = [EntryPoint(name, value, registry.GROUP) for name, value in points]
+    installed = [EntryPoint(name, value, "metakm.strategies") for name, value in points]
 
     def entry_points(group, name=None):
         return [p for p in installed if p.group == group and name in (None, p.name)]
 
-    monkeypatch.setattr(registry, "entry_points", entry_points)
+    monkeypatch.setattr("metakm.registry.entry_points", entry_points)
 
 
 def test_entry_points_are_found(monkeypatch):

@@ -312,7 +312,7 @@ def test_an_option_for_a_head_that_a_plugin_does_not_name_is_refused(monkeypatch
     class Headless(ANIL):
         head_prefix = prefix
 
-    monkeypatch.setitem(registry._registry, "headless", Headless)
+    monkeypatch.setitem(registry.strategies.entries, "headless", Headless)
     flags = {"learn_inner_lr": True, "inner_lr_per_step": True, "zero_head": False, "first_head_lr": 0.0}
     config = preset_config(algo="headless", ways=3, **flags | {option: 2.0 if option == "first_head_lr" else True})
     said = f"Headless.head_prefix to name a head in `adapted` for {option}, got {prefix!r}; set it, or register"

@@ -1,0 +1,56 @@
+"""Loading a dataset by its name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from metakm.data.cache import cache_folder
+from metakm.data.dataset import FewShotDataset
+from metakm.data.registry import dataset_entry, datasets
+from metakm.data.splits import SPLITS
+from metakm.errors import UserError, unknown_name
+from metakm.io.files import expanded
+
+
+def load_dataset(
+    name: str, split: str = "train", root: str | Path | None = None, image_size: int = 0
+) -> FewShotDataset:
+    """Load one split ("train", "val" or "test") of a dataset.
+
+    Files are looked for under `root` if it is given, else under the METAKM_DATA folder, then under `data/` of the
+    cache folder (METAKM_CACHE, or the user's cache folder of the platform). The first call decodes, later ones
+    read the cache. `image_size` is the side in pixels to which the images of "folder" are resized; 0 is its default.
+    Raises UserError for an unknown name or split, and for data that are missing, damaged or not to be read.
+    """
+    entry = dataset_entry(name)
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
+    if image_size < 0 or (image_size and not entry.resized):
+        resized = ", ".join(sorted(name for name, entry in datasets.entries.items() if entry.resized))
+        raise UserError(
+            f"Expected image_size 0 (the dataset's own) with {name}, got {image_size}; only {resized} can be resized"
+        )
+    size = {"side": image_size} if image_size else {}
+    roots = data_roots(root)
+    try:
+        return entry.load(split, roots, **size)
+    except OSError as error:
+        raise UserError(
+            f"Expected data that can be read under {', '.join(map(str, roots))}, got {error}; mend that, or choose "
+            "another --data-root"
+        ) from error
+
+
+def data_roots(root: str | Path | None = None) -> list[Path]:
+    """List the folders in which data are looked for, the first one first.
+
+    Raises UserError if `root` is a file, or a path with the home of a user that is not known.
+    """
+    if root is not None:
+        folder = expanded(root, "--data-root")
+        if os.path.exists(folder) and not folder.is_dir():  # noqa: PTH110 (which does not raise)
+            raise UserError(f"Expected --data-root to be a folder, got {folder}, which is not one; name its folder")
+        return [folder]
+    chosen = os.environ.get("METAKM_DATA")
+    return [*([expanded(chosen, "METAKM_DATA")] if chosen else []), cache_folder() / "data"]

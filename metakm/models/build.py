@@ -1,0 +1,35 @@
+"""Building a backbone by its name."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+from metakm.errors import UserError
+from metakm.models.modes import BatchNormMode
+from metakm.models.registry import backbones
+from metakm.registry import import_modules, told
+
+import_modules("metakm.models")
+
+
+def make_backbone(name: str, image_shape: tuple[int, int, int], bn_mode: BatchNormMode = "transductive") -> nn.Module:
+    """Build the backbone called `name` for images of `image_shape` (C, H, W).
+
+    Raises:
+        UserError: an unknown name, a backbone that such images do not fit, or a builder of a plugin that fails.
+    """
+    for known in backbones.names():
+        pattern = re.sub(r"<(\w+)>", r"(?P<\1>[1-9]\\d{0,3})", known)
+        if match := re.fullmatch(pattern, name):
+            build = backbones.get(known)
+            numbers = {key: int(value) for key, value in match.groupdict().items()}
+            try:
+                return build(image_shape, bn_mode, **numbers)
+            except UserError:
+                raise
+            except Exception as error:  # a plugin's code may raise anything
+                raise UserError(f"Expected the backbone {name!r} to be built, got {told(error)}") from error
+    known_names = ", ".join(backbones.names())
+    raise UserError(f"Expected backbone to be one of {known_names}, got {name!r}; for example conv4-64-stride")

@@ -1,0 +1,156 @@
+"""Things by name: built in, from an entry-point group, or from a plugin file."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from metakm.errors import UserError, unknown_name
+from metakm.io.files import expanded
+
+_T = TypeVar("_T")
+
+_registries: list[Registry[Any]] = []
+_plugins: set[Path] = set()
+
+
+class Registry(Generic[_T]):
+    """Things of one kind by name.
+
+    Args:
+        kind: what they are called in messages, such as `strategy`.
+        group: of the entry points by which an installed package adds to it.
+        adopt: registers what an entry point loads, by the point's name; None for what registers itself when it is
+            imported.
+    """
+
+    def __init__(self, kind: str, group: str, adopt: Callable[[str, Any], object] | None = None) -> None:
+        self.kind, self.group, self._adopt = kind, group, adopt
+        self.entries: dict[str, _T] = {}
+        _registries.append(self)
+
+    def add(self, name: str, entry: _T) -> None:
+        """Make `entry` known.
+
+        Raises:
+            UserError: the name is taken by another one.
+        """
+        taken = self.entries.get(name)
+        if taken is not None and taken != entry:
+            raise UserError(
+                f"Expected a new {self.kind} name for {described(entry)}, got {name!r}, which {described(taken)} has "
+                "already; choose another name"
+            )
+        self.entries[name] = entry
+
+    def names(self) -> tuple[str, ...]:
+        """All names, sorted; those of installed entry points included."""
+        return tuple(sorted({*self.entries, *(point.name for point in entry_points(group=self.group))}))
+
+    def get(self, name: str) -> _T:
+        """What is registered as `name`.
+
+        Raises:
+            UserError: no such name, and which is the nearest; or an installed package claims the name of another one,
+                or does not register its entry.
+        """
+        for point in entry_points(group=self.group, name=name):
+            self._load(point)
+        if name not in self.entries:
+            raise unknown_name(self.kind, name, self.names())
+        return self.entries[name]
+
+    def _load(self, point: EntryPoint) -> None:
+        try:
+            loaded = point.load()
+        except Exception as error:
+            raise UserError(f"Expected entry point {point.value!r} to load, got {told(error)}") from error
+        if self._adopt is not None:
+            self._adopt(point.name, loaded)
+        elif point.name not in self.entries:
+            raise UserError(
+                f"Expected entry point {point.value!r} to register the {self.kind} {point.name!r}, got none of that "
+                "name; decorate it with the same name"
+            )
+
+
+def import_modules(package: str) -> None:
+    """Import every module of a package, so that each registers what it has."""
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        importlib.import_module(f"{package}.{module.name}")
+
+
+def load_plugin(path: str | Path) -> None:
+    """Run a Python file that registers strategies, datasets or backbones, once. It runs with this process's rights.
+
+    Raises:
+        UserError: no such file, or the file raises, or registers nothing.
+    """
+    path = expanded(path, "--plugin")
+    if not is_plugin_file(path):
+        raise UserError(f"Expected --plugin to name a Python file, got {str(path)!r}, which is not a file")
+    if path.resolve() in _plugins:
+        return
+    name = f"metakm_plugin_{path.resolve().stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"Expected --plugin to name a .py file, got {str(path)!r}; rename it")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    before = [set(registry.entries) for registry in _registries]
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserError(f"Expected the plugin {path} to run, got {told(error)}") from error
+    if before == [set(registry.entries) for registry in _registries]:
+        raise UserError(
+            f"Expected the plugin {path} to register something, got nothing; decorate a class of it with "
+            '@metakm.register_strategy("name"), or see register_dataset and register_backbone'
+        )
+    _plugins.add(path.resolve())
+
+
+def is_plugin_file(path: Path) -> bool:
+    """Whether there is a file to load."""
+    try:
+        return path.is_file()
+    except OSError:  # such as a name that is too long
+        return False
+
+
+@contextlib.contextmanager
+def isolated() -> Iterator[None]:
+    """Forget, at the end of the block, what was registered in it. For tests."""
+    before, plugins = [dict(registry.entries) for registry in _registries], set(_plugins)
+    _plugins.clear()
+    try:
+        yield
+    finally:
+        for registry, entries in zip(_registries, before, strict=True):
+            registry.entries.clear()
+            registry.entries.update(entries)
+        _plugins.clear()
+        _plugins.update(plugins)
+
+
+def described(entry: object) -> str:
+    """A class or function by its full name, anything else as it says of itself."""
+    name = getattr(entry, "__qualname__", None)
+    return f"{entry.__module__}.{name}" if name else str(entry)
+
+
+def told(error: BaseException) -> str:
+    """The error on one line, with the line of code that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" + (f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else "")
