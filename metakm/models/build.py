@@ -13,6 +13,8 @@ from metakm.registry import import_modules, told
 
 import_modules("metakm.models")
 
+__all__ = ["backbones", "make_backbone"]
+
 
 def make_backbone(name: str, image_shape: tuple[int, int, int], bn_mode: BatchNormMode = "transductive") -> nn.Module:
     """Build the backbone called `name` for images of `image_shape` (C, H, W).
