@@ -52,7 +52,7 @@ def test_they_are_listed(plugins, capsys):
     output = capsys.readouterr().out
     assert "  dots           Dots: characters, 3-way by default\n" in output
     assert "  narrow-<filters>\n" in output
-    assert "  km           `adapted` = modulators, convolution biases and head.\n" in output
+    assert "  km          `adapted` = modulators, convolution biases and head.\n" in output
 
 
 def test_what_is_registered_is_forgotten(plugins):

@@ -174,7 +174,7 @@ def test_a_plugin_that_is_missing_or_not_python(tmp_path):
 def test_a_plugin_that_registers_nothing_or_exits_is_refused(tmp_path):
     plugin = tmp_path / "quiet.py"
     plugin.write_text("import metakm")
-    with pytest.raises(metakm.UserError, match=r"register a strategy, got none; decorate"):
+    with pytest.raises(metakm.UserError, match=r"register something, got nothing; decorate"):
         metakm.load_plugin(plugin)
     plugin.write_text("import sys\nsys.exit(0)")
     with pytest.raises(metakm.UserError, match=r"SystemExit: 0 \(.*quiet\.py:2\)"):
