@@ -17,6 +17,7 @@ from metakm.errors import UserError, unknown_name
 from metakm.io.files import expanded
 
 _T = TypeVar("_T")
+_BUILT_IN = ("metakm.strategies", "metakm.data", "metakm.models.build")
 
 _registries: list[Registry[Any]] = []
 _plugins: set[Path] = set()
@@ -131,6 +132,8 @@ def is_plugin_file(path: Path) -> bool:
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
     """Forget, at the end of the block, what was registered in it. For tests."""
+    for package in _BUILT_IN:  # what it registers when it is imported is not to be forgotten
+        importlib.import_module(package)
     before, plugins = [dict(registry.entries) for registry in _registries], set(_plugins)
     _plugins.clear()
     try:
