@@ -31,7 +31,7 @@ for modulator in (KernelModulator, ChannelModulator):
 """
 STRATEGIES = """
 import torch, metakm
-from metakm.models.catalogue import make_backbone
+from metakm.models.build import make_backbone
 torch.manual_seed(0)
 images = torch.randint(0, 256, (20, {channels}, {size}, {size}), dtype=torch.uint8).numpy()
 data = metakm.FewShotDataset.from_arrays(images, [i // 4 for i in range(20)])

@@ -124,16 +124,16 @@ def test_the_page_has_the_winner_its_lead_and_the_command_that_runs_it(searched)
 
 
 def test_meta_test_is_never_drawn_from(space, tmp_path, monkeypatch):
-    import metakm.preparation as preparation
+    import metakm.run.build as build
 
     splits = []
-    load = preparation.load_dataset
+    load = build.load_dataset
 
     def watched(*arguments, split, **more):
         splits.append(split)
         return load(*arguments, split=split, **more)
 
-    monkeypatch.setattr(preparation, "load_dataset", watched)
+    monkeypatch.setattr(build, "load_dataset", watched)
     assert main(["--algo", "anil", *flags(space, tmp_path, trials=1, iterations=2)]) == 0
     assert set(splits) == {"train", "val"}
 
