@@ -215,9 +215,9 @@ def spoil_config(folder, text):
             "Expected a trained run, got .* without weights.safetensors or",
         ),
         (lambda f: (f / "checkpoint.pt").write_bytes(b"nonsense"), "damaged or foreign"),
-        (lambda f: change(f, algo="anil"), "Expected config key to be one of .*got 'km.activation'"),
+        (lambda f: change(f, algo="anil"), r"Expected config key to be one of .*got 'km\.depth'"),
         (lambda f: change(f, **{"km.depth": 3}), r"km.depth=2 \(now 3\)"),
-        (lambda f: change(f, algo="plugged-in"), "algo"),
+        (lambda f: change(f, algo="plugged-in"), "Expected strategy"),
         (lambda f: without(f, "image_shape"), "Expected the parameters of km"),
     ],
 )
