@@ -19,8 +19,8 @@ from metakm.data import Episodes, FewShotDataset
 from metakm.data.rng import stream_key
 from metakm.errors import UserError
 from metakm.modulation.modulators import Activation, Initialisation, Start
-from metakm.strategies.base import call_with
 from metakm.strategies.km import Modulation
+from metakm.strategies.network import call_with
 
 try:
     import learn2learn as l2l

@@ -13,7 +13,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from metakm.options import HeadOptions
-from metakm.strategies.base import Strategy, make_head
+from metakm.strategies.base import Strategy
+from metakm.strategies.network import make_head
 from metakm.strategies.registry import register_strategy
 
 

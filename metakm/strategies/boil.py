@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from metakm.options import NormOptions, RateOptions
-from metakm.strategies.base import Classifier, is_norm_affine
+from metakm.strategies.network import Classifier, is_norm_affine
 from metakm.strategies.parameter_subset import DirectStrategy
 from metakm.strategies.registry import register_strategy
 

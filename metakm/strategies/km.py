@@ -19,7 +19,8 @@ from metakm.cli.flags import require
 from metakm.modulation import KernelModulators
 from metakm.modulation.modulators import Activation, Initialisation, Start
 from metakm.options import HeadOptions, NormOptions
-from metakm.strategies.base import Classifier, SharedParameters, Strategy, call_with, is_norm_affine
+from metakm.strategies.base import Strategy
+from metakm.strategies.network import Classifier, SharedParameters, call_with, is_norm_affine
 from metakm.strategies.registry import register_strategy
 
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import nn
 
 from metakm.options import HeadOptions, NormOptions
-from metakm.strategies.base import is_norm_affine
+from metakm.strategies.network import is_norm_affine
 from metakm.strategies.parameter_subset import DirectStrategy
 from metakm.strategies.registry import register_strategy
 

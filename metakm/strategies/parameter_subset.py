@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from metakm.strategies.base import Classifier, SharedParameters, Strategy, call_with
+from metakm.strategies.base import Strategy
+from metakm.strategies.network import Classifier, SharedParameters, call_with
 
 
 class DirectStrategy(Strategy):

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from metakm.options import NormOptions, PrototypeOptions, RateOptions
 from metakm.strategies.anil import ANIL
-from metakm.strategies.base import Classifier, InnerLoop, call_with
+from metakm.strategies.base import InnerLoop
 from metakm.strategies.km import KM, ModulatorOptions
 from metakm.strategies.maml import MAML
+from metakm.strategies.network import Classifier, call_with
 from metakm.strategies.protonet import Prototypical, prototypes
 from metakm.strategies.registry import register_strategy
 
