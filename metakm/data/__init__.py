@@ -1,8 +1,9 @@
 """Few-shot datasets and the episodes drawn from them."""
 
+from metakm.data.batch import Episodes, EpisodeSource
 from metakm.data.dataset import FewShotDataset
 from metakm.data.decode import read_images
-from metakm.data.episodes import Episodes, EpisodeSampler, EpisodeSource
+from metakm.data.episodes import EpisodeSampler
 from metakm.data.loading import load_dataset
 from metakm.data.registry import available_datasets, register_dataset
 from metakm.registry import import_modules

@@ -11,15 +11,15 @@ Memory of a second-order loss grows with tasks x steps: the graph of every step 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import higher
 import torch
 from torch import Tensor, nn
 
 from metakm.errors import UserError, unknown_name
+from metakm.ops.sgd_step import SGDStep
 from metakm.strategies.base import EpisodeBatch, InnerLR, Strategy, cross_entropy, require_ways
 from metakm.strategies.independence import require_independent_tasks
 
@@ -236,34 +236,8 @@ class _LeanSGD(higher.optim.DifferentiableSGD):  # type: ignore[misc]
                 (parameter,), rate = group["params"], group["lr"]
                 fixed = not isinstance(rate, Tensor)
                 group["params"] = [
-                    torch.add(parameter, gradient, alpha=-rate) if fixed else _Step.apply(parameter, gradient, rate)
+                    torch.add(parameter, gradient, alpha=-rate) if fixed else SGDStep.apply(parameter, gradient, rate)
                 ]
-
-
-@functools.cache
-def _zero(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.zeros((), dtype=dtype, device=device)
-
-
-class _Step(torch.autograd.Function):
-    """phi - alpha g, in one launch; its derivatives are -alpha v and -sum(v g)."""
-
-    @staticmethod
-    def forward(ctx: Any, parameter: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient, rate)
-        return torch.addcmul(parameter, gradient, rate, value=-1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        (v,) = grads
-        gradient, rate = ctx.saved_tensors
-        _, for_gradient, for_rate = ctx.needs_input_grad
-        zero = _zero(v.dtype, v.device)
-        return (
-            v,
-            torch.addcmul(zero, v, rate, value=-1) if for_gradient else None,
-            torch.addcmul(zero, v, gradient, value=-1).sum_to_size(rate.shape) if for_rate else None,
-        )
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:

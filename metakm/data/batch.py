@@ -1,0 +1,78 @@
+"""A batch of episodes, and what makes one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from metakm.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Episodes:
+    """A batch of T episodes.
+
+    Within an episode images are class-major: all images of label 0, then all of label 1, and so on.
+
+    Attributes:
+        support_images: float32 in [0, 1], `[T, N*K, C, H, W]`.
+        support_labels: int64 in 0..N-1, `[T, N*K]`.
+        query_images: `[T, N*Q, C, H, W]`.
+        query_labels: `[T, N*Q]`.
+        index: the numbers of the episodes, T of them.
+    """
+
+    support_images: Tensor
+    support_labels: Tensor
+    query_images: Tensor
+    query_labels: Tensor
+    index: range
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, tasks: int | slice) -> Episodes:
+        """Take some of the tasks; the task axis stays, also for a single one. No copy.
+
+        Raises IndexError for a number outside the batch.
+        """
+        if not isinstance(tasks, slice):
+            position = range(len(self))[tasks]
+            tasks = slice(position, position + 1)
+        return Episodes(
+            self.support_images[tasks],
+            self.support_labels[tasks],
+            self.query_images[tasks],
+            self.query_labels[tasks],
+            self.index[tasks],
+        )
+
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Episodes:
+        """Move all tensors to a device, and the images to a precision."""
+        return Episodes(
+            self.support_images.to(device, dtype),
+            self.support_labels.to(device),
+            self.query_images.to(device, dtype),
+            self.query_labels.to(device),
+            self.index,
+        )
+
+    def chunks(self, size: int) -> Iterator[Episodes]:
+        """Yield the tasks in order, `size` at a time; the last chunk may be smaller.
+
+        Raises UserError if `size` is below 1.
+        """
+        if size < 1:
+            raise UserError(f"Expected a chunk of at least 1 task, got {size}; raise it")
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+
+class EpisodeSource(Protocol):
+    """What draws episodes by number; `EpisodeSampler` does, and so may your own."""
+
+    def batch(self, index: int, tasks: int) -> Episodes:
+        """Episodes number `index`, ..., `index + tasks - 1`."""

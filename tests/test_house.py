@@ -1,0 +1,54 @@
+"""The package's structure: imports that run in one direction, modules that can be read, names that do not collide."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import metakm
+
+PACKAGE = Path(metakm.__file__).parent
+MODULES = {
+    ".".join(("metakm", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in PACKAGE.rglob("*.py")
+}
+LONGEST = 250
+STILL_LONGER = {"metakm.config", "metakm.learning.outer_loop", "metakm.run.runner"}  # to be divided; none may join
+
+
+def packages():
+    """For each package, or module at the top, the others that it imports when it is imported."""
+    found = defaultdict(set)
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("metakm."):
+                for name in node.names:
+                    whole = f"{node.module}.{name.name}"
+                    found[_package(module)].add(_package(whole if whole in MODULES else node.module))
+    return {package: others - {package} for package, others in found.items()}
+
+
+def _package(module):
+    return ".".join(module.split(".")[:2])
+
+
+def test_no_package_imports_one_that_imports_it():
+    arrows = packages()
+    reached = {package: set(others) for package, others in arrows.items()}
+    for _ in arrows:
+        for others in reached.values():
+            others |= {further for other in others for further in reached.get(other, ())}
+    assert [package for package, others in reached.items() if package in others] == []
+
+
+def test_few_modules_lie_at_the_top():
+    assert len([path for path in PACKAGE.glob("*.py") if path.name != "__init__.py"]) <= 10
+
+
+def test_a_module_can_be_read_in_one_sitting():
+    longer = {module for module, path in MODULES.items() if len(path.read_text().splitlines()) > LONGEST}
+    assert longer == STILL_LONGER
+
+
+def test_no_module_at_the_top_has_the_name_of_a_public_function():
+    top = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert not top & set(metakm.__all__)
