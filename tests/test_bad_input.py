@@ -127,7 +127,7 @@ PLUGINS = {
     "raises": ("x = 1\n1 / 0", r"ZeroDivisionError: division by zero \(.*plug \u00fc in\.py:2\)"),
     "raises on many lines": ("raise ValueError('one\\ntwo')", "ValueError: one two"),
     "exits": ("import sys\nsys.exit(0)", "SystemExit"),
-    "registers nothing": ("import metakm", "register a strategy, got none"),
+    "registers nothing": ("import metakm", "register something, got nothing"),
     "takes a name": ("import metakm\n@metakm.register_strategy('km')\nclass A(metakm.Strategy): pass", "'km', which"),
     "no strategy": ("import metakm\n@metakm.register_strategy('new')\nclass A: pass", "subclass of metakm.Strategy"),
     "is binary": ("\0\1\2", "null bytes|SyntaxError"),

@@ -104,7 +104,7 @@ def test_the_readme_counts_and_packs_a_modulated_network(capsys):
 
 
 def test_the_new_strategy_adapts_what_it_says(tmp_path):
-    block = block_with("register_strategy", EXTENDING)
+    block = block_with("class LastBlock(", EXTENDING)
     assert len([line for line in block.text.splitlines() if line.strip()]) <= 22
     (tmp_path / block.file).write_text(block.text)
     metakm.load_plugin(tmp_path / block.file)

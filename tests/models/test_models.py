@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import metakm
+from metakm.models.build import make_backbone
 from metakm.models.layers import BatchNorm2d, Conv2d, Linear, join_tasks, split_tasks
-from metakm.models.registry import make_backbone
 from metakm.models.resnet import PLAIN, CifarResNet
 
 
