@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -46,7 +47,7 @@ class RunConfig:
     algo: str = "km"
     """Strategy: maml, anil, km, bn, boil, meta-sgd, reptile, protonet, maml-proto, anil-proto, km-proto, or one from a plugin. km is the paper's own."""
     dataset: str = "glyphs"
-    """Dataset: glyphs (drawn by metakm, needs no file), omniglot, mini-imagenet, tiny-imagenet, or folder: your own images, one folder a class in train/, val/ and test/ of --data-root. glyphs by default, so that every machine can run it."""
+    """Dataset: glyphs (drawn by metakm, needs no file), omniglot, mini-imagenet, tiny-imagenet, or folder: your own images, one folder a class in train/, val/ and test/ of --data-root; or one from a plugin. glyphs by default, so that every machine can run it."""
     ways: int = 20
     """Classes in an episode. Default from --dataset: 20 for characters, 5 for photographs (Finn et al. 2017)."""
     shots: int = 1
@@ -58,7 +59,7 @@ class RunConfig:
     preset: PresetName = "quick"
     """Where the other defaults come from. table3: that of results/table3/, equal for all strategies but for inner rates, inner steps, clipping and meta learning rate, which a search chose for km, maml and anil alike on meta-validation (results/search); other strategies take those of maml, and *-proto those of the strategy without a prototype head. quick: scaled down, chosen for km on the meta-validation of omniglot 20-way 1-shot and only estimated for other settings; paper: the published protocol of Finn et al. 2017 and Raghu et al. 2020 (metakm/presets.py lists what still differs); tuned: longer than quick, with smaller clipping, a zero head and 10 inner steps in the meta-test, for characters with pooling and learned inner rates too, searched on omniglot 20-way 1-shot, in part on 5-shot, and on tiny-imagenet 5-way 1-shot (results/search), and only estimated for other settings."""
     backbone: str
-    """conv4-<filters>-stride, conv4-<filters>-pool or resnet<depth>; own where a strategy brings a network of its own. Default from --preset; paper: conv4-64-stride for characters, conv4-32-pool for photographs."""
+    """conv4-<filters>-stride, conv4-<filters>-pool or resnet<depth>; own where a strategy brings a network of its own; or one from a plugin. Default from --preset; paper: conv4-64-stride for characters, conv4-32-pool for photographs."""
     inner_lr: float
     """Inner learning rate on the mean support cross-entropy. Default from --preset; paper: 2.0 for characters (MAML's 0.1 on ways x mean, 0.4 with 5 ways), 0.05 for photographs (0.01 likewise)."""
     inner_steps: int
@@ -120,7 +121,7 @@ class RunConfig:
     eager: bool = False
     """On a GPU, launch the kernels of each meta-gradient one by one. Without it they are recorded once as a CUDA graph and replayed, which is faster; strategies that wait for the GPU cannot be recorded and run as with it."""
     plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
-    """Python files that register strategies; they run with your rights."""
+    """Python files that register strategies, datasets or backbones; they run with your rights."""
 
     def __post_init__(self) -> None:
         for name, low in _at_least.items():
@@ -253,9 +254,13 @@ def flat_types(algo: str) -> dict[str, Any]:
         UserError: an unknown strategy.
     """
     own = {flat_name(algo, name): hint for name, hint in option_types(options_of(algo)).items()}
-    hints = {**get_type_hints(RunConfig), **option_types(SharedOptions), **own}
-    del hints["options"]
-    return hints
+    return {**_common_types(), **own}
+
+
+@functools.cache
+def _common_types() -> dict[str, Any]:
+    hints = {**get_type_hints(RunConfig), **option_types(SharedOptions)}
+    return {name: hint for name, hint in hints.items() if name != "options"}
 
 
 def all_flat_types() -> dict[str, Any]:

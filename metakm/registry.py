@@ -47,7 +47,7 @@ class Registry(Generic[_T]):
         taken = self.entries.get(name)
         if taken is not None and taken != entry:
             raise UserError(
-                f"Expected a new {self.kind} name for {described(entry)}, got {name!r}, which {described(taken)} has "
+                f"Expected a new {self.kind} name for {full_name(entry)}, got {name!r}, which {full_name(taken)} has "
                 "already; choose another name"
             )
         self.entries[name] = entry
@@ -73,7 +73,7 @@ class Registry(Generic[_T]):
         try:
             loaded = point.load()
         except Exception as error:
-            raise UserError(f"Expected entry point {point.value!r} to load, got {told(error)}") from error
+            raise UserError(f"Expected entry point {point.value!r} to load, got {describe_error(error)}") from error
         if self._adopt is not None:
             self._adopt(point.name, loaded)
         elif point.name not in self.entries:
@@ -112,7 +112,7 @@ def load_plugin(path: str | Path) -> None:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        raise UserError(f"Expected the plugin {path} to run, got {told(error)}") from error
+        raise UserError(f"Expected the plugin {path} to run, got {describe_error(error)}") from error
     if before == [set(registry.entries) for registry in _registries]:
         raise UserError(
             f"Expected the plugin {path} to register something, got nothing; decorate a class of it with "
@@ -146,13 +146,13 @@ def isolated() -> Iterator[None]:
         _plugins.update(plugins)
 
 
-def described(entry: object) -> str:
+def full_name(entry: object) -> str:
     """A class or function by its full name, anything else as it says of itself."""
     name = getattr(entry, "__qualname__", None)
     return f"{entry.__module__}.{name}" if name else str(entry)
 
 
-def told(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """The error on one line, with the line of code that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     text = " ".join(str(error).split())

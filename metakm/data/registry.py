@@ -8,7 +8,7 @@ from typing import Literal, TypeVar, get_args
 
 from metakm.data.dataset import FewShotDataset
 from metakm.errors import UserError, unknown_name
-from metakm.registry import Registry, described
+from metakm.registry import Registry, full_name
 
 Family = Literal["characters", "photographs"]
 Loader = Callable[..., FewShotDataset]
@@ -33,7 +33,7 @@ class DatasetEntry:
     resized: bool = False
 
     def __str__(self) -> str:
-        return described(self.load)
+        return full_name(self.load)
 
 
 datasets: Registry[DatasetEntry] = Registry("dataset", "metakm.datasets")

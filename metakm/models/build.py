@@ -9,7 +9,7 @@ from torch import nn
 from metakm.errors import UserError
 from metakm.models.modes import BatchNormMode
 from metakm.models.registry import backbones
-from metakm.registry import import_modules, told
+from metakm.registry import describe_error, import_modules
 
 import_modules("metakm.models")
 
@@ -31,7 +31,9 @@ def make_backbone(name: str, image_shape: tuple[int, int, int], bn_mode: BatchNo
                 return build(image_shape, bn_mode, **numbers)
             except UserError:
                 raise
-            except Exception as error:  # a plugin's code may raise anything
-                raise UserError(f"Expected the backbone {name!r} to be built, got {told(error)}") from error
+            except Exception as error:  # a plugin's code may raise anything; what a built-in raises is the caller's
+                if build.__module__.startswith("metakm.models."):
+                    raise
+                raise UserError(f"Expected the backbone {name!r} to be built, got {describe_error(error)}") from error
     known_names = ", ".join(backbones.names())
     raise UserError(f"Expected backbone to be one of {known_names}, got {name!r}; for example conv4-64-stride")

@@ -37,8 +37,11 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m metakm.
 
 def _check_options(arguments: Sequence[str], defaults: RunConfig) -> None:
     """Refuse options of other strategies, which tyro would call unknown flags."""
-    given = {argument.partition("=")[0] for argument in arguments}
     own = defaults.flat()
+    given = {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
+    given -= {of(name) for name in own for of in (flag, off_flag)}
+    if not given:
+        return
     for name, hint in all_flat_types().items():
         if name not in own and {flag(name), *([off_flag(name)] if hint is bool else [])} & given:
             raise refused_option(defaults.algo, name, hint is bool, own)

@@ -179,15 +179,15 @@ def _dimension(field: str, value: Any, name: str) -> Dimension:
     if isinstance(value, list) and value:
         if len({repr(v) for v in value}) != len(value):
             raise UserError(f"Expected different choices of {field} in {name}, got {value}; drop one")
-        return Choices(tuple(float(v) if all_flat_types()[field] is float and type(v) is int else v for v in value))
+        return Choices(tuple(float(v) if known[field] is float and type(v) is int else v for v in value))
     if isinstance(value, dict) and {"low", "high"} <= {*value} <= {"low", "high", "log"}:
-        return _range(field, value, name)
+        return _range(field, known[field], value, name)
     raise UserError(f"Expected {field} in {name} to be {{low=, high=, log=}} or [choices], got {value!r}; mend it")
 
 
-def _range(field: str, value: dict[str, Any], name: str) -> Range:
+def _range(field: str, kind: Any, value: dict[str, Any], name: str) -> Range:
     low, high, log = value["low"], value["high"], value.get("log", False)
-    kinds = {int: (int,), float: (int, float)}.get(all_flat_types()[field], ())
+    kinds = {int: (int,), float: (int, float)}.get(kind, ())
     if type(low) not in kinds or type(high) not in kinds or not isinstance(log, bool):
         said = "whole numbers" if kinds == (int,) else "numbers" if kinds else "choices, not a range,"
         raise UserError(f"Expected {said} for {field} in {name}, got {value}; mend it")

@@ -10,11 +10,17 @@ from torch import nn
 
 from metakm.errors import UserError
 from metakm.options import SHARED, Options, option_types
-from metakm.registry import Registry, described, told
+from metakm.registry import Registry, describe_error, full_name
 from metakm.strategies.base import Strategy
 from metakm.strategies.independence import require_independent_tasks
 
 _S = TypeVar("_S", bound=type[Strategy])
+# Class attributes of before, which would be ignored in silence.
+_RENAMED = {
+    "variants": "the dataclass register_strategy(name, options=...)",
+    "head_variants": "metakm.options.HeadOptions",
+    "recordable": "supports_cuda_graph",
+}
 
 
 def register_strategy(name: str, options: type[Options] | None = None) -> Callable[[_S], _S]:
@@ -32,11 +38,14 @@ def register_strategy(name: str, options: type[Options] | None = None) -> Callab
     def register(cls: _S) -> _S:
         if not (isinstance(cls, type) and issubclass(cls, Strategy)):
             raise UserError(f"Expected {name!r} to decorate a subclass of metakm.Strategy, got {cls!r}")
+        for old, new in _RENAMED.items():
+            if hasattr(cls, old):
+                raise UserError(f"Expected {full_name(cls)} without {old!r}, which is now {new}, got it; change that")
         if options is not None:
             cls.options = options
         for option in {*option_types(cls.options)} - {*SHARED}:
             if option not in inspect.signature(cls).parameters:
-                raise UserError(f"Expected {described(cls)}.__init__ to take its option {option!r}, got none; add it")
+                raise UserError(f"Expected {full_name(cls)}.__init__ to take its option {option!r}, got none; add it")
         strategies.add(name, cls)
         return cls
 
@@ -88,12 +97,14 @@ def make_strategy(name: str, backbone: nn.Module | None, ways: int, **options: A
     except UserError:
         raise
     except Exception as error:  # a plugin's code may raise anything
-        raise UserError(f"Expected {described(cls)}(backbone, ways) to build a strategy, got {told(error)}") from error
+        raise UserError(
+            f"Expected {full_name(cls)}(backbone, ways) to build a strategy, got {describe_error(error)}"
+        ) from error
     if not isinstance(getattr(strategy, "adapted", None), nn.Module):
         raise UserError(f"Expected {cls.__qualname__}.__init__ to set self.adapted to a module; set it")
     if backbone is not None and not _shares_a_part(strategy, backbone):
         raise UserError(
-            f"Expected {described(cls)} to be made of the backbone that it is given, got none of its layers (a copy "
+            f"Expected {full_name(cls)} to be made of the backbone that it is given, got none of its layers (a copy "
             "has others); use it, or set own_network = True, for runs with --backbone own"
         )
     require_independent_tasks(strategy)
