@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import metakm
 from metakm.cli.exit_code import exit_code
@@ -18,38 +19,45 @@ from metakm.errors import unknown_name
 WIDTH = 80
 
 
-def commands() -> dict[str, str]:
-    """What each command does, in a line, by its name behind `metakm.`; `run` first.
+class Command(NamedTuple):
+    """A module with a `main`, and what it does, in a line."""
 
-    A command is a module, or the `__main__` of a package, whose docstring opens with how to call it; none is imported.
+    module: str
+    summary: str
+
+
+def commands() -> dict[str, Command]:
+    """The commands by name; `run` first.
+
+    A command is a module, or the `__main__` of a package, whose docstring opens with how to call it: as a module of its
+    own, `python -m metakm.<name>`, or, where no module can bear the name because a public function does,
+    `python -m metakm <name>`. None is imported.
     """
     package = Path(__file__).parent
     found = {}
     for path in package.rglob("*.py"):
-        name = ".".join(path.relative_to(package).with_suffix("").parts).removesuffix(".__main__")
-        opening = f"`python -m metakm.{name}"
-        text = path.read_text(encoding="utf-8")
-        if text.startswith(f'"""{opening}'):
+        module = ".".join(path.relative_to(package).with_suffix("").parts)
+        match = re.match(r'"""`python -m metakm(?:\.| )([\w.]+)', text := path.read_text(encoding="utf-8"))
+        if match and (match[0].endswith(f" {match[1]}") or match[1] == module.removesuffix(".__main__")):
             summary = (ast.get_docstring(ast.parse(text)) or "").split("\n\n")[0]
-            found[name] = re.sub(r"^`[^`]*`:?\s+", "", summary).replace("`", "")
+            found[match[1]] = Command(f"metakm.{module}", re.sub(r"^`[^`]*`:?\s+", "", summary).replace("`", ""))
     return dict(sorted(found.items(), key=lambda item: (item[0] != "run", item[0])))
 
 
 def command_module(name: str) -> ModuleType:
     """The module with the `main` of a command."""
-    module = importlib.import_module(f"metakm.{name}")
-    return importlib.import_module(f"metakm.{name}.__main__") if hasattr(module, "__path__") else module
+    return importlib.import_module(commands()[name].module)
 
 
-def listing(found: Mapping[str, str]) -> str:
+def listing(found: Mapping[str, Command]) -> str:
     """The commands with what they do, in lines of at most 80 characters."""
     column = max(len(name) for name in found) + 4
     lines = [
         f"  {name}".ljust(column) + textwrap.shorten(summary, WIDTH - column, placeholder=" ...")
-        for name, summary in found.items()
+        for name, (_, summary) in found.items()
     ]
     head = f"metakm {metakm.__version__}: few-shot meta-learning for PyTorch"
-    usage = "usage: python -m metakm.<command> [options]; --help after a command lists them"
+    usage = "usage: python -m metakm <command> [options]; --help after a command lists them"
     return "\n".join([head, "", usage, "", *lines, "", "python -m metakm --version prints the version."])
 
 
@@ -62,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return exit_code(lambda: _answer(first, found), "repeat the same command", resumes=False)
 
 
-def _answer(first: str, found: Mapping[str, str]) -> int:
+def _answer(first: str, found: Mapping[str, Command]) -> int:
     if first in ("-h", "--help"):
         print(listing(found))  # noqa: T201
     elif first == "--version":
