@@ -1,6 +1,7 @@
 """The package's structure: imports that run in one direction, modules that can be read, names that do not collide."""
 
 import ast
+import importlib
 from collections import defaultdict
 from pathlib import Path
 
@@ -49,6 +50,8 @@ def test_a_module_can_be_read_in_one_sitting():
     assert longer == STILL_LONGER
 
 
-def test_no_module_at_the_top_has_the_name_of_a_public_function():
-    top = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
-    assert not top & set(metakm.__all__)
+def test_no_module_has_the_name_of_a_public_name_beside_it():
+    """Importing such a module would put it in the name's place."""
+    packages = [module for module, path in MODULES.items() if path.name == "__init__.py"]
+    public = {f"{each}.{name}" for each in packages for name in getattr(importlib.import_module(each), "__all__", ())}
+    assert public & {*MODULES} == set()

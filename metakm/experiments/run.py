@@ -20,7 +20,7 @@ from metakm.experiments.config import RunConfig
 from metakm.experiments.row import ExperimentRow
 from metakm.experiments.training import GradientMap, Training
 from metakm.learning.outer_loop import DivergedError
-from metakm.modulation.modulate import attachment, is_modulated
+from metakm.modulation.attachment import attachment, is_modulated
 from metakm.run import provenance
 from metakm.run.build import resolve_device
 from metakm.run.checkpoint import load_checkpoint, restoring, save_checkpoint

@@ -1,9 +1,9 @@
 """Kernel modulation: small networks that adapt every convolution kernel of a ConvNet."""
 
+from metakm.modulation.attachment import modulate
 from metakm.modulation.channel_modulator import ChannelModulator
 from metakm.modulation.export import export_onnx
-from metakm.modulation.merge import merge
-from metakm.modulation.modulate import modulate
+from metakm.modulation.merging import merge
 from metakm.modulation.modulators import KernelModulator, KernelModulators
 from metakm.modulation.norms import replace_norm
 from metakm.modulation.pack import load_pack, make_pack, save_pack, swap

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from metakm.errors import UserError
 from metakm.io.files import atomic_write, expanded
-from metakm.modulation.merge import merge
-from metakm.modulation.modulate import is_modulated
+from metakm.modulation.attachment import is_modulated
+from metakm.modulation.merging import merge
 
 
 def export_onnx(model: nn.Module, path: Path | str, images: Tensor) -> None:

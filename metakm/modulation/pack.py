@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from metakm.errors import UserError
+from metakm.modulation.attachment import Attachment, attachment, detach, is_modulated, modulate, unwrapped, within
 from metakm.modulation.channel_modulator import ChannelModulator
-from metakm.modulation.modulate import Attachment, attachment, detach, is_modulated, modulate, unwrapped, within
 from metakm.modulation.modulators import KernelModulator
 from metakm.modulation.pack_file import Pack, class_names, read_pack, write_pack
 from metakm.modulation.partition import fingerprint, split

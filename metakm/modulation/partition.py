@@ -13,7 +13,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from metakm.io.tensor_file import feed
-from metakm.modulation.modulate import within
+from metakm.modulation.attachment import within
 from metakm.modulation.norms import is_norm
 
 _PARAMETRIZATION = ".parametrizations.weight."

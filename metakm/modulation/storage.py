@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 
 from metakm.errors import UserError, unknown_name
-from metakm.modulation.modulate import modulate, within
+from metakm.modulation.attachment import modulate, within
 from metakm.modulation.norms import replace_norm
 from metakm.modulation.pack import save_pack
 

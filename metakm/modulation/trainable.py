@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from metakm.modulation.modulate import attachment, is_modulated, unwrapped, within
+from metakm.modulation.attachment import attachment, is_modulated, unwrapped, within
 from metakm.modulation.norms import is_norm
 
 _MODULATORS = "modulators"

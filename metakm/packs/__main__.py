@@ -13,7 +13,7 @@ import tyro
 
 from metakm.cli.exit_code import exit_code
 from metakm.cli.flags import with_paths_expanded
-from metakm.modulation.modulate import within
+from metakm.modulation.attachment import within
 from metakm.modulation.pack_file import read_pack
 from metakm.modulation.storage import paper_plan, plan_storage, table
 

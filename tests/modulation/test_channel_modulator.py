@@ -5,7 +5,7 @@ import torch
 from convnets import CASES, perturb, train
 
 from metakm.modulation import ChannelModulator, KernelModulator, modulate
-from metakm.modulation.modulate import modulated_layers
+from metakm.modulation.attachment import modulated_layers
 
 
 def test_channel_modulator_equals_its_equation_written_out():

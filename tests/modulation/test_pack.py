@@ -13,7 +13,7 @@ from torch import nn
 
 import metakm
 from metakm.modulation import ChannelModulator, load_pack, make_pack, modulate, read_pack, save_pack, swap, write_pack
-from metakm.modulation.modulate import modulated_layers
+from metakm.modulation.attachment import modulated_layers
 from metakm.modulation.partition import fingerprint
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import metakm
 from metakm.modulation import load_pack, modulate, read_pack, save_pack
-from metakm.modulation.modulate import is_modulated
+from metakm.modulation.attachment import is_modulated
 
 
 @pytest.fixture

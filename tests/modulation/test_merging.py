@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 import metakm
 from metakm.modulation import export_onnx, merge, modulate, replace_norm
-from metakm.modulation.modulate import is_modulated
+from metakm.modulation.attachment import is_modulated
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from metakm.modulation.modulate import attachment, detach, modulated_layers, unwrapped
+from metakm.modulation.attachment import attachment, detach, modulated_layers, unwrapped
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 import metakm
 from metakm.modulation import count_trainable, modulate, replace_norm
 from metakm.modulation import trainable_report as report
-from metakm.modulation.modulate import modulated_layers
+from metakm.modulation.attachment import modulated_layers
 
 NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm, metakm.models.BatchNorm2d)
 PAPER_CLASSES = {"Aircraft": 100, "Cars": 196, "Flowers": 102, "Food": 101}
