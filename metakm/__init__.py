@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from metakm.learning.malloc import keep_freed_memory
     from metakm.models import CifarResNet, Conv4
     from metakm.models.registry import register_backbone
+    from metakm.modulation import load_pack, merge, modulate, register_modulator, save_pack
     from metakm.registry import load_plugin
     from metakm.run.loading import TrainedRun, load_run
     from metakm.strategies import Strategy, available_strategies, make_strategy, register_strategy
+    from metakm.table.layouts import register_table_layout
 
     __version__: str
 
@@ -39,11 +41,13 @@ _modules = {
     "metakm.learning.malloc": ("keep_freed_memory",),
     "metakm.models": ("CifarResNet", "Conv4"),
     "metakm.models.registry": ("register_backbone",),
+    "metakm.modulation": ("load_pack", "merge", "modulate", "register_modulator", "save_pack"),
     "metakm.registry": ("load_plugin",),
     "metakm.run.loading": ("TrainedRun", "load_run"),
     "metakm.strategies": (
         "Strategy", "available_strategies", "make_strategy", "register_strategy",
     ),
+    "metakm.table.layouts": ("register_table_layout",),
 }  # fmt: skip
 _home = {name: module for module, names in _modules.items() for name in names}
 
@@ -64,14 +68,20 @@ __all__ = [
     "evaluate_episodes",
     "keep_freed_memory",
     "load_dataset",
+    "load_pack",
     "load_plugin",
     "load_run",
     "make_strategy",
+    "merge",
     "meta_loss",
+    "modulate",
     "read_images",
     "register_backbone",
     "register_dataset",
+    "register_modulator",
     "register_strategy",
+    "register_table_layout",
+    "save_pack",
 ]
 
 

@@ -1,4 +1,4 @@
-"""`python -m metakm.list`: the strategies, datasets and backbones that are known, plugins included."""
+"""`python -m metakm.list`: the strategies, datasets and other things that are known by name."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from metakm.cli.exit_code import exit_code
 from metakm.cli.flags import read_options
-from metakm.registry import load_plugin
+from metakm.registry import Registry, load_plugin
 
 
 @dataclass(frozen=True, kw_only=True)
 class ListOptions:
-    """List what --algo, --dataset and --backbone may name."""
+    """List what can be named: strategies, datasets, backbones, modulators, layouts.
+
+    Those of plugins and of installed packages are listed too.
+    """
 
     plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
     """Python files that register more; they run with your rights."""
@@ -31,16 +34,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _list(arguments: Sequence[str]) -> int:
     options = read_options(ListOptions, "python -m metakm.list", arguments)
-    from metakm.data.registry import available_datasets, dataset_entry  # brings torch along, which --help should not
+    from metakm.data.registry import datasets  # brings torch along, which --help should not
     from metakm.models.build import backbones
-    from metakm.strategies.registry import available_strategies, strategy_class
+    from metakm.modulation.modulators.registry import modulators
+    from metakm.strategies.registry import strategies
+    from metakm.table.layouts import table_layouts
 
     for plugin in options.plugin:
         load_plugin(plugin)
     summaries = {
-        "strategies": {name: _first_line(strategy_class(name)) for name in available_strategies()},
-        "datasets": {name: _summary(dataset_entry(name)) for name in available_datasets()},
-        "backbones": {name: _first_line(backbones.get(name)) for name in backbones.names()},
+        "strategies": _summaries(strategies),
+        "datasets": _summaries(datasets),
+        "backbones": _summaries(backbones),
+        "modulators": _summaries(modulators),
+        "table layouts": _summaries(table_layouts),
     }
     for kind, lines in summaries.items():
         width = max(map(len, lines)) + 2
@@ -49,9 +56,10 @@ def _list(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _summary(entry: object) -> str:
-    title, family, ways = (getattr(entry, name) for name in ("title", "family", "ways"))
-    return f"{title}: {family}, {ways}-way by default"
+def _summaries(registry: Registry[Any]) -> dict[str, str]:
+    """What each entry says of itself in a line."""
+    entries = {name: registry.get(name) for name in registry.names()}
+    return {name: getattr(entry, "summary", "") or _first_line(entry) for name, entry in entries.items()}
 
 
 def _first_line(thing: object) -> str:

@@ -17,7 +17,7 @@ from metakm.errors import UserError, unknown_name
 from metakm.io.files import expanded
 
 _T = TypeVar("_T")
-_BUILT_IN = ("metakm.strategies", "metakm.data", "metakm.models.build")
+_BUILT_IN = ("metakm.strategies", "metakm.data", "metakm.models.build", "metakm.modulation", "metakm.table.layouts")
 
 _registries: list[Registry[Any]] = []
 _plugins: set[Path] = set()
@@ -90,7 +90,7 @@ def import_modules(package: str) -> None:
 
 
 def load_plugin(path: str | Path) -> None:
-    """Run a Python file that registers strategies, datasets or backbones, once. It runs with this process's rights.
+    """Run a Python file that registers strategies, datasets or other things, once. It runs with this process's rights.
 
     Raises:
         UserError: no such file, or the file raises, or registers nothing.
@@ -115,8 +115,8 @@ def load_plugin(path: str | Path) -> None:
         raise UserError(f"Expected the plugin {path} to run, got {describe_error(error)}") from error
     if before == [set(registry.entries) for registry in _registries]:
         raise UserError(
-            f"Expected the plugin {path} to register something, got nothing; decorate a class of it with "
-            '@metakm.register_strategy("name"), or see register_dataset and register_backbone'
+            f"Expected the plugin {path} to register something, got nothing; decorate what it adds, for example a "
+            'strategy with @metakm.register_strategy("name")'
         )
     _plugins.add(path.resolve())
 

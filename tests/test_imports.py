@@ -31,7 +31,9 @@ def test_no_heavy_package_comes_with(module):
 
 def test_every_table_module_does_without_torch_strategies_presets_and_experiments():
     folder = Path(metakm.__file__).parent / "table"
-    names = [f"metakm.table.{path.stem}" for path in sorted(folder.glob("*.py"))]
+    files = sorted(folder.rglob("*.py"))
+    names = [".".join(("metakm.table", *path.relative_to(folder).with_suffix("").parts)) for path in files]
+    names = [name.removesuffix(".__init__") for name in names]
     loaded = ast.literal_eval(python(f"import sys, {', '.join(names)}\nprint(sorted(sys.modules))"))
     above = ("torch", "metakm.strategies", "metakm.presets", "metakm.data", "metakm.experiments")
     assert [name for name in loaded if name in above] == []

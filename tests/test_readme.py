@@ -157,7 +157,8 @@ def check_metakm(page, name, arguments):
     elif "--plugin" in arguments:
         for block in blocks(page, "python"):
             Path(block.file or "rest.py").write_text(block.text)
-        assert main([*arguments, *f"--ways 3 --out out {SMALL}".split()]) == 0
+        small = f"--ways 3 --out out {SMALL}".split() if name == "run" else []
+        assert command_module(name).main([*arguments, *small]) == 0
     elif name == "run":
         (parse_evaluation if asks_for_evaluation(arguments) else parse)(arguments)
     elif name == "sweep":

@@ -1,13 +1,20 @@
-"""Plugins that bring a dataset and a backbone, and what registries refuse."""
+"""Plugins that bring a dataset, a backbone, a modulator and a table layout, and what registries refuse."""
+
+import copy
+import re
 
 import pandas as pd
 import pytest
+import torch
+from runs import write_run
+from torch import nn
 
 import metakm
 from metakm import list as listing
 from metakm.presets import preset_config
 from metakm.registry import isolated
 from metakm.run.__main__ import main
+from metakm.table.__main__ import main as table
 
 DATASET = """
 import numpy as np
@@ -31,18 +38,48 @@ def narrow(image_shape, bn_mode, filters):
 """
 
 
+MODULATOR = """
+import torch
+import metakm
+
+
+@metakm.register_modulator("gain")
+class Gain(torch.nn.Module):
+    \"\"\"One factor for the whole kernel.\"\"\"
+
+    def __init__(self, kernel_size, depth, activation, init, scale=None):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, kernel):
+        return self.factor * kernel
+"""
+LAYOUT = """
+import metakm
+from metakm.table.grids import Grid, Layout
+
+
+@metakm.register_table_layout("seeds")
+def seeds(table):
+    \"\"\"How many seeds each measured cell has.\"\"\"
+    lines = tuple((cell.protocol.label, cell.setting.title, str(cell.n_seeds)) for cell in table.cells)
+    return Layout((Grid("Seeds", ("Method", "Setting", "Seeds"), lines),))
+"""
+
+
 @pytest.fixture
 def plugins(tmp_path, monkeypatch, cache):
     monkeypatch.setenv("METAKM_CACHE", str(cache))
-    for name, text in (("dots.py", DATASET), ("narrow.py", BACKBONE)):
+    files = {"dots.py": DATASET, "narrow.py": BACKBONE, "gain.py": MODULATOR, "seeds.py": LAYOUT}
+    for name, text in files.items():
         (tmp_path / name).write_text(text)
-    return [str(tmp_path / "dots.py"), str(tmp_path / "narrow.py")]
+    return [str(tmp_path / name) for name in files]
 
 
 @pytest.mark.float32
 def test_a_run_on_the_dataset_and_backbone_of_plugins(plugins, tmp_path):
     flags = "--dataset dots --backbone narrow-5 --queries 2 --meta-batch 2 --val-tasks 2 --eval-tasks 2 --iterations 1"
-    assert main([*flags.split(), "--out", str(tmp_path / "out"), "--plugin", *plugins]) == 0
+    assert main([*flags.split(), "--out", str(tmp_path / "out"), "--plugin", *plugins[:2]]) == 0
     row = pd.read_csv(tmp_path / "out" / "dots-3w1s" / "km" / "seed0" / "result.csv").iloc[0]
     assert (row.dataset, row.backbone, row.ways) == ("dots", "narrow-5", 3)
 
@@ -52,7 +89,86 @@ def test_they_are_listed(plugins, capsys):
     output = capsys.readouterr().out
     assert "  dots           Dots: characters, 3-way by default\n" in output
     assert "  narrow-<filters>\n" in output
+    assert "  gain     One factor for the whole kernel.\n" in output
+    assert "  seeds    How many seeds each measured cell has.\n" in output
     assert "  km          `adapted` = modulators, convolution biases and head.\n" in output
+
+
+def test_a_model_modulated_by_a_plugins_modulator(plugins, tmp_path):
+    metakm.load_plugin(plugins[2])
+    base = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2)).double()
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    model = metakm.modulate(copy.deepcopy(base), classifier="2", modulator="gain")
+    torch.testing.assert_close(model(images), base(images))
+    with torch.no_grad():
+        model.get_parameter("0.parametrizations.weight.0.factor").fill_(2)
+    metakm.save_pack(model, tmp_path / "task")
+    weight = base[0].weight.clone()
+    metakm.load_pack(base, tmp_path / "task")  # onto a plain model: the pack names the modulator's class
+    torch.testing.assert_close(base[0].weight, 2 * weight)
+
+
+@pytest.mark.parametrize(
+    ("modulator", "said"),
+    [
+        (print, "to decorate a subclass of torch.nn.Module, got <built-in"),
+        (nn.ReLU, r"ReLU.__init__ to take kernel_size, depth, activation and init, got \(inplace"),
+    ],
+)
+def test_a_modulator_that_cannot_be_registered(modulator, said):
+    with pytest.raises(metakm.UserError, match=said):
+        metakm.register_modulator("mine")(modulator)
+
+
+def test_an_unknown_modulator_changes_nothing():
+    model = nn.Sequential(nn.Conv2d(1, 1, 3))
+    with pytest.raises(metakm.UserError, match=r"Expected modulator .* channel, .*got 'chanel'; did you mean"):
+        metakm.modulate(model, classifier=None, modulator="chanel")
+    assert model[0].weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("form", "line"),
+    [
+        ("table", "km (quick, eval-tasks 4)  Omniglot 20-way 1-shot  1"),
+        ("markdown", "| km (quick, eval-tasks 4) | Omniglot 20-way 1-shot | 1 |"),
+        ("latex", r"    km (quick, eval-tasks 4) & Omniglot 20-way 1-shot & 1 \\"),
+        ("csv", 'Seeds,"km (quick, eval-tasks 4)",Omniglot 20-way 1-shot,1'),
+        ("json", '    "Method": "km (quick, eval-tasks 4)",'),
+    ],
+)
+def test_a_plugins_table_layout_in_every_format(plugins, tmp_path, capsys, form, line):
+    write_run(tmp_path / "km", "km")
+    arguments = ["--format", form, "--all", "--layout", "seeds", "--plugin", plugins[3]]
+    assert table([str(tmp_path / "km"), *arguments]) == 0
+    assert line in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        ("table.seeds", "plugin_seeds.seeds to lay out the table, got AttributeError: 'Table'"),
+        ("'text'", "plugin_seeds.seeds to return a metakm.table.grids.Layout, got str"),
+        ("Layout((Grid('A', ('B', 'C'), (('d',),)),))", r"each line of the grid 'A' as many texts as .*\(2\), got 1"),
+    ],
+)
+def test_a_table_layout_that_fails_is_named(plugins, tmp_path, capsys, result, said):
+    (tmp_path / "seeds.py").write_text(LAYOUT.replace("return ", f"return {result}  # "))
+    write_run(tmp_path / "km", "km")
+    assert table([str(tmp_path / "km"), "--layout", "seeds", "--plugin", plugins[3]]) == 2
+    assert re.search(said, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--layout", "fulll"], "Expected table layout to be one of compact, full, got 'fulll'; did you mean 'full'?"),
+        (["--layout", "full", "--compare", "km", "anil"], "Expected --layout without --compare, got both"),
+    ],
+)
+def test_a_table_layout_that_is_refused(tmp_path, capsys, arguments, said):
+    assert table([str(tmp_path), *arguments]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_what_is_registered_is_forgotten(plugins):

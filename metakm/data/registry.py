@@ -35,6 +35,11 @@ class DatasetEntry:
     def __str__(self) -> str:
         return full_name(self.load)
 
+    @property
+    def summary(self) -> str:
+        """The entry in a line of `python -m metakm.list`."""
+        return f"{self.title}: {self.family}, {self.ways}-way by default"
+
 
 datasets: Registry[DatasetEntry] = Registry("dataset", "metakm.datasets")
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from metakm.experiments.row import Line, RecordedExperiment, line_names, lines_of, schedule_titles
 from metakm.learning.statistics import interval_over_seeds
-from metakm.table.layout import Grid, Layout, Listing
+from metakm.table.grids import Grid, Layout, Listing
 
 PaperTable = Literal["table1", "table2", "fig5"]
 

@@ -1,10 +1,15 @@
 """Kernel modulation: small networks that adapt every convolution kernel of a ConvNet."""
 
 from metakm.modulation.attachment import modulate
-from metakm.modulation.channel_modulator import ChannelModulator
 from metakm.modulation.export import export_onnx
 from metakm.modulation.merging import merge
-from metakm.modulation.modulators import KernelModulator, KernelModulators
+from metakm.modulation.modulators import (
+    ChannelModulator,
+    KernelModulator,
+    KernelModulators,
+    available_modulators,
+    register_modulator,
+)
 from metakm.modulation.norms import replace_norm
 from metakm.modulation.pack import load_pack, make_pack, save_pack, swap
 from metakm.modulation.pack_file import Pack, read_pack, write_pack
@@ -16,6 +21,7 @@ __all__ = [
     "KernelModulators",
     "Pack",
     "TrainableReport",
+    "available_modulators",
     "count_trainable",
     "export_onnx",
     "load_pack",
@@ -23,6 +29,7 @@ __all__ = [
     "merge",
     "modulate",
     "read_pack",
+    "register_modulator",
     "replace_norm",
     "save_pack",
     "swap",

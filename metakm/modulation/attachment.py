@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 
 from metakm.errors import UserError
 from metakm.modulation.coverage import check_coverage, check_plain
-from metakm.modulation.modulators import Activation, Initialisation, KernelModulator, Start, start_scale
+from metakm.modulation.modulators import Activation, Initialisation, Start, modulator_class, start_scale
 from metakm.modulation.norms import is_norm
 
 Layers = str | Sequence[str] | Callable[[str, nn.Module], bool]
@@ -52,7 +52,7 @@ def modulate(
     activation: Activation = "tanh",
     init: Initialisation = "identity",
     depth: int = 2,
-    modulator: type[nn.Module] = KernelModulator,
+    modulator: str | type[nn.Module] = "kernel",
     start: Start = "exact",
 ) -> nn.Module:
     """Freeze `model` but for kernel modulators, the norms' affine parameters and the classifier (Sec. III).
@@ -76,18 +76,19 @@ def modulate(
         implicit: train the affine parameters of the norm layers (Sec. III-B).
         classifier: name of the submodule to train as it is, convolutions in it included; None for no such module.
         activation, init, depth: see `KernelModulator`.
-        modulator: class of the modulators, called as `modulator(kernel_size, depth, activation, init)`, and for an
-            exact start with `scale=` too; it maps a weight `[O, C / groups, kh, kw]` to one of the same shape.
+        modulator: the modulators' registered name, `kernel` or `channel` of the built-in ones, or their class; see
+            `register_modulator`.
         start: `exact` (W~ = W) or `paper`.
 
     Raises:
-        UserError: a name that matches no convolution, an unknown classifier, activation, init or start, a modulator
-            without a scale for an exact start, a layer whose weight is computed (weight_norm, pruning), a model that is
-            modulated already, or without `layers` one whose convolutions hold less than a tenth of the parameters
-            outside the classifier. `model` is then unchanged.
+        UserError: a name that matches no convolution, an unknown classifier, modulator, activation, init or start, a
+            modulator without a scale for an exact start, a layer whose weight is computed (weight_norm, pruning), a
+            model that is modulated already, or without `layers` one whose convolutions hold less than a tenth of the
+            parameters outside the classifier. `model` is then unchanged.
     """
     if is_modulated(model):
         raise UserError("Expected a model that is not modulated yet, got a modulated one; merge() it first")
+    modulator = modulator_class(modulator) if isinstance(modulator, str) else modulator
     if classifier is not None and classifier not in dict(model.named_modules()):
         children = [name for name, _ in model.named_children()]
         raise UserError(

@@ -13,12 +13,10 @@ from torch import Tensor, nn
 
 from metakm.errors import UserError
 from metakm.modulation.attachment import Attachment, attachment, detach, is_modulated, modulate, unwrapped, within
-from metakm.modulation.channel_modulator import ChannelModulator
-from metakm.modulation.modulators import KernelModulator
+from metakm.modulation.modulators.registry import classes_called
 from metakm.modulation.pack_file import Pack, class_names, read_pack, write_pack
 from metakm.modulation.partition import fingerprint, split
 
-_MODULATORS: dict[str, type[nn.Module]] = {c.__name__: c for c in (KernelModulator, ChannelModulator)}
 _resident: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()  # state of the base, fingerprint
 
 
@@ -76,12 +74,16 @@ def load_pack(model: nn.Module, path: Path | str) -> Pack:
         _install(model, pack, trusted=False)
         return pack
     wanted = pack.modulation
-    if wanted["modulator"] not in _MODULATORS:
-        raise UserError(f"Expected a modulated model for a pack of {wanted['modulator']}, got a plain one; modulate it")
+    modulators = classes_called(wanted["modulator"])
+    if len(modulators) != 1:
+        raise UserError(
+            f"Expected a modulated model for a pack of {wanted['modulator']}, got a plain one, and "
+            f"{len(modulators)} registered modulators of that class name; modulate it first"
+        )
     _check_classifier(model, wanted["classifier"])
     _check_base(fingerprint(model, wanted["implicit"], wanted["classifier"]), pack)
     with _undone_on_error(model):
-        _modulate_as(model, wanted)
+        _modulate_as(model, {**wanted, "modulator": modulators[0]})
         _install(model, pack, trusted=False)
     return pack
 
@@ -133,7 +135,7 @@ def _arguments(found: Attachment) -> dict[str, Any]:
 
 def _modulate_as(model: nn.Module, wanted: Mapping[str, Any]) -> None:
     with torch.random.fork_rng(devices=[]):  # the starting values are overwritten: leave the generator alone
-        modulate(model, **{**wanted, "modulator": _MODULATORS[wanted["modulator"]]})
+        modulate(model, **wanted)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from metakm.report.charts import Chart, histogram
 from metakm.table.collect import RecordedRun
-from metakm.table.layout import Grid
+from metakm.table.grids import Grid
 
 Weights = npt.NDArray[np.floating[Any]]
 

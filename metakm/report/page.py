@@ -15,7 +15,8 @@ from metakm.report.sections import Section, build_sections
 from metakm.table.blocks import Table
 from metakm.table.collect import Collection, RecordedRun
 from metakm.table.forest import forest_picture
-from metakm.table.layout import Grid, Listing, layout_table
+from metakm.table.grids import Grid, Listing
+from metakm.table.layouts import lay_out
 
 if TYPE_CHECKING:
     import jinja2
@@ -40,7 +41,7 @@ def render_page(
         uninspected: why runs could not be inspected, by name.
     """
     sections, without_curve = build_sections(table.cells, inspections)
-    layout = layout_table(table)
+    layout = lay_out(table, "full")
     missing = (*without_curve, *uninspected)
     listings = (*([Listing("Not pictured", missing)] if missing else []), *layout.listings)
     with page_style():

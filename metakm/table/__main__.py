@@ -13,12 +13,14 @@ import tyro
 from metakm.cli.exit_code import exit_code
 from metakm.cli.flags import read_options
 from metakm.errors import UserError
+from metakm.registry import load_plugin
 from metakm.table.blocks import Table, build_table
 from metakm.table.collect import read_runs
 from metakm.table.forest import forest_picture
+from metakm.table.layouts import table_layouts
 from metakm.table.output import picture_format, write_table
 from metakm.table.pairing import comparisons_between
-from metakm.table.rendering import Format, render_comparisons, render_table
+from metakm.table.rendering import RECORD_FORMATS, Format, render_comparisons, render_table
 from metakm.table.selection import main_table, only, sort_by_accuracy
 
 
@@ -35,6 +37,9 @@ class TableOptions:
     """Folder with the runs; every result.csv below it is read."""
     format: Format = "table"
     """table for a terminal, csv, markdown, latex (with booktabs) or json."""
+    layout: Annotated[str | None, tyro.conf.arg(help_behavior_hint="(default: compact, or full with --all)")] = None
+    """compact: one page; full: every interval, claim and remark; or one from a plugin. In csv
+    or json it writes the layout's texts, where these formats otherwise hold numbers."""
     out: Path | None = None
     """File to write instead of printing."""
     all: bool = False
@@ -54,6 +59,8 @@ class TableOptions:
     """Write a forest plot of the cells too: a .png, .svg or .pdf file; needs metakm[report]."""
     strict: bool = False
     """Exit with code 1 if a result.csv could not be used."""
+    plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
+    """Python files that register layouts; they run with your rights."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,12 +80,16 @@ def _read(arguments: Sequence[str] | None) -> TableOptions:
 
 def _run(options: TableOptions) -> int:
     _check(options)
+    for plugin in options.plugin:
+        load_plugin(plugin)
+    if options.layout is not None:
+        table_layouts.get(options.layout)  # refused before the runs are read
     form = None if options.plot is None else picture_format(options.plot)
     collection = read_runs(options.results)
     whole = build_table(collection, options.baseline)
     table = _selected(whole, options)
     if options.compare is None:
-        text = render_table(table, options.format, compact=not options.all)
+        text = render_table(table, options.format, _layout(options))
     else:
         text = render_comparisons(*comparisons_between(whole.cells, *options.compare), whole, options.format)
     write_table(text, options.out, options.plot, None if form is None else lambda: forest_picture(table, form))
@@ -89,13 +100,18 @@ def _run(options: TableOptions) -> int:
 
 def _check(options: TableOptions) -> None:
     """Refuse flags that do not go together."""
-    selecting = {"--all": options.all, "--only": options.only, "--sort": options.sort}
-    selecting["--paper-columns"] = options.paper_columns
+    selecting: dict[str, object] = {"--all": options.all, "--only": options.only, "--sort": options.sort}
+    selecting |= {"--paper-columns": options.paper_columns, "--layout": options.layout}
     for flag, given in selecting.items():
         if given and options.compare:
             raise UserError(f"Expected {flag} without --compare, got both; leave one of them out")
     if options.all and options.paper_columns:
         raise UserError("Expected --all or --paper-columns, got both; leave one of them out")
+
+
+def _layout(options: TableOptions) -> str | None:
+    """The layout's name; None for that of `render_table`."""
+    return options.layout or (None if options.all or options.format in RECORD_FORMATS else "compact")
 
 
 def _selected(table: Table, options: TableOptions) -> Table:

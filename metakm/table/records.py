@@ -7,7 +7,7 @@ from typing import Any
 
 from metakm.table.blocks import Table
 from metakm.table.cells import Cell
-from metakm.table.layout import hidden_rows
+from metakm.table.layouts.full import hidden_rows
 from metakm.table.pairing import Comparison
 from metakm.table.published import Published
 from metakm.table.setting import Setting

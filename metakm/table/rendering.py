@@ -10,19 +10,26 @@ from typing import Literal
 
 from metakm.io.csv_file import csv_text
 from metakm.table.blocks import Table
-from metakm.table.compact import layout_compact
-from metakm.table.layout import Grid, Layout, Listing, layout_comparisons, layout_table
+from metakm.table.grids import Grid, Layout, Listing
+from metakm.table.layouts import lay_out, layout_comparisons
 from metakm.table.pairing import Comparison
 from metakm.table.records import RECORD_COLUMNS, Records, comparison_records, table_records
 
 Format = Literal["table", "csv", "markdown", "latex", "json"]
 
 
-def render_table(table: Table, form: Format = "table", *, compact: bool = False) -> str:
-    """The whole table as text that ends in a line break; `compact` as it fits on a page, with remarks counted."""
-    if form in _records:
+def render_table(table: Table, form: Format = "table", layout: str | None = None) -> str:
+    """The table as text that ends in a line break.
+
+    Args:
+        layout: a registered name, such as `compact`. None for `full`, or for CSV and JSON the numbers as records.
+
+    Raises:
+        UserError: see `lay_out`.
+    """
+    if layout is None and form in _records:
         return _records[form](table_records(table))
-    return _layouts[form](layout_compact(table) if compact else layout_table(table))
+    return render_layout(lay_out(table, layout or "full"), form)
 
 
 def render_comparisons(
@@ -35,7 +42,7 @@ def render_comparisons(
 
 
 def render_layout(layout: Layout, form: Format = "table") -> str:
-    """A layout of another table than III; as CSV or JSON, the texts of its grids."""
+    """A layout as text; as CSV or JSON, the texts of its grids."""
     if form in _records:
         found = [{"table": g.title, **dict(zip(g.header, line, strict=True))} for g in layout.grids for line in g.lines]
         if form == "json":
@@ -174,3 +181,5 @@ _LATEX = {
 }
 _layouts: dict[str, Callable[[Layout], str]] = {"table": _text, "markdown": _markdown, "latex": _latex}
 _records: dict[str, Callable[[Records], str]] = {"csv": _csv, "json": _json}
+RECORD_FORMATS = frozenset(_records)
+"""Formats that hold numbers rather than texts, unless a layout is asked for."""

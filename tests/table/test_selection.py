@@ -15,7 +15,7 @@ from metakm.report.__main__ import main as report
 from metakm.table.__main__ import main
 from metakm.table.blocks import build_table
 from metakm.table.collect import Collection, read_runs
-from metakm.table.compact import WIDTH
+from metakm.table.layouts.compact import WIDTH
 from metakm.table.rendering import render_table
 from metakm.table.selection import main_table, only, sort_by_accuracy
 from metakm.table.setting import TABLE3
@@ -60,7 +60,7 @@ def test_rows_of_preset_table3_stand_alone(four_columns):
 
 
 def test_the_page_has_at_most_45_lines_of_100_characters(four_columns):
-    lines = render_table(main_table(four_columns), compact=True).splitlines()
+    lines = render_table(main_table(four_columns), layout="compact").splitlines()
     assert len(lines) <= LINES
     assert max(map(len, lines)) <= WIDTH
     # 12.71 x 0.71 / sqrt(2) over seeds and 0.82 over tasks, in quadrature
@@ -121,14 +121,14 @@ def test_a_folder_of_other_settings_shows_them(tmp_path):
     table = main_table(table_of(tmp_path))
     assert [block.title for block in table.blocks] == ["glyphs 20-way 1-shot"]
     assert not table.claims
-    assert "km (quick)  50.00 +- 0.82 (1)" in render_table(table, compact=True).splitlines()
+    assert "km (quick)  50.00 +- 0.82 (1)" in render_table(table, layout="compact").splitlines()
 
 
 def test_a_folder_without_a_run_shows_what_was_published(tmp_path):
     table = main_table(table_of(tmp_path))
     assert table.blocks[0].settings == TABLE3
     assert len(table.blocks[0].rows) == 5
-    assert "hidden" not in render_table(table, compact=True)
+    assert "hidden" not in render_table(table, layout="compact")
 
 
 def test_only_some_strategies(tmp_path):
@@ -183,14 +183,14 @@ def test_remarks_are_counted_by_name(tmp_path):
     write_run(tmp_path / "c", "anil", SIX_HUNDRED, row={"threads": 2, "git_commit": "beef-dirty"})
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "result.csv").write_text("nothing\n")
-    text = render_table(main_table(table_of(tmp_path)), compact=True)
+    text = render_table(main_table(table_of(tmp_path)), layout="compact")
     said = "runs left out: 1, files not read: 1, notes on the runs: 1, differences between compared runs: 2"
     assert said in text.replace("\n  ", " ")
 
 
 def test_long_names_are_broken_in_the_first_column(tmp_path):
     write_run(tmp_path / "a", "km", SIX_HUNDRED, iterations=9, zero_head=True, precision="bf16", meta_lr=0.5)
-    lines = render_table(main_table(table_of(tmp_path), paper_columns=True), compact=True).splitlines()
+    lines = render_table(main_table(table_of(tmp_path), paper_columns=True), layout="compact").splitlines()
     assert max(map(len, lines)) <= WIDTH
     start = next(i for i, line in enumerate(lines) if line.startswith("km (quick, iterations 9,"))
     assert lines[start + 1].startswith("  ")

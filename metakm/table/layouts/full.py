@@ -1,12 +1,13 @@
-"""What a reader sees of the table, as grids of text and lists, whatever the format."""
+"""Table III in full: every measured cell with its intervals, the paper's claims, and all remarks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from metakm.table.blocks import Block, Claim, Table
 from metakm.table.cells import Cell
+from metakm.table.grids import Grid, Layout, Listing
+from metakm.table.layouts.registry import register_table_layout
 from metakm.table.pairing import Comparison
 from metakm.table.published import KM_CLAIMED_ABOVE, Published, published_results
 from metakm.table.setting import Setting
@@ -14,31 +15,9 @@ from metakm.table.setting import Setting
 MARKS = {"above": ">", "below": "<", "not separated": "~"}
 
 
-class Grid(NamedTuple):
-    """A header and lines of as many texts."""
-
-    title: str
-    header: tuple[str, ...]
-    lines: tuple[tuple[str, ...], ...]
-
-
-class Listing(NamedTuple):
-    """A title and its items."""
-
-    title: str
-    items: tuple[str, ...]
-
-
-class Layout(NamedTuple):
-    """Grids, then the lists that are not empty; `width` is where a terminal's lines are broken, None: nowhere."""
-
-    grids: tuple[Grid, ...]
-    listings: tuple[Listing, ...]
-    width: int | None = None
-
-
-def layout_table(table: Table) -> Layout:
-    """Each block as the paper lays it out, its measured cells in full, the paper's claims, and the lists below."""
+@register_table_layout("full")
+def layout_full(table: Table) -> Layout:
+    """Everything: each measured cell with its intervals, the paper's claims, and all remarks."""
     grids = [_claims(table.claims)] if table.claims else []
     for block in reversed(table.blocks):
         details = _details(table, block)

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metakm.modulation.modulators import NOISE, Activation, Initialisation, KernelModulator
+from metakm.modulation.modulators.kernel import NOISE, Activation, Initialisation, KernelModulator
+from metakm.modulation.modulators.registry import register_modulator
 
 
+@register_modulator("channel")
 class ChannelModulator(KernelModulator):
     """A `KernelModulator` g behind three taps along the channel axis.
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from metakm.errors import UserError, unknown_name
 from metakm.modulation.coverage import check_plain
+from metakm.modulation.modulators.registry import register_modulator
 from metakm.ops.autograd import without_autocast
 from metakm.ops.conv2d import plain_strides
 from metakm.ops.modulator_mlp import two_layers
@@ -45,6 +46,7 @@ _activations: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@register_modulator("kernel")
 class KernelModulator(nn.Module):
     """The network g of one convolution layer.
 

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from metakm.table.blocks import Block, Table
 from metakm.table.cells import Cell
-from metakm.table.layout import MARKS, Grid, Layout, Listing, hidden_rows
+from metakm.table.grids import Grid, Layout, Listing
+from metakm.table.layouts.full import MARKS, hidden_rows
+from metakm.table.layouts.registry import register_table_layout
 from metakm.table.pairing import Comparison
 from metakm.table.published import Published, published_results
 
@@ -14,8 +16,9 @@ WIDTH = 100
 """Characters in a line, in a terminal."""
 
 
+@register_table_layout("compact")
 def layout_compact(table: Table) -> Layout:
-    """A grid for each block, the paper's claims beside what was measured, what is not shown, and how to read it."""
+    """One page: accuracies, KM's differences beside the paper's claims, and a count of what is not shown."""
     grids = [_accuracies(block) for block in table.blocks]
     if table.claims:
         grids.append(_claims(table))
