@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import pkgutil
@@ -54,7 +55,7 @@ class Registry(Generic[_T]):
 
     def names(self) -> tuple[str, ...]:
         """All names, sorted; those of installed entry points included."""
-        return tuple(sorted({*self.entries, *(point.name for point in entry_points(group=self.group))}))
+        return tuple(sorted({*self.entries, *(point.name for point in installed_points(self.group))}))
 
     def get(self, name: str) -> _T:
         """What is registered as `name`.
@@ -63,8 +64,9 @@ class Registry(Generic[_T]):
             UserError: no such name, and which is the nearest; or an installed package claims the name of another one,
                 or does not register its entry.
         """
-        for point in entry_points(group=self.group, name=name):
-            self._load(point)
+        for point in installed_points(self.group):
+            if point.name == name:
+                self._load(point)
         if name not in self.entries:
             raise unknown_name(self.kind, name, self.names())
         return self.entries[name]
@@ -81,6 +83,12 @@ class Registry(Generic[_T]):
                 f"Expected entry point {point.value!r} to register the {self.kind} {point.name!r}, got none of that "
                 "name; decorate it with the same name"
             )
+
+
+@functools.cache
+def installed_points(group: str) -> tuple[EntryPoint, ...]:
+    """The entry points of a group, read once in a process: reading looks at the metadata of every installed package."""
+    return tuple(entry_points(group=group))
 
 
 def import_modules(package: str) -> None:

@@ -11,8 +11,9 @@ from torch import nn
 
 import metakm
 from metakm import list as listing
+from metakm.data.registry import dataset_entry
 from metakm.presets import preset_config
-from metakm.registry import isolated
+from metakm.registry import installed_points, isolated
 from metakm.run.__main__ import main
 from metakm.table.__main__ import main as table
 
@@ -169,6 +170,16 @@ def test_a_table_layout_that_fails_is_named(plugins, tmp_path, capsys, result, s
 def test_a_table_layout_that_is_refused(tmp_path, capsys, arguments, said):
     assert table([str(tmp_path), *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_installed_packages_are_searched_once(monkeypatch):
+    searched = []
+    monkeypatch.setattr("metakm.registry.entry_points", lambda group: searched.append(group) or ())
+    installed_points.cache_clear()
+    for name in metakm.available_datasets():
+        dataset_entry(name)
+    assert searched == ["metakm.datasets"]
+    installed_points.cache_clear()
 
 
 def test_what_is_registered_is_forgotten(plugins):

@@ -121,11 +121,9 @@ def test_a_strategy_with_a_network_of_its_own_says_so_in_its_row(tmp_path, monke
 def install(monkeypatch, *points):
     """Make these the installed entry points; a point is (name, value)."""
     installed = [EntryPoint(name, value, "metakm.strategies") for name, value in points]
-
-    def entry_points(group, name=None):
-        return [p for p in installed if p.group == group and name in (None, p.name)]
-
-    monkeypatch.setattr("metakm.registry.entry_points", entry_points)
+    monkeypatch.setattr(
+        "metakm.registry.installed_points", lambda group: [point for point in installed if point.group == group]
+    )
 
 
 def test_entry_points_are_found(monkeypatch):
