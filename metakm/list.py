@@ -12,7 +12,7 @@ import tyro
 
 from metakm.cli.exit_code import exit_code
 from metakm.cli.flags import read_options
-from metakm.registry import Registry, load_plugin
+from metakm.registry import Registry, load_plugin, registries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,25 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _list(arguments: Sequence[str]) -> int:
     options = read_options(ListOptions, "python -m metakm.list", arguments)
-    from metakm.data.registry import datasets  # brings torch along, which --help should not
-    from metakm.models.build import backbones
-    from metakm.modulation.modulators.registry import modulators
-    from metakm.strategies.registry import strategies
-    from metakm.table.layouts import table_layouts
-
+    known = registries()  # brings torch along, which --help should not
     for plugin in options.plugin:
         load_plugin(plugin)
-    summaries = {
-        "strategies": _summaries(strategies),
-        "datasets": _summaries(datasets),
-        "backbones": _summaries(backbones),
-        "modulators": _summaries(modulators),
-        "table layouts": _summaries(table_layouts),
-    }
-    for kind, lines in summaries.items():
+    for registry in sorted(known, key=lambda registry: registry.group):
+        lines = _summaries(registry)
         width = max(map(len, lines)) + 2
-        print(kind)  # noqa: T201
-        print(*(f"  {name:{width}}{said}".rstrip() for name, said in lines.items()), sep="\n")  # noqa: T201
+        print(registry.group.removeprefix("metakm.").replace("_", " "))  # noqa: T201
+        print(*(f"  {name:{width}}{text}".rstrip() for name, text in lines.items()), sep="\n")  # noqa: T201
     return 0
 
 

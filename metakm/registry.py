@@ -137,17 +137,23 @@ def is_plugin_file(path: Path) -> bool:
         return False
 
 
+def registries() -> tuple[Registry[Any], ...]:
+    """The registry of each kind."""
+    for package in _BUILT_IN:
+        importlib.import_module(package)
+    return tuple(_registries)
+
+
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
     """Forget, at the end of the block, what was registered in it. For tests."""
-    for package in _BUILT_IN:  # what it registers when it is imported is not to be forgotten
-        importlib.import_module(package)
-    before, plugins = [dict(registry.entries) for registry in _registries], set(_plugins)
+    known = registries()  # after their imports: what is built in is not to be forgotten
+    before, plugins = [dict(registry.entries) for registry in known], set(_plugins)
     _plugins.clear()
     try:
         yield
     finally:
-        for registry, entries in zip(_registries, before, strict=True):
+        for registry, entries in zip(known, before, strict=True):
             registry.entries.clear()
             registry.entries.update(entries)
         _plugins.clear()

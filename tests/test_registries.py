@@ -1,11 +1,14 @@
-"""Plugins that bring a dataset, a backbone, a modulator and a table layout, and what registries refuse."""
+"""What can be added with one file: in the package or as a plugin; and what registries refuse."""
 
 import copy
+import importlib
 import re
+import sys
 
 import pandas as pd
 import pytest
 import torch
+from documents import ROOT
 from runs import write_run
 from torch import nn
 
@@ -13,10 +16,19 @@ import metakm
 from metakm import list as listing
 from metakm.data.registry import dataset_entry
 from metakm.presets import preset_config
-from metakm.registry import installed_points, isolated
+from metakm.registry import import_modules, installed_points, isolated, registries
 from metakm.run.__main__ import main
 from metakm.table.__main__ import main as table
 
+STRATEGY = """
+import metakm
+from metakm.strategies.anil import ANIL
+
+
+@metakm.register_strategy("mine")
+class Mine(ANIL):
+    \"\"\"Another ANIL.\"\"\"
+"""
 DATASET = """
 import numpy as np
 import metakm
@@ -68,13 +80,48 @@ def seeds(table):
 """
 
 
+FILES = {  # for each kind the package that it belongs to, a file that adds one, and the line that lists it
+    "strategy": ("metakm.strategies", STRATEGY, "  mine        Another ANIL."),
+    "dataset": ("metakm.data", DATASET, "  dots           Dots: characters, 3-way by default"),
+    "backbone": ("metakm.models", BACKBONE, "  narrow-<filters>"),
+    "modulator": ("metakm.modulation.modulators", MODULATOR, "  gain     One factor for the whole kernel."),
+    "table layout": ("metakm.table.layouts", LAYOUT, "  seeds    How many seeds each measured cell has."),
+}
+
+
 @pytest.fixture
 def plugins(tmp_path, monkeypatch, cache):
     monkeypatch.setenv("METAKM_CACHE", str(cache))
-    files = {"dots.py": DATASET, "narrow.py": BACKBONE, "gain.py": MODULATOR, "seeds.py": LAYOUT}
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
+    files = {"dots.py": "dataset", "narrow.py": "backbone", "gain.py": "modulator", "seeds.py": "table layout"}
+    for name, kind in files.items():
+        (tmp_path / name).write_text(FILES[kind][1])
     return [str(tmp_path / name) for name in files]
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_one_more_file_in_the_package_is_all_it_takes(kind, tmp_path, monkeypatch, capsys):
+    """What CONTRIBUTING says of adding one, with a folder that extends the package for the test."""
+    name, text, line = FILES[kind]
+    package = importlib.import_module(name)
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    (tmp_path / "added.py").write_text(text)
+    import_modules(name)
+    monkeypatch.delitem(sys.modules, f"{name}.added")
+    monkeypatch.delattr(package, "added")
+    assert listing.main([]) == 0
+    assert line in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_contributing_says_where_the_file_belongs(kind):
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    section = text.partition(f"\n## Add a {kind}\n")[2].partition("\n## ")[0]
+    assert f"`{FILES[kind][0].replace('.', '/')}/<name>.py`" in section
+    assert f"`@register_{kind.replace(' ', '_')}(" in section
+
+
+def test_there_is_a_file_for_each_kind_that_can_be_added():
+    assert set(FILES) == {registry.kind for registry in registries()}
 
 
 @pytest.mark.float32
@@ -87,12 +134,9 @@ def test_a_run_on_the_dataset_and_backbone_of_plugins(plugins, tmp_path):
 
 def test_they_are_listed(plugins, capsys):
     assert listing.main(["--plugin", *plugins]) == 0
-    output = capsys.readouterr().out
-    assert "  dots           Dots: characters, 3-way by default\n" in output
-    assert "  narrow-<filters>\n" in output
-    assert "  gain     One factor for the whole kernel.\n" in output
-    assert "  seeds    How many seeds each measured cell has.\n" in output
-    assert "  km          `adapted` = modulators, convolution biases and head.\n" in output
+    lines = capsys.readouterr().out.splitlines()
+    assert {line for kind, (_, _, line) in FILES.items() if kind != "strategy"} <= {*lines}
+    assert "  km          `adapted` = modulators, convolution biases and head." in lines
 
 
 def test_a_model_modulated_by_a_plugins_modulator(plugins, tmp_path):
