@@ -57,9 +57,9 @@ class Progress:
             self.bar.update(steps)
         if time.monotonic() - self.spoke >= LINE_SECONDS or self.done == self.total:
             self.spoke = time.monotonic()
-            self._speak()
+            self._report_progress()
 
-    def _speak(self) -> None:
+    def _report_progress(self) -> None:
         rate = (self.done - self.start) / max(1e-9, self.spoke - self.began)
         if self.bar is None:
             left = duration((self.total - self.done) / rate)

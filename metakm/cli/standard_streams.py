@@ -12,7 +12,7 @@ from typing import TextIO, cast
 
 
 @contextlib.contextmanager
-def lasting_streams() -> Iterator[None]:
+def robust_streams() -> Iterator[None]:
     """Within the block a command goes on, to the exit code of its work, when nobody reads what it prints.
 
     Standard output or error then leads nowhere: after the reader has gone (`| head`, a closed terminal), or where there
@@ -21,9 +21,9 @@ def lasting_streams() -> Iterator[None]:
     Raises:
         OSError: at the end, what was printed cannot be written for another reason, such as a full disk.
     """
-    _occupy_standard_descriptors()
+    _reserve_standard_descriptors()
     with contextlib.ExitStack() as stack:
-        output, error = (_lasting(stream, stack) for stream in (sys.stdout, sys.stderr))
+        output, error = (_robust(stream, stack) for stream in (sys.stdout, sys.stderr))
         stack.enter_context(contextlib.redirect_stdout(output))
         stack.enter_context(contextlib.redirect_stderr(error))
         try:
@@ -33,7 +33,7 @@ def lasting_streams() -> Iterator[None]:
             error.flush()
 
 
-class _Lasting:
+class _RobustStream:
     """A stream that turns to nowhere once its reader has gone."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -43,19 +43,19 @@ class _Lasting:
         try:
             return self._stream.write(text)
         except OSError as error:
-            self._turn_away(error)
+            self._redirect_to_null(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except OSError as error:
-            self._turn_away(error)
+            self._redirect_to_null(error)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
-    def _turn_away(self, error: OSError) -> None:
+    def _redirect_to_null(self, error: OSError) -> None:
         """Point the descriptor to nowhere, also for what the stream has kept, and for libraries that write to it.
 
         Raises:
@@ -70,13 +70,13 @@ class _Lasting:
             raise error
 
 
-def _lasting(stream: TextIO | None, stack: contextlib.ExitStack) -> TextIO:
+def _robust(stream: TextIO | None, stack: contextlib.ExitStack) -> TextIO:
     if stream is None:
         stream = stack.enter_context(Path(os.devnull).open("w"))  # noqa: SIM115 (the stack closes it)
-    return cast(TextIO, _Lasting(stream))
+    return cast(TextIO, _RobustStream(stream))
 
 
-def _occupy_standard_descriptors() -> None:
+def _reserve_standard_descriptors() -> None:
     """Open the closed ones of 0, 1 and 2, so that no file gets their number, and what libraries print."""
     for descriptor in range(3):
         try:

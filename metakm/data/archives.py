@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metakm.data.hidden import is_hidden
-from metakm.data.tar_stream import bounded, tar_files
+from metakm.data.tar_stream import read_bounded, tar_files
 from metakm.errors import UserError
 
 Read = Callable[[str], bytes]
@@ -71,7 +71,7 @@ class ZipSource(Source):
                 where = f"{self.path}: {name}"
                 try:
                     with archive.open(name) as file:
-                        return bounded(file, where, LARGEST_FILE)
+                        return read_bounded(file, where, LARGEST_FILE)
                 except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, LookupError) as error:
                     raise _unreadable(where, error) from error
                 except (RuntimeError, ValueError) as error:  # encrypted, or a method that is not known here
@@ -150,7 +150,7 @@ class FolderSource(Source):
                 if path.exists() and not path.is_file():
                     raise OSError("something that is not a file")  # a named pipe would wait forever
                 with path.open("rb") as file:
-                    return bounded(file, str(path), LARGEST_FILE)
+                    return read_bounded(file, str(path), LARGEST_FILE)
             except (OSError, ValueError) as error:
                 raise _unreadable(str(path), error) from error
 
@@ -164,12 +164,12 @@ class FolderSource(Source):
         found = []
         for folder, folders, files in os.walk(self.path, followlinks=True):
             shown = [name for name in folders if not is_hidden(name)]
-            folders[:] = [name for name in shown if self._leads_on(Path(folder, name))]
+            folders[:] = [name for name in shown if self._should_enter(Path(folder, name))]
             start = Path(folder).relative_to(self.path.parent).as_posix()
             found += [(f"{start}/{file}", Path(folder, file)) for file in files if not is_hidden(file)]
         return sorted(found)
 
-    def _leads_on(self, folder: Path) -> bool:
+    def _should_enter(self, folder: Path) -> bool:
         """Whether to look into a folder: no link, or one to be followed."""
         if not folder.is_symlink():
             return True
@@ -197,11 +197,11 @@ def find_source(folders: Iterable[Path], names: Iterable[str]) -> Source | None:
             if archive is not None and path.is_file():
                 return archive(path)
             if archive is None and path.is_dir():
-                return FolderSource(unnested(path))
+                return FolderSource(unwrap_folder(path))
     return None
 
 
-def unnested(path: Path) -> Path:
+def unwrap_folder(path: Path) -> Path:
     """The folder, or the one of the same name that is all it has: unpacking into a folder of that name makes two."""
     inner = path / path.name
     if not inner.is_dir():

@@ -15,7 +15,7 @@ from torch import Tensor
 from metakm.data.augmentation import pad_crop_flip
 from metakm.data.batch import Episodes
 from metakm.data.dataset import FewShotDataset
-from metakm.data.rng import STREAMS, raw_words, smallest, stream_key
+from metakm.data.rng import STREAMS, k_smallest, raw_words, stream_key
 from metakm.errors import UserError
 
 TURNED_BYTES = 2**26
@@ -118,12 +118,12 @@ class EpisodeSampler:
         counts = self.dataset.counts
         n_classes, largest = len(counts), int(counts.max())
         words = raw_words(self._key, range(index, index + tasks), self._words)
-        classes = smallest(words[:, :n_classes], self.ways)  # [T, N]
+        classes = k_smallest(words[:, :n_classes], self.ways)  # [T, N]
         slots = words[:, n_classes:].reshape(tasks, self.ways, 1 + largest)
         keys = slots[..., 1:] >> np.uint64(1)
         if counts.min() < largest:
             keys[np.arange(largest) >= counts[classes][..., None]] = np.iinfo(np.uint64).max  # no such image
-        picked = smallest(keys, self.shots + self.queries)  # [T, N, K+Q]
+        picked = k_smallest(keys, self.shots + self.queries)  # [T, N, K+Q]
         turns = (slots[..., 0] >> np.uint64(62)).astype(np.int64)
         if not self.dataset.rotations:
             turns = np.zeros_like(turns)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from metakm.data.archives import FolderSource, Member, fingerprint, missing, unnested
+from metakm.data.archives import FolderSource, Member, fingerprint, missing, unwrap_folder
 from metakm.data.cache import Entry, Plan, cached
 from metakm.data.dataset import FewShotDataset
 from metakm.data.decode import decode_classes
@@ -47,7 +47,7 @@ def load_folder(split: str, roots: Sequence[Path], side: int = SIDE) -> FewShotD
             roots,
             "put a folder of images for each class into each of them and give their parent as --data-root",
         )
-    sources = {key: FolderSource(unnested(root / key)) for key in SPLITS}
+    sources = {key: FolderSource(unwrap_folder(root / key)) for key in SPLITS}
     stamp = fingerprint(f"{VERSION} {side}", sources.values())
     return cached(Entry("folder", split, rotations=False, fingerprint=stamp), partial(_plan, split, sources, side))
 

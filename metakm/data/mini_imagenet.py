@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from metakm.data.archives import FolderSource, Member, Source, TarSource, fingerprint, missing, unnested
+from metakm.data.archives import FolderSource, Member, Source, TarSource, fingerprint, missing, unwrap_folder
 from metakm.data.cache import Entry, Plan, cached
 from metakm.data.dataset import FewShotDataset
 from metakm.data.decode import decode_classes
@@ -64,7 +64,7 @@ def load_mini_imagenet(split: str, roots: Sequence[Path]) -> FewShotDataset:
         archives = {name: TarSource(folder / name) for name in ARCHIVES.values()}
         pickles = {key: folder / f"mini-imagenet-cache-{key}.pkl" for key in SPLITS}
         if (folder / "images").is_dir() and all(path.is_file() for path in tables.values()):
-            images = FolderSource(unnested(folder / "images"))
+            images = FolderSource(unwrap_folder(folder / "images"))
             stamp = fingerprint(VERSION, [images], tables.values())
             return cached(_entry(split, stamp), partial(_plan_folder, split, tables, images))
         if all(source.path.is_file() for source in archives.values()):

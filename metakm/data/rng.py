@@ -38,7 +38,7 @@ def raw_words(key: int, streams: Sequence[int], count: int) -> npt.NDArray[np.ui
     return words
 
 
-def smallest(keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.int64]:
+def k_smallest(keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.int64]:
     """Return the positions of the `count` smallest keys of the last axis, in ascending order of their keys.
 
     `[..., n] -> [..., count]`. With random keys it is a uniform draw without replacement, in random order; the

@@ -45,14 +45,14 @@ def tar_files(path: Path, largest: int) -> Generator[tuple[str, bytes]]:
             with tarfile.open(fileobj=stream, mode="r|") as archive:  # type: ignore[call-overload]
                 for member in archive:
                     if member.isreg() and (file := archive.extractfile(member)) is not None:
-                        yield member.name, bounded(file, f"{path}: {member.name}", largest)
+                        yield member.name, read_bounded(file, f"{path}: {member.name}", largest)
             while stream.read(2**20):  # xz's checksum comes last
                 pass
     except (tarfile.TarError, lzma.LZMAError, OSError, EOFError, ValueError) as error:
         raise UserError(f"Expected a readable file, got {error} from {path}; fetch it again") from error
 
 
-def bounded(file: IO[bytes], where: str, largest: int) -> bytes:
+def read_bounded(file: IO[bytes], where: str, largest: int) -> bytes:
     """The content of one file, whatever its header says of the length; raises UserError above `largest` bytes."""
     data = file.read(largest + 1)
     if len(data) > largest:

@@ -1,13 +1,13 @@
-"""Several processes, and so several devices, for one run: each takes its part of the tasks, and gradients are summed.
+"""Data-parallel training of one run over several processes: each takes a shard of the tasks; gradients are summed.
 
-`torchrun --nproc-per-node 2 -m metakm.run ...` starts as many processes and numbers them by environment variables. All
-hold the same parameters. The meta-gradient is a mean over tasks, so with P_r the tasks of process r out of T::
+`torchrun --nproc-per-node 2 -m metakm.run ...` starts the processes and numbers them through environment variables. All
+of them hold the same parameters. The meta-gradient is a mean over tasks, so with P_r the tasks of process r out of T::
 
     grad = sum_r [ (1/T) sum_{t in P_r} grad L_t ]
 
-is the same on every process up to the order of the sum, and so are all steps that follow from it. CPU tensors travel by
-gloo, GPU tensors by NCCL. Process 0 alone writes files and prints. When a process or a host is lost the others end: see
-`metakm/distributed/watchdog.py`.
+is the same on every process up to the order of the sum, and so is every step that follows. CPU tensors are sent with
+gloo, GPU tensors with NCCL. Only process 0 writes files and prints. When a process or a host is lost, the others exit:
+see `metakm/distributed/watchdog.py`.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from metakm.distributed.rendezvous import MEETING_SECONDS, Meeting, mark_begun, meet
+from metakm.distributed.rendezvous import RENDEZVOUS_SECONDS, Rendezvous, gather_peers, mark_begun
 from metakm.distributed.shutdown import ShutdownHandler
 from metakm.distributed.torchrun import from_torchrun, print_anyway
 from metakm.distributed.watchdog import Watch
 from metakm.errors import UserError
 
-# Torch's limit for a collective, in which a process may have to wait for another's download. `Watch` knows who is gone.
+# torch's timeout for a collective, long because a process may wait for another's download. `Watch` detects lost ones.
 PATIENCE = timedelta(days=30)
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class _Connections:
-    """What binds this process to the others."""
+class _Links:
+    """What connects this process to the others."""
 
     store: Store  # torchrun's, which outlives a restart
-    meeting: Meeting
+    rendezvous: Rendezvous
     watch: Watch
-    last_acts: ShutdownHandler
+    shutdown: ShutdownHandler
 
 
 class Processes:
-    """The processes of one run, of which this one has number `rank` of `size`.
+    """The processes of one run; this one is number `rank` of `size`.
 
-    From `sum_gradients` on all methods wait for all processes: each must call them, in the same order. With one process
-    they do nothing.
+    `sum_gradients` and the methods below it wait for all processes: each must call them, in the same order. With one
+    process they do nothing.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, ties: _Connections | None = None) -> None:
-        self.rank, self.size, self._ties = rank, size, ties
+    def __init__(self, rank: int = 0, size: int = 1, links: _Links | None = None) -> None:
+        self.rank, self.size, self._links = rank, size, links
 
     @property
     def first(self) -> bool:
@@ -65,34 +65,34 @@ class Processes:
         return self.rank == 0
 
     def shard(self, tasks: int) -> range:
-        """Which of the tasks 0..tasks-1 are this process's: consecutive, none twice, sizes apart by at most 1."""
+        """This process's share of the tasks 0..tasks-1: consecutive, disjoint, sizes differ by at most 1."""
         return range(tasks * self.rank // self.size, tasks * (self.rank + 1) // self.size)
 
     @property
     def restarted(self) -> bool:
-        """Whether torchrun has started the processes again, after a run had begun."""
-        return self._ties is not None and self._ties.meeting.restarted
+        """Whether torchrun has restarted the processes after the run had started."""
+        return self._links is not None and self._links.rendezvous.restarted
 
     def mark_begun(self) -> None:
-        """A run has begun: what it leaves behind is to be resumed after a restart."""
-        if self._ties is not None:
-            mark_begun(self._ties.store)
+        """Record that the run has started, so that a restart resumes it."""
+        if self._links is not None:
+            mark_begun(self._links.store)
 
     def when_lost(self, write: Callable[[], object]) -> None:
-        """Have `write` called, from another thread, before this process ends because another one is lost."""
-        if self._ties is not None:
-            self._ties.last_acts.write = write
+        """Call `write`, from another thread, before this process exits because another one was lost."""
+        if self._links is not None:
+            self._links.shutdown.write = write
 
     @contextlib.contextmanager
     def counting(self, total: int, progress: Callable[[int], None]) -> Iterator[Callable[[int], None]]:
-        """In the block, where each process counts what it does, `progress` is told what all have done so far.
+        """Report to `progress` what all processes have done, while each counts its own work within the block.
 
-        Nobody waits. After the block all have done their part of `total`, and `progress` is told the rest.
+        No process waits for another. At the end of the block `progress` is given what is left of `total`.
         """
-        if self._ties is None:
+        if self._links is None:
             yield progress
             return
-        watch, seen = self._ties.watch, 0
+        watch, seen = self._links.watch, 0
         watch.begin_count()
 
         def advance(done: int) -> None:
@@ -106,7 +106,7 @@ class Processes:
                 progress(total - seen)
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace each `grad` by its sum over the processes; None counts as 0, and stays where all have None."""
+        """Replace each `grad` by its sum over the processes; None counts as 0, and stays None if all have None."""
         if self.size == 1:
             return
         here = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
@@ -161,7 +161,7 @@ class Processes:
         return _RaiseTogether(self, kinds)
 
     def _collective(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext() if self._ties is None else self._ties.watch.judging()
+        return contextlib.nullcontext() if self._links is None else self._links.watch.guard_collective()
 
 
 class _RaiseTogether(contextlib.AbstractContextManager[None]):
@@ -184,10 +184,10 @@ ALONE = Processes()
 
 @contextlib.contextmanager
 def joined(again: str = "repeat the same command") -> Iterator[Processes]:
-    """The processes that torchrun has started; `ALONE` without it. To be entered once in the life of a process.
+    """The processes that torchrun has started; `ALONE` without it. Enter it once in a process.
 
     Args:
-        again: how to go on after a process is lost, for the user.
+        again: what the user should do after a process is lost.
 
     Raises:
         UserError: the processes do not find each other within 2 minutes.
@@ -198,40 +198,40 @@ def joined(again: str = "repeat the same command") -> Iterator[Processes]:
         return
     rank = from_torchrun("RANK", 0)
     try:
-        ties = _tied(rank, size, again)
+        links = _rendezvous(rank, size, again)
     except UserError as error:
-        if rank != 0:  # each process has its own view of why
+        if rank != 0:  # each process knows its own reason
             print_anyway(f"error: process {rank} on {socket.gethostname()}: {error}")
         raise
     try:
-        _connect(ties, rank, size)
-        yield Processes(rank, size, ties)
+        _connect(links, rank, size)
+        yield Processes(rank, size, links)
     except BaseException as error:
-        ties.watch.close(error)
+        links.watch.close(error)
         raise
     else:
-        ties.watch.close()
+        links.watch.close()
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
-def _tied(rank: int, size: int, again: str) -> _Connections:
+def _rendezvous(rank: int, size: int, again: str) -> _Links:
     try:
-        store, *_ = next(rendezvous("env://", timeout=timedelta(seconds=MEETING_SECONDS)))
+        store, *_ = next(rendezvous("env://", timeout=timedelta(seconds=RENDEZVOUS_SECONDS)))
     except RuntimeError as error:
         said = " ".join(str(error).split())
         raise UserError(
             f"Expected to reach torchrun on {os.environ['MASTER_ADDR']}, got {said}; see whether that host takes "
             "connections from this one"
         ) from error
-    meeting, connections = meet(store, rank, size, from_torchrun("GROUP_RANK", 0))
-    last_acts = ShutdownHandler(rank, meeting, again)
-    return _Connections(store, meeting, Watch(rank, connections, last_acts), last_acts)
+    found, connections = gather_peers(store, rank, size, from_torchrun("GROUP_RANK", 0))
+    shutdown = ShutdownHandler(rank, found, again)
+    return _Links(store, found, Watch(rank, connections, shutdown), shutdown)
 
 
-def _connect(ties: _Connections, rank: int, size: int) -> None:
-    store = PrefixStore(ties.meeting.key, ties.store)
+def _connect(links: _Links, rank: int, size: int) -> None:
+    store = PrefixStore(links.rendezvous.key, links.store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    with ties.watch.judging():
+    with links.watch.guard_collective():
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)

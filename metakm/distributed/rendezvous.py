@@ -1,8 +1,8 @@
 """How the processes that torchrun has started find each other, at the start and after each restart.
 
-The store of torchrun outlives the processes that it restarts, and what gloo left in it then misleads their successors.
-So process 0 writes there, over what its predecessor wrote, where it listens and a new random key; the others connect,
-and try again if it was the predecessor's. The key then is the prefix of all that torch itself keeps in the store.
+torchrun's store outlives the processes that it restarts, and what gloo left there misleads the new ones. So process 0
+overwrites its predecessor's entry with its own address and a new random key. The others connect to it, and try again if
+they read the predecessor's entry. From then on, the key prefixes everything that torch itself keeps in the store.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from torch.distributed.distributed_c10d import Store
 
 from metakm.errors import UserError
 
-MEETING_SECONDS = 120.0  # importing torch from a network's disk may take long
+RENDEZVOUS_SECONDS = 120.0  # importing torch from a network file system can be slow
 _ANSWER_SECONDS = 5.0
 _PAUSE_SECONDS = 0.2
-_WHERE, _BEGUN = "metakm/where", "metakm/begun"
+_WHERE, _STARTED = "metakm/where", "metakm/begun"
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """What all processes of a run know of each other.
+class Rendezvous:
+    """What the processes of a run know about each other.
 
     Args:
-        key: of this start alone.
-        restarted: whether torchrun has started the processes again after they had begun their run.
-        hosts: name of each process's host, by rank; nodes: its number, which torchrun has given it.
+        key: unique to this start.
+        restarted: whether torchrun has restarted the processes after their run had started.
+        hosts: host name of each process, by rank.
+        nodes: torchrun's number of each process's node, by rank.
     """
 
     key: str
@@ -43,28 +44,28 @@ class Meeting:
     nodes: list[int]
 
 
-def meet(store: Store, rank: int, size: int, node: int) -> tuple[Meeting, dict[int, socket.socket]]:
-    """Wait for all processes; return also the connections, of process 0 to each other one and of those to it.
+def gather_peers(store: Store, rank: int, size: int, node: int) -> tuple[Rendezvous, dict[int, socket.socket]]:
+    """Wait for all processes. Also return the connections: from process 0 to each of the others, or from another to it.
 
     Raises:
         UserError: they do not find each other within 2 minutes.
     """
     if rank == 0:
         return _receive_all(store, size, node)
-    meeting, connection = _visit(store, {"rank": rank, "host": socket.gethostname(), "node": node})
-    return meeting, {0: connection}
+    rendezvous, connection = _join(store, {"rank": rank, "host": socket.gethostname(), "node": node})
+    return rendezvous, {0: connection}
 
 
 def mark_begun(store: Store) -> None:
-    """Leave word for the processes after a restart that the run has begun."""
-    store.set(_BEGUN, "yes")
+    """Record in the store, for the processes after a restart, that the run has started."""
+    store.set(_STARTED, "yes")
 
 
-def _receive_all(store: Store, size: int, node: int) -> tuple[Meeting, dict[int, socket.socket]]:
+def _receive_all(store: Store, size: int, node: int) -> tuple[Rendezvous, dict[int, socket.socket]]:
     key = secrets.token_hex(8)
     hosts, nodes = {0: socket.gethostname()}, {0: node}
     connections: dict[int, socket.socket] = {}
-    deadline = time.monotonic() + MEETING_SECONDS
+    deadline = time.monotonic() + RENDEZVOUS_SECONDS
     with _listener() as listener:
         store.set(_WHERE, json.dumps([listener.getsockname()[1], key]))
         while missing := sorted({*range(1, size)} - {*connections}):
@@ -74,45 +75,49 @@ def _receive_all(store: Store, size: int, node: int) -> tuple[Meeting, dict[int,
             except (TimeoutError, BlockingIOError) as error:
                 raise UserError(
                     f"Expected {size} processes, got none with the rank {', '.join(map(str, missing))} within "
-                    f"{MEETING_SECONDS:.0f} seconds; see what they print, and whether their hosts reach this one"
+                    f"{RENDEZVOUS_SECONDS:.0f} seconds; see what they print, and whether their hosts reach this one"
                 ) from error
-            if (visitor := _visitor(connection, key)) is not None:
-                rank, hosts[rank], nodes[rank] = visitor
+            if (peer := _read_peer(connection, key)) is not None:
+                rank, hosts[rank], nodes[rank] = peer
                 connections[rank] = connection
     ranks = range(size)
-    meeting = Meeting(key, store.check([_BEGUN]), [hosts[r] for r in ranks], [nodes[r] for r in ranks])
+    rendezvous = Rendezvous(key, store.check([_STARTED]), [hosts[r] for r in ranks], [nodes[r] for r in ranks])
     for connection in connections.values():
-        _write(connection, dataclasses.asdict(meeting))
-    return meeting, connections
+        _write(connection, dataclasses.asdict(rendezvous))
+    return rendezvous, connections
 
 
-def _visitor(connection: socket.socket, key: str) -> tuple[int, str, int] | None:
-    """Rank, host and node of the process that has connected; None, and the end of the connection, for a stranger."""
+def _read_peer(connection: socket.socket, key: str) -> tuple[int, str, int] | None:
+    """Rank, host and node of the process that has connected. A stranger's connection is closed, and None returned."""
     try:
         connection.settimeout(_ANSWER_SECONDS)
-        visitor = _read(connection)
-        if visitor["key"] == key:
-            return int(visitor["rank"]), str(visitor["host"]), int(visitor["node"])
+        peer = _read(connection)
+        if peer["key"] == key:
+            return int(peer["rank"]), str(peer["host"]), int(peer["node"])
     except (OSError, ValueError, LookupError, TypeError):
         pass
     connection.close()
     return None
 
 
-def _visit(store: Store, visitor: dict[str, Any]) -> tuple[Meeting, socket.socket]:
-    address, deadline = os.environ["MASTER_ADDR"], time.monotonic() + MEETING_SECONDS
+def _join(store: Store, peer: dict[str, Any]) -> tuple[Rendezvous, socket.socket]:
+    address, deadline = os.environ["MASTER_ADDR"], time.monotonic() + RENDEZVOUS_SECONDS
     while True:
         try:
             port, key = json.loads(store.get(_WHERE))
             with contextlib.ExitStack() as undo:
                 connection = socket.create_connection((address, port), timeout=_ANSWER_SECONDS)
                 undo.callback(connection.close)
-                _write(connection, {**visitor, "key": key})
+                _write(connection, {**peer, "key": key})
                 connection.settimeout(max(0.0, deadline - time.monotonic()))
-                meeting = Meeting(**_read(connection))
+                rendezvous = Rendezvous(**_read(connection))
                 undo.pop_all()
-                return meeting, connection
-        except (OSError, ValueError, RuntimeError) as error:  # nobody listens there any more, or has written where
+                return rendezvous, connection
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+        ) as error:  # nothing listens there, or no address is stored yet
             if time.monotonic() > deadline:
                 raise UserError(
                     f"Expected to reach process 0 on {address}, got {error}; see what it prints, and whether its "

@@ -1,4 +1,4 @@
-"""What a process of several does before it ends because another one is lost."""
+"""What a process does before it exits because another one is lost."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from metakm.distributed.rendezvous import Meeting
+from metakm.distributed.rendezvous import Rendezvous
 from metakm.distributed.torchrun import print_anyway, restarts_left
 from metakm.distributed.watchdog import Loss
 
 
 class ShutdownHandler:
-    """Says who was lost and how to go on, once on each host, tells torchrun, and calls `write`.
+    """Reports which process was lost and what to do, once on each host, tells torchrun, and calls `write`.
 
     Args:
-        again: how to go on, where torchrun does not start the processes again.
+        again: what the user should do if torchrun does not restart the processes.
     """
 
-    def __init__(self, rank: int, meeting: Meeting, again: str) -> None:
+    def __init__(self, rank: int, rendezvous: Rendezvous, again: str) -> None:
         self.write: Callable[[], object] = lambda: None
-        self._rank, self._meeting, self._again = rank, meeting, again
+        self._rank, self._rendezvous, self._again = rank, rendezvous, again
 
     def __call__(self, loss: Loss) -> None:
-        """Do all of it; `write` may take long."""
-        hosts, nodes = self._meeting.hosts, self._meeting.nodes
-        again = "torchrun starts the run again from its last checkpoint" if restarts_left() else self._again
+        """Do all of it; `write` may be slow."""
+        hosts, nodes = self._rendezvous.hosts, self._rendezvous.nodes
+        again = "torchrun restarts the run from its last checkpoint" if restarts_left() else self._again
         line = f"error: lost process {loss.rank} on {hosts[loss.rank]} ({loss.how}); {again}"
         left = (rank for rank, node in enumerate(nodes) if node == nodes[self._rank] and rank != loss.rank)
         if self._rank == next(left):

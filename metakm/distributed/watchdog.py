@@ -1,13 +1,13 @@
-"""Whether the other processes of a run still live, whatever they are busy with.
+"""A heartbeat between the processes of a run, which works whatever they are busy with.
 
-gloo cannot tell a process that computes from one that is gone, and torchrun looks after the processes of one host only.
-So each process has a connection to process 0, and a thread that sends a line over it every half second. A process that
-ends, even if it is killed, closes its connection at once; a host whose link is cut falls silent. Nothing but silence
-counts: a process may validate, download or read for hours, because its thread goes on sending. Process 0 tells the
-others whom it has lost.
+gloo cannot tell a busy process from a dead one, and torchrun only watches the processes of its own host. So each
+process keeps a connection to process 0, and a thread that sends a line over it every half second. A process that exits,
+even if it is killed, closes its connection at once; a host that loses its network falls silent. Only silence counts: a
+process may validate, download or read for hours, because its thread keeps sending. Process 0 tells the others which
+process is lost.
 
-A process that loses another one ends at once, from this thread: the main thread waits inside torch, or computes, and
-cannot be interrupted. No file suffers, as each is replaced whole (`metakm/io/files.py`).
+A process that loses another one exits at once, from this thread: the main thread is inside torch and cannot be
+interrupted. No file is damaged, because each is replaced as a whole (`metakm/io/files.py`).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 BEAT_SECONDS = 0.5
-# Beats sent without one received. They are counted instead of timed, so that a machine that was suspended does not take
-# the others for lost when it wakes up.
+# Beats sent without one received. They are counted, not timed, so that a machine that wakes from suspension does not
+# consider the others lost.
 SILENT_BEATS = 60
-# Beats to wait after a process has reported its own error, as this one may be about to end by the same.
+# Beats to wait after a process has reported its own error, because this one may be about to raise the same error.
 GRACE_BEATS = 10
-LAST_ACTS_SECONDS = 10.0  # the files to be written may lie behind the link that was cut
+LAST_ACTS_SECONDS = 10.0  # the files to write may be on the host that is cut off
 
 
 class Loss(NamedTuple):
-    """A process that is gone, and how; `reported` if that is its own word."""
+    """A process that is lost, and how; `reported` if the process said so itself."""
 
     rank: int
     how: str
@@ -38,16 +38,16 @@ class Loss(NamedTuple):
 
 
 class Tally(NamedTuple):
-    """What a process has done of the count at hand, of this number."""
+    """How much a process has done of the current count, which has this number."""
 
     number: int
     done: int
 
 
 class Peer:
-    """The connection to another process, which sends JSON in lines: its tally as a beat, and a farewell.
+    """The connection to another process, which sends lines of JSON: its tally with each beat, and a farewell.
 
-    The farewell is the loss because of which it ends, or null.
+    The farewell is the loss that makes it exit, or null.
     """
 
     def __init__(self, rank: int, connection: socket.socket) -> None:
@@ -59,19 +59,19 @@ class Peer:
         self._unread = b""
 
     def send(self, **message: object) -> None:
-        """Send without waiting. What does not arrive is missed at the other end."""
+        """Send without waiting. The other end notices what does not arrive."""
         with contextlib.suppress(OSError):
             self.connection.send(json.dumps(message).encode() + b"\n")
 
     def listen(self) -> Loss | None:
-        """Take in what has arrived since the last call, a beat ago; return whom that tells to be lost."""
+        """Read what has arrived since the last call, one beat ago; return the process that is lost, if any."""
         self.silent += 1
         try:
             while received := self.connection.recv(1 << 16):
                 self.silent = 0
                 *lines, self._unread = (self._unread + received).split(b"\n")
                 for line in lines:
-                    self._understand(**json.loads(line))
+                    self._handle(**json.loads(line))
         except BlockingIOError:
             silence = f"no sign of life for {SILENT_BEATS * BEAT_SECONDS:g} seconds"
             return Loss(self.rank, silence) if self.silent >= SILENT_BEATS else None
@@ -83,7 +83,7 @@ class Peer:
         self.left = self._farewell[0] is None
         return self._farewell[0]
 
-    def _understand(self, tally: tuple[int, int] | None = None, farewell: tuple[int, str] | None = None) -> None:
+    def _handle(self, tally: tuple[int, int] | None = None, farewell: tuple[int, str] | None = None) -> None:
         if tally is not None:
             self.tally = Tally(*tally)
         elif farewell is None:
@@ -94,10 +94,10 @@ class Peer:
 
 
 class Watch:
-    """Looks after the processes at the other end of `connections`, by their rank, until it is closed.
+    """Watches the processes at the other end of `connections`, by rank, until it is closed.
 
     Args:
-        lost: called in a thread when a process is lost; then, or after 10 seconds, this one ends with exit code 1.
+        lost: called in a thread when a process is lost; then, or after 10 seconds, this one exits with code 1.
     """
 
     def __init__(self, rank: int, connections: Mapping[int, socket.socket], lost: Callable[[Loss], None]) -> None:
@@ -109,8 +109,8 @@ class Watch:
         self._thread.start()
 
     @contextlib.contextmanager
-    def judging(self) -> Iterator[None]:
-        """Around what torch does with other processes: if it fails, end with the process that was lost, if one was."""
+    def guard_collective(self) -> Iterator[None]:
+        """Wrap a collective of torch: if it fails because a process was lost, exit and report that process."""
         try:
             yield
         except RuntimeError:
@@ -118,24 +118,24 @@ class Watch:
             raise
 
     def begin_count(self) -> None:
-        """Begin to count from zero; to be called by all processes alike."""
+        """Start a new count at zero. Every process must call it."""
         self._tally = Tally(self._tally.number + 1, 0)
 
     def count(self, done: int) -> int:
-        """Add what this process has done; return the sum with what the others have told of since the count began.
+        """Add what this process has done; return the sum with what the others have reported since the count began.
 
-        Process 0 is told by all, half a second late; the others by process 0 alone.
+        Process 0 hears from all, half a second late; the others hear from process 0 only.
         """
         self._tally = Tally(self._tally.number, self._tally.done + done)
         tallies = (self._tally, *(peer.tally for peer in self._peers))
         return sum(tally.done for tally in tallies if tally.number == self._tally.number)
 
     def close(self, error: BaseException | None = None) -> None:
-        """Leave, which is no loss to the others unless it is by an error that they do not meet themselves."""
+        """Stop watching. The others see no loss, unless this process ends by an error that they do not have."""
         self._closing.set()
         self._thread.join()
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        self._part(None if error is None else Loss(self.rank, f"it ended by {said}"))
+        self._leave(None if error is None else Loss(self.rank, f"it ended by {said}"))
 
     def _work(self) -> None:
         while not self._closing.wait(BEAT_SECONDS):
@@ -147,13 +147,13 @@ class Watch:
                 self._end(losses[0])
 
     def _end(self, loss: Loss) -> None:
-        self._part(loss)
+        self._leave(loss)
         last_acts = threading.Thread(target=self._lost, args=(loss,), daemon=True)
         last_acts.start()
         last_acts.join(LAST_ACTS_SECONDS)
         os._exit(1)
 
-    def _part(self, farewell: Loss | None) -> None:
+    def _leave(self, farewell: Loss | None) -> None:
         for peer in self._peers:
             peer.send(farewell=farewell)
             peer.connection.close()

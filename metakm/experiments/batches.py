@@ -63,7 +63,7 @@ class Batches:
             images = resized_crop(images, uniform, self.size)
         return Batch(images, self.labels[rows])
 
-    def in_order(self, start: int) -> Batch:
+    def sequential(self, start: int) -> Batch:
         """The images from row `start` on, as they are but for a central crop to `size`."""
         rows = np.arange(start, min(start + self.batch, len(self.labels)))
         images = self._normalised(rows)

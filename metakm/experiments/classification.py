@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from metakm.data.archives import FolderSource, Member, Source, find_source, fingerprint, missing, unnested
+from metakm.data.archives import FolderSource, Member, Source, find_source, fingerprint, missing, unwrap_folder
 from metakm.data.cache import Entry, Plan, cached
 from metakm.data.dataset import FewShotDataset, offsets_of
 from metakm.data.decode import decode_classes
@@ -51,7 +51,7 @@ def labels_of(part: FewShotDataset) -> npt.NDArray[np.int64]:
     return np.repeat(np.arange(part.n_classes), part.counts)
 
 
-def take(part: FewShotDataset, per_class: int) -> FewShotDataset:
+def first_per_class(part: FewShotDataset, per_class: int) -> FewShotDataset:
     """The first `per_class` images of every class, or all that a class has; `split_hash` stays the whole's."""
     counts = np.minimum(part.counts, per_class)
     rows = np.concatenate([np.arange(o, o + n) for o, n in zip(part.offsets[:-1], counts, strict=True)])
@@ -89,7 +89,7 @@ def load_image_folder(path: str | Path, side: int) -> Classification:
     path = expanded(path, "the folder of images")
     if not path.is_dir():
         raise UserError(f"Expected a folder of images, got {path}; give a folder with one folder of images a class")
-    return load_images(path.resolve().name, FolderSource(unnested(path.resolve())), side, upright=True)
+    return load_images(path.resolve().name, FolderSource(unwrap_folder(path.resolve())), side, upright=True)
 
 
 def load_images(name: str, source: Source, side: int, upright: bool = False) -> Classification:

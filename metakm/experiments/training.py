@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from metakm.experiments.batches import Batch, Batches
-from metakm.experiments.classification import Classification, take
+from metakm.experiments.classification import Classification, first_per_class
 from metakm.experiments.config import RunConfig
 from metakm.learning.outer_loop import DivergedError, StepResult
 from metakm.ops.conv2d import is_strided_pointwise
@@ -51,7 +51,7 @@ class Training:
         self.model = model.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.run, self.device, self.map_gradient = run, device, map_gradient
         per_class = math.ceil(config.train_images / data.train.n_classes)
-        train = take(data.train, per_class) if per_class else data.train
+        train = first_per_class(data.train, per_class) if per_class else data.train
         self.train = Batches(train, config.batch, config.seed, config.augmentation, config.image_size)
         self.parts = {
             split: Batches(part, EVALUATION_BATCH, config.seed, "none", config.image_size)
@@ -76,7 +76,7 @@ class Training:
         Raises:
             DivergedError: the loss is not finite; the parameters are unchanged.
         """
-        images, labels = self._here(self.train.training(self.iteration))
+        images, labels = self._to_device(self.train.training(self.iteration))
         self.model.train()
         self.optimiser.zero_grad()
         logits = self.model(images)
@@ -94,7 +94,7 @@ class Training:
         self.iteration += 1
         return StepResult(loss.item(), float((logits.argmax(1) == labels).float().mean()))
 
-    def _here(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images and labels on the device."""
         return batch.images.to(self.device, memory_format=self.memory_format), batch.labels.to(self.device)
 
@@ -115,7 +115,7 @@ class Training:
         self.model.eval()
         with parametrize.cached():  # the modulated kernels are the same for every batch
             for start in range(0, len(part.labels), EVALUATION_BATCH):
-                images, labels = self._here(part.in_order(start))
+                images, labels = self._to_device(part.sequential(start))
                 right += int((self.model(images).argmax(1) == labels).sum())
                 progress(len(labels))
         return right / len(part.labels)

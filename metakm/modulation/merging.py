@@ -45,21 +45,21 @@ def merge(model: nn.Module, norms: bool = True) -> nn.Module:
 
 
 def _fold_norms(model: nn.Module) -> None:
-    if not any(_folds(module) for module in model.modules()):
+    if not any(_is_foldable(module) for module in model.modules()):
         return
     try:
         graph = fx.Tracer().trace(model)
     except Exception as error:  # the model's own code runs on proxies and may raise anything
         warnings.warn(f"Only the weights were folded, not the norms: torch.fx cannot trace ({error})", stacklevel=4)
         return
-    for conv_name, norm_name in _pairs(graph, dict(model.named_modules())):
+    for conv_name, norm_name in _foldable_pairs(graph, dict(model.named_modules())):
         conv, norm = model.get_submodule(conv_name), model.get_submodule(norm_name)
         fused = fuse_conv_bn_eval(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm))
         _replace(model, conv_name, fused)
         _replace(model, norm_name, nn.Identity())
 
 
-def _pairs(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[tuple[str, str]]:
+def _foldable_pairs(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[tuple[str, str]]:
     """Names of (convolution, batch norm) that one normalisation folds into."""
     uses = Counter(id(modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")
     read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
@@ -71,12 +71,12 @@ def _pairs(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[tuple[str, st
         names = str(before.target), str(node.target)
         conv, norm = modules[names[0]], modules[names[1]]
         once = uses[id(conv)] == uses[id(norm)] == 1 and not read & set(names)
-        if type(conv) is nn.Conv2d and _folds(norm) and once:
+        if type(conv) is nn.Conv2d and _is_foldable(norm) and once:
             pairs.append(names)
     return pairs
 
 
-def _folds(module: nn.Module) -> bool:
+def _is_foldable(module: nn.Module) -> bool:
     return type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm) and module.running_mean is not None
 
 

@@ -31,16 +31,16 @@ from metakm.ops.triton import has_kernels
 LARGEST = 64  # k, pixels of a kernel, that the GPU's kernels take
 
 
-def two_layers(columns: Tensor, first: Tensor, second: Tensor, out_channels: int) -> Tensor:
+def two_layer_mlp(columns: Tensor, first: Tensor, second: Tensor, out_channels: int) -> Tensor:
     """U2 tanh(U1 C), `[T, O, k, C]`, for columns of `[k, O*C]` and U1, U2 of `[T, k, k]`.
 
     Twice differentiable; a third derivative raises NotImplementedError.
     """
-    output: Tensor = _TwoLayers.apply(columns, first, second, out_channels)
+    output: Tensor = _TwoLayerMLP.apply(columns, first, second, out_channels)
     return output
 
 
-class _TwoLayers(torch.autograd.Function):
+class _TwoLayerMLP(torch.autograd.Function):
     @staticmethod
     @without_autocast
     def forward(ctx: Any, columns: Tensor, first: Tensor, second: Tensor, out_channels: int) -> Tensor:

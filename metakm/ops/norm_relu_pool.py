@@ -1,8 +1,8 @@
 """Batch normalisation, 2x2 max-pooling if wanted, and ReLU, with first and second derivatives in closed form.
 
 For one channel with M values, mean mu, r = 1 / sqrt(var + eps), x^ = (x - mu) r, and m[.] the mean over the M values.
-G gathers the values that are their window's maximum of gamma x^ + beta, and S, its transpose, scatters to their places;
-without pooling, both are the identity. ReLU and maximum commute, so that ReLU has only the maxima to see::
+G gathers the values that are their window's maximum of gamma x^ + beta, and S, its transpose, scatters back to where
+they came from; without pooling, both are the identity. ReLU and maximum commute, so ReLU sees only the maxima::
 
     y  = relu(gamma G x^ + beta)
     g  = gy where y > 0, else 0                       as small as y; S g is the gradient of gamma x^ + beta
@@ -56,25 +56,25 @@ class _BatchNormReLU(torch.autograd.Function):
         if has_kernels(x):
             from metakm.ops.triton import norm_relu_pool as kernels
 
-            y, mean, inverse, places = kernels.forward(x, weight, bias, eps, pool)
-            ctx.save_for_backward(x, x, weight, mean, inverse, y, places)
+            y, mean, inverse, pool_indices = kernels.forward(x, weight, bias, eps, pool)
+            ctx.save_for_backward(x, x, weight, mean, inverse, y, pool_indices)
             return y
         if pool:
             mean, inverse = _statistics(x, weight, eps)
-            x_y, places = _maxima(x, weight)
+            x_y, pool_indices = _maxima(x, weight)
             normalised = _affine(x_y, mean, weight * inverse, bias)
         else:
             normalised, mean, inverse = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
-            x_y, places = x, None
+            x_y, pool_indices = x, None
         y = normalised.relu_()
-        ctx.save_for_backward(x, x_y, weight, mean, inverse, y, places)
+        ctx.save_for_backward(x, x_y, weight, mean, inverse, y, pool_indices)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        x, x_y, weight, mean, inverse, y, places = ctx.saved_tensors
+        x, x_y, weight, mean, inverse, y, pool_indices = ctx.saved_tensors
         grad_x, grad_weight, grad_bias = _Backward.apply(
-            grads[0], x, weight, x_y.detach(), mean, inverse, y.detach(), places
+            grads[0], x, weight, x_y.detach(), mean, inverse, y.detach(), pool_indices
         )
         return grad_x, grad_weight, grad_bias, None, None
 
@@ -91,25 +91,25 @@ class _Backward(torch.autograd.Function):
         mean: Tensor,
         inverse: Tensor,
         y: Tensor,
-        places: Tensor | None,
+        pool_indices: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         if has_kernels(x):
             from metakm.ops.triton import norm_relu_pool as kernels
 
-            results = kernels.backward(grad_y, x, weight, kernels.Forward(y, mean, inverse, places))
-            ctx.save_for_backward(grad_y, x, x_y, weight, mean, inverse, y, places, *results[1:])
+            results = kernels.backward(grad_y, x, weight, kernels.Forward(y, mean, inverse, pool_indices))
+            ctx.save_for_backward(grad_y, x, x_y, weight, mean, inverse, y, pool_indices, *results[1:])
             return results
         g = torch.ops.aten.threshold_backward(grad_y, y, 0)
-        if places is None:
+        if pool_indices is None:
             grad_x, sum_gx, sum_g = _batch_norm_backward(g, x, weight, mean, inverse, with_projection=True)
         else:
             _, sum_gx, sum_g = _batch_norm_backward(g, x_y, weight, mean, inverse)
             scale = weight * inverse
             minus_mean = scale / -_count(x)
             grad_x = _affine(x, mean, minus_mean * inverse * sum_gx, minus_mean * sum_g)
-            _scatter_add(grad_x, g, scale, places)
-        ctx.save_for_backward(g, x, x_y, weight, mean, inverse, y, places, sum_gx, sum_g)
+            _scatter_add(grad_x, g, scale, pool_indices)
+        ctx.save_for_backward(g, x, x_y, weight, mean, inverse, y, pool_indices, sum_gx, sum_g)
         return grad_x, sum_gx, sum_g
 
     @staticmethod
@@ -117,11 +117,11 @@ class _Backward(torch.autograd.Function):
     @last_derivative
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         v, a, b = grads
-        g, x, x_y, weight, mean, inverse, y, places, sum_gx, sum_g = ctx.saved_tensors
+        g, x, x_y, weight, mean, inverse, y, pool_indices, sum_gx, sum_g = ctx.saved_tensors
         if has_kernels(x):
             from metakm.ops.triton import norm_relu_pool as kernels
 
-            saved = kernels.Forward(y, mean, inverse, places)
+            saved = kernels.Forward(y, mean, inverse, pool_indices)
             return *kernels.second((v, a, b), g, x, weight, saved, (sum_gx, sum_g)), *[None] * 5
         minus = -1 / _count(x)  # -m[u] = sum(u) minus; few operations by channel, for they cost most in small networks
         scale = weight * inverse
@@ -129,7 +129,7 @@ class _Backward(torch.autograd.Function):
         p, q = unit * sum_gx, torch.zeros_like(mean)
         sum_v = sum_vx = s = q
         if v is not None:
-            v_y = _gather(v, places)
+            v_y = _gather(v, pool_indices)
             _, sum_vx, sum_v = _batch_norm_backward(v, x, weight, mean, inverse)
             s = _channel_dot(g, v_y, mean).addcmul(sum_v, sum_g, value=minus).addcmul(sum_vx, sum_gx, value=minus)
             q = unit * sum_vx
@@ -137,7 +137,7 @@ class _Backward(torch.autograd.Function):
             q = torch.addcmul(q, inverse, a)
         slope = (unit * s).addcmul(p, sum_vx, value=minus).addcmul(q, sum_gx, value=minus) * inverse
         for_x = _affine(x, mean, slope, (p * sum_v).addcmul(q, sum_g) * minus)
-        _scatter_add(for_x, g, q, places)
+        _scatter_add(for_x, g, q, pool_indices)
         shift = scale * sum_v * minus
         for_g = _affine(x_y, mean, q, shift if b is None else shift + b)
         if v is not None:
@@ -154,35 +154,35 @@ def _statistics(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def _maxima(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """G x and the places in the plane that it comes from, both `[n, C, H/2, W/2]`."""
+    """G x and its `pool_indices` in the plane, both `[n, C, H/2, W/2]`."""
     signs = weight.sign()
     look = not x.is_cuda  # on a GPU without our kernels, a look at the signs would wait for them
     rising = look and bool((signs > 0).all())
     ordered = x if rising else x * _column(signs, x)  # as gamma x^ + beta is
-    maxima, places = torch.ops.aten.max_pool2d_with_indices(ordered, (2, 2), (2, 2))
+    maxima, pool_indices = torch.ops.aten.max_pool2d_with_indices(ordered, (2, 2), (2, 2))
     if rising:
-        return maxima, places
+        return maxima, pool_indices
     nowhere_zero = look and bool(signs.all())
-    return maxima * _column(signs, x) if nowhere_zero else _gather(x, places), places
+    return maxima * _column(signs, x) if nowhere_zero else _gather(x, pool_indices), pool_indices
 
 
-def _gather(u: Tensor, places: Tensor | None) -> Tensor:
-    """G u: the values of `[n, C, H, W]` at the `places` `[n, C, h, w]` in the plane, channels last."""
-    if places is None:
+def _gather(u: Tensor, pool_indices: Tensor | None) -> Tensor:
+    """G u: the values of `[n, C, H, W]` at the `pool_indices` `[n, C, h, w]` in the plane, channels last."""
+    if pool_indices is None:
         return u
-    batch, channels, height, width = places.shape
-    gathered = _pixels(u).gather(1, _pixels(places))  # [n, h*w, C]
+    batch, channels, height, width = pool_indices.shape
+    gathered = _pixels(u).gather(1, _pixels(pool_indices))  # [n, h*w, C]
     return gathered.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def _scatter_add(out: Tensor, u: Tensor, factor: Tensor, places: Tensor | None) -> None:
+def _scatter_add(out: Tensor, u: Tensor, factor: Tensor, pool_indices: Tensor | None) -> None:
     """Add S(factor u) to `out` `[n, C, H, W]`, channels last where pooled; `factor` is by channel."""
-    if places is None:
+    if pool_indices is None:
         out.addcmul_(u, _column(factor, u))
         return
     batch, channels, height, width = out.shape
     pixels = out.permute(0, 2, 3, 1).view(batch, height * width, channels)  # a view, or an error: it is written to
-    pixels.scatter_add_(1, _pixels(places), _pixels(u * _column(factor, u)))
+    pixels.scatter_add_(1, _pixels(pool_indices), _pixels(u * _column(factor, u)))
 
 
 def _pixels(u: Tensor) -> Tensor:

@@ -81,11 +81,11 @@ def call_with(network: nn.Module, parameters: Mapping[str, Tensor], images: Tens
 
     A parameter that the network has in several places is replaced in all of them, but for those that are named, too.
     """
-    logits: Tensor = functional_call(network, _everywhere(network, parameters), (images,), tie_weights=False)
+    logits: Tensor = functional_call(network, _with_tied_names(network, parameters), (images,), tie_weights=False)
     return logits
 
 
-def _everywhere(network: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _with_tied_names(network: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The parameters with those places added that share one of them; a module that has two names counts once.
 
     `functional_call` would replace a module's parameter once for each name, and not put the right one back (PyTorch's

@@ -32,7 +32,7 @@ _NO_LIMIT_MINUTES = 10 * 365 * 24 * 60  # submitit ends local jobs after 2 minut
 _REQUEUES = 100  # of a slurm job that came to its time limit; it resumes each time
 
 
-class NotTakenError(RuntimeError):
+class SubmissionError(RuntimeError):
     """A cluster did not take a job: an unknown partition, a limit on jobs, a controller that does not answer.
 
     Args:
@@ -84,12 +84,12 @@ class Pool:
 
         Raises:
             UserError: no cluster here.
-            NotTakenError: the cluster does not take it.
+            SubmissionError: the cluster does not take it.
         """
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         environment = self.environment(config.device)
-        if self._spreads(config.device):
+        if self._uses_several_gpus(config.device):
             config = dataclasses.replace(config, device=f"cuda:{slot % self.gpus}")
         run = RunJob(config, self.stop_file, self.queue is not None, os.environ.get("CUDA_VISIBLE_DEVICES"))
         try:
@@ -98,7 +98,7 @@ class Pool:
         except (FailedJobError, FailedSubmissionError) as error:
             silent = self.queue is not None and self.queue.look() != ""
             message = " ".join(str(error).split()) or "the cluster gave no reason"
-            raise NotTakenError(message, silent=silent) from error
+            raise SubmissionError(message, silent=silent) from error
         if self.queue is not None:
             self.queue.watch(job.job_id, config.run_id)
         return job
@@ -144,7 +144,7 @@ class Pool:
         finally:
             torch.set_num_threads(before)
 
-    def _spreads(self, device: str) -> bool:
+    def _uses_several_gpus(self, device: str) -> bool:
         """Whether runs on `--device` are divided among several GPUs."""
         return self.gpus > 1 and device in ("auto", "cuda")
 
@@ -154,7 +154,7 @@ class Pool:
         if self.options.executor != "local":
             yield
             return
-        sharing = -(-self.size // self.gpus) if self._spreads(device) else self.size
+        sharing = -(-self.size // self.gpus) if self._uses_several_gpus(device) else self.size
         own = {"OMP_NUM_THREADS": str(self.threads), RUNS_HERE: str(sharing)}
         before = {name: os.environ.get(name) for name in own}
         os.environ.update(own)

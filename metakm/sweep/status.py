@@ -46,27 +46,27 @@ def status_text(plan: Sequence[Planned], at_a_time: int = 1) -> str:
     lines, left, untimed = [], 0.0, 0
     for planned in (p for p in plan if p.state != "done"):
         own = paces.get(planned.config) or Pace(0, 0.0)
-        each = _seconds_an_iteration(planned.config, paces.items())
+        each = _seconds_per_iteration(planned.config, paces.items())
         remaining = None if each is None else each * (planned.config.iterations - own.iterations)
         left, untimed = left + (remaining or 0.0), untimed + (remaining is None)
         word = "not timed yet" if remaining is None else f"{duration(remaining)} left"
         told = f"iteration {own.iterations} of {planned.config.iterations}, {word}  {planned.note}"
         lines.append(f"{planned.state:<10} {planned.config.run_id}  {told}".rstrip())
-    lines.append(f"{done} of {len(plan)} done" + _outlook(left / at_a_time, untimed, finished=done == len(plan)))
+    lines.append(f"{done} of {len(plan)} done" + _format_eta(left / at_a_time, untimed, finished=done == len(plan)))
     return "\n".join(lines)
 
 
-def _seconds_an_iteration(config: RunConfig, paces: Iterable[tuple[RunConfig, Pace | None]]) -> float | None:
+def _seconds_per_iteration(config: RunConfig, paces: Iterable[tuple[RunConfig, Pace | None]]) -> float | None:
     """Of the run itself, or else the mean over other seeds; None where none has begun."""
-    timed = {c.seed: p.seconds / p.iterations for c, p in paces if p and p.iterations and _alike(c, config)}
+    timed = {c.seed: p.seconds / p.iterations for c, p in paces if p and p.iterations and _same_but_seed(c, config)}
     return timed.get(config.seed, fmean(timed.values()) if timed else None)
 
 
-def _alike(one: RunConfig, other: RunConfig) -> bool:
+def _same_but_seed(one: RunConfig, other: RunConfig) -> bool:
     return dataclasses.replace(one, seed=0) == dataclasses.replace(other, seed=0)
 
 
-def _outlook(seconds: float, untimed: int, finished: bool) -> str:
+def _format_eta(seconds: float, untimed: int, finished: bool) -> str:
     if finished:
         return ""
     end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds))

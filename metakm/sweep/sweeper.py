@@ -11,7 +11,7 @@ from metakm.cli.progress import log_line
 from metakm.cli.signals import StopRequest
 from metakm.sweep.job import Outcome
 from metakm.sweep.plan import Planned, State, inspect
-from metakm.sweep.pool import NotTakenError, Pool
+from metakm.sweep.pool import Pool, SubmissionError
 
 if TYPE_CHECKING:
     from metakm.sweep.pool import Job
@@ -72,14 +72,14 @@ class Sweeper:
             slot = next(i for i in range(self.pool.size) if i not in self.active)
             try:
                 job = self.pool.submit(planned.config, slot)
-            except NotTakenError as error:
-                self._not_taken(planned, error)
+            except SubmissionError as error:
+                self._handle_refusal(planned, error)
                 continue
             self.silent_since = None
             self.active[slot] = Active(planned, job)
             log_line(f"{planned.config.run_id}: started, log {job.paths.stderr}")
 
-    def _not_taken(self, planned: Planned, error: NotTakenError) -> None:
+    def _handle_refusal(self, planned: Planned, error: SubmissionError) -> None:
         """Put a run back to try again later, or end it where no better time can be expected."""
         now = time.monotonic()
         new = self.silent_since is None  # else it was said before

@@ -21,7 +21,7 @@ from metakm.table.layouts import table_layouts
 from metakm.table.output import picture_format, write_table
 from metakm.table.pairing import comparisons_between
 from metakm.table.rendering import RECORD_FORMATS, Format, render_comparisons, render_table
-from metakm.table.selection import main_table, only, sort_by_accuracy
+from metakm.table.selection import main_table, select_strategies, sort_by_accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ def _layout(options: TableOptions) -> str | None:
 
 def _selected(table: Table, options: TableOptions) -> Table:
     """The part of the table that is asked for."""
-    table = only(table, options.only) if options.only else table
+    table = select_strategies(table, options.only) if options.only else table
     table = table if options.all else main_table(table, options.paper_columns)
     return sort_by_accuracy(table) if options.sort else table
 

@@ -38,7 +38,7 @@ def main_table(table: Table, paper_columns: bool = False) -> Table:
     return _with_blocks(table, tuple(block for block in kept if block.rows), hidden)
 
 
-def only(table: Table, algos: Sequence[str]) -> Table:
+def select_strategies(table: Table, algos: Sequence[str]) -> Table:
     """The rows of some strategies, published and measured.
 
     Raises:

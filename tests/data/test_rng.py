@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from metakm.data.rng import raw_words, smallest, stream_key
+from metakm.data.rng import k_smallest, raw_words, stream_key
 
 
 def test_the_words_are_those_of_philox_4x64_10() -> None:
@@ -38,8 +38,8 @@ def test_keys_do_not_confuse_numbers_with_names() -> None:
 
 def test_smallest_gives_positions_in_order_of_their_keys() -> None:
     keys = np.array([[5, 3, 9, 1], [2, 8, 4, 6]], np.uint64)
-    assert smallest(keys, 3).tolist() == [[3, 1, 0], [0, 2, 3]]
-    assert smallest(keys, 4)[:, :2].tolist() == smallest(keys, 2).tolist()
+    assert k_smallest(keys, 3).tolist() == [[3, 1, 0], [0, 2, 3]]
+    assert k_smallest(keys, 4)[:, :2].tolist() == k_smallest(keys, 2).tolist()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (16, 64), (3, 4, 20), (2, 1100)])
@@ -49,7 +49,7 @@ def test_smallest_is_the_head_of_a_full_sort(shape: tuple[int, ...], share: floa
     keys = words[..., : shape[-1]]  # not contiguous, as the sampler's
     count = max(1, int(share * shape[-1]))
     expected = [sorted(range(shape[-1]), key=row.__getitem__)[:count] for row in keys.reshape(-1, shape[-1])]
-    found = smallest(keys, count)
+    found = k_smallest(keys, count)
     assert found.dtype == np.int64
     assert np.array_equal(found, np.reshape(expected, (*shape[:-1], count)))
 
@@ -58,5 +58,5 @@ def test_smallest_compares_all_bits_and_leaves_the_keys_alone() -> None:
     top = np.uint64(2**64 - 1)
     keys = np.array([[top, 2**63 + 1, 2**63, 1, top], [0, top, 2**64 - 2, top, 5]], np.uint64)
     before = keys.copy()
-    assert smallest(keys, 3).tolist() == [[3, 2, 1], [0, 4, 2]]  # the excluded come twice
+    assert k_smallest(keys, 3).tolist() == [[3, 2, 1], [0, 4, 2]]  # the excluded come twice
     assert np.array_equal(keys, before)

@@ -9,7 +9,7 @@ import pytest
 from torch.distributed import HashStore
 
 from metakm.distributed import rendezvous as meeting
-from metakm.distributed.rendezvous import mark_begun, meet
+from metakm.distributed.rendezvous import gather_peers, mark_begun
 from metakm.errors import UserError
 
 
@@ -21,7 +21,7 @@ def here(monkeypatch):
 def meet_all(store, size=3):
     """What each process learns; the nodes are 0, 0, 1, 1, ..."""
     with ThreadPoolExecutor(size) as pool:
-        found = list(pool.map(lambda rank: meet(store, rank, size, rank // 2), range(size)))
+        found = list(pool.map(lambda rank: gather_peers(store, rank, size, rank // 2), range(size)))
     assert [sorted(connections) for _, connections in found] == [list(range(1, size))] + [[0]] * (size - 1)
     for rank in range(1, size):
         found[rank][1][0].sendall(bytes([rank]))
@@ -53,13 +53,13 @@ def test_traces_of_earlier_processes_do_not_mislead():
 
 def test_strangers_are_sent_away():
     store, met = HashStore(), []
-    first = threading.Thread(target=lambda: met.append(meet(store, 0, 2, 0)))
+    first = threading.Thread(target=lambda: met.append(gather_peers(store, 0, 2, 0)))
     first.start()
     port, key = json.loads(store.get("metakm/where"))
     for words in (b"GET / HTTP/1.1\n", b'{"key": "guessed", "rank": 1, "host": "x", "node": 0}\n', b"[]\n", b""):
         with socket.create_connection(("localhost", port)) as stranger:
             stranger.sendall(words)
-    _, connections = meet(store, 1, 2, 0)
+    _, connections = gather_peers(store, 1, 2, 0)
     first.join()
     assert key not in ("", "guessed")
     for connection in (*connections.values(), *met[0][1].values()):
@@ -67,12 +67,12 @@ def test_strangers_are_sent_away():
 
 
 def test_who_does_not_come_is_named(monkeypatch):
-    monkeypatch.setattr(meeting, "MEETING_SECONDS", 0.3)
+    monkeypatch.setattr(meeting, "RENDEZVOUS_SECONDS", 0.3)
     with pytest.raises(UserError, match="Expected 3 processes, got none with the rank 1, 2 within 0 seconds"):
-        meet(HashStore(), 0, 3, 0)
+        gather_peers(HashStore(), 0, 3, 0)
     store = HashStore()
     with socket.create_server(("localhost", 0)) as gone:
         port = gone.getsockname()[1]
     store.set("metakm/where", json.dumps([port, "old"]))
     with pytest.raises(UserError, match=r"Expected to reach process 0 on localhost, got .*refused"):
-        meet(store, 1, 3, 0)
+        gather_peers(store, 1, 3, 0)

@@ -120,7 +120,7 @@ def test_process_0_counts_what_all_have_done(group):
 def test_a_failure_of_torch_is_left_to_the_watch(group):
     watches, lost, connections = group(2, silent=[1])
     connections[0].close()
-    with pytest.raises(RuntimeError, match="peer"), watches[0].judging():
+    with pytest.raises(RuntimeError, match="peer"), watches[0].guard_collective():
         raise RuntimeError("Connection closed by peer")
     assert lost[0], "the process would have ended before the error"
 

@@ -14,12 +14,12 @@ from metakm.data.tiny_imagenet import split_classes
 from metakm.errors import UserError
 from metakm.experiments.batches import Batches, pad_crop, resized_crop
 from metakm.experiments.classification import (
+    first_per_class,
     labels_of,
     load_cifar10,
     load_image_folder,
     load_tiny_imagenet_classes,
     split_members,
-    take,
 )
 from metakm.experiments.fine_grained import load_fine_grained
 
@@ -218,7 +218,7 @@ def test_an_empty_folder_is_no_dataset(tmp_path, name, folder):
 
 def test_take_keeps_the_first_of_each_class(flat):
     train = load_image_folder(flat, side=4).train
-    few = take(train, 3)
+    few = first_per_class(train, 3)
     assert values(few) == values(train)[:3] + values(train)[14:17]
     assert few.counts.tolist() == [3, 3]
 

@@ -8,12 +8,12 @@ from small import gradients, random_episodes, small_strategy
 from metakm.learning.inner_loop import meta_loss
 from metakm.modulation import modulate
 from metakm.ops.conv2d import Geometry, convolve
-from metakm.ops.modulator_mlp import two_layers
+from metakm.ops.modulator_mlp import two_layer_mlp
 from metakm.ops.norm_relu_pool import batch_norm_relu
 
 
 def modulator(columns, first, second):
-    return two_layers(columns, first, second, 2)
+    return two_layer_mlp(columns, first, second, 2)
 
 
 def norm(x, weight, bias):

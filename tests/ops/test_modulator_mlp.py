@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metakm.ops.modulator_mlp import two_layers
+from metakm.ops.modulator_mlp import two_layer_mlp
 
 TASKS, PIXELS, OUT, IN = 2, 4, 3, 2
 
@@ -20,7 +20,7 @@ def plain(columns, first, second):
 
 
 def ours(columns, first, second):
-    return two_layers(columns, first, second, OUT)
+    return two_layer_mlp(columns, first, second, OUT)
 
 
 def test_forward_equals_the_formula_and_has_its_channels_innermost():

@@ -18,7 +18,7 @@ from metakm.ops import conv2d as convolution
 from metakm.ops import modulator_mlp as modulator
 from metakm.ops import norm_relu_pool as normalisation
 from metakm.ops.conv2d import Geometry
-from metakm.ops.modulator_mlp import two_layers
+from metakm.ops.modulator_mlp import two_layer_mlp
 from metakm.ops.norm_relu_pool import batch_norm_relu
 from metakm.ops.triton import conv2d as convolution_kernels
 
@@ -147,7 +147,7 @@ def modulators():
     ):
         columns = 0.5 * torch.randn(k, filters * channels)
         first, second = (torch.eye(k) + 0.3 * torch.randn(tasks, k, k) for _ in range(2))
-        found = both(lambda *a, n=filters: two_layers(*a, n), [columns, first, second], which)
+        found = both(lambda *a, n=filters: two_layer_mlp(*a, n), [columns, first, second], which)
         yield f"modulator {name} {which}", found
 
 

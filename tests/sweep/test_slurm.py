@@ -19,7 +19,7 @@ from metakm.sweep.__main__ import main
 from metakm.sweep.job import Outcome, RunJob
 from metakm.sweep.options import parse_sweep
 from metakm.sweep.plan import expand, make_plan
-from metakm.sweep.pool import NotTakenError, Pool, _slurm_parameters
+from metakm.sweep.pool import Pool, SubmissionError, _slurm_parameters
 from metakm.sweep.slurm import SlurmQueue, outcome_of
 
 pytestmark = [
@@ -358,7 +358,7 @@ def test_a_controller_that_restarts_is_waited_for(jobs, capsys):
     jobs.send("waits", "sleep 60")
     jobs.until_running()
     jobs.cluster.end("slurmctld")
-    with pytest.raises(NotTakenError, match="Unable to contact slurm controller") as caught:
+    with pytest.raises(SubmissionError, match="Unable to contact slurm controller") as caught:
         pool.submit(expand(options, rest)[0], 0)
     assert caught.value.silent
     assert "Unable to contact" in jobs.queue.look()

@@ -34,7 +34,7 @@ from metakm.sweep.job import Outcome, RunJob
 from metakm.sweep.messages import outcome_text
 from metakm.sweep.options import SweepOptions, parse_sweep
 from metakm.sweep.plan import Planned, expand, inspect, make_plan
-from metakm.sweep.pool import NotTakenError, Pool, cores
+from metakm.sweep.pool import Pool, SubmissionError, cores
 from metakm.sweep.status import Pace, status_text
 from metakm.sweep.sweeper import Sweeper
 from metakm.table.__main__ import main as make_table
@@ -499,7 +499,7 @@ def test_a_job_beyond_the_limit_of_a_cluster_waits_for_another_to_end(planned, m
 
     def submit(*_):
         if len(running) == 2:
-            raise NotTakenError("limit of 2 jobs")
+            raise SubmissionError("limit of 2 jobs")
         running.append(Job())
         most.append(len(running))
         return running[-1]
@@ -544,7 +544,7 @@ def test_runs_wait_while_a_cluster_does_not_answer_but_not_without_end(planned, 
     def submit(*_):
         tries.append(1)
         if len(tries) < 3:
-            raise NotTakenError("no answer", silent=True)
+            raise SubmissionError("no answer", silent=True)
         return Ended()
 
     monkeypatch.setattr("metakm.sweep.sweeper.PATIENCE_SECONDS", patience)

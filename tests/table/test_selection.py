@@ -17,7 +17,7 @@ from metakm.table.blocks import build_table
 from metakm.table.collect import Collection, read_runs
 from metakm.table.layouts.compact import WIDTH
 from metakm.table.rendering import render_table
-from metakm.table.selection import main_table, only, sort_by_accuracy
+from metakm.table.selection import main_table, select_strategies, sort_by_accuracy
 from metakm.table.setting import TABLE3
 
 LINES = 45
@@ -134,12 +134,12 @@ def test_a_folder_without_a_run_shows_what_was_published(tmp_path):
 def test_only_some_strategies(tmp_path):
     for algo in ("km", "anil", "maml"):
         write_run(tmp_path / algo, algo, SIX_HUNDRED)
-    table = main_table(only(table_of(tmp_path), ["km"]))
+    table = main_table(select_strategies(table_of(tmp_path), ["km"]))
     assert [row.label for row in table.blocks[0].rows] == ["KM (the paper)", "km (quick)"]
     assert table.hidden == 0
     assert {c.second.algo for c in table.comparisons} == {"anil", "maml"}
     with pytest.raises(UserError, match="Expected --only to be one of anil, km, maml, got 'kn'"):
-        only(table_of(tmp_path), ["kn"])
+        select_strategies(table_of(tmp_path), ["kn"])
 
 
 def test_best_first_by_column_and_published_rows_above(tmp_path):

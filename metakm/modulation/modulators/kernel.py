@@ -30,7 +30,7 @@ from metakm.modulation.coverage import check_plain
 from metakm.modulation.modulators.registry import register_modulator
 from metakm.ops.autograd import without_autocast
 from metakm.ops.conv2d import plain_strides
-from metakm.ops.modulator_mlp import two_layers
+from metakm.ops.modulator_mlp import two_layer_mlp
 
 Activation = Literal["tanh", "sin", "leaky_relu", "relu"]
 Initialisation = Literal["identity", "orthogonal", "diagonal"]
@@ -107,7 +107,7 @@ class KernelModulator(nn.Module):
         return plain_strides(modulated.contiguous() if kernel.is_contiguous() else modulated, self.kernel_size)
 
     def _by_pixel(self, columns: Tensor, out_channels: int) -> Tensor:
-        network = self._two_layers if self._as_published(columns) else self._layers
+        network = self._fused_layers if self._fused_applies(columns) else self._layers
         if self.scale is None:
             return network(columns, out_channels)
         scaled = columns / self.scale
@@ -120,17 +120,17 @@ class KernelModulator(nn.Module):
             columns = _activations[self.activation](columns)
         return columns
 
-    def _as_published(self, columns: Tensor) -> bool:
+    def _fused_applies(self, columns: Tensor) -> bool:
         """Whether the closed form serves; under torch.func and tracing, plain operations do."""
         looked_into = torch._C._functorch.maybe_current_level() is not None or torch._C._get_tracing_state() is not None
         published = len(self.layers) == 2 and self.activation == "tanh" and not self.diagonal
         return published and columns.dim() == 2 and not looked_into
 
-    def _two_layers(self, columns: Tensor, out_channels: int) -> Tensor:
+    def _fused_layers(self, columns: Tensor, out_channels: int) -> Tensor:
         first, second = self.layers
         if first.dim() == 2:
-            return two_layers(columns, first.unsqueeze(0), second.unsqueeze(0), out_channels).squeeze(0)
-        return two_layers(columns, first, second, out_channels)
+            return two_layer_mlp(columns, first.unsqueeze(0), second.unsqueeze(0), out_channels).squeeze(0)
+        return two_layer_mlp(columns, first, second, out_channels)
 
     def _layers(self, columns: Tensor, out_channels: int) -> Tensor:
         activation = _activations[self.activation]

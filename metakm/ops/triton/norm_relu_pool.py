@@ -15,12 +15,12 @@ BLOCK_ROWS = 16
 
 
 class Forward(NamedTuple):
-    """What the derivatives need: y as small as the windows, mean and r by channel, uint8 places (None: no pooling)."""
+    """What the derivatives need: pooled y, mean and r by channel, and uint8 `pool_indices` (None: no pooling)."""
 
     y: Tensor
     mean: Tensor
     inverse: Tensor
-    places: Tensor | None
+    pool_indices: Tensor | None
 
 
 class _Plan:
@@ -72,19 +72,19 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool) -> 
         x, parts, plan.rows, plan.channels, each, n_parts, BLOCK_R=BLOCK_ROWS, BLOCK_C=plan.block,
     )  # fmt: skip
     y = torch.empty(plan.y_shape, dtype=x.dtype, device=x.device)
-    places = torch.empty_like(y, dtype=torch.uint8) if pool else None
+    pool_indices = torch.empty_like(y, dtype=torch.uint8) if pool else None
     mean, inverse = _by_channel(x, 2)
     launch(
         kernels.forward_kernel, plan.grid(plan.outputs),
-        x, weight.contiguous(), bias.contiguous(), parts, y, y if places is None else places, mean, inverse,
+        x, weight.contiguous(), bias.contiguous(), parts, y, y if pool_indices is None else pool_indices, mean, inverse,
         plan.outputs, *plan.sizes, plan.rows, n_parts, eps, POOL=pool, **plan.blocking(n_parts),
     )  # fmt: skip
-    return Forward(y.permute(0, 3, 1, 2), mean, inverse, places)
+    return Forward(y.permute(0, 3, 1, 2), mean, inverse, pool_indices)
 
 
 def backward(grad: Tensor, x: Tensor, weight: Tensor, saved: Forward) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of x, gamma and beta."""
-    plan, per_window = _Plan(x, saved.places is not None), _per_window(grad, saved)
+    plan, per_window = _Plan(x, saved.pool_indices is not None), _per_window(grad, saved)
     parts, n_parts = _reduced(plan, None, x, per_window, saved)
     grad_x = torch.empty_like(x)
     sum_gx, sum_g = _by_channel(x, 2)
@@ -107,7 +107,7 @@ def second(
     """What `cotangents` of `backward`'s three results give for grad, x and gamma; `sums` are its last two."""
     v, a, b = cotangents
     v = torch.zeros_like(x) if v is None else channels_last(v)
-    plan, per_window = _Plan(x, saved.places is not None), _per_window(grad, saved)
+    plan, per_window = _Plan(x, saved.pool_indices is not None), _per_window(grad, saved)
     parts, n_parts = _reduced(plan, v, x, per_window, saved)
     for_g, for_x, for_weight = torch.empty_like(saved.y), torch.empty_like(x), torch.empty_like(saved.mean)
     launch(
@@ -121,8 +121,8 @@ def second(
 
 
 def _per_window(grad: Tensor, saved: Forward) -> tuple[Tensor, Tensor, Tensor]:
-    """What the kernels read of each window; without pooling there are no places to be read."""
-    return channels_last(grad), saved.y, saved.y if saved.places is None else saved.places
+    """What the kernels read of each window; without pooling there are no indices to read."""
+    return channels_last(grad), saved.y, saved.y if saved.pool_indices is None else saved.pool_indices
 
 
 def _reduced(

@@ -55,7 +55,7 @@ def forward_kernel(
     windows, height, width, high, wide, channels, count, n_parts, eps,
     POOL: tl.constexpr, PARTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Mean and r from the parts of `sum_kernel`; y, and with pooling the places."""
+    """Mean and r from the parts of `sum_kernel`; y, and with pooling its indices."""
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     known = c < channels
     shift = tl.load(x_ptr + c, mask=known, other=0.0).to(tl.float32)
