@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend."""
+"""The error for mistakes that the user can fix."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input or a missing file. Commands print its text alone and exit with code 2, without a traceback.
+    """Bad input or a missing file. Commands print only its text, without a traceback, and exit with code 2.
 
     The text reads "Expected ..., got ...; do this".
     """
 
 
 def missing_extra(package: str, extra: str, task: str) -> UserError:
-    """Build the error for a package of an extra that is not installed; `task` is what needs it."""
+    """Build the error for a package of an extra that is not installed; `task` names what needs it."""
     return UserError(f"Expected {package} for {task}, got none; run `pip install 'metakm[{extra}]'`")
 
 

@@ -1,4 +1,4 @@
-"""What ends a command, as its exit code."""
+"""The exit code of a command, from its result or its error."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from metakm.errors import UserError
 def exit_code(
     command: Callable[[], int], again: str = "add --resume to the same command", *, resumes: bool = True
 ) -> int:
-    """Call a command; print what ended it early, and how to go on. See `robust_streams` for where it prints.
+    """Call a command. If it ends early, print why and what to do next; see `robust_streams` for where.
 
-    The command's own code, or 1 for a file that cannot be written, 2 for the user's mistake, 130 for an interrupt.
+    Returns the command's own code, or 1 for a file that cannot be written, 2 for a user error, 130 for an interrupt.
 
     Args:
         resumes: whether the command writes checkpoints.
@@ -24,7 +24,7 @@ def exit_code(
         with robust_streams():
             return _exit_code(command, again, stopped)
     except OSError as error:  # what was printed cannot be written
-        log_line(f"error: {error}; mend that, then {again}")
+        log_line(f"error: {error}; fix this, then {again}")
         return 1
 
 
@@ -35,7 +35,7 @@ def _exit_code(command: Callable[[], int], again: str, stopped: str) -> int:
         log_line(f"error: {error}")
         return 2
     except OSError as error:
-        log_line(f"error: {error}; mend that, then {again}")
+        log_line(f"error: {error}; fix this, then {again}")
         return 1
     except KeyboardInterrupt:
         log_line(stopped)

@@ -1,4 +1,4 @@
-"""Flags of a command from the fields of a dataclass, by tyro, alike in every command."""
+"""Command-line flags from the fields of a dataclass, with tyro, in the same way for every command."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _T = TypeVar("_T")
 
 
 def read_options(options: type[_T], prog: str, arguments: Sequence[str] | None = None, default: _T | None = None) -> _T:
-    """Read a dataclass from flags. Prints help and exits with code 0, or an error and exits with code 2, where it must.
+    """Read a dataclass from flags. --help exits with code 0, a flag that tyro refuses with code 2.
 
-    The help opens with the docstring of `options`, of which tyro puts each paragraph on one line: keep each to 80
+    The help opens with the docstring of `options`. tyro puts each of its paragraphs on one line, so keep each below 80
     characters.
 
     Args:
         arguments: those of the process if None.
-        default: values where there is no flag; the dataclass's own defaults if None.
+        default: values of the flags that are not given; the dataclass's own defaults if None.
 
     Raises:
-        UserError: a value that is none of its flag's choices, or that the dataclass itself refuses.
+        UserError: a value that is not among its flag's choices, or that the dataclass refuses.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     start: dict[str, Any] = {} if default is None else {"default": default}
@@ -52,10 +52,10 @@ def _read(options: type[Any], prog: str, arguments: Sequence[str], **more: Any) 
 
 
 def with_paths_expanded(options: _T) -> _T:
-    """The dataclass with ~ as the user's home in its paths: in `--out=~/results` no shell expands it.
+    """The dataclass with ~ expanded in its paths, as no shell does in `--out=~/results`.
 
     Raises:
-        UserError: the home of a user that is not known.
+        UserError: the home of an unknown user.
     """
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(options):  # type: ignore[arg-type]
@@ -68,7 +68,7 @@ def with_paths_expanded(options: _T) -> _T:
 
 
 def texts_given(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str | None]:
-    """The texts behind the flags of the named fields, unchecked; None where there is none."""
+    """The raw values of the named fields' flags, unchecked; None for a flag that is not given."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in names:
         parser.add_argument(flag(name), default=None, nargs="?")
@@ -76,7 +76,7 @@ def texts_given(arguments: Sequence[str], names: Sequence[str]) -> dict[str, str
 
 
 def list_given(arguments: Sequence[str], name: str) -> list[str]:
-    """All texts behind the flag of a field that takes several, unchecked."""
+    """All raw values of a flag that takes several, unchecked."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(flag(name), default=[], nargs="*", dest="texts")
     texts: list[str] = parser.parse_known_args(arguments)[0].texts
@@ -84,7 +84,7 @@ def list_given(arguments: Sequence[str], name: str) -> list[str]:
 
 
 def _check_choices(options: type[Any], arguments: Sequence[str]) -> None:
-    """Tyro names the choices of a flag too, but not the nearest to what was given."""
+    """Check choices before tyro does, whose message lists them without the nearest one."""
     hints = get_type_hints(options)
     choices = {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Literal}
     for name, text in texts_given(arguments, list(choices)).items():
@@ -98,12 +98,12 @@ def flag(name: str) -> str:
 
 
 def off_flag(name: str) -> str:
-    """The flag that turns a field off which is on by default, such as `--no-zero-head`."""
+    """The flag that turns off a field that is on by default, such as `--no-zero-head`."""
     prefix, _, own = name.rpartition(".")
     return flag(f"{prefix}.no_{own}" if prefix else f"no_{own}")
 
 
 def require(condition: bool, field: str, expected: str, value: object) -> None:
-    """Raise UserError that names the flag of a field, unless the condition holds."""
+    """Raise a UserError that names the field's flag, unless the condition holds."""
     if not condition:
         raise UserError(f"Expected {flag(field)} to be {expected}, got {value}")

@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal, plain lines elsewhere, nothing if quiet."""
+"""Progress on standard error: a bar on a terminal, plain lines elsewhere, nothing when quiet."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ LINE_SECONDS = 15.0  # between plain lines, and between reports
 
 
 class Progress:
-    """Counts `total` steps, `start` of them done before, with the smoothed loss and accuracy of the last ones.
+    """Counts `total` steps, `start` of them already done, and smooths the loss and accuracy of the latest ones.
 
     Args:
-        report: called as often as a plain line is due, bar or not, quiet or not, with the figures as JSON values.
+        report: called whenever a plain line is due, even with a bar or when quiet, with the figures as JSON values.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Progress:
             self.bar.close()
 
     def advance(self, steps: int = 1, loss: float | None = None, accuracy: float | None = None) -> None:
-        """Count steps; show them if it is time."""
+        """Count steps, and show them when an update is due."""
         self.done += steps
         self.loss = _smooth(self.loss, loss)
         self.accuracy = _smooth(self.accuracy, accuracy)
@@ -81,13 +81,13 @@ class Progress:
 
 
 def log_line(line: str) -> None:
-    """Print to standard error, if there is one (a daemon or a windowed program may have none)."""
+    """Print to standard error, if there is one (daemons and GUI programs may have none)."""
     if sys.stderr is not None:
         print(line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def duration(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are any."""
+    """Minutes and seconds, and hours if there are any."""
     return str(tqdm.format_interval(seconds))
 
 

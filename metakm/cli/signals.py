@@ -14,7 +14,7 @@ class StopRequest:
     """A context in which the first SIGINT or SIGTERM sets `requested` instead of raising.
 
     Args:
-        once: a second signal changes nothing. A cluster sends several, and kills what takes too long.
+        once: ignore further signals. A cluster sends several, and kills what takes too long.
     """
 
     def __init__(self, *, once: bool = False) -> None:
@@ -45,7 +45,7 @@ class StopRequest:
 
 
 class Stoppable(Protocol):
-    """What says whether a stop was requested."""
+    """Anything that knows whether a stop was requested."""
 
     @property
     def requested(self) -> bool:
@@ -53,7 +53,7 @@ class Stoppable(Protocol):
 
 
 def stop_on_request(stop: Stoppable, progress: Callable[[int], None]) -> Callable[[int], None]:
-    """A `progress` that raises StopIteration, when it has done its work, once a stop is requested."""
+    """A `progress` callback that does its work and then raises StopIteration if a stop was requested."""
 
     def advance(done: int) -> None:
         progress(done)

@@ -1,4 +1,4 @@
-"""Standard output and error that a command can always write to."""
+"""Standard output and error that can always be written to."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import TextIO, cast
 
 @contextlib.contextmanager
 def robust_streams() -> Iterator[None]:
-    """Within the block a command goes on, to the exit code of its work, when nobody reads what it prints.
+    """Within the block, a command keeps working when nobody reads what it prints, and ends with its usual exit code.
 
-    Standard output or error then leads nowhere: after the reader has gone (`| head`, a closed terminal), or where there
-    is none (`2>&-`, daemons, windowed programs). At the end of the block both are flushed.
+    Output is discarded once its reader is gone (`| head`, a closed terminal), or if there never was one (`2>&-`,
+    daemons, GUI programs). Both streams are flushed at the end of the block.
 
     Raises:
-        OSError: at the end, what was printed cannot be written for another reason, such as a full disk.
+        OSError: at the end, if output cannot be written for another reason, such as a full disk.
     """
     _reserve_standard_descriptors()
     with contextlib.ExitStack() as stack:
@@ -34,10 +34,10 @@ def robust_streams() -> Iterator[None]:
 
 
 class _RobustStream:
-    """A stream that turns to nowhere once its reader has gone."""
+    """A stream that discards what is written once its reader is gone."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream, self._terminal = stream, stream.isatty()  # a terminal that has gone is none any more
+        self._stream, self._terminal = stream, stream.isatty()  # asked now, because a closed terminal is no longer one
 
     def write(self, text: str) -> int:
         try:
@@ -56,10 +56,10 @@ class _RobustStream:
         return getattr(self._stream, name)
 
     def _redirect_to_null(self, error: OSError) -> None:
-        """Point the descriptor to nowhere, also for what the stream has kept, and for libraries that write to it.
+        """Point the descriptor at the null device, for buffered output and for libraries that write to it, too.
 
         Raises:
-            OSError: `error`, unless it is that the reader has gone.
+            OSError: `error`, unless it says that the reader is gone.
         """
         nowhere = os.open(os.devnull, os.O_WRONLY)
         with contextlib.suppress(OSError):  # a stream without a descriptor
@@ -77,9 +77,9 @@ def _robust(stream: TextIO | None, stack: contextlib.ExitStack) -> TextIO:
 
 
 def _reserve_standard_descriptors() -> None:
-    """Open the closed ones of 0, 1 and 2, so that no file gets their number, and what libraries print."""
+    """Open those of 0, 1 and 2 that are closed, or a file would get the number, and with it what libraries print."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number

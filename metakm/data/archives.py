@@ -20,7 +20,7 @@ from metakm.errors import UserError
 
 Read = Callable[[str], bytes]
 LARGEST_FILE = 64 * 2**20
-"""Bytes of one unpacked file, far above any image of these datasets: more is damage, or meant to fill the memory."""
+"""Bytes of one unpacked file, far above any image of these datasets. A larger one is damaged or hostile."""
 
 
 class Source(abc.ABC):
@@ -35,7 +35,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def opened(self) -> contextlib.AbstractContextManager[Read]:
-        """Open for reading: gives a function from a name to the file's bytes, which raises UserError."""
+        """Open for reading: yields a function that maps a name to the file's bytes, and raises UserError."""
 
     @abc.abstractmethod
     def stamps(self) -> list[tuple[str, int, int]]:
@@ -74,7 +74,7 @@ class ZipSource(Source):
                         return read_bounded(file, where, LARGEST_FILE)
                 except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, LookupError) as error:
                     raise _unreadable(where, error) from error
-                except (RuntimeError, ValueError) as error:  # encrypted, or a method that is not known here
+                except (RuntimeError, ValueError) as error:  # encrypted, or an unknown compression method
                     raise _unreadable(where, error) from error
 
             yield read
@@ -104,13 +104,13 @@ class TarSource(Source):
 
         def read(name: str) -> bytes:
             if name not in files:
-                raise UserError(f"Expected a readable file, got none of the name {name} in {self.path}; fetch it again")
+                raise UserError(f"Expected a readable file, got no {name} in {self.path}; fetch it again")
             return files[name]
 
         yield read
 
     def first(self, names: Collection[str]) -> dict[str, bytes]:
-        """Read some files, and the archive no further than needed. Raises UserError if one is not there."""
+        """Read some files, and no more of the archive than needed. Raises UserError if one is missing."""
         found: dict[str, bytes] = {}
         with contextlib.closing(tar_files(self.path, LARGEST_FILE)) as files:
             for name, data in files:
@@ -126,7 +126,7 @@ class TarSource(Source):
         return [_stamp(self.path, self.path.name)]
 
 
-_LINKED_LEVELS = 2  # a class is at most in the folder of a split
+_LINKED_LEVELS = 2  # a class lies at most one level down, in the folder of a split
 
 
 class FolderSource(Source):
@@ -135,8 +135,8 @@ class FolderSource(Source):
     def names(self) -> list[str]:
         """List the files at any depth, without hidden ones and those in hidden folders (see `is_hidden`).
 
-        Links to folders are followed in the upper two levels, where classes are, if they lead elsewhere: one into this
-        folder would bring its files twice, one to a folder that it is in would never end.
+        Links to folders are followed in the upper two levels, where classes are, if they lead elsewhere: a link into
+        this folder would list its files twice, and one to a parent folder would never end.
         """
         return [name for name, _ in self._walk()]
 
@@ -170,7 +170,7 @@ class FolderSource(Source):
         return sorted(found)
 
     def _should_enter(self, folder: Path) -> bool:
-        """Whether to look into a folder: no link, or one to be followed."""
+        """Whether to enter a folder: it is no link, or one to follow."""
         if not folder.is_symlink():
             return True
         top, here, target = self.path.resolve(), folder.parent.resolve(), folder.resolve()
@@ -202,7 +202,7 @@ def find_source(folders: Iterable[Path], names: Iterable[str]) -> Source | None:
 
 
 def unwrap_folder(path: Path) -> Path:
-    """The folder, or the one of the same name that is all it has: unpacking into a folder of that name makes two."""
+    """The folder, or its only subfolder if that has the same name, as unpacking into such a folder makes it."""
     inner = path / path.name
     if not inner.is_dir():
         return path
@@ -212,11 +212,11 @@ def unwrap_folder(path: Path) -> Path:
 
 
 def missing(wanted: str, folders: Iterable[Path], remedy: str) -> UserError:
-    """Build the error for a dataset that is not there."""
+    """Build the error for a missing dataset."""
     places = ", ".join(str(folder) for folder in folders)
     return UserError(
         f"Expected {wanted} in one of {places}, got none; {remedy}, "
-        "or take the built-in dataset, which needs no files: --dataset glyphs"
+        "or use the built-in dataset, which needs no files: --dataset glyphs"
     )
 
 
@@ -225,7 +225,7 @@ def _stamp(path: Path, name: str) -> tuple[str, int, int]:
         try:
             status = path.stat()
         except FileNotFoundError:
-            status = path.lstat()  # a dangling link may be none of the files to read
+            status = path.lstat()  # a dangling link, which may not be among the files to read
     except OSError as error:
         raise _unreadable(str(path), error) from error
     return name, status.st_size, status.st_mtime_ns

@@ -1,4 +1,4 @@
-"""A batch of episodes, and what makes one."""
+"""A batch of episodes, and the interface of what draws them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Episodes:
         return len(self.index)
 
     def __getitem__(self, tasks: int | slice) -> Episodes:
-        """Take some of the tasks; the task axis stays, also for a single one. No copy.
+        """Select tasks without copying; the task axis stays, even for a single task.
 
         Raises IndexError for a number outside the batch.
         """
@@ -72,7 +72,7 @@ class Episodes:
 
 
 class EpisodeSource(Protocol):
-    """What draws episodes by number; `EpisodeSampler` does, and so may your own."""
+    """Anything that draws episodes by number, such as `EpisodeSampler` or a class of your own."""
 
     def batch(self, index: int, tasks: int) -> Episodes:
         """Episodes number `index`, ..., `index + tasks - 1`."""

@@ -1,8 +1,8 @@
 """Decoded splits on disk: a uint8 `.npy` and a JSON sidecar that pins its content.
 
-A pair that is missing, damaged or of another format is decoded again; a cache that cannot be written is done
-without. The checksum is taken again only when size or time of the `.npy` are not those of the last check, so that
-later uses read no more of a large split than the images they draw.
+A pair that is missing, damaged or in another format is decoded again; if the cache cannot be written, it is not used.
+The checksum is recomputed only if the size or time of the `.npy` has changed since the last check, so that later uses
+of a large split read only the images that they draw.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """What decoding one split of a dataset will give.
+    """What decoding one split of a dataset will produce.
 
     classes: the classes of all three splits; image_shape: (C, H, W);
     arrays: starts decoding; yields one uint8 `[count, C, H, W]` per class of the split, in the order of `classes`.
-    also: further splits, whose arrays follow: those that are cheaper to decode along than later.
+    also: further splits, whose arrays follow, because they are cheaper to decode now than later.
     """
 
     classes: Mapping[str, Classes]
@@ -51,7 +51,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Entry:
-    """What the cache is asked for: a split of a dataset, made from sources with this fingerprint."""
+    """A request to the cache: a split of a dataset, made from sources with this fingerprint."""
 
     name: str
     split: str
@@ -60,15 +60,15 @@ class Entry:
 
     @property
     def path(self) -> Path:
-        """The `.npy`; its sidecar lies beside it as `.json`."""
+        """The `.npy`; its `.json` sidecar is next to it."""
         return cache_folder() / "arrays" / f"{self.name}-{self.split}-{self.fingerprint}.npy"
 
 
 def cache_folder() -> Path:
-    """METAKM_CACHE, or the user's cache folder of the platform.
+    """METAKM_CACHE, or the platform's cache folder of the user.
 
     Raises:
-        UserError: neither is there: a user without a home, as in a container under a number of its own.
+        UserError: there is neither, as for a user without a home in a container.
     """
     chosen = os.environ.get("METAKM_CACHE")
     if chosen:
@@ -82,7 +82,7 @@ def cache_folder() -> Path:
 
 
 def cached(entry: Entry, plan: Callable[[], Plan]) -> FewShotDataset:
-    """Load a split from the cache, or decode it and leave it there. `plan` is called only to decode.
+    """Load a split from the cache, or decode it and store it there. `plan` is called only to decode.
 
     The images are a read-only memory map; if the cache cannot be written, an array in memory.
     """
@@ -113,7 +113,7 @@ def _load(entry: Entry) -> FewShotDataset:
     if side.get("checked") != [side["sha256"], *stamp]:
         if _sha256(entry.path) != side["sha256"]:
             raise _DamagedError("Expected the checksum of the sidecar, got another")
-        with contextlib.suppress(OSError):  # a cache that is read only is checked every time
+        with contextlib.suppress(OSError):  # a read-only cache is checked every time
             _write_side(entry, {**side, "checked": [side["sha256"], *stamp]})
     images = np.load(entry.path, mmap_mode="r", allow_pickle=False)
     classes = [(str(name), operator.index(count)) for name, count in side["classes"]]
@@ -121,7 +121,7 @@ def _load(entry: Entry) -> FewShotDataset:
 
 
 def _store(entry: Entry, plan: Plan) -> None:
-    """Decode and write the split, and those that come along."""
+    """Decode and write the split, and the further splits of its plan."""
     arrays = plan.arrays()
     for split in (entry.split, *plan.also):
         _store_split(replace(entry, split=split), plan, arrays)
@@ -204,7 +204,7 @@ def _sha256(path: Path) -> str:
 
 
 class _Hashing:
-    """A file for writing that hashes what passes through."""
+    """A writable file that hashes what is written."""
 
     def __init__(self, file: IO[bytes], digest: Any) -> None:
         self._file, self._digest = file, digest

@@ -47,7 +47,7 @@ class FewShotDataset:
         _check_classes(self.class_names, self.offsets, len(self.images))
 
     def __getstate__(self) -> dict[str, Any]:
-        """The fields alone, for pickles and copies: what is made of them is made again."""
+        """Only the fields, for pickles and copies; what is derived from them is derived again."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     @property
@@ -58,7 +58,7 @@ class FewShotDataset:
 
     @property
     def n_classes(self) -> int:
-        """How many classes this split has."""
+        """Number of classes in this split."""
         return len(self.class_names)
 
     @property
@@ -87,7 +87,7 @@ class FewShotDataset:
         split: str = "train",
         rotations: bool = False,
     ) -> FewShotDataset:
-        """Make a dataset of your own arrays.
+        """Make a dataset from your own arrays.
 
         images: uint8 `[M, C, H, W]`; labels: `[M]`, all numbers or all strings, in any order. Classes are sorted by
         label and keep the order of their images. `split_hash` then covers this split alone. Copies the images.
@@ -97,7 +97,7 @@ class FewShotDataset:
         pictures, marks = np.asarray(images), label_array(labels)
         if pictures.ndim < 1 or len(marks) != len(pictures):
             raise UserError(
-                f"Expected one label an image, got labels {list(marks.shape)} for images "
+                f"Expected one label per image, got labels {list(marks.shape)} for images "
                 f"{list(pictures.shape)}; pass labels as [M] and images as [M, C, H, W]"
             )
         kinds, counts = np.unique(marks, return_counts=True)
@@ -116,11 +116,11 @@ class FewShotDataset:
     def from_dataset(
         cls, dataset: Any, *, name: str = "custom", split: str = "train", rotations: bool = False
     ) -> FewShotDataset:
-        """Make a dataset of a `torch.utils.data.Dataset` with a length, whose items are pairs of image and label.
+        """Make a dataset from a `torch.utils.data.Dataset` with a length, whose items are pairs of image and label.
 
         An image is a PIL image in mode "L" or "RGB", or a tensor or array `[C, H, W]` of uint8, or of floats in
-        [0, 1], which are rounded to multiples of 1/255; all have one size. A label is a number or a string. Reads every
-        item once, in order, and keeps all images in memory, a byte a value. For the rest see `from_arrays`.
+        [0, 1], which are rounded to multiples of 1/255; all have the same size. A label is a number or a string. Reads
+        every item once, in order, and keeps all images in memory, a byte per value. Otherwise see `from_arrays`.
 
         Raises UserError for a dataset without a length, and for an item that does not fit, which it numbers.
         """

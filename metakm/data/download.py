@@ -1,4 +1,4 @@
-"""Fetching a file whose checksum is known. It appears under its name only when it is whole and right."""
+"""Download a file whose checksum is known. It appears under its name only once it is complete and correct."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ def download(url: str, path: Path, md5: str, limit: int) -> None:
     """Fetch `url` to `path`.
 
     Args:
-        md5: hex digits, as published by whoever offers the file; against damage and mistakes. Against forgery stands
-            https.
+        md5: hex digits, as published with the file; it detects damage and mistakes. https protects against forgery.
         limit: bytes after which to give up.
 
     Raises:
-        OSError: no https, no connection, silence for `TIMEOUT` seconds, an error of the server, or a file that is cut
-            off, too long or of another checksum. Nothing is left at `path` then.
+        OSError: no https, no connection, silence for `TIMEOUT` seconds, a server error, or a file that is truncated,
+            too long or has another checksum. `path` then stays as it was.
     """
     _require_scheme(url)
     try:
@@ -47,7 +46,7 @@ def download(url: str, path: Path, md5: str, limit: int) -> None:
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *arguments: Any) -> urllib.request.Request | None:
-        """Refuse to be sent from https to anything else."""
+        """Refuse a redirect from https to anything else."""
         _require_scheme(arguments[-1])
         return super().redirect_request(*arguments)
 
@@ -55,10 +54,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 def _check(response: http.client.HTTPResponse, url: str, size: int, right: bool) -> None:
     announced = response.headers.get("Content-Length", "")
     if announced.isdigit() and size < int(announced):
-        raise OSError(f"Expected {announced} bytes from {url}, got {size}: the connection was cut off")
+        raise OSError(f"Expected {announced} bytes from {url}, got {size}: the connection was lost")
     if not right:
         kind = response.headers.get_content_type()
-        page = ", a web page: is there a proxy or a log-in in between?" if kind == "text/html" else ""
+        page = ", a web page: is there a proxy or a login page in between?" if kind == "text/html" else ""
         raise OSError(f"Expected the file with the published checksum from {url}, got {size} bytes of another{page}")
 
 

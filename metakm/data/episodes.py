@@ -19,7 +19,7 @@ from metakm.data.rng import STREAMS, k_smallest, raw_words, stream_key
 from metakm.errors import UserError
 
 TURNED_BYTES = 2**26
-"""A dataset that rotates keeps its images in all four directions, if one direction takes at most this many bytes."""
+"""A dataset with rotations keeps its images in all four directions if one direction takes at most this many bytes."""
 
 
 class Draw(NamedTuple):
@@ -31,23 +31,23 @@ class Draw(NamedTuple):
 
 
 _HASHED_WORDS = 2**22
-"""How many words of 8 bytes `EpisodeSampler.hash` draws at a time, at most, or one episode's."""
+"""Number of 8-byte words that `EpisodeSampler.hash` draws at a time, unless one episode needs more."""
 
 
 class EpisodeSampler:
     """Draws N-way episodes with K support and Q query images per class.
 
-    Episode number i depends on the dataset's name and split, the seed and i, on nothing else: not on the batch it
-    is part of, on earlier draws, on global random state or on the number of workers. Its classes, their rotations
+    Episode i depends only on the dataset's name and split, the seed and i: not on its batch, earlier draws, global
+    random state or the number of workers. Its classes, their rotations
     and its support images do not depend on `queries` either, and the first classes do not depend on `ways`.
-    Support and query images are different images. If the dataset rotates, each class of a task is turned
-    counter-clockwise by 0, 90, 180 or 270 degrees, support and query alike.
+    Support and query images are different images. If the dataset has rotations, each class of a task is
+    rotated counter-clockwise by 0, 90, 180 or 270 degrees, both support and query.
 
-    With `augment` each image, support and query, is cropped and mirrored at random (see `augmentation.py`). That has
-    a stream of its own, so the same images are drawn as without; it too depends on nothing but what is said above.
+    With `augment` each image, support and query, is cropped and mirrored at random (see `augmentation.py`). This
+    has its own random stream, so the same images are drawn as without it, and it depends only on what is said above.
 
     Raises UserError if the dataset has too few classes or images, or a number is not positive; and for `augment` with
-    a dataset that rotates, or with another split than "train".
+    a dataset with rotations, or with any split but "train".
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class EpisodeSampler:
 
     @property
     def _images(self) -> npt.NDArray[np.uint8]:
-        """A memory map stays mapped. Not an attribute: a pickle would hold the images twice."""
+        """A memory map stays mapped. This is no attribute, or a pickle would hold the images twice."""
         return np.asarray(self.dataset.images)
 
     def batch(self, index: int, tasks: int) -> Episodes:
         """Build episodes number `index`, ..., `index + tasks - 1`, on the CPU.
 
-        Memory: 5 bytes a pixel, four of them kept. A dataset that rotates keeps its images turned (see
+        Memory: 5 bytes per pixel, four of which are kept. A dataset with rotations keeps its rotated images (see
         `TURNED_BYTES`) from the first batch on.
         Raises UserError if `tasks` is below 1 or `index` negative.
         """
@@ -91,8 +91,8 @@ class EpisodeSampler:
     def hash(self, index: int, tasks: int) -> str:
         """Identify these episodes by 16 hex digits: equal if and only if the same images take the same roles.
 
-        An image is known by its class's name and its place there, not by its pixels: two sources of a dataset that
-        agree in the classes and their sizes are one. Nor does `augment` change it.
+        An image is identified by its class and its position there, not by its pixels: sources of a dataset with
+        the same classes and class sizes are equal. `augment` does not change the hash.
 
         Raises UserError as `batch` does.
         """
@@ -108,7 +108,7 @@ class EpisodeSampler:
         return digest.hexdigest()[:16]
 
     def draw(self, index: int, tasks: int) -> Draw:
-        """Choose classes, images and rotations without touching an image.
+        """Choose classes, images and rotations without reading an image.
 
         The words of an episode's stream are: one key per class of the dataset, then for each of the N classes
         one word for the rotation and one key per image (as many as the largest class has).
@@ -142,7 +142,7 @@ class EpisodeSampler:
         return pictures
 
     def _augmentation(self, index: int, tasks: int) -> npt.NDArray[np.uint64]:
-        """A random word for each image, `[T, N, K+Q]`; those of a class do not depend on `ways` and `queries`."""
+        """A random word per image, `[T, N, K+Q]`; those of a class do not depend on `ways` and `queries`."""
         largest = int(self.dataset.counts.max())
         words = raw_words(self._augmentation_key, range(index, index + tasks), self.ways * largest)
         return words.reshape(tasks, self.ways, largest)[:, :, : self.shots + self.queries]
@@ -174,7 +174,7 @@ class EpisodeSampler:
 
 
 def _to_unit(pictures: npt.NDArray[np.uint8]) -> Tensor:
-    """Uint8 `[T, N, n, C, H, W]` -> float32 in [0, 1], `[T, N*n, C, H, W]`; by numpy, so no torch thread wakes."""
+    """Uint8 `[T, N, n, C, H, W]` -> float32 in [0, 1], `[T, N*n, C, H, W]`; in numpy, which wakes no torch thread."""
     tasks, ways, each, *shape = pictures.shape
     unit = pictures.astype(np.float32)
     unit /= np.float32(255)

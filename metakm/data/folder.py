@@ -1,10 +1,10 @@
-"""Your own photographs: `train/`, `val/` and `test/`, each with one folder of images a class.
+"""Your own photographs: `train/`, `val/` and `test/`, each with one folder of images per class.
 
-The layout is that of `torchvision.datasets.ImageFolder` within each of the three, but a class belongs to one of them
-only: meta-test classes are unseen classes. Images may lie at any depth below their class's folder, which may be a link
-to a folder elsewhere; other files, and hidden ones and those in hidden folders (see `is_hidden`), are left alone.
-Every image becomes RGB, is turned upright by its EXIF orientation, and is resized to a square by LANCZOS, which does
-not keep its proportions (as in mini-ImageNet).
+The layout is that of `torchvision.datasets.ImageFolder` within each of the three, but each class is in
+only one of them: meta-test classes are unseen classes. Images may be at any depth below their class's folder, which may
+be a link to a folder elsewhere. Other files, hidden files and those in hidden folders (see `is_hidden`) are ignored.
+Every image is converted to RGB, turned upright by its EXIF orientation, and resized to a square with LANCZOS, without
+keeping its proportions (as in mini-ImageNet).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", "
 
 
 def is_image(parts: Sequence[str]) -> bool:
-    """Whether a file, by the names of its folders and its own, is an image, and neither it nor a folder is hidden."""
+    """Whether a path names an image, and neither it nor one of its folders is hidden."""
     return PurePosixPath(parts[-1]).suffix.lower() in SUFFIXES and not any(map(is_hidden, parts))
 
 
@@ -36,7 +36,7 @@ def is_image(parts: Sequence[str]) -> bool:
 def load_folder(split: str, roots: Sequence[Path], side: int = SIDE) -> FewShotDataset:
     """Load a split; only its own images are decoded, to `[3, side, side]`.
 
-    Takes the first root that has the folders `train`, `val` and `test`. The class is called as its folder.
+    Takes the first root that has the folders `train`, `val` and `test`. A class is named after its folder.
     Raises UserError if there is none, if a class is in two splits or has no image, and for an image that cannot be
     read, which it names.
     """

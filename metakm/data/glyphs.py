@@ -1,8 +1,8 @@
-"""Glyphs: 1,100 invented characters, 20 drawers each, drawn by this module; no file, no network.
+"""Glyphs: 1,100 invented characters, 20 drawers each, drawn by this module, without files or network.
 
 A stand-in for Omniglot, of the same size and look: 28x28, ink 255 on 0. A character is one to four strokes, each a
-smooth curve through five control points; a stroke often starts where another one passes. A drawer moves every
-control point a little, slants, scales and shifts the whole, and has a pen of some width.
+smooth curve through five control points; a stroke often starts on another one. A drawer moves every
+control point a little, slants, scales and shifts the character, and has a pen of a certain width.
 
 All numbers come from constant streams, and only additions, multiplications, divisions and square roots of single
 elements touch them, which IEEE 754 rounds the same everywhere: the images are equal bit for bit on every machine.
@@ -37,7 +37,7 @@ _PER_DRAWER = 8 + 2 * STROKES * KNOTS
 
 @register_dataset("glyphs", title="glyphs", family="characters", ways=20)
 def load_glyphs(split: str, roots: Sequence[Path] = ()) -> FewShotDataset:  # noqa: ARG001, a loader's signature
-    """Load a split, drawing it at the first call (seconds). No root is looked at."""
+    """Load a split; the first call draws it, in seconds. `roots` is not used."""
     entry = Entry("glyphs", split, rotations=True, fingerprint=VERSION.replace(" ", "-"))
     return cached(entry, lambda: _plan(split))
 

@@ -1,4 +1,4 @@
-"""Labels as users hand them over: one number or one string for each image."""
+"""Labels as users pass them: one number or one string per image."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ def label_array(labels: Sequence[Any] | npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Labels as one array `[M]` of numbers or strings; bytes become text.
 
     Raises:
-        UserError: not one number or string an image, a label that is missing (None, NaN, NA, masked, blank), or numbers
-            and strings together.
+        UserError: not one number or string per image, a missing label (None, NaN, NA, masked, blank), or a mixture of
+            numbers and strings.
     """
     try:
         marks = np.asarray(labels)
     except ValueError as error:  # rows of different lengths
-        raise UserError(f"Expected one label an image, got {error}; pass labels as [M]") from error
+        raise UserError(f"Expected one label per image, got {error}; pass labels as [M]") from error
     if marks.ndim != 1:
-        raise UserError(f"Expected one label an image, got labels {list(marks.shape)}; pass labels as [M]")
+        raise UserError(f"Expected one label per image, got labels {list(marks.shape)}; pass labels as [M]")
     mask = np.ma.getmaskarray(labels).tolist() if isinstance(labels, np.ma.MaskedArray) else [False] * len(marks)
-    given = labels if isinstance(labels, list | tuple) else marks.tolist()  # an array of both would make numbers text
+    given = (
+        labels if isinstance(labels, list | tuple) else marks.tolist()
+    )  # an array of both would turn numbers into text
     check_labels([None if hidden else plain_label(label) for label, hidden in zip(given, mask, strict=True)])
     if marks.dtype.kind == "S" or (marks.dtype.kind == "O" and isinstance(marks[0], bytes)):
         return np.asarray([as_text(mark) for mark in marks.tolist()])
@@ -61,12 +63,12 @@ def plain_label(label: Any) -> Any:
         return label.item()
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"Expected one label an image, got a vector {list(label.shape)}; of one-hot vectors, take the argmax"
+            f"Expected one label per image, got a vector {list(label.shape)}; of one-hot vectors, take the argmax"
         ) from error
 
 
 def as_text(name: Any) -> str:
-    """A name as text: bytes are decoded as UTF-8, or as Latin-1 where they are none."""
+    """A name as text: bytes are decoded as UTF-8, or as Latin-1 if that fails."""
     if not isinstance(name, bytes):
         return str(name)
     try:
@@ -79,7 +81,7 @@ def _is_missing(label: Any) -> bool:
     if label is None or (isinstance(label, str | bytes) and not label.strip()):
         return True
     try:
-        return bool(label != label)  # NaN and NaT alone
+        return bool(label != label)  # only NaN and NaT
     except TypeError:  # pandas.NA, which is neither
         return True
     except ValueError:  # an array in a list

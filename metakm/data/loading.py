@@ -1,4 +1,4 @@
-"""Loading a dataset by its name."""
+"""Load a dataset by its name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def load_dataset(
 ) -> FewShotDataset:
     """Load one split ("train", "val" or "test") of a dataset.
 
-    Files are looked for under `root` if it is given, else under the METAKM_DATA folder, then under `data/` of the
+    Files are searched for under `root` if given, else under the METAKM_DATA folder, then under `data/` of the
     cache folder (METAKM_CACHE, or the user's cache folder of the platform). The first call decodes, later ones
     read the cache. `image_size` is the side in pixels to which the images of "folder" are resized; 0 is its default.
-    Raises UserError for an unknown name or split, and for data that are missing, damaged or not to be read.
+    Raises UserError for an unknown name or split, and for data that are missing, damaged or unreadable.
     """
     entry = dataset_entry(name)
     if split not in SPLITS:
@@ -37,15 +37,15 @@ def load_dataset(
         return entry.load(split, roots, **size)
     except OSError as error:
         raise UserError(
-            f"Expected data that can be read under {', '.join(map(str, roots))}, got {error}; mend that, or choose "
+            f"Expected data that can be read under {', '.join(map(str, roots))}, got {error}; fix this, or choose "
             "another --data-root"
         ) from error
 
 
 def data_roots(root: str | Path | None = None) -> list[Path]:
-    """List the folders in which data are looked for, the first one first.
+    """The folders in which data are searched for, in this order.
 
-    Raises UserError if `root` is a file, or a path with the home of a user that is not known.
+    Raises UserError if `root` is a file, or a path with the home of an unknown user.
     """
     if root is not None:
         folder = expanded(root, "--data-root")

@@ -1,16 +1,16 @@
 """mini-ImageNet: 100 classes of ImageNet, 600 photographs each, 84x84, split 64 / 16 / 20.
 
 Vinyals et al., "Matching Networks for One Shot Learning", NeurIPS 2016; the split is that of Ravi & Larochelle,
-"Optimization as a Model for Few-Shot Learning", ICLR 2017. It may not be passed on, so nothing is downloaded. Three
-forms are read:
+"Optimization as a Model for Few-Shot Learning", ICLR 2017. It may not be redistributed, so nothing is downloaded.
+Three forms are read:
 
-- `images/*.jpg` with `train.csv`, `val.csv`, `test.csv` (columns filename, label), resized to 84x84 by LANCZOS;
+- `images/*.jpg` with `train.csv`, `val.csv`, `test.csv` (columns filename, label), resized to 84x84 with LANCZOS;
 - `mini-imagenet-train.tar.xz` and `mini-imagenet-val-test.tar.xz`, with these files below `mini-imagenet/`, each with
   all three tables and the images of its splits;
 - `mini-imagenet-cache-{train,val,test}.pkl`: a dict of `image_data`, uint8 [M, 84, 84, 3], and `class_dict`, class
   name -> list of row numbers.
 
-As published it has 8 pairs of byte-identical images, 7 of them of two classes: 2 pairs within train (one of two
+As published, it has 8 pairs of byte-identical images, 7 of them of two classes: 2 pairs within train (one of two
 classes), 6 of a train and a val image, none with a test image.
 """
 
@@ -55,7 +55,7 @@ def load_mini_imagenet(split: str, roots: Sequence[Path]) -> FewShotDataset:
     """Load a split.
 
     Looks in each root for `mini-imagenet/` and the root itself, and there for one of the three forms, the files of
-    all three splits. Of the archives val and test, which share one, are decoded together.
+    all three splits. From the archives, val and test are decoded together because they share one.
     Raises UserError if the data are missing or damaged.
     """
     folders = [root / sub for root in roots for sub in ("mini-imagenet", ".")]
@@ -77,7 +77,7 @@ def load_mini_imagenet(split: str, roots: Sequence[Path]) -> FewShotDataset:
 
 
 def _missing(folders: Sequence[Path]) -> UserError:
-    """Build the error for data that are not there, or of which one archive is not."""
+    """Build the error for missing data, or for one missing archive."""
     for folder in folders:
         there, absent = (
             [name for name in sorted(set(ARCHIVES.values())) if (folder / name).is_file() == found]
@@ -98,7 +98,7 @@ def _entry(split: str, stamp: str) -> Entry:
 
 
 class _Table(NamedTuple):
-    """A CSV of file names and labels, where it was read, and the images that it lists: `<folder><file name>`."""
+    """A CSV file of file names and labels, its source, and the images that it lists: `<folder><file name>`."""
 
     data: bytes
     where: str
@@ -141,7 +141,7 @@ def _plan_tables(split: str, tables: Mapping[str, _Table], also: tuple[str, ...]
 
 
 def _tell(split: str, classes: Mapping[str, Classes]) -> None:
-    """Say once what a user of the published images should know."""
+    """Print once what a user of the published images should know."""
     if split == "train" and split_hash(classes) == PUBLISHED:
         _log.warning(
             "mini-ImageNet as published has 8 pairs of byte-identical images, 7 of them across classes and 6 of those "
@@ -152,7 +152,7 @@ def _tell(split: str, classes: Mapping[str, Classes]) -> None:
 def _members(table: _Table) -> dict[str, list[Member]]:
     """The images of each class, in the order of the table."""
     try:
-        text = io.StringIO(table.data.decode("utf-8-sig"), newline="")  # Excel writes a byte-order mark
+        text = io.StringIO(table.data.decode("utf-8-sig"), newline="")  # Excel writes a byte order mark
         rows = [(row["filename"], row["label"]) for row in csv.DictReader(text)]
     except (UnicodeDecodeError, csv.Error, KeyError) as error:
         raise UserError(
@@ -162,7 +162,7 @@ def _members(table: _Table) -> dict[str, list[Member]]:
     for name, label in rows:
         if not name or not label or "/" in name or "\\" in name:
             raise UserError(
-                f"Expected a file name and a label, got {name!r}, {label!r} in {table.where}; mend the table"
+                f"Expected a file name and a label, got {name!r}, {label!r} in {table.where}; fix the table"
             )
         found.setdefault(label, []).append(Member(table.images, f"{table.folder}{name}"))
     if not found:
@@ -171,7 +171,7 @@ def _members(table: _Table) -> dict[str, list[Member]]:
 
 
 def _check_once(tables: Mapping[str, _Table], names: Sequence[str]) -> None:
-    """An image listed twice could be support and query of one episode."""
+    """An image listed twice could be both support and query of an episode."""
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise UserError(

@@ -1,12 +1,12 @@
 """Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawers each.
 
 Lake, Salakhutdinov, Tenenbaum, "Human-level concept learning through probabilistic program induction", Science 2015.
-Images are 28x28 by LANCZOS, inverted: ink is 255 on 0. (MAML's own script asks Pillow for LANCZOS on 1-bit images,
-for which Pillow takes the nearest pixel; here they are made grey first.)
+Images are resized to 28x28 with LANCZOS and inverted: ink is 255 on 0. (MAML's own script asks Pillow for LANCZOS on
+1-bit images, where Pillow takes the nearest pixel; here they are converted to grey first.)
 
 The split is fixed: all characters in the order of a constant hash, 1,100 train, 100 val, 423 test. MAML splits at
-random as well, 1,200 / 423. Classes are turned by multiples of 90 degrees in all three splits: MAML's code does so
-at meta-test too.
+random as well, 1,200 / 423. Classes are rotated by multiples of 90 degrees in all three splits, as in MAML's code,
+which does so at meta-test, too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MEMBER = re.compile(r"(?:images_background|images_evaluation)/([^/]+/character\
 
 @register_dataset("omniglot", title="Omniglot", family="characters", ways=20)
 def load_omniglot(split: str, roots: Sequence[Path]) -> FewShotDataset:
-    """Load a split; download what no root holds into the first root.
+    """Load a split; what is in none of the roots is downloaded into the first one.
 
     Looks in each root for `omniglot/`, the root itself and torchvision's `omniglot-py/`, and there for the two
     official zips or the folders extracted from them.
@@ -96,8 +96,8 @@ def _inverted(classes: Sequence[Sequence[Member]]) -> Iterator[npt.NDArray[np.ui
 
 
 def _download(part: str, folders: Sequence[Path], root: Path) -> Source:
-    """Fetch one official zip into torchvision's folder under `root`. It is read as it is, never extracted."""
-    from torchvision.datasets import Omniglot  # deferred: slow to import and seldom needed
+    """Download one official zip into torchvision's folder under `root`. It is read directly, never extracted."""
+    from torchvision.datasets import Omniglot  # imported late: slow, and rarely needed
 
     path = root / Omniglot.folder / f"{part}.zip"
     new = [folder for folder in (path.parent, root) if not folder.exists()]

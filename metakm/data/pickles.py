@@ -1,7 +1,7 @@
-"""Reading pickled arrays of unknown origin: nothing but arrays, dicts, lists, strings and numbers may be built.
+"""Read pickled arrays of unknown origin: only arrays, dicts, lists, strings and numbers can be built.
 
-A pickle is a program; what it may call is decided in `find_class`. Here that is what numpy needs to rebuild an array or
-a scalar, under the module names of numpy 1 and 2, and Python's own containers, for pickles written by Python 2 and 3.
+A pickle is a program; `find_class` decides what it may call. Here that is what numpy needs to rebuild an array or a
+scalar, under the module names of numpy 1 and 2, and Python's own containers, for pickles written by Python 2 and 3.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Numbered streams of random words that are the same on every machine and under every numpy.
+"""Numbered streams of random words that are the same on every machine and with every version of numpy.
 
 Only the raw output of Philox-4x64-10 is used: it is a published function of key and counter (Salmon et al. 2011).
 numpy promises stability for raw streams, not for the methods of `Generator`.
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 STREAMS = 2**64
-"""How many streams a key has."""
+"""Number of streams per key."""
 
 
 def stream_key(*parts: str | int) -> int:
@@ -23,14 +23,14 @@ def stream_key(*parts: str | int) -> int:
 
 
 def raw_words(key: int, streams: Sequence[int], count: int) -> npt.NDArray[np.uint64]:
-    """Return the first `count` 64-bit words of some streams, `[len(streams), count]`.
+    """Return the first `count` 64-bit words of the given streams, `[len(streams), count]`.
 
     The stream's number is the highest of the four counter words, so two streams of a key would meet only
     after 2**194 words.
     """
     words = np.empty((len(streams), count), np.uint64)
     bits = np.random.Philox(key=key, counter=0)
-    start = bits.state  # setting it is cheaper than making a generator for each stream
+    start = bits.state  # setting it is cheaper than creating a generator per stream
     for row, stream in zip(words, streams, strict=True):
         start["state"]["counter"][3] = stream
         bits.state = start
@@ -42,7 +42,7 @@ def k_smallest(keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.int64
     """Return the positions of the `count` smallest keys of the last axis, in ascending order of their keys.
 
     `[..., n] -> [..., count]`. With random keys it is a uniform draw without replacement, in random order; the
-    first positions do not depend on `count`. Keys must differ, save those beyond the `count` smallest.
+    first positions do not depend on `count`. The `count` smallest keys must differ.
     """
     *shape, n = keys.shape
     flat = keys.reshape(-1, n)  # [R, n]

@@ -1,4 +1,4 @@
-"""The three splits of a dataset and the hash that pins what is in them."""
+"""The three splits of a dataset, and a hash of their content."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def split_hash(classes: Mapping[str, Classes]) -> str:
 
 
 def check_disjoint(classes: Mapping[str, Iterable[str]], where: object, remedy: str) -> None:
-    """Meta-test classes must be unseen: no class may be in two splits.
+    """Check that no class is in two splits: meta-test classes must be unseen.
 
     Raises:
-        UserError: the first class that is, with `where` and what to do.
+        UserError: names the first such class, with `where` and what to do.
     """
     home: dict[str, str] = {}
     for split, names in classes.items():
@@ -32,5 +32,5 @@ def check_disjoint(classes: Mapping[str, Iterable[str]], where: object, remedy: 
             if home.setdefault(name, split) != split:
                 raise UserError(
                     f"Expected every class in one split, got {name!r} in {home[name]} and {split} of {where}; "
-                    f"{remedy}, for test classes must be unseen"
+                    f"{remedy}, because test classes must be unseen"
                 )

@@ -1,6 +1,6 @@
-"""Reading a tar.xz archive from beginning to end, as its members come: xz cannot be entered in the middle.
+"""Read a tar.xz archive from beginning to end, because xz does not allow seeking.
 
-Nothing is extracted. A damaged or hostile archive costs bounded memory and ends in a UserError.
+Nothing is extracted. A damaged or hostile archive uses limited memory and raises a UserError.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class _Bounded:
 
 
 def tar_files(path: Path, largest: int) -> Generator[tuple[str, bytes]]:
-    """Yield name and content of each regular file of an archive, in its order; links and devices are passed over.
+    """Yield name and content of each regular file of an archive, in its order; links and devices are skipped.
 
-    Raises UserError for an archive that is damaged or ends too soon, and for a file of more than `largest` bytes.
+    Raises UserError for an archive that is damaged or truncated, and for a file of more than `largest` bytes.
     """
     try:
         with lzma.open(path) as unpacked:
@@ -46,14 +46,14 @@ def tar_files(path: Path, largest: int) -> Generator[tuple[str, bytes]]:
                 for member in archive:
                     if member.isreg() and (file := archive.extractfile(member)) is not None:
                         yield member.name, read_bounded(file, f"{path}: {member.name}", largest)
-            while stream.read(2**20):  # xz's checksum comes last
+            while stream.read(2**20):  # xz's checksum is at the end
                 pass
     except (tarfile.TarError, lzma.LZMAError, OSError, EOFError, ValueError) as error:
         raise UserError(f"Expected a readable file, got {error} from {path}; fetch it again") from error
 
 
 def read_bounded(file: IO[bytes], where: str, largest: int) -> bytes:
-    """The content of one file, whatever its header says of the length; raises UserError above `largest` bytes."""
+    """The content of one file, whatever length its header claims; raises UserError above `largest` bytes."""
     data = file.read(largest + 1)
     if len(data) > largest:
         raise UserError(f"Expected a file of at most {largest} bytes, got more from {where}; fetch it again")

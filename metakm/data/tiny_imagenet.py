@@ -1,8 +1,8 @@
 """Tiny ImageNet (CS231n) as a few-shot dataset: 100 of its 200 classes, 64 / 16 / 20, 550 photographs each.
 
-Which class is meta-train, meta-val or meta-test is fixed by `tiny-imagenet-split.csv`; classes that mini-ImageNet
-(Ravi & Larochelle) has too keep their role. The 500 training and 50 validation images of a class are pooled. Images
-are resized from 64x64 to 84x84 by LANCZOS, mini-ImageNet's size; results on it are not mini-ImageNet results.
+`tiny-imagenet-split.csv` fixes which class is meta-train, meta-val or meta-test; classes that are also in mini-ImageNet
+(Ravi & Larochelle) keep their role. The 500 training and 50 validation images of a class are pooled. Images are resized
+from 64x64 to 84x84, mini-ImageNet's size, with LANCZOS; results on it are not mini-ImageNet results.
 """
 
 from __future__ import annotations

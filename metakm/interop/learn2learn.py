@@ -1,6 +1,6 @@
 """learn2learn's tasks as metakm's episodes, metakm's data as learn2learn's, and KM for learn2learn's own loops.
 
-The one module that imports learn2learn (Arnold et al. 2020). It is made for release 0.2.0, the last one.
+Only this module imports learn2learn (Arnold et al. 2020). It is written for release 0.2.0, the last one.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class TasksetSampler:
     """Any learn2learn `Taskset` of images as episodes: `batch` is that of `metakm.EpisodeSampler`.
 
     A `Taskset` draws from global generators, and one with `num_tasks` keeps what it drew first. Here each episode is
-    drawn afresh, past that store, with Python's, numpy's and torch's global generators set from (seed, index) and put
-    back afterwards. So episode i depends on the data, the transforms, the seed and i alone, and drawing it disturbs
-    nobody; where the `Taskset` has `num_tasks`, it depends on i modulo that. Two things this cannot reach: randomness
-    of a transform's own, which is looked for on construction by drawing episode 0 twice, and the order of Python
-    sets, by which learn2learn numbers labels that are strings, and which differs between processes (use integer
-    labels, or set PYTHONHASHSEED). Not for several threads at once, because the global generators are shared.
+    drawn anew, bypassing that store, with Python's, numpy's and torch's global generators set from (seed, index) and
+    restored afterwards. So episode i depends only on the data, the transforms, the seed and i (modulo `num_tasks`, if
+    the `Taskset` has it), and drawing it has no side effects. Two things are out of reach: a transform's own source of
+    randomness, which the constructor detects by drawing episode 0 twice; and the order of Python sets, by which
+    learn2learn numbers string labels and which differs between processes (use integer labels, or set PYTHONHASHSEED).
+    Not thread-safe, because the global generators are shared.
 
     Args:
         taskset: makes tasks (images `[N*(K+Q), C, H, W]`, labels `[N*(K+Q)]` in 0..N-1), in any order, with K+Q
@@ -50,7 +50,7 @@ class TasksetSampler:
         queries: Q.
 
     Raises:
-        UserError: tasks of another form, or that differ between two draws.
+        UserError: tasks in another form, or that differ between two draws.
     """
 
     def __init__(self, taskset: Any, shots: int, queries: int, seed: int = 0) -> None:
@@ -63,7 +63,7 @@ class TasksetSampler:
         if not (torch.equal(images, again) and torch.equal(labels, same)):
             raise UserError(
                 "Expected a Taskset that draws from the global generators of random, numpy and torch, got two "
-                "different tasks from the same state; take a transform's own randomness from one of them"
+                "different tasks from the same state; make the transform draw its random numbers from one of them"
             )
         self.ways = len(labels) // (shots + queries)
 
@@ -71,7 +71,7 @@ class TasksetSampler:
         """Build episodes number `index`, ..., `index + tasks - 1`, on the CPU.
 
         Raises:
-            UserError: `tasks` is below 1, `index` negative, or a task has another form than the first.
+            UserError: `tasks` is below 1, `index` negative, or a task whose form differs from the first.
         """
         if tasks < 1 or index < 0:
             raise UserError(
@@ -102,7 +102,7 @@ class TasksetSampler:
         if images.dim() != 4 or labels.shape != images.shape[:1]:
             raise UserError(
                 f"Expected images [n, C, H, W] with labels [n], got {list(images.shape)} and {list(labels.shape)}; "
-                "mend the dataset or the collate function"
+                "fix the dataset or the collate function"
             )
         values, counts = labels.unique(return_counts=True)
         if values.tolist() != list(range(len(values))):
@@ -123,7 +123,7 @@ class TasksetSampler:
 
 @contextlib.contextmanager
 def _global_generators(key: int) -> Iterator[None]:
-    """Set Python's, numpy's and torch's (CPU) global generators from a 128-bit key; put them back afterwards."""
+    """Set Python's, numpy's and torch's (CPU) global generators from a 128-bit key; restore them afterwards."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (the global one is meant)
     with torch.random.fork_rng(devices=[]):
         random.seed(key)
@@ -140,8 +140,8 @@ def meta_dataset(dataset: FewShotDataset) -> Any:
     """Return a metakm dataset as a learn2learn `MetaDataset` of (image, class).
 
     Images are float32 `[C, H, W]` in [0, 1], classes integers in 0..n_classes-1, in the order of `class_names`; no
-    image is read until asked for. Turning classes by 90 degrees is the work of metakm's sampler, not part of the data:
-    where `dataset.rotations` is set, add a rotation to the task transforms.
+    image is read before it is needed. Rotating classes by 90 degrees is done by metakm's sampler and is not part of the
+    data: if `dataset.rotations` is set, add a rotation to the task transforms.
     """
     rows = zip(dataset.offsets[:-1].tolist(), dataset.offsets[1:].tolist(), strict=True)
     labels_to_indices = {label: list(range(start, stop)) for label, (start, stop) in enumerate(rows)}
@@ -201,7 +201,7 @@ class KernelModulation(l2l.algorithms.base_learner.BaseLearner):  # type: ignore
         modulation = Modulation.from_network(model, implicit, depth, activation, init, start)
         super().__init__(model)
         self.kernel_names = modulation.modulators.weight_names
-        # Moved to where the kernels are: a model may be on its device, and in its precision, before it comes here.
+        # Move them to the kernels: the model may already be on its device, and in its precision.
         modulation.modulators.to(model.get_parameter(self.kernel_names[0]))
         self.inner = l2l.algorithms.MAML(modulation, lr, first_order, allow_unused, allow_nograd)
 

@@ -1,4 +1,4 @@
-"""CSV files as text: nothing in them is converted or guessed."""
+"""CSV files as text: no value is converted or guessed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from metakm.errors import UserError
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The lines of a CSV file below its header, as the text of each column.
+    """The lines of a CSV file below its header, each as a dict of column to text.
 
     Raises:
         UserError: a file that cannot be read, or whose lines do not fit its header.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel writes a byte-order mark
+        with path.open(encoding="utf-8-sig", newline="") as file:  # Excel writes a byte order mark
             header, *lines = list(csv.reader(file, strict=True)) or [[]]
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"Expected {path.name} to be a CSV file that can be read, got: {error}") from error
@@ -33,7 +33,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def csv_text(records: Iterable[Mapping[str, object]], columns: Sequence[str]) -> str:
-    """A header and a line for each record; None and what a record lacks are empty."""
+    """A header and a line per record; None and missing values are left empty."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     writer.writeheader()

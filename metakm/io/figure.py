@@ -1,4 +1,4 @@
-"""matplotlib's figures, for pictures that are files: no display and no backend of the user's is needed."""
+"""matplotlib figures that are saved to files, without a display or a backend of the user's."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 
 def new_figure(**options: Any) -> Figure:
-    """An empty figure, which `savefig` draws by the canvas of the file's format."""
+    """An empty figure; `savefig` picks the canvas for the file's format."""
     import_matplotlib()
-    from matplotlib.figure import Figure  # slow to import, needed for a picture only
+    from matplotlib.figure import Figure  # slow to import, and only needed for a picture
 
     return Figure(**options)
 
 
 def import_matplotlib(task: str = "pictures") -> ModuleType:
-    """Import matplotlib where that alone would fail: MPLBACKEND names no backend of here, or there is no home folder.
+    """Import matplotlib even if MPLBACKEND names a backend that is not installed here, or there is no home folder.
 
-    Notebooks hand their own MPLBACKEND to the processes that they start. One that exists takes effect as ever. A
-    command that draws in the end calls this first, so that it fails before its work.
+    Notebooks pass their own MPLBACKEND to the processes that they start. One that is installed takes effect as usual. A
+    command that draws at the end calls this first, so that it fails before its work.
 
     Raises:
-        UserError: matplotlib is not installed; `task` is what needs it.
+        UserError: matplotlib is not installed; `task` names what needs it.
     """
     if sys.modules.get("matplotlib") is None:
         backend = os.environ.pop("MPLBACKEND", None)
@@ -52,7 +52,7 @@ def import_matplotlib(task: str = "pictures") -> ModuleType:
 
 
 def _ensure_settings_folder() -> None:
-    """Without a home matplotlib has no place for its settings and font list; give it one until this process ends."""
+    """Give matplotlib a temporary folder for its settings and font list if there is no home."""
     try:
         Path.home()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Files that matter are written whole or not at all."""
+"""Atomic writes: a file that matters is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SUFFIX = ".partial"
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside `path` for writing; rename it over `path` when the block ends well.
+    """Open a temporary file beside `path` for writing; rename it to `path` if the block succeeds.
 
     A reader sees the old file or the new one, never half of one. If the block raises, `path` is untouched and the
     temporary file is removed. If the process is killed, the temporary file `.<name>.<8 letters>.partial` stays until
-    `path` is next written: each writer holds a lock on its own, so one without a lock has no writer any more.
+    `path` is written again: each writer locks its temporary file, so an unlocked one is a leftover.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
@@ -43,7 +43,7 @@ def expanded(path: str | Path, what: str) -> Path:
     """`path` with ~ as the user's home.
 
     Raises:
-        UserError: the home of a user that is not known; `what` names where the path was given.
+        UserError: the home of an unknown user; `what` names where the path was given.
     """
     try:
         return Path(path).expanduser()
@@ -64,10 +64,10 @@ def _umask() -> int:
 
 
 def _temporary(path: Path) -> tuple[int, Path]:
-    """A new locked file; made again in the rare case that a clean-up took it before it was locked."""
+    """A new locked file; created again in the rare case that a clean-up removed it before it was locked."""
     while True:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=SUFFIX, dir=path.parent)
-        with contextlib.suppress(OSError):  # a file system without locks: nobody cleans up there
+        with contextlib.suppress(OSError):  # a file system without locks, where nobody cleans up
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
             return handle, Path(name)

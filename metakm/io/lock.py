@@ -1,10 +1,13 @@
-"""One process at a time in a folder: a lock of the operating system, in a file that names its holder.
+"""A lock that lets one process at a time use a folder: an OS lock on a file that names its holder.
 
-The lock is `flock`, which the kernel releases when its process ends, however it ends: a process that was killed blocks
-nobody, and what it left in the file is only text. On NFS, Linux takes the lock at the server, so it holds between
-machines; where a mount keeps locks local (`local_lock` on NFS, `localflock` on Lustre), two machines do not see each
-other's. Where a file system has no locks at all, the text decides: its process is taken to be alive unless it is of
-this machine and gone.
+The lock is `flock`, which the kernel releases when the process ends, however it ends. So a killed process blocks
+nobody, and what it leaves in the file is only text. On NFS, Linux takes the lock on the server, so it works across
+machines. With mount options that keep locks local (`local_lock` on NFS, `localflock` on Lustre), machines do not see
+each other's locks. If a file system has no locks at all, the text decides: its process counts as alive unless it ran on
+this machine and is gone.
+
+filelock was tried in its place. It cannot probe a lock without writing, and does not fall back to the holder's process
+where a file system reports that it has no locks.
 """
 
 from __future__ import annotations
@@ -22,12 +25,12 @@ from typing import NamedTuple
 
 from metakm.errors import UserError
 
-ATTEMPTS, PAUSE_SECONDS = 5, 0.05  # `holder` takes the lock for a moment, which must not look like a run
+ATTEMPTS, PAUSE_SECONDS = 5, 0.05  # `holder` takes the lock for a moment, which must not be mistaken for a run
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 class InUseError(UserError):
-    """The folder belongs to a process that is running."""
+    """The folder is in use by a running process."""
 
 
 class Holder(NamedTuple):
@@ -42,7 +45,7 @@ class Holder(NamedTuple):
 
 
 class Lock:
-    """A lock on the folder of `path`; the file is there only while the lock is held, or after its holder was killed."""
+    """A lock on the folder of `path`; the file exists only while the lock is held, or after its holder was killed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -54,7 +57,7 @@ class Lock:
         return self._descriptor is not None
 
     def acquire(self) -> None:
-        """Take the lock, and write this process into the file.
+        """Take the lock, and write this process to the file.
 
         Raises:
             InUseError: another process, or another `Lock` of this one, has it; the message names the holder.
@@ -70,10 +73,10 @@ class Lock:
         )
 
     def release(self) -> None:
-        """Give the lock back and remove the file; nothing happens without the lock."""
+        """Release the lock and remove the file, if this object holds the lock."""
         if self._descriptor is None:
             return
-        with contextlib.suppress(OSError):  # a folder that was removed or became read-only: closing releases the lock
+        with contextlib.suppress(OSError):  # the folder was removed or became read-only; closing releases the lock
             self.path.unlink()
         os.close(self._descriptor)
         self._descriptor = None
@@ -95,7 +98,7 @@ class Lock:
 
 
 def holder(path: Path) -> str | None:
-    """Who holds the lock at `path`, in words; None if nobody does. Writes nothing."""
+    """A description of who holds the lock at `path`; None if nobody does. Writes nothing."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -108,7 +111,7 @@ def holder(path: Path) -> str | None:
 
 
 def _lock(descriptor: int, path: Path, kind: int) -> bool:
-    """Take the lock if it is free; whether it was."""
+    """Take the lock if it is free, and return whether it was."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -122,7 +125,7 @@ def _lock(descriptor: int, path: Path, kind: int) -> bool:
 
 
 def _is_open_at(descriptor: int, path: Path) -> bool:
-    """Whether `path` is still the open file, which its former holder may just have removed."""
+    """Whether `path` still is the open file; its last holder may just have removed it."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""Tensors in one safetensors file, with a header that guards them.
+"""Tensors in one safetensors file, with a header that protects them.
 
 The header is a JSON object in the file's metadata: the format's version, what the writer says, and a SHA-256 of both
-and of the tensors. It guards against damage and careless edits; it is no signature.
+and of the tensors. It detects damage and careless edits; it is not a signature.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from metakm.io.files import expanded
 
 
 class TensorFile(NamedTuple):
-    """One kind of such a file.
+    """One kind of these files.
 
-    name: what messages call it.
+    name: its name in messages.
     key: of the header in the metadata.
     version: of its format.
-    source: what makes one, for messages.
+    source: how to make one, for messages.
     """
 
     name: str
@@ -36,13 +36,13 @@ class TensorFile(NamedTuple):
     source: str
 
     def to_bytes(self, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
-        """The whole file. No two tensors may share memory.
+        """The content of the file. No two tensors may share memory.
 
         Args:
             header: JSON values; `format` and `digest` are added.
 
         Raises:
-            UserError: tensors that the format does not have, such as sparse ones.
+            UserError: tensors that the format does not support, such as sparse ones.
         """
         full = {"format": self.version, **header}
         try:
@@ -88,7 +88,7 @@ class TensorFile(NamedTuple):
 
 
 def feed(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
-    """Feed named tensors to `digest`, in the order of their names, each with its precision and shape."""
+    """Update `digest` with named tensors, in order of their names, each with its precision and shape."""
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         plain = tensor.detach().cpu().contiguous()

@@ -1,4 +1,4 @@
-"""What of a network modulation reaches; it is refused where that is too little."""
+"""How much of a network modulation covers; too little is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 def check_plain(layer: nn.Conv2d, name: str) -> None:
-    """Raise UserError unless the layer's weight is a parameter of its own, which a modulator can stand in for."""
+    """Raise UserError unless the layer's weight is a plain parameter, which a modulator can replace."""
     if parametrize.is_parametrized(layer):
         raise UserError(f"Expected a plain layer {name!r}, got a parametrized one; remove its parametrization first")
     if not isinstance(layer._parameters.get("weight"), nn.Parameter):
@@ -28,7 +28,7 @@ def check_plain(layer: nn.Conv2d, name: str) -> None:
 
 
 def check_coverage(model: nn.Module, modulated: Mapping[str, nn.Conv2d], head: Iterable[nn.Module]) -> None:
-    """Log what layers with weights stay frozen although they are no norms; refuse where that is nearly all.
+    """Log which layers with weights stay frozen although they are not norms; refuse if that is nearly all.
 
     Args:
         modulated: the layers to modulate, by name.
@@ -56,7 +56,7 @@ def check_coverage(model: nn.Module, modulated: Mapping[str, nn.Conv2d], head: I
     if share < LEAST_SHARE:
         raise UserError(
             f"Expected Conv2d layers with a tenth of the parameters outside the classifier, got {100 * share:.1f} %; "
-            f"the others, which would stay frozen: {listed}; modulate a ConvNet, or choose the layers by layers="
+            f"the others, which would stay frozen: {listed}; modulate a ConvNet, or choose layers with layers="
         )
     if listed:
         _log.warning("modulates %d Conv2d layers; frozen: %s", len(modulated), listed)

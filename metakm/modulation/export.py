@@ -15,13 +15,13 @@ from metakm.modulation.merging import merge
 
 
 def export_onnx(model: nn.Module, path: Path | str, images: Tensor) -> None:
-    """Write `model`, merged if it is modulated, in evaluation mode, to one ONNX file, `images` in and `logits` out.
+    """Write `model`, merged if it is modulated, in evaluation mode, to one ONNX file from `images` to `logits`.
 
-    The number of images is free; channels, height and width are those of `images`. Needs `metakm[onnx]` and PyTorch
+    The number of images is dynamic; channels, height and width are those of `images`. Needs `metakm[onnx]` and PyTorch
     2.6 or newer.
 
     Args:
-        images: an example `[n, C, H, W]` with n of at least 2, on the model's device.
+        images: an example `[n, C, H, W]` with n >= 2, on the model's device.
 
     Raises:
         UserError: the exporter is not installed, or fewer than 2 images (PyTorch would fix n to 1).
@@ -31,7 +31,7 @@ def export_onnx(model: nn.Module, path: Path | str, images: Tensor) -> None:
     if missing:
         raise UserError(f"Expected {' and '.join(missing)} to be installed, got none; pip install 'metakm[onnx]'")
     if images.dim() != 4 or len(images) < 2:
-        raise UserError(f"Expected images [n, C, H, W] with n of at least 2, got {tuple(images.shape)}; stack two")
+        raise UserError(f"Expected images [n, C, H, W] with n >= 2, got {tuple(images.shape)}; stack two images")
     plain = merge(model) if is_modulated(model) else model
     training = plain.training
     try:

@@ -16,13 +16,13 @@ from metakm.modulation.attachment import attachment, detach, modulated_layers, u
 
 @torch.no_grad()
 def merge(model: nn.Module, norms: bool = True) -> nn.Module:
-    """A copy of a modulated model in evaluation mode, W~ stored as its weights, with nothing of modulation left.
+    """A copy of a modulated model in evaluation mode, with W~ stored as its weights and no trace of modulation.
 
-    With `norms`, batch norm with running statistics that directly follows a convolution is folded into it too and
-    becomes `nn.Identity`. This needs to know what follows what, so it holds for models that `torch.fx` can trace, and
-    for `nn.BatchNorm2d` proper: each layer of the pair is called once, the norm alone reads the convolution's output,
+    With `norms`, batch norm with running statistics that directly follows a convolution is folded into it, too, and
+    becomes `nn.Identity`. The order of layers must be known, so this works for models that `torch.fx` can trace, and
+    for `nn.BatchNorm2d` itself: each layer of the pair is called once, only the norm reads the convolution's output,
     and neither layer's tensors are used elsewhere. Group, layer and instance norm depend on the image and stay. A norm
-    before its convolution (Eq. 8) stays too: zero padding, which Eq. 8 has none of, would pad with another value.
+    before its convolution (Eq. 8) stays, too, because zero padding, which Eq. 8 does not have, would change in value.
 
     The copy has no trainable parameters; `requires_grad_()` makes them so.
 
@@ -33,11 +33,11 @@ def merge(model: nn.Module, norms: bool = True) -> nn.Module:
         UserWarning: `norms`, and the model cannot be traced; only the weights were folded.
     """
     model = unwrapped(model)
-    attachment(model)  # refuses a plain model before it is copied
+    attachment(model)  # refuses a plain model before copying it
     merged = copy.deepcopy(model).eval()
     kernels = [(layer, layer.weight) for layer in modulated_layers(merged).values()]
     detach(merged)
-    for layer, kernel in kernels:  # a parameter of its own, for layers may share W, in W's memory format
+    for layer, kernel in kernels:  # a new parameter, because layers may share W, in W's memory format
         layer.weight = nn.Parameter(torch.empty_like(layer.weight).copy_(kernel))
     if norms:
         _fold_norms(merged)
@@ -60,7 +60,7 @@ def _fold_norms(model: nn.Module) -> None:
 
 
 def _foldable_pairs(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[tuple[str, str]]:
-    """Names of (convolution, batch norm) that one normalisation folds into."""
+    """Names of the pairs (convolution, batch norm) that can be folded."""
     uses = Counter(id(modules[str(node.target)]) for node in graph.nodes if node.op == "call_module")
     read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     pairs = []

@@ -16,8 +16,8 @@ _AFFINE = frozenset({"weight", "bias", "gamma", "beta", "scale"})
 def is_norm(module: nn.Module) -> bool:
     """Whether `module` normalises feature maps: batch, instance, group, layer or RMS norm.
 
-    Norms of other libraries that build on none of torch's are known by their class's name, such as timm's RmsNorm, and
-    by having no parameters but a scale and a shift.
+    Norms of other libraries that do not derive from torch's, such as timm's RmsNorm, are recognised by their class name
+    and by having no parameters but a scale and a shift.
     """
     if isinstance(module, _KNOWN):
         return True
@@ -26,13 +26,13 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def replace_norm(model: nn.Module, kind: Literal["group"] = "group", groups: int = 32) -> nn.Module:
-    """Put group norm in the place of every `nn.BatchNorm2d` of `model`, as the paper does for batches of 8 (Sec. IV-B).
+    """Replace every `nn.BatchNorm2d` of `model` with group norm, as the paper does for batches of 8 (Sec. IV-B).
 
     The affine parameters stay the same objects; running statistics are dropped. Changes `model` and returns it.
 
     Args:
         groups: a layer gets the largest number of groups up to this that divides its channels and leaves at least
-            two channels in each; a group of one channel would lose all that a 1x1 feature map says.
+            two channels in each; a group of one channel would erase a 1x1 feature map.
 
     Raises:
         UserError: another `kind`, fewer than 1 group, a model without `nn.BatchNorm2d` (metakm's own backbones choose
@@ -52,7 +52,7 @@ def replace_norm(model: nn.Module, kind: Literal["group"] = "group", groups: int
             )
     group_norms = {id(module): _group_norm(module, groups) for module in found.values()}
     for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # a module under two names is replaced under both
+        for name, child in list(parent._modules.items()):  # a module with two names is replaced under both
             if id(child) in group_norms:
                 setattr(parent, name, group_norms[id(child)])
     if not group_norms:

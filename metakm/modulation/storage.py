@@ -1,4 +1,4 @@
-"""What many tasks cost in storage: whole networks against one base and a pack for each task (paper, Sec. V)."""
+"""Storage for many tasks: whole networks, or one base and a pack per task (paper, Sec. V)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StoragePlan:
 
     Attributes:
         base: bytes of the network without its classifier.
-        pack: bytes of one task's pack, a mean.
+        pack: mean bytes of one task's pack.
     """
 
     tasks: int
@@ -52,7 +52,7 @@ def paper_plan() -> StoragePlan:
 
 
 def table(plans: dict[str, StoragePlan]) -> str:
-    """The plans side by side, a column each, in MB of 10^6 bytes."""
+    """The plans side by side, one column each, in MB of 10^6 bytes."""
     rows = {
         "base network, MB": [f"{plan.base / MB:.2f}" for plan in plans.values()],
         "pack of a task, MB": [f"{plan.pack / MB:.2f}" for plan in plans.values()],
@@ -73,12 +73,12 @@ def plan_storage(
     norm: Literal["group", "batch"] = "group",
     classifier: str = "fc",
 ) -> StoragePlan:
-    """Write the file of a torchvision network and one pack for each number of classes, and measure them.
+    """Write a torchvision network and one pack per number of classes to files, and measure these.
 
-    The weights are random and the files removed again: sizes do not depend on values.
+    The weights are random, as sizes do not depend on values, and the files are removed.
 
     Args:
-        name: such as `resnet50`; `torchvision.models.list_models(torchvision.models)` has all.
+        name: such as `resnet50`; `torchvision.models.list_models(torchvision.models)` lists all.
         norm: `group` replaces batch norm, as in the paper, so that packs have no running statistics.
 
     Raises:

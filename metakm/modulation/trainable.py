@@ -1,4 +1,4 @@
-"""How many parameters of a model are trained, part by part."""
+"""Count the trained parameters of a model, by part."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TrainableReport:
 
     @property
     def reduction(self) -> float:
-        """Parameters of full training for each trained one (the paper's "75X"); infinite where nothing is trained."""
+        """Ratio of all parameters to trained ones (the paper's "75X"); infinite if nothing is trained."""
         return self.n_full / self.n_trainable if self.n_trainable else float("inf")
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ def count_trainable(model: nn.Module) -> TrainableReport:
 
 
 def trainable_report(model: nn.Module) -> TrainableReport:
-    """Print, and return, how many parameters of each part of `model` are trained, and of how many."""
+    """Print and return how many parameters of each part of `model` are trained, out of how many."""
     report = count_trainable(model)
     print(report)  # noqa: T201 (a report is for reading)
     return report

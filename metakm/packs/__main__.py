@@ -1,4 +1,4 @@
-"""`python -m metakm.packs`: what task packs would take (`plan`), what a pack holds (`inspect`)."""
+"""`python -m metakm.packs`: how much storage task packs need (`plan`), and what a pack holds (`inspect`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from metakm.modulation.storage import paper_plan, plan_storage, table
 
 @dataclass(frozen=True)
 class Plan:
-    """Storage for many tasks: a network each, against one base network and a pack each (paper, Sec. V).
+    """Compare storage for many tasks: a network each, or one base and a pack each (Sec. V).
 
     Writes the files of an untrained network to a temporary folder and measures them.
     """
@@ -28,13 +28,13 @@ class Plan:
     base: str = "resnet50"
     """A torchvision network."""
     tasks: int = 100
-    """How many."""
+    """Number of tasks."""
     classes: tuple[int, ...] = (100, 196, 102, 101)
-    """Classes of a task; for several numbers the packs' mean. The default is the paper's four transfer tasks."""
+    """Classes per task; with several numbers, the mean of their packs. Default: the paper's four transfer tasks."""
     norm: Literal["group", "batch"] = "group"
-    """Group norm in the place of batch norm, as in the paper, or the network as it is."""
+    """Group norm in place of batch norm, as in the paper, or the network as it is."""
     classifier: str = "fc"
-    """The network's submodule that classifies."""
+    """Name of the network's classifier."""
 
     def __call__(self) -> str:
         """The table to print."""
@@ -44,7 +44,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Inspect:
-    """What a pack says about itself, after checking that it is whole."""
+    """Check that a pack is complete and show what it says about itself."""
 
     file: tyro.conf.Positional[Path]
     """A file that save_pack() wrote."""
@@ -74,7 +74,7 @@ Command = Annotated[Plan, tyro.conf.subcommand("plan")] | Annotated[Inspect, tyr
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 a file that cannot be written, 2 the user's mistake."""
+    """Exit code: 0 done, 1 a file that cannot be written, 2 a user error."""
     return exit_code(lambda: _run(arguments), "repeat the same command", resumes=False)
 
 

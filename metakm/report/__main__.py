@@ -34,21 +34,21 @@ class ReportOptions:
     results: Annotated[Path, tyro.conf.Positional] = Path("results")
     """Folder with the runs; every result.csv below it is read."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
-    """The page, replaced if it is there."""
+    """The page; an existing one is replaced."""
     all: bool = False
-    """Show every protocol and setting that was measured; without it those that python -m metakm.table shows."""
+    """Show every measured protocol and setting; by default, those that python -m metakm.table shows."""
     baseline: str = "anil"
-    """Strategy that the differences of the others are taken to."""
+    """Strategy to which the others are compared."""
     episodes: int = 2
-    """Test episodes to show of each setting, and to adapt to for the kernels. 0 shows neither and needs neither weights nor data."""  # noqa: E501
+    """Test episodes to show for each setting, and to adapt to for the kernels. 0 shows neither, and needs no weights or data."""  # noqa: E501
     data_root: Path | None = None
-    """Folder with the data, in place of the one of each run."""
+    """Folder with the data, in place of each run's own."""
     plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
-    """Python files that register strategies of the runs; they run with your rights. Those that the runs name are not loaded by themselves."""  # noqa: E501
+    """Python files that register strategies of the runs; they run with your rights. The plugins that runs name are not loaded automatically."""  # noqa: E501
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 standard output that cannot be written, 2 the user's mistake."""
+    """Exit code: 0 done, 1 standard output that cannot be written, 2 a user error."""
     return exit_code(
         lambda: _write(read_options(ReportOptions, "python -m metakm.report", arguments)),
         "repeat the same command",
@@ -78,7 +78,7 @@ def _write(options: ReportOptions) -> int:
         write_text(options.out, page)
     except OSError as error:
         raise UserError(f"Expected a file that can be written, got {error}; choose another --out") from error
-    print(f"{options.out}: {len(table.cells)} measured cells, {len(seen)} runs looked into")  # noqa: T201
+    print(f"{options.out}: {len(table.cells)} measured cells, {len(seen)} runs inspected")  # noqa: T201
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The charts of the report, as SVG that stands inside a page and takes its colours from the page."""
+"""The charts of the report, as SVG within the page, in the colours of the page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from metakm.run.curve import CurvePoint
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Drawn in the colours of the light page; each becomes a CSS variable, to which page.css gives two values.
+# Drawn in the colours of the light page. Each becomes a CSS variable, which has two values in page.css.
 INK, FAINT, PAPER = "#1b1f24", "#d5dae0", "#ffffff"
 SERIES = ("#1f6fb2", "#c2481a", "#15805f", "#8a4fa3", "#8d6b00", "#127d8c", "#b83265", "#5c6670")
 MARKERS = "osD^vPX*"
@@ -47,7 +47,7 @@ _style: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "metakm",
     "text.color": INK,
-    "text.parse_math": False,  # a label is a name, whatever signs it has
+    "text.parse_math": False,  # a label is a name, whatever characters it contains
     "xtick.color": INK,
     "ytick.color": INK,
 }
@@ -55,7 +55,7 @@ _dashes = ("-", "--", "-.", ":")
 
 
 class Chart(NamedTuple):
-    """An SVG with its heading and what to know about it."""
+    """An SVG with its heading and explanation."""
 
     title: str
     svg: str
@@ -124,7 +124,7 @@ def learning_curves(curves: Sequence[Curve], ways: int, name: str, description: 
 
 
 def accuracy_by_parameters(points: Sequence[AccuracyPoint], name: str, description: str) -> str:
-    """Accuracy with its interval against the number of adapted parameters; that nobody adapts is drawn at 1."""
+    """Accuracy with its interval against the number of adapted parameters; none at all is drawn at 1."""
 
     def draw(axes: Axes) -> None:
         counts = [max(point.adapted_parameters, 1) for point in points]
@@ -169,9 +169,9 @@ def histogram(groups: Mapping[str, npt.NDArray[Any]], name: str, description: st
 
 
 def inline(svg: str, name: str, description: str) -> str:
-    """What matplotlib wrote as an `<svg>` element of the page.
+    """Turn matplotlib's output into an `<svg>` element of the page.
 
-    Its ids begin with `name`, its colours are the page's, its text stays text, and it says `description` aloud.
+    Its ids begin with `name`, its colours are the page's, text stays text, and screen readers get `description`.
     """
     box = re.search(r'viewBox="([^"]+)"', svg)
     assert box is not None, "matplotlib writes a viewBox"
@@ -186,7 +186,7 @@ def inline(svg: str, name: str, description: str) -> str:
 
 @contextlib.contextmanager
 def page_style() -> Iterator[None]:
-    """Within the block matplotlib draws for a page."""
+    """Within the block, matplotlib draws for a page."""
     with import_matplotlib().rc_context(_style):
         yield
 

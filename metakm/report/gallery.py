@@ -1,4 +1,4 @@
-"""Test episodes as they are shown: pictures, labels, and each strategy's predictions."""
+"""Test episodes to show: pictures, labels, and each strategy's predictions."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy.typing as npt
 from metakm.report.modulated_kernels import LayerKernels
 from metakm.table.collect import RecordedRun
 
-PHOTOGRAPH = 40  # pixels of height from which a picture is shown larger, and smoothly scaled
-PNG_PIXELS = 64 * 64  # larger pictures are photographs, which JPEG packs ten times smaller
+PHOTOGRAPH = 40  # height in pixels from which a picture is shown larger and smoothly scaled
+PNG_PIXELS = 64 * 64  # larger pictures are photographs, which JPEG makes ten times smaller
 JPEG_QUALITY = 85
 
 
@@ -39,10 +39,10 @@ class EpisodePictures:
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
-    """What one trained run did on its first meta-test episodes, E of them.
+    """What one trained run did on its first E meta-test episodes.
 
     predictions: int64 `[E, N, Q]`, the predicted class of each query, in 0..N-1.
-    kernels: of every convolution, in the order of the network; empty without convolutions.
+    kernels: of every convolution, in network order; empty without convolutions.
     """
 
     episodes: tuple[EpisodePictures, ...]
@@ -68,7 +68,7 @@ class EpisodeResult:
 
     @property
     def as_recorded(self) -> bool:
-        """Whether `tasks.csv` has the same accuracy; another device or version of torch may give another."""
+        """Whether `tasks.csv` has the same accuracy; it may differ on another device or version of torch."""
         return self.recorded is None or round(self.recorded * self.queries) == self.right
 
 
@@ -92,7 +92,7 @@ class ShownEpisode:
 
 
 def show_episodes(shown: Sequence[tuple[str, RecordedRun, Inspection]], anchor: str) -> tuple[ShownEpisode, ...]:
-    """The episodes of labelled runs of one setting; runs that met the same episode stand under one."""
+    """The episodes of labelled runs of one setting; runs with the same episode share an entry."""
     met: dict[bytes, tuple[EpisodePictures, list[EpisodeResult]]] = {}
     for label, run, inspection in shown:
         for episode, predictions in zip(inspection.episodes, inspection.predictions, strict=True):
@@ -116,7 +116,7 @@ def _shown(episode: EpisodePictures, trials: tuple[EpisodeResult, ...], name: st
 
 
 def data_uri(image: npt.NDArray[np.uint8]) -> str:
-    """A picture `[C, H, W]` as a `data:` address: PNG, or JPEG where it is large and in colour."""
+    """A picture `[C, H, W]` as a `data:` URL: PNG, or JPEG if it is large and in colour."""
     from PIL import Image  # needed for pages with a gallery only
 
     channels, height, width = image.shape

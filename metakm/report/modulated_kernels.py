@@ -24,7 +24,7 @@ class LayerKernels:
     learned, learned_used: the same after meta-training, before adaptation.
     adapted: what the network convolves with after adaptation to each of E episodes.
 
-    Without modulation what is used is W itself.
+    Without modulation, W itself is used.
     """
 
     layer: str
@@ -36,17 +36,17 @@ class LayerKernels:
 
     @property
     def modulated(self) -> bool:
-        """Whether the network convolves with something else than W."""
+        """Whether the network convolves with something other than W."""
         return not np.array_equal(self.learned, self.learned_used)
 
     @property
     def adapts(self) -> bool:
-        """Whether adaptation changes what the network convolves with."""
+        """Whether adaptation changes the kernels that the network convolves with."""
         return bool((self.adapted != self.learned_used).any())
 
     @property
     def change(self) -> float:
-        """Root mean square of what adaptation adds, over that of the kernels before it; the mean over episodes."""
+        """Root mean square of the change by adaptation, relative to the kernels before it; mean over episodes."""
         step = np.sqrt(((self.adapted - self.learned_used) ** 2).mean(axis=(1, 2, 3, 4)))  # [E]
         return float(step.mean() / np.sqrt((self.learned_used**2).mean()))
 
@@ -57,7 +57,7 @@ class ShownKernels:
 
     label: str
     run: RecordedRun
-    modulated: bool  # the network convolves with something else than W
+    modulated: bool  # the network convolves with something other than W
     charts: tuple[Chart, ...]
     grid: Grid  # a line for each layer
 
@@ -65,7 +65,7 @@ class ShownKernels:
 def show_kernels(
     shown: Sequence[tuple[str, RecordedRun, tuple[LayerKernels, ...]]], anchor: str
 ) -> tuple[ShownKernels, ...]:
-    """Histograms of the kernels of each labelled run, leaving out those that adaptation does not change."""
+    """Histograms of the kernels of each labelled run, without those that adaptation leaves unchanged."""
     found = []
     for number, (label, run, layers) in enumerate(shown):
         if any(layer.adapts for layer in layers):
@@ -122,7 +122,7 @@ def _trained_in_full(theirs: Sequence[LayerKernels], ours: Sequence[LayerKernels
 
 
 def _flatten(layers: Sequence[LayerKernels], moment: str) -> Weights:
-    """All weights of a moment, over all layers, flat."""
+    """All weights of a moment, of all layers, flattened."""
     return np.concatenate([getattr(layer, moment).ravel() for layer in layers])
 
 

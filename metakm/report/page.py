@@ -36,8 +36,8 @@ def render_page(
     Args:
         name: of the folder, as the reader knows it.
         collection: what was read; its runs are listed in full.
-        table: made of it.
-        inspections: by the path of the run's result.csv; runs without one have no episodes and kernels in the page.
+        table: built from it.
+        inspections: by the path of the run's result.csv; a run without one has no episodes or kernels on the page.
         uninspected: why runs could not be inspected, by name.
     """
     sections, without_curve = build_sections(table.cells, inspections)
@@ -60,7 +60,7 @@ def render_page(
 
 
 def _template() -> jinja2.Template:
-    import jinja2  # of an extra: the command has checked that it is there
+    import jinja2  # an extra; the command has checked that it is installed
 
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -113,11 +113,11 @@ def _run(run: RecordedRun) -> tuple[str, ...]:
 
 
 def _numeric(grid: Grid) -> list[bool]:
-    """For each column whether all its texts are numbers, with or without an interval."""
+    """For each column, whether all its texts are numbers, with or without an interval."""
     columns = list(zip(*grid.lines, strict=True)) if grid.lines else [()] * len(grid.header)
     return [any(column) and all(not text or _NUMBER.fullmatch(text) for text in column) for column in columns]
 
 
 def _parts(text: str) -> list[str]:
-    """A number, and what stands behind it: its intervals and marks."""
+    """A number, and what follows it: its intervals and marks."""
     return re.split(r" (?=[±<>~])", text) if _NUMBER.fullmatch(text) else [text]

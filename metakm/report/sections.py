@@ -1,4 +1,4 @@
-"""What the report shows of each setting: curves, accuracy against adapted parameters, test episodes, kernels."""
+"""The report's sections, one per setting: curves, accuracy against adapted parameters, test episodes, kernels."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Section:
     """One setting."""
 
     setting: Setting
-    anchor: str  # of the section in the page; ids within it begin with it
+    anchor: str  # of the section; ids within it begin with this one
     charts: tuple[Chart, ...]
     episodes: tuple[ShownEpisode, ...]
     kernels: tuple[ShownKernels, ...]
-    unchanged: tuple[str, ...]  # labels of inspected protocols whose kernels adaptation leaves as they are
+    unchanged: tuple[str, ...]  # labels of inspected protocols whose kernels adaptation does not change
 
 
 @dataclass(frozen=True)
 class _StyledCell:
-    """A cell as the section's pictures name and draw it."""
+    """A cell with its name and style in the section's pictures."""
 
     cell: Cell
     label: str
@@ -48,7 +48,7 @@ class _StyledCell:
 def build_sections(
     cells: Sequence[Cell], inspections: Mapping[Path, Inspection]
 ) -> tuple[tuple[Section, ...], tuple[str, ...]]:
-    """A section for each setting, and what is missing in them, by name.
+    """A section for each setting, and what is missing from them, by name.
 
     Args:
         cells: of the table, in its order.
@@ -74,7 +74,7 @@ def build_sections(
 
 
 def short_labels(protocols: Sequence[Protocol]) -> dict[Protocol, str]:
-    """The strategy and, where it is not that of all the others, its protocol without the changes common to all."""
+    """The strategy and, if it differs from the others', its protocol without the changes common to all."""
     common = set.intersection(*(set(p.changes) for p in protocols)) if protocols else set()
     one_preset = len({p.preset for p in protocols}) == 1
     own = {p: tuple(change for change in p.changes if change not in common) for p in protocols}

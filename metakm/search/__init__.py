@@ -1,1 +1,1 @@
-"""Hyper-parameters of strategies chosen on meta-validation alone, alike for all, with Optuna."""
+"""Hyper-parameter search on meta-validation with Optuna, the same for all strategies."""

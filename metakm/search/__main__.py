@@ -1,4 +1,4 @@
-"""`python -m metakm.search`: hyper-parameters chosen on meta-validation, alike for all strategies."""
+"""`python -m metakm.search`: choose hyper-parameters on meta-validation, in the same way for all strategies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from metakm.search.plan import make_plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done or in other hands, 1 a file not written, 2 the user's mistake, 130 interrupted."""
+    """Exit code: 0 done or in use by another process, 1 a file not written, 2 a user error, 130 interrupted."""
     return exit_code(lambda: _run(arguments), again="repeat the same command")
 
 
@@ -26,7 +26,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     import_matplotlib("the page of a search")
     plan = make_plan(options, rest)
     with StopRequest() as stop:
-        from metakm.search.worker import Worker  # brings Optuna along
+        from metakm.search.worker import Worker  # imports Optuna
 
         return Worker(plan, stop).work()
 

@@ -1,4 +1,4 @@
-"""Which hyper-parameters mattered, as a picture."""
+"""How much each hyper-parameter mattered, as a picture."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from optuna.trial import TrialState
 
 from metakm.io.figure import new_figure
 
-LEAST_TRIALS = 4  # that were measured; fewer say nothing
+LEAST_TRIALS = 4  # measured ones; with fewer, importances mean nothing
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Each parameter's share of what set the better trials apart (PED-ANOVA); empty where trials are too few."""
+    """Importance of each parameter for the better trials (PED-ANOVA); empty if there are too few trials."""
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     if len(done) < LEAST_TRIALS or len({trial.value for trial in done}) == 1:
         return {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about parameters with few trials, which the page says of all
+        warnings.simplefilter("ignore")  # about parameters with few trials; the page says so for all
         try:
             return dict(optuna.importance.get_param_importances(study))
-        except (ValueError, RuntimeError):  # no parameter that varied
+        except (ValueError, RuntimeError):  # no parameter varied
             return {}
 
 

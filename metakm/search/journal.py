@@ -1,4 +1,4 @@
-"""The file with all trials of a search: Optuna's journal, behind a lock that a killed process does not keep."""
+"""Optuna's journal file with all trials of a search, behind a lock that is released when a process is killed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from optuna.storages.journal import JournalFileBackend
 
 
 class WaitingLock:
-    """A context that one process at a time is in; the others wait. The kernel lets the next one in after a kill."""
+    """A context for one process at a time; the others wait. The kernel releases the lock if a process is killed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -38,7 +38,7 @@ class WaitingLock:
 
 
 class _JournalLock:
-    """Optuna's own waits half a minute for a lock that a killed process left."""
+    """Optuna's own lock waits half a minute after its process was killed."""
 
     def __init__(self, journal: Path) -> None:
         self._journal, self._lock = journal, WaitingLock(journal.with_name(f".{journal.name}.lock"))
@@ -53,13 +53,15 @@ class _JournalLock:
 
 
 def open_journal(path: Path) -> JournalStorage:
-    """The storage in a file, which is made if it is not there."""
-    lock: Any = _JournalLock(path)  # has the methods that the backend calls; their base class is not public
+    """Open the storage in a file, and create it if needed."""
+    lock: Any = _JournalLock(
+        path
+    )  # duck-typed: it has the methods that the backend calls; their base class is not public
     return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
 
 
 def _drop_half_line(path: Path) -> None:
-    """Cut off what a process that was killed while it wrote has left: the next line would be joined to it."""
+    """Remove the incomplete line of a process that was killed while writing, or the next line would be joined to it."""
     with path.open("rb+") as file:
         data = file.read()
         if data and not data.endswith(b"\n"):

@@ -1,4 +1,4 @@
-"""The options of a search. Flags and help derive from them; every other flag of `metakm.run` goes to every trial."""
+"""The options of a search, from which its flags and help derive. Flags of `metakm.run` are passed to every trial."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ _PER_TRIAL = ("seed", "out", "resume", "overwrite", "dry_run", "json", "log_dir"
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """Choose hyper-parameters of strategies on meta-validation, alike for all.
+    """Choose hyper-parameters of strategies on meta-validation.
 
     python -m metakm.search --space SPACE [OPTIONS] [OPTIONS of metakm.run]
 
-    The same command goes on with a search that was cut off; --trials may grow.
+    The same command continues an interrupted search; --trials may be raised.
 
-    Several processes may share one search. Meta-test is never touched.
+    Several processes can share one search. The meta-test is never used.
 
-    Options of metakm.run, such as --iterations 500, hold for every trial.
+    Options of metakm.run, such as --iterations 500, apply to every trial.
     """
 
     space: str
-    """What to vary: table3-characters, table3-photographs, or a TOML file that gives fields of a run as [choices] or {low=, high=, log=}."""  # noqa: E501
+    """What to vary: table3-characters, table3-photographs, or a TOML file in which each field of a run has [choices] or {low=, high=, log=}."""  # noqa: E501
     algo: tuple[str, ...] = ("maml", "anil", "km")
-    """Strategies. km-proto beside km is not searched: it takes what km won with."""
+    """Strategies. km-proto next to km is not searched: it takes the values of km's winner."""
     dataset: str = "glyphs"
     """Dataset."""
     ways: int | None = None
     """Classes in an episode. Default: 20 for characters, 5 for photographs."""
     shots: int = 1
-    """Support images of each class."""
+    """Support images per class."""
     trials: int = 20
-    """Trials of each strategy, the pruned and diverged ones included. The first has the preset's values where the space has them."""  # noqa: E501
+    """Trials per strategy, including pruned and diverged ones. The first has the values of the preset, if they lie in the space."""  # noqa: E501
     seconds: float = 0.0
-    """Training seconds of each strategy, over all calls, after which none of its trials starts. 0: no bound."""
+    """Training seconds per strategy, over all calls, after which none of its trials starts. 0: no limit."""
     tasks: int = 200
-    """Meta-validation tasks on which a trained trial is measured, the same for all."""
+    """Meta-validation tasks to measure a trained trial on, the same for all."""
     test_steps: tuple[int, ...] = (5, 10, 20, 50)
-    """Inner steps to measure a trained trial with; the best is kept."""
+    """Numbers of inner steps to measure a trained trial with; the best is kept."""
     seed: int = 0
-    """Seed of the proposals, and of every trial's weights and episodes."""
+    """Seed of the proposals, and of the weights and episodes of every trial."""
     out: Path | None = None
-    """Folder for the search. Without it: search/<dataset>-<ways>w<shots>s."""
+    """Folder for the search. Default: search/<dataset>-<ways>w<shots>s."""
 
     def __post_init__(self) -> None:
         for field, low in {"trials": 1, "tasks": 2}.items():
@@ -68,7 +68,7 @@ class SearchOptions:
 
 
 def parse_search(arguments: Sequence[str]) -> tuple[SearchOptions, list[str]]:
-    """The options of the search, and the arguments that are for every trial.
+    """The options of the search, and the arguments for every trial.
 
     Raises:
         UserError: an unknown name or flag, or a value out of range.
@@ -79,6 +79,6 @@ def parse_search(arguments: Sequence[str]) -> tuple[SearchOptions, list[str]]:
 
 
 def fields_given(rest: Sequence[str]) -> frozenset[str]:
-    """The fields of a run whose flags are among the arguments."""
+    """The fields of a run whose flags were given."""
     words = {argument.partition("=")[0].replace("_", "-") for argument in rest}
     return frozenset(name for name in all_flat_types() if {flag_of(name), off_flag(name)} & words)

@@ -1,4 +1,4 @@
-"""The page of a search: what was tried, what won and by how much, and the command that runs the winner."""
+"""The page of a search: what was tried, which trial won and by how much, and the command to run the winner."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PICTURE = "importances.png"
 
 
 def write_page(studies: Studies) -> None:
-    """Write `search.csv`, `README.md` and, with enough trials, the picture of the importances."""
+    """Write `search.csv`, `README.md` and, if there are enough trials, the picture of the importances."""
     records, found = read_records(studies), studies.all_studies()
     write_csv(studies.out, records)
     shares = {algo: values for algo, study in found.items() if (values := importances(study))}
@@ -86,20 +86,20 @@ def _strategy(studies: Studies, algo: str, study: optuna.Study, own: list[Record
 
 
 def winning_config(studies: Studies, best: Record) -> RunConfig:
-    """The settings of a run that ends with the trial's model, tested with the steps that were best."""
+    """The settings of a run that trains the trial's model and tests it with the best number of steps."""
     config = read_config(studies.folder(best.algo, best.number))
     assert best.test_steps is not None  # it was measured
     return dataclasses.replace(config, test_inner_steps=best.test_steps, select="last")
 
 
 def _following(config: RunConfig, best: Record) -> RunConfig:
-    """The settings of another strategy with the values of a trial that it has the options for."""
+    """The settings of another strategy with those values of a trial that it has options for."""
     values = {field: value for field, value in best.params.items() if not refuses(config.algo, field)}
     return with_values(config, {**values, "test_inner_steps": best.test_steps, "select": "last"})
 
 
 def _differences(studies: Studies, best: Record, own: list[Record]) -> list[str]:
-    """The winner against the first trial, which has the values of the preset, and against the next best."""
+    """The winner compared with the first trial, which has the values of the preset, and with the runner-up."""
     others = [record for record in own if record.accuracy is not None and record is not best]
     first = next((record for record in others if record.number == 0), None)
     second = winner(others)

@@ -1,4 +1,4 @@
-"""What became of each trial, and `search.csv`."""
+"""The outcome of each trial, and `search.csv`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Record(NamedTuple):
 
     @property
     def rank(self) -> tuple[float, int]:
-        """The larger the better; of equals the earlier."""
+        """Larger is better; among equals, the earlier trial."""
         return (-1.0 if self.accuracy is None else self.accuracy, -self.number)
 
 
@@ -47,7 +47,7 @@ def winner(records: list[Record]) -> Record | None:
 
 
 def write_csv(out: Path, records: list[Record]) -> None:
-    """Write `search.csv`: a line for each trial."""
+    """Write `search.csv`: one line per trial."""
     lines = []
     for r in records:
         line: dict[str, Any] = {"algo": r.algo, "trial": r.number, "state": r.state, "accuracy": r.accuracy}

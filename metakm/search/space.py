@@ -15,17 +15,17 @@ from metakm.io.files import expanded
 from metakm.options import NEEDS, flat_name, option_types
 from metakm.strategies.registry import strategy_class
 
-# What defines the task, the budget or the measurement, and so must be the same for all trials.
+# These define the task, the budget or the measurement, and must be the same for all trials.
 _SAME_FOR_ALL = {"algo", "dataset", "ways", "shots", "preset", "image_size", "seed", "iterations"}
 _MEASUREMENT = {"test_inner_steps", "test_queries", "eval_tasks", "val_tasks", "val_every", "select"}
 _COMMON = {field.name for field in dataclasses.fields(RunConfig)}
-_EXCLUSIVE = {"zero_head": "normal_head", "normal_head": "zero_head"}  # on, it switches the other off
+_EXCLUSIVE = {"zero_head": "normal_head", "normal_head": "zero_head"}  # if it is on, it switches the other off
 _FIXED = {*_SAME_FOR_ALL, *_MEASUREMENT, *EXECUTION_FIELDS}
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """All numbers from `low` to `high`, whole ones for a field of whole numbers; `log`: evenly by their logarithm."""
+    """All numbers from `low` to `high`, integers for an integer field; `log`: uniform in the logarithm."""
 
     low: float
     high: float
@@ -33,7 +33,7 @@ class Range:
 
     @property
     def probes(self) -> tuple[Any, ...]:
-        """Values that stand for all."""
+        """Values to check in place of all."""
         return self.low, self.high
 
     def __str__(self) -> str:
@@ -42,13 +42,13 @@ class Range:
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """These values alone."""
+    """Only these values."""
 
     values: tuple[Any, ...]
 
     @property
     def probes(self) -> tuple[Any, ...]:
-        """Values that stand for all."""
+        """Values to check in place of all."""
         return self.values
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ Space = dict[str, Dimension]
 
 
 def named_spaces() -> list[str]:
-    """Names of the spaces that metakm brings."""
+    """Names of the built-in spaces."""
     names = (Path(file.name) for file in _folder().iterdir())
     return sorted(name.stem for name in names if name.suffix == ".toml")
 
@@ -69,7 +69,8 @@ def read_space(name: str) -> Space:
     """A space by its name, or from a TOML file.
 
     Raises:
-        UserError: no such name or file, no TOML, a field that a search cannot vary, or neither range nor choices.
+        UserError: no such name or file, invalid TOML, a field that a search cannot vary, or values that are neither a
+            range nor choices.
     """
     if name in named_spaces():
         text = (_folder() / f"{name}.toml").read_text(encoding="utf-8")
@@ -87,7 +88,7 @@ def read_space(name: str) -> Space:
 
 
 def check_space(space: Mapping[str, Dimension], config: RunConfig) -> None:
-    """Make sure that every value may stand in the config of a trial.
+    """Make sure that the config of a trial accepts every value.
 
     Raises:
         UserError: a value of the wrong type or out of its field's range.
@@ -101,7 +102,7 @@ def check_space(space: Mapping[str, Dimension], config: RunConfig) -> None:
 
 
 def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """The config with these values, as JSON has them; an option whose need they switch off goes with it.
+    """The config with these values, as in JSON. An option is dropped if they switch off what it needs.
 
     Raises:
         UserError: a value of the wrong type or out of range.
@@ -118,7 +119,7 @@ def split_for(algo: str, space: Space, fixed: frozenset[str]) -> tuple[Space, di
     """The part of a space that a strategy can vary, and why each other field is left out.
 
     Args:
-        fixed: fields that have their value from the command line.
+        fixed: fields that are set on the command line.
     """
     dropped = {}
     for field in space:
@@ -133,12 +134,12 @@ def split_for(algo: str, space: Space, fixed: frozenset[str]) -> tuple[Space, di
 
 
 def active(field: str, values: Mapping[str, Any], config: RunConfig) -> bool:
-    """Whether a field has an effect beside these values of others: what it needs is on."""
+    """Whether a field has an effect next to these values of the others, because what it needs is on."""
     return all(values.get(need, getattr(config.shared, need)) for need in _needed(field))
 
 
 def refuses(algo: str, field: str) -> bool:
-    """Whether a strategy has no such option."""
+    """Whether a strategy lacks this option."""
     cls = strategy_class(algo)
     return field not in _COMMON and field not in {flat_name(algo, name) for name in option_types(cls.options)}
 
@@ -165,7 +166,7 @@ def _parsed(text: str, name: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except ValueError as error:
-        raise UserError(f"Expected {name} to be TOML, got: {error}; mend it") from error
+        raise UserError(f"Expected {name} to be TOML, got: {error}; fix the file") from error
 
 
 def _dimension(field: str, value: Any, name: str) -> Dimension:
@@ -182,7 +183,9 @@ def _dimension(field: str, value: Any, name: str) -> Dimension:
         return Choices(tuple(float(v) if known[field] is float and type(v) is int else v for v in value))
     if isinstance(value, dict) and {"low", "high"} <= {*value} <= {"low", "high", "log"}:
         return _range(field, known[field], value, name)
-    raise UserError(f"Expected {field} in {name} to be {{low=, high=, log=}} or [choices], got {value!r}; mend it")
+    raise UserError(
+        f"Expected {field} in {name} to be {{low=, high=, log=}} or [choices], got {value!r}; write one of these"
+    )
 
 
 def _range(field: str, kind: Any, value: dict[str, Any], name: str) -> Range:
@@ -190,7 +193,7 @@ def _range(field: str, kind: Any, value: dict[str, Any], name: str) -> Range:
     kinds = {int: (int,), float: (int, float)}.get(kind, ())
     if type(low) not in kinds or type(high) not in kinds or not isinstance(log, bool):
         said = "whole numbers" if kinds == (int,) else "numbers" if kinds else "choices, not a range,"
-        raise UserError(f"Expected {said} for {field} in {name}, got {value}; mend it")
+        raise UserError(f"Expected {said} for {field} in {name}, got {value}; change it")
     if not (low < high and (low > 0 or not log)):
         raise UserError(f"Expected low < high{' and low > 0' if log else ''} for {field} in {name}, got {value}")
     return Range(low, high, log)

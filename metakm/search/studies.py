@@ -1,4 +1,4 @@
-"""The trials of a search: proposed, claimed by one process at a time, and finished, in a storage that several share."""
+"""The trials of a search, from proposal to result, in storage that several processes share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from metakm.search.trial import Outcome
 
 
 class Claimed(NamedTuple):
-    """A trial that this process works on, until the lock of its folder is released."""
+    """A trial that belongs to this process until the lock of its folder is released."""
 
     study: optuna.Study
     number: int
@@ -67,7 +67,7 @@ class Studies:
         return {name: optuna.load_study(study_name=name, storage=self.storage) for name in names}
 
     def claim(self, search: StrategySearch) -> Claimed | None:
-        """A trial that was cut off, else a new one; None if there is none left, or those left are in other hands."""
+        """An interrupted trial, else a new one; None if none is left, or other processes work on those left."""
         study, options = self.studies[search.algo], self.plan.options
         with self.lock:
             trials = study.get_trials(deepcopy=False)
@@ -78,12 +78,12 @@ class Studies:
             if len(trials) >= options.trials or (options.seconds and spent >= options.seconds):
                 return None
             params, distributions = _propose(search, trials, options.seed)
-            # One line of the journal: a kill leaves all of the trial or nothing.
+            # One line of the journal: if this process is killed, the whole trial is there or nothing.
             study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=distributions))
             return self._take(study, study.get_trials(deepcopy=False)[-1], resumed=False)
 
     def hopeless(self, claimed: Claimed, iteration: int, accuracy: float) -> bool:
-        """Report a validation; whether the pruner gives the trial up."""
+        """Report a validation, and return whether the pruner gives up the trial."""
         frozen = claimed.study.get_trials(deepcopy=False)[claimed.number]
         live = optuna.trial.Trial(claimed.study, frozen._trial_id)
         if iteration not in frozen.intermediate_values:
@@ -91,7 +91,7 @@ class Studies:
         return live.should_prune()
 
     def finish(self, claimed: Claimed, outcome: Outcome) -> None:
-        """Write how a trial ended. One that diverged or was given up is a bad one for the sampler."""
+        """Record how a trial ended. The sampler counts one that diverged or was given up as bad."""
         frozen = claimed.study.get_trials(deepcopy=False)[claimed.number]
         attributes: dict[str, Any] = {"state": outcome.state, "note": outcome.note, "seconds": outcome.seconds}
         value = None
@@ -121,9 +121,7 @@ class Studies:
                 claimed = Claimed(study, trial.number, dict(trial.params), folder, resumed)
         except InUseError:
             return None
-        if (
-            study.get_trials(deepcopy=False)[trial.number].state != TrialState.RUNNING
-        ):  # it ended after it was looked up
+        if study.get_trials(deepcopy=False)[trial.number].state != TrialState.RUNNING:  # it ended after it was listed
             folder.release()
             return None
         return claimed
@@ -167,7 +165,7 @@ _REMEDY = "use the earlier values, or another --out"
 def _propose(
     search: StrategySearch, trials: list[FrozenTrial], seed: int
 ) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
-    """Values of the next trial: a function of the trials before it and the seed, whatever process asks."""
+    """Values of the next trial, a function of the seed and the trials before it, in whatever process."""
     number = len(trials)
     digest = hashlib.sha256(f"{seed} {number}".encode()).digest()
     sampler = optuna.samplers.TPESampler(seed=int.from_bytes(digest[:4], "big"))
@@ -194,7 +192,7 @@ def _suggest(trial: optuna.Trial, field: str, own: BaseDistribution) -> Any:
 
 
 def distribution(field: str, dimension: Dimension) -> BaseDistribution:
-    """A dimension of the space as Optuna has it."""
+    """A dimension of the space as Optuna's distribution."""
     if not isinstance(dimension, Range):
         return CategoricalDistribution(dimension.values)
     if all_flat_types()[field] is int:

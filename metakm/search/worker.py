@@ -1,4 +1,4 @@
-"""One process of a search: claims trials, one of each strategy in turn, trains them, and writes the summary."""
+"""One process of a search: it claims trials, one strategy after another, trains them, and writes the summary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from metakm.search.trial import Outcome, TrialRun
 
 
 class Worker:
-    """Works until no trial is left for it, or a stop is requested.
+    """Works until it finds no more trials, or a stop is requested.
 
     Raises:
         UserError: the folder has another search, or cannot be written.
@@ -34,7 +34,7 @@ class Worker:
         with self.studies.alone():
             write_page(self.studies)
         if self.stop.requested:
-            log_line("Interrupted. The same command goes on.")
+            log_line("Interrupted. Repeat the same command to continue.")
             return 130
         print(self._result())  # noqa: T201
         return 0

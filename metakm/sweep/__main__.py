@@ -1,4 +1,4 @@
-"""`python -m metakm.sweep`: strategies x settings x seeds; what is missing is run, what was cut off is resumed."""
+"""`python -m metakm.sweep`: run strategies x settings x seeds; resume what was interrupted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from metakm.sweep.sweeper import Sweeper
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 all done or in other hands, 1 a run failed, 2 the user's mistake, 130 interrupted."""
+    """Exit code: 0 all done or in use by another process, 1 a run failed, 2 a user error, 130 interrupted."""
     return exit_code(lambda: _run(arguments), again="repeat the same command")
 
 
@@ -60,14 +60,14 @@ def _work(plan: list[Planned], pool: Pool, stop: StopRequest) -> int:
     sweeper.run()
     print(outcome_text(plan, sweeper.outcomes))  # noqa: T201
     if sweeper.stopping:
-        log_line("Interrupted. The same command goes on.")
+        log_line("Interrupted. Repeat the same command to continue.")
         return 130
     good = all(outcome.kind in ("done", "in use") for outcome in sweeper.outcomes.values())
     return 0 if good and not any(p.state == "blocked" for p in plan) else 1
 
 
 def _log_folder(out: Path) -> Path:
-    """A folder of its own for the logs of a sweep."""
+    """A new folder for the logs of this sweep."""
     stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S.%f")
     return out.resolve() / ".sweep" / f"{stamp}-{socket.gethostname()}-{os.getpid()}"
 

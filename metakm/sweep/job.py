@@ -31,9 +31,9 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class RunJob:
-    """Compute a run; called in the process that does so.
+    """Train a run; called in the process that does so.
 
-    A stop is asked for by the file `stop`, then by SIGTERM: the file is for a process that is only just starting.
+    The file `stop` requests a stop, and then SIGTERM does: a process that is just starting sees only the file.
     """
 
     config: RunConfig
@@ -63,23 +63,23 @@ class RunJob:
             return Outcome("failed", f"{type(error).__name__}: {error}")
 
     def checkpoint(self) -> DelayedSubmission:
-        """What submitit queues again when the cluster takes the machine back: the same run, which resumes."""
+        """What submitit requeues when the cluster preempts the job: the same run, which resumes."""
         from submitit.helpers import DelayedSubmission  # of an extra, as below
 
         return DelayedSubmission(self)
 
 
 def result_of(job: submitit.Job[Outcome]) -> Outcome | None:
-    """What a job left behind; None where it left nothing, or not yet. Asks no cluster."""
+    """The result that a job has written; None if it has not, or not yet. Does not ask the cluster."""
     from submitit.core.utils import pickle_load
 
     with contextlib.suppress(OSError):
-        job.paths.folder.chmod(job.paths.folder.stat().st_mode)  # NFS then shows what is new, as submitit knows
+        job.paths.folder.chmod(job.paths.folder.stat().st_mode)  # as submitit does, so that NFS shows new files
     try:
         kind, result = pickle_load(job.paths.result_pickle)
     except FileNotFoundError:
         return None
-    if kind == "error":  # the trace of an error outside RunJob, such as a package that is missing on the node
+    if kind == "error":  # the traceback of an error outside RunJob, such as a package that the node lacks
         return Outcome("failed", result.strip().rpartition("\n")[2])
     return Outcome(*result)
 

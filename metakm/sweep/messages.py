@@ -1,4 +1,4 @@
-"""A sweep in words: its plan before, its outcome after."""
+"""A sweep as text: its plan and its outcome."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def plan_text(plan: Iterable[Planned]) -> str:
 
 
 def counts_text(words: Iterable[str]) -> str:
-    """How many of each, such as `2 done, 1 to do`."""
+    """The number of runs in each state, such as `2 done, 1 to do`."""
     return ", ".join(f"{n} {word}" for word, n in sorted(Counter(words).items()))
 
 
 def outcome_text(plan: Sequence[Planned], outcomes: Mapping[str, Outcome]) -> str:
-    """What is not done, by name and reason, and a count of all; what others had in hand is looked at again."""
+    """The runs that are not done, with the reason, and a count of all; runs of other processes are inspected again."""
     lines, words = [], []
     for planned in plan:
         run_id = planned.config.run_id

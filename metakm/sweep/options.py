@@ -1,4 +1,4 @@
-"""The options of a sweep. Flags and help derive from them; every other flag of `metakm.run` goes to every run."""
+"""The options of a sweep, from which its flags and help derive. Flags of `metakm.run` are passed to every run."""
 
 from __future__ import annotations
 
@@ -18,50 +18,50 @@ from metakm.errors import UserError, unknown_name
 TABLE3 = ("omniglot", "mini-imagenet")
 Names = Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")]
 ExecutorName = Literal["local", "debug", "slurm"]
-_PER_RUN = ("seed", "resume", "overwrite")  # fields of a run that a sweep sets itself
+_PER_RUN = ("seed", "resume", "overwrite")  # fields of a run that the sweep itself sets
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
-    """Run strategies x settings x seeds: what is missing or was cut off.
+    """Run strategies x settings x seeds: those missing or interrupted.
 
     python -m metakm.sweep [table3 | DATASET] [OPTIONS] [OPTIONS of metakm.run]
 
     table3: omniglot 20-way and mini-imagenet 5-way, 1 and 5 shots.
 
-    Options of metakm.run, such as --preset paper, go to every run.
+    Options of metakm.run, such as --preset paper, apply to every run.
     """
 
     algo: tuple[str, ...] = ("maml", "anil", "km")
     """Strategies."""
     dataset: Names = ()
-    """Datasets, where no name comes first."""
+    """Datasets, unless the first argument names one."""
     ways: int | None = None
     """Classes in an episode. Default: 20 for characters, 5 for photographs."""
     shots: tuple[int, ...] = (1, 5)
-    """Support images of each class."""
+    """Support images per class."""
     seeds: int = 3
-    """How many seeds, from 0 on."""
+    """Number of seeds, counted from 0."""
     dry_run: bool = False
     """Show the plan with time estimates measured on this machine, write nothing, and stop."""
     status: bool = False
-    """Show how far the sweep is and when it will be done, from the files of its runs, and stop."""
+    """Show the progress of the sweep and when it will be done, from the files of its runs, and stop."""
     executor: ExecutorName = "local"
-    """local: processes of this machine; slurm: jobs of a cluster; debug: inside this process, one after the other."""
+    """local: processes on this machine; slurm: jobs on a cluster; debug: one after another in this process."""
     jobs: int = 0
     """Runs at a time. 0: one for each GPU, or one, on local; all on slurm."""
     cpus_per_task: int = 0
     """CPU cores of a run. 0: on local OMP_NUM_THREADS, or cores divided by jobs; on slurm the cluster's default."""
     gpus_per_node: int = 0
-    """GPUs of a run, on slurm."""
+    """GPUs per run, on slurm."""
     partition: str = ""
     """Partition, on slurm."""
     time: int = 0
-    """Minutes after which slurm ends a job, which then is queued again and resumes. 0: 240."""
+    """Time limit of a slurm job in minutes; after that it is requeued and resumes. 0: 240."""
     poll_seconds: int = 15
-    """Seconds between two questions to slurm about its jobs."""
+    """Seconds between two queries to slurm about the jobs."""
     slurm: Names = ()
-    """More options of sbatch as NAME=VALUE, such as account=lab."""
+    """Further sbatch options as NAME=VALUE, such as account=lab."""
 
     def __post_init__(self) -> None:
         least = {"seeds": 1, "jobs": 0, "cpus_per_task": 0, "gpus_per_node": 0, "time": 0, "poll_seconds": 1}
@@ -75,18 +75,18 @@ class SweepOptions:
                 raise unknown_name("--dataset", name, available_datasets())
         for option in self.slurm:
             if not option.partition("=")[0] or "=" not in option:
-                raise UserError(f"Expected --slurm NAME=VALUE, got {option!r}; write it so")
+                raise UserError(f"Expected --slurm NAME=VALUE, got {option!r}; write it in this form")
         for field in ("partition", "gpus_per_node", "time", "slurm"):
             if self.executor != "slurm" and getattr(self, field):
                 raise UserError(f"Expected {flag_of(field)} with --executor slurm, got --executor {self.executor}")
         if self.dry_run and self.status:
             raise UserError("Expected --dry-run or --status, got both; drop one of them")
         if self.executor == "debug" and self.jobs > 1:
-            raise UserError(f"Expected --jobs 1 with --executor debug, got {self.jobs}; debug runs one after the other")
+            raise UserError(f"Expected --jobs 1 with --executor debug, got {self.jobs}; debug runs one after another")
 
 
 def parse_sweep(arguments: Sequence[str]) -> tuple[SweepOptions, list[str]]:
-    """The options of the sweep, and the arguments that are for every run.
+    """The options of the sweep, and the arguments for every run.
 
     Raises:
         UserError: an unknown name or flag, a value out of range, or no dataset.
@@ -104,11 +104,11 @@ def parse_sweep(arguments: Sequence[str]) -> tuple[SweepOptions, list[str]]:
 
 
 def check_flags(rest: Sequence[str], options: type[Any], set_here: Collection[str]) -> None:
-    """Raise for a flag that neither the command nor a run has; the rest is left to the run's own parser.
+    """Raise for a flag that neither the command nor a run has; the run's parser checks the rest.
 
     Args:
         options: the dataclass of the command's own flags.
-        set_here: fields of a run that the command sets itself.
+        set_here: fields of a run that the command itself sets.
     """
     fields = {name: hint for name, hint in all_flat_types().items() if name not in set_here}
     of_run = {flag_of(name) for name in fields}

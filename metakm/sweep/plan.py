@@ -1,4 +1,4 @@
-"""The runs of a sweep, and what has become of each."""
+"""The runs of a sweep and the state of each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ State = Literal["done", "in use", "to resume", "to do", "blocked"]
 
 
 class Planned(NamedTuple):
-    """One run and its state; `note` is the accuracy, who uses it, or why it is blocked."""
+    """One run and its state; `note` has the accuracy, the process that uses it, or why it is blocked."""
 
     config: RunConfig
     state: State
@@ -33,12 +33,12 @@ class Planned(NamedTuple):
 
     @property
     def missing(self) -> bool:
-        """Whether there is work to do on it here and now."""
+        """Whether it can be run now."""
         return self.state in ("to do", "to resume")
 
 
 def expand(options: SweepOptions, rest: Sequence[str]) -> list[RunConfig]:
-    """The runs, one seed of all strategies and settings after the other.
+    """The runs: all strategies and settings with the first seed, then with the next.
 
     Args:
         rest: arguments of `metakm.run` for every run.
@@ -63,7 +63,7 @@ def expand(options: SweepOptions, rest: Sequence[str]) -> list[RunConfig]:
 
 
 def inspect(config: RunConfig) -> Planned:
-    """What is in the run's folder. Writes nothing."""
+    """Look into the run's folder. Writes nothing."""
     folder = RunFolder(config.folder)
     if (user := holder(folder.lock.path)) is not None:
         return Planned(config, "in use", user)
@@ -84,9 +84,9 @@ def inspect(config: RunConfig) -> Planned:
 
 
 def make_plan(configs: Iterable[RunConfig]) -> list[Planned]:
-    """Inspect all runs; those that need data which are not here are blocked.
+    """Inspect all runs; a run whose data are missing is blocked.
 
-    The data of runs that are missing are decoded here, once, before several processes would each do it.
+    The data of missing runs are decoded here, once, so that several processes need not each do it.
     """
     plan = [inspect(config) for config in configs]
     errors = {source: _data_error(*source) for source in {_source(p.config) for p in plan if p.missing}}
@@ -97,7 +97,7 @@ def make_plan(configs: Iterable[RunConfig]) -> list[Planned]:
 
 
 def _same_but_older(folder: RunFolder, config: RunConfig) -> bool:
-    """Whether the run in a folder is this one, from before the config had all of its fields."""
+    """Whether the folder holds this same run, written before the config had all of its fields."""
     try:
         return not config_changes(read_config(folder.path).identity(), config)
     except UserError:

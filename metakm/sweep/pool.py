@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
     Job = submitit.Job[Outcome]
 
-_MINUTES = 240  # of a slurm job, unless told
-_NO_LIMIT_MINUTES = 10 * 365 * 24 * 60  # submitit ends local jobs after 2 minutes, unless told
-_REQUEUES = 100  # of a slurm job that came to its time limit; it resumes each time
+_MINUTES = 240  # time limit of a slurm job by default
+_NO_LIMIT_MINUTES = 10 * 365 * 24 * 60  # because submitit ends local jobs after 2 minutes by default
+_REQUEUES = 100  # of a slurm job that reached its time limit; it resumes each time
 
 
 class SubmissionError(RuntimeError):
-    """A cluster did not take a job: an unknown partition, a limit on jobs, a controller that does not answer.
+    """A cluster did not accept a job: an unknown partition, a limit on jobs, a controller that does not answer.
 
     Args:
-        silent: the controller answers nothing at all, as while it restarts.
+        silent: the controller does not answer at all, for example while it restarts.
     """
 
     def __init__(self, message: str, *, silent: bool = False) -> None:
@@ -45,7 +45,7 @@ class SubmissionError(RuntimeError):
 
 
 class Pool:
-    """Takes runs, up to `size` at a time.
+    """Runs jobs, up to `size` at a time.
 
     Raises:
         UserError: more threads than cores, or no submitit.
@@ -62,7 +62,7 @@ class Pool:
 
     @functools.cached_property
     def executor(self) -> submitit.AutoExecutor:
-        """submitit's, which makes its folder for logs.
+        """The executor of submitit; it creates its folder for logs.
 
         Raises:
             UserError: no cluster here.
@@ -73,18 +73,18 @@ class Pool:
 
     @property
     def in_process(self) -> bool:
-        """Whether jobs run inside this process, when asked for their result."""
+        """Whether jobs run inside this process, once their result is asked for."""
         return self.options.executor == "debug"
 
     def submit(self, config: RunConfig, slot: int) -> Job:
         """Start a run, or queue it.
 
         Args:
-            slot: which of the `size` places it takes; on several GPUs each place has its own.
+            slot: which of the `size` slots it takes; on several GPUs each slot has its own GPU.
 
         Raises:
             UserError: no cluster here.
-            SubmissionError: the cluster does not take it.
+            SubmissionError: the cluster does not accept it.
         """
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -104,14 +104,14 @@ class Pool:
         return job
 
     def done(self, job: Job) -> bool:
-        """Whether a job has ended; with `debug`, it runs now."""
+        """Whether a job has ended; with `debug`, this call runs it."""
         if self.queue is not None:
             return self.queue.ended(job)
         with self._threads_here():
             return job.done()
 
     def outcome(self, job: Job) -> Outcome:
-        """How a job ended; to be asked for when it is done."""
+        """How a job ended; call it once the job is done."""
         if self.queue is not None:
             return self.queue.outcome(job)
         if self.in_process:
@@ -121,19 +121,19 @@ class Pool:
         return result_of(job) or nothing
 
     def stop(self, jobs: Iterable[Job]) -> None:
-        """Ask jobs to save their state and end; a second time, to end at once."""
+        """Ask jobs to save their state and end; a second call ends them at once."""
         self.stop_file.touch()
         ids = [job.job_id for job in jobs]
         if self.queue is not None:
             self.queue.cancel(ids)
         elif not self.in_process:
-            for process in map(int, ids):  # submitit's controllers, which hand it on
+            for process in map(int, ids):  # submitit's controllers, which forward it
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGTERM)
 
     @contextlib.contextmanager
     def _threads_here(self) -> Iterator[None]:
-        """What a job in this process runs with."""
+        """Set the number of threads for a job in this process."""
         if not self.in_process:
             yield
             return
@@ -145,12 +145,12 @@ class Pool:
             torch.set_num_threads(before)
 
     def _uses_several_gpus(self, device: str) -> bool:
-        """Whether runs on `--device` are divided among several GPUs."""
+        """Whether runs on `--device` are spread over several GPUs."""
         return self.gpus > 1 and device in ("auto", "cuda")
 
     @contextlib.contextmanager
     def environment(self, device: str) -> Iterator[None]:
-        """What a local job on `--device` inherits: its number of threads, and how many runs share the device."""
+        """Set what a local job on `--device` inherits: its number of threads, and how many runs share the device."""
         if self.options.executor != "local":
             yield
             return
@@ -167,10 +167,10 @@ class Pool:
 
 @contextlib.contextmanager
 def _block_sigint() -> Iterator[None]:
-    """What starts here inherits a deaf ear for Ctrl-C, which is for the sweep alone.
+    """Start child processes with SIGINT blocked, so that Ctrl-C reaches the sweep alone.
 
-    A terminal sends Ctrl-C to all processes: submitit's local controllers would kill their runs within a second of it,
-    and an `sbatch` that is killed may leave a job that nobody knows of.
+    A terminal sends Ctrl-C to all processes: submitit's local controllers would kill their runs within a second, and an
+    `sbatch` that is killed may leave a job that nobody knows about.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -180,7 +180,7 @@ def _block_sigint() -> Iterator[None]:
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -189,7 +189,7 @@ def _default_jobs(options: SweepOptions, gpus: int) -> int:
 
 
 def _threads(options: SweepOptions, jobs: int) -> int:
-    """Threads of each job; 0 where that is the cluster's to say."""
+    """Threads per job; 0 if the cluster decides."""
     if options.executor == "slurm":
         return options.cpus_per_task
     inherited = os.environ.get("OMP_NUM_THREADS", "")
@@ -219,14 +219,14 @@ def _executor(options: SweepOptions, folder: Path) -> submitit.AutoExecutor:
 
 
 def _slurm_parameters(options: SweepOptions) -> dict[str, object]:
-    """What was asked for, under submitit's names, and what a job does before it starts Python."""
-    threads = str(options.cpus_per_task or "$SLURM_CPUS_ON_NODE")  # those of the job, not all of the node's
+    """The requested resources under submitit's names, and what a job does before it starts Python."""
+    threads = str(options.cpus_per_task or "$SLURM_CPUS_ON_NODE")  # the job's, not the whole node's
     parameters = {
         "slurm_partition": options.partition,
         "cpus_per_task": options.cpus_per_task,
         "gpus_per_node": options.gpus_per_node,
         "slurm_additional_parameters": dict(option.split("=", 1) for option in options.slurm),
-        # from 22.05 on, srun may bind its task to one core unless told
+        # since 22.05, srun may bind its task to one core by default
         "slurm_setup": [f"export OMP_NUM_THREADS={threads} SRUN_CPUS_PER_TASK={threads}"],
     }
     return {name: value for name, value in parameters.items() if value}

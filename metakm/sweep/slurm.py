@@ -1,8 +1,8 @@
-"""Jobs on SLURM: what has become of each, why it ended, and how to cancel it.
+"""Jobs on SLURM: their state, why they ended, and how to cancel them.
 
-submitit asks `sacct`, which many clusters do not have and which answers late. The controller itself is asked here:
-`squeue` at a steady interval, for all jobs at once, and `scontrol` when one has ended. `sacct` is only for a job that
-the controller has forgotten (`MinJobAge`, 5 minutes by default). Tried on SLURM 22.05.
+submitit uses `sacct`, which many clusters lack and which lags behind. This module asks the controller instead: `squeue`
+at a fixed interval, for all jobs at once, and `scontrol` when a job has ended. `sacct` is used only for a job that the
+controller has already forgotten (`MinJobAge`, 5 minutes by default). Tested with SLURM 22.05.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 _TIMEOUT_SECONDS = 60  # of a command; SLURM's own limit is MessageTimeout, 10 s by default
 _GONE = "GONE"  # not SLURM's: a job that the controller does not list
 _OUT_OF_MEMORY = re.compile(r"exceeded (job )?memory limit|oom[-_]?kill|task \d+: out of memory", re.IGNORECASE)
-_LOG_END = 8192  # bytes of a job's log in which SLURM's own last words are looked for
+_LOG_END = 8192  # bytes at the end of a job's log to search for SLURM's message
 
 
 _BY_NAME = {
     "BOOT_FAIL": Outcome("interrupted", "its node did not boot"),
     "CANCELLED": Outcome("interrupted", "cancelled"),
     "COMPLETED": Outcome("failed", "ended without a result"),
-    "DEADLINE": Outcome("interrupted", "came to its deadline"),
-    "FAILED": Outcome("failed"),  # for a reason that is looked for
+    "DEADLINE": Outcome("interrupted", "reached its deadline"),
+    "FAILED": Outcome("failed"),  # the reason is looked up
     "NODE_FAIL": Outcome("interrupted", "its node failed"),
     "OUT_OF_MEMORY": Outcome("failed", "out of memory; ask for more with --slurm mem=..."),
-    "PREEMPTED": Outcome("preempted", "and not queued again by SLURM"),
+    "PREEMPTED": Outcome("preempted", "and not requeued by SLURM"),
     "REVOKED": Outcome("interrupted", "revoked"),
-    "TIMEOUT": Outcome("interrupted", "came to its time limit, and was not queued again"),
-    _GONE: Outcome("failed", "SLURM does not know the job any more"),
+    "TIMEOUT": Outcome("interrupted", "reached its time limit, and was not requeued"),
+    _GONE: Outcome("failed", "SLURM no longer knows the job"),
 }
 
 
@@ -47,11 +47,11 @@ class JobState(NamedTuple):
     """What `squeue` says of a job."""
 
     name: str  # such as PENDING
-    reason: str = ""  # why it waits, or why it failed
+    reason: str = ""  # why it is pending, or why it failed
 
     @property
     def ended(self) -> bool:
-        """Whether the job will not go on by itself."""
+        """Whether the job has stopped for good, unless SLURM requeues it."""
         return self.name in _BY_NAME
 
 
@@ -59,12 +59,12 @@ class SlurmQueue:
     """The jobs of a sweep, as SLURM sees them.
 
     Args:
-        interval: seconds between two questions to the controller.
+        interval: seconds between two queries to the controller.
     """
 
     def __init__(self, interval: float) -> None:
         self.interval = interval
-        self._silent = False  # whether the controller did not answer when it was asked last
+        self._silent = False  # whether the controller failed to answer the last query
         self._names: dict[str, str] = {}  # of the jobs watched, by their id
         self._states: dict[str, JobState] = {}
         self._settled: set[str] = set()
@@ -72,14 +72,14 @@ class SlurmQueue:
         self._asked = time.monotonic()
 
     def watch(self, job_id: str, name: str) -> None:
-        """Ask for a job from now on, and call it `name` on the terminal."""
+        """Track a job from now on, and call it `name` in messages."""
         self._names[job_id], self._states[job_id] = name, JobState("PENDING")
 
     def ended(self, job: submitit.Job[Outcome]) -> bool:
         """Whether a job has ended for good.
 
-        A run that is done is. Otherwise its result does not tell: SLURM may have preempted the job and queued it again.
-        An end counts when it was seen twice, as a network file system may show the result later.
+        A run that is done has. Any other result may be temporary: SLURM may have preempted and requeued the job. So the
+        end must be seen twice, also because a network file system may show the result late.
         """
         if _is_final(result_of(job)):
             return True
@@ -88,7 +88,7 @@ class SlurmQueue:
         return job.job_id in self._settled
 
     def outcome(self, job: submitit.Job[Outcome]) -> Outcome:
-        """How a job ended; it is no longer watched."""
+        """How a job ended; it is no longer tracked."""
         state = self._states.pop(job.job_id)
         self._names.pop(job.job_id)
         self._settled.discard(job.job_id)
@@ -98,18 +98,18 @@ class SlurmQueue:
         return outcome_of(state.name, _details(job.job_id), job.paths.stderr, result)
 
     def cancel(self, job_ids: Iterable[str]) -> None:
-        """Have SLURM end jobs, as soon as it answers: SIGTERM, then SIGKILL after `KillWait`, 30 s by default."""
+        """Cancel jobs as soon as SLURM answers: SIGTERM, then SIGKILL after `KillWait`, 30 s by default."""
         self._to_cancel = list(job_ids)
         self.look()
 
     def look(self) -> str:
-        """Ask the controller for the state of all jobs; what it said instead of an answer, or an empty text."""
+        """Ask the controller for the state of all jobs. Returns its error message, or an empty text."""
         answer = ask("squeue", f"--user={os.getuid()}", "--states=all", "--noheader", "--format=%A|%T|%r")
         self._asked = time.monotonic()
         if answer.returncode != 0:
             error = _one_line(answer.stderr) or "no answer"
             if self._states and not self._silent:
-                log_line(f"SLURM does not answer, and will be asked again: {error}")
+                log_line(f"SLURM does not answer; will try again: {error}")
             self._silent = True
             return error
         self._silent = False
@@ -128,7 +128,7 @@ class SlurmQueue:
 
 
 def outcome_of(state: str, details: dict[str, str], log: Path, result: Outcome | None) -> Outcome:
-    """How a job ended, from SLURM's name of its state.
+    """How a job ended, from SLURM's name for its state.
 
     Args:
         details: fields of `scontrol show job`.
@@ -138,7 +138,7 @@ def outcome_of(state: str, details: dict[str, str], log: Path, result: Outcome |
     if state == _GONE:
         state = details.get("JobState", _GONE)
     if stopped and details.get("PreemptTime", "None") != "None":
-        state = "PREEMPTED"  # SLURM says COMPLETED of a job that ends in its time of grace, and does not queue it again
+        state = "PREEMPTED"  # a job that ends within its grace time is COMPLETED to SLURM, and not requeued
     if state == "FAILED" and (stopped or result is None or _exit_signal(details)):
         return _BY_NAME["OUT_OF_MEMORY"] if _ran_out_of_memory(details, log) else Outcome("failed", _exit_text(details))
     if result is not None and state in ("FAILED", "COMPLETED", _GONE):
@@ -147,7 +147,7 @@ def outcome_of(state: str, details: dict[str, str], log: Path, result: Outcome |
 
 
 def ask(*command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of SLURM quietly, out of reach of the terminal's Ctrl-C."""
+    """Run a SLURM command quietly, shielded from the terminal's Ctrl-C."""
     try:
         return subprocess.run(
             command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, start_new_session=True, check=False
@@ -162,7 +162,7 @@ def _is_final(result: Outcome | None) -> bool:
 
 
 def _details(job_id: str) -> dict[str, str]:
-    """Fields of `scontrol show job`; where the controller has forgotten the job, what the accounting has of it."""
+    """Fields of `scontrol show job`; if the controller has forgotten the job, those of the accounting database."""
     fields = dict(re.findall(r"(\w+)=(\S*)", ask("scontrol", "show", "job", "--oneliner", job_id).stdout))
     if "JobState" in fields:
         return fields
@@ -172,15 +172,15 @@ def _details(job_id: str) -> dict[str, str]:
 
 
 def _announce(name: str, before: JobState, now: JobState) -> None:
-    """Say that a job waits again, or is held and waits for somebody to release it."""
+    """Report that a job is pending again, or is held until somebody releases it."""
     if now.name == "PENDING" and before.name != "PENDING":
-        log_line(f"{name}: queued again by SLURM ({now.reason})")
+        log_line(f"{name}: requeued by SLURM ({now.reason})")
     elif "held" in now.reason.lower() and now.reason != before.reason:
         log_line(f"{name}: held by SLURM ({now.reason})")
 
 
 def _exit_signal(details: dict[str, str]) -> int:
-    """The signal that ended a job's process; 0 for none. `srun` and shells add 128 to it."""
+    """The signal that ended a job's process, or 0. `srun` and shells add 128 to it."""
     code, _, number = details.get("ExitCode", "0:0").partition(":")
     return int(number or 0) or max(0, int(code or 0) - 128)
 

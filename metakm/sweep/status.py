@@ -1,4 +1,4 @@
-"""How far a sweep is, and when it will be done, from the files of its runs alone: any terminal may ask."""
+"""The progress of a sweep and its estimated end, from the files of its runs, so that any terminal can ask."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from metakm.sweep.plan import Planned
 
 
 class Pace(NamedTuple):
-    """Iterations of meta-training that a run has done, and their seconds, validations included."""
+    """Iterations of meta-training that a run has done, and the seconds they took, validations included."""
 
     iterations: int
     seconds: float
 
 
 def pace(config: RunConfig) -> Pace | None:
-    """Of a run, from its row if it is done, else from its checkpoint; None before its first validation."""
+    """The pace of a run, from its row if it is done, else from its checkpoint; None before its first validation."""
     folder = RunFolder(config.folder)
     row = folder.read_row()
     if row is not None and row["status"] == "done":
@@ -37,11 +37,11 @@ def pace(config: RunConfig) -> Pace | None:
 
 
 def status_text(plan: Sequence[Planned], at_a_time: int = 1) -> str:
-    """A line for each run that is not done, and one for all: how many are done, how much is left, and until when.
+    """A line for each unfinished run, and one for all: how many are done, the time left, and when that ends.
 
-    A run is timed by itself, or by runs of other seeds. Meta-tests are not in the estimate.
+    The time is estimated from the run itself, or from other seeds. It does not include meta-tests.
     """
-    paces = {p.config: pace(p.config) for p in plan if p.state != "blocked"}  # a blocked folder has another run
+    paces = {p.config: pace(p.config) for p in plan if p.state != "blocked"}  # a blocked folder holds another run
     done = sum(planned.state == "done" for planned in plan)
     lines, left, untimed = [], 0.0, 0
     for planned in (p for p in plan if p.state != "done"):
@@ -50,14 +50,14 @@ def status_text(plan: Sequence[Planned], at_a_time: int = 1) -> str:
         remaining = None if each is None else each * (planned.config.iterations - own.iterations)
         left, untimed = left + (remaining or 0.0), untimed + (remaining is None)
         word = "not timed yet" if remaining is None else f"{duration(remaining)} left"
-        told = f"iteration {own.iterations} of {planned.config.iterations}, {word}  {planned.note}"
-        lines.append(f"{planned.state:<10} {planned.config.run_id}  {told}".rstrip())
+        text = f"iteration {own.iterations} of {planned.config.iterations}, {word}  {planned.note}"
+        lines.append(f"{planned.state:<10} {planned.config.run_id}  {text}".rstrip())
     lines.append(f"{done} of {len(plan)} done" + _format_eta(left / at_a_time, untimed, finished=done == len(plan)))
     return "\n".join(lines)
 
 
 def _seconds_per_iteration(config: RunConfig, paces: Iterable[tuple[RunConfig, Pace | None]]) -> float | None:
-    """Of the run itself, or else the mean over other seeds; None where none has begun."""
+    """Measured on the run itself, or else the mean over other seeds; None if none has started."""
     timed = {c.seed: p.seconds / p.iterations for c, p in paces if p and p.iterations and _same_but_seed(c, config)}
     return timed.get(config.seed, fmean(timed.values()) if timed else None)
 
@@ -70,5 +70,5 @@ def _format_eta(seconds: float, untimed: int, finished: bool) -> str:
     if finished:
         return ""
     end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds))
-    more = f", and {untimed} that are not timed yet" if untimed else ""
+    more = f", plus {untimed} not timed yet" if untimed else ""
     return f"; {duration(seconds)} left (until {end}){more}"

@@ -1,4 +1,4 @@
-"""Runs a sweep: starts what is missing, records what has ended, continues after a failed run."""
+"""Run a sweep: start missing runs, record how each ends, and continue after failures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from metakm.sweep.pool import Job
 
 POLL_SECONDS = 0.5
-PATIENCE_SECONDS = 600  # with a cluster's controller that answers nothing
+PATIENCE_SECONDS = 600  # with a cluster's controller that does not answer
 
 
 class Active(NamedTuple):
@@ -28,7 +28,7 @@ class Active(NamedTuple):
 
 
 class Sweeper:
-    """Works off a plan; `outcomes` has how each run ended that was missing, by its run_id."""
+    """Runs what a plan is missing; `outcomes` says how each run ended, by its run_id."""
 
     def __init__(self, plan: Iterable[Planned], pool: Pool, stop: StopRequest) -> None:
         self.pool, self.stop = pool, stop
@@ -36,16 +36,16 @@ class Sweeper:
         self.total = len(self.waiting)
         self.active: dict[int, Active] = {}  # by slot
         self.outcomes: dict[str, Outcome] = {}
-        self.room = pool.size  # runs at a time; fewer from when on a cluster has taken no more
-        self.silent_since: float | None = None  # when the cluster's controller ceased to answer
+        self.capacity = pool.size  # runs at a time; lowered when the cluster takes no more
+        self.silent_since: float | None = None  # when the cluster's controller stopped answering
         self.retry_at = 0.0  # when to submit again
         self.stopping = False
 
     def run(self) -> None:
-        """Until all runs have ended, or after a stop those that were started.
+        """Run until all runs have ended or, after a stop, those that were started.
 
         Raises:
-            KeyboardInterrupt: a second stop; what was started has been told to end at once.
+            KeyboardInterrupt: a second stop; the started runs were told to end at once.
         """
         try:
             while self.active or (self.waiting and not self.stopping):
@@ -64,8 +64,13 @@ class Sweeper:
         self.pool.stop(active.job for active in self.active.values())
 
     def _start(self) -> None:
-        while self.waiting and not self.stopping and len(self.active) < self.room and time.monotonic() >= self.retry_at:
-            planned = inspect(self.waiting.popleft().config)  # another sweep may have been faster
+        while (
+            self.waiting
+            and not self.stopping
+            and len(self.active) < self.capacity
+            and time.monotonic() >= self.retry_at
+        ):
+            planned = inspect(self.waiting.popleft().config)  # another sweep may have run it meanwhile
             if not planned.missing:
                 self._end(planned, Outcome(_as_outcome(planned.state), planned.note))
                 continue
@@ -80,21 +85,21 @@ class Sweeper:
             log_line(f"{planned.config.run_id}: started, log {job.paths.stderr}")
 
     def _handle_refusal(self, planned: Planned, error: SubmissionError) -> None:
-        """Put a run back to try again later, or end it where no better time can be expected."""
+        """Put a run back to try again later, or give it up if waiting cannot help."""
         now = time.monotonic()
-        new = self.silent_since is None  # else it was said before
+        new = self.silent_since is None  # otherwise it was reported before
         if error.silent:
             self.silent_since = now if self.silent_since is None else self.silent_since
             self.retry_at = now + self.pool.options.poll_seconds
             waits = now - self.silent_since < PATIENCE_SECONDS
-        elif waits := bool(self.active):  # it may be a limit on jobs: try again when one of them has ended
-            self.room = len(self.active)
+        elif waits := bool(self.active):  # it may be a limit on jobs: try again when one of ours has ended
+            self.capacity = len(self.active)
         if not waits:
             self._end(planned, Outcome("failed", str(error)))
             return
         self.waiting.appendleft(planned)
         if new:
-            log_line(f"{planned.config.run_id}: waits, not taken: {error}")
+            log_line(f"{planned.config.run_id}: not accepted yet, will try again: {error}")
 
     def _collect(self) -> None:
         for slot, (planned, job) in list(self.active.items()):
@@ -110,7 +115,7 @@ class Sweeper:
             self._stop()
         if outcome.kind == "preempted" and not self.stopping:
             self.waiting.append(planned)
-            log_line(f"{run_id}: preempted {outcome.note}; sent again")
+            log_line(f"{run_id}: preempted {outcome.note}; submitted again")
             return
         self.outcomes[run_id] = outcome
         log_line(f"[{len(self.outcomes)}/{self.total}] {run_id}: {outcome.kind}; {outcome.note}")

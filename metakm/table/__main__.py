@@ -1,4 +1,4 @@
-"""`python -m metakm.table`: the rows of runs as the paper's Table III, beside the published values."""
+"""`python -m metakm.table`: the results of runs as the paper's Table III, next to the published values."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from metakm.table.selection import main_table, select_strategies, sort_by_accura
 
 @dataclass(frozen=True, kw_only=True)
 class TableOptions:
-    """Put the runs below a folder into Table III, beside the published rows.
+    """Show the runs below a folder as Table III, next to the published rows.
 
-    Shown are those of preset table3 without changes; if none, of other presets.
+    By default, runs of preset table3 without changes; if none, of other presets.
 
-    --all shows every protocol and setting, and names what was left out and why.
+    --all shows every protocol and setting, and says what was left out and why.
     """
 
     results: Annotated[Path, tyro.conf.Positional] = Path("results")
@@ -43,20 +43,20 @@ class TableOptions:
     out: Path | None = None
     """File to write instead of printing."""
     all: bool = False
-    """Show every protocol and setting that was measured, differences to --baseline, and all remarks."""
+    """Show every measured protocol and setting, differences to --baseline, and all remarks."""
     only: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: all)")] = ()
-    """Strategies to show alone, such as km."""
+    """Show only these strategies, such as km."""
     sort: bool = False
-    """Best first, by the first column; else strategies as published."""
+    """Sort by the first column, best first; by default in the order of the paper."""
     paper_columns: bool = False
-    """Keep columns of the paper that nothing was measured for; --all does."""
+    """Keep columns of the paper without a measurement; --all does, too."""
     baseline: str = "anil"
-    """Strategy that the differences of the others are taken to."""
+    """Strategy to which the others are compared."""
     compare: tuple[str, str] | None = None
-    """Print the paired difference of two strategies instead of the table: km anil. A row's full name, as in
-    "km (quick)", stands for that row alone."""
+    """Print the paired difference of two strategies instead of the table: km anil. A full row name, as in
+    "km (quick)", selects only that row."""
     plot: Path | None = None
-    """Write a forest plot of the cells too: a .png, .svg or .pdf file; needs metakm[report]."""
+    """Also write a forest plot of the cells: a .png, .svg or .pdf file; needs metakm[report]."""
     strict: bool = False
     """Exit with code 1 if a result.csv could not be used."""
     plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
@@ -64,7 +64,7 @@ class TableOptions:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 a file that could not be used under --strict or not be written, 2 the user's mistake."""
+    """Exit code: 0 done, 1 a file that could not be used under --strict or not be written, 2 a user error."""
     return exit_code(lambda: _run(_read(arguments)), "repeat the same command", resumes=False)
 
 
@@ -73,7 +73,7 @@ def _read(arguments: Sequence[str] | None) -> TableOptions:
     if any(argument.partition("=")[0] == "--paper" for argument in arguments):
         raise UserError(
             "Expected flags of Table III, got --paper; the paper's other tables are made by "
-            "python -m metakm.experiments.table table1 RESULTS, likewise table2 and fig5"
+            "python -m metakm.experiments.table table1 RESULTS, and likewise table2 and fig5"
         )
     return read_options(TableOptions, "python -m metakm.table", arguments)
 
@@ -99,7 +99,7 @@ def _run(options: TableOptions) -> int:
 
 
 def _check(options: TableOptions) -> None:
-    """Refuse flags that do not go together."""
+    """Refuse flags that cannot be combined."""
     selecting: dict[str, object] = {"--all": options.all, "--only": options.only, "--sort": options.sort}
     selecting |= {"--paper-columns": options.paper_columns, "--layout": options.layout}
     for flag, given in selecting.items():
@@ -115,7 +115,7 @@ def _layout(options: TableOptions) -> str | None:
 
 
 def _selected(table: Table, options: TableOptions) -> Table:
-    """The part of the table that is asked for."""
+    """The part of the table that was asked for."""
     table = select_strategies(table, options.only) if options.only else table
     table = table if options.all else main_table(table, options.paper_columns)
     return sort_by_accuracy(table) if options.sort else table

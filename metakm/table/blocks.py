@@ -43,7 +43,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Table:
-    """All that is rendered."""
+    """Everything that is rendered."""
 
     blocks: tuple[Block, ...]
     baseline: str
@@ -52,7 +52,7 @@ class Table:
     left_out: tuple[LeftOut, ...]
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
-    hidden: int = 0  # measured rows that a selection left out, see selection.py
+    hidden: int = 0  # number of measured rows that a selection left out, see selection.py
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -61,7 +61,7 @@ class Table:
         return tuple(cell for cell in found if isinstance(cell, Cell))
 
     def comparison(self, cell: Cell, algo: str) -> Comparison | None:
-        """The comparison of a cell with the cell of `algo`; None where there is none."""
+        """The comparison of a cell with the cell of `algo`; None if there is none."""
         return next((c for c in self.comparisons if c.first is cell and c.second.algo == algo), None)
 
 
@@ -70,7 +70,7 @@ def build_table(collection: Collection, baseline: str = "anil") -> Table:
 
     Args:
         collection: from `read_runs`.
-        baseline: the strategy that the others' differences are taken to.
+        baseline: the strategy to which the others are compared.
 
     Raises:
         UserError: an unknown baseline.
@@ -105,7 +105,7 @@ def _rows(cells: tuple[Cell, ...], settings: tuple[Setting, ...]) -> tuple[Row, 
 
 
 def _compare_all(cells: tuple[Cell, ...], baseline: str) -> tuple[tuple[Comparison, ...], tuple[str, ...]]:
-    """Comparisons with the peers of the same setting and protocol, and why the others could not be made."""
+    """Comparisons with the peers in the same setting and protocol, and why others were impossible."""
     found, refused = [], []
     for cell in cells:
         for algo in sorted({baseline} | ({"anil", "maml"} if cell.algo == "km" else set())):
@@ -134,7 +134,7 @@ def _claims(comparisons: tuple[Comparison, ...]) -> tuple[Claim, ...]:
 
 
 def notes_of(cells: Sequence[Cell]) -> list[str]:
-    """What a reader of the cells must know beside their numbers, by name."""
+    """What a reader of the cells must know in addition to their numbers, by name."""
     notes = []
     for cell in cells:
         for column, names in provenance_of(cell).items():

@@ -13,7 +13,7 @@ from metakm.table.collect import Changes, RecordedRun
 from metakm.table.setting import Setting
 
 _PUBLISHED_ORDER = ("maml", "anil", "km")  # the others follow by name
-# What need not change a number but may: told below the table where it differs within a cell.
+# These may change a number, but need not: reported below the table if they differ within a cell.
 PROVENANCE = ("git_commit", "metakm_version", "torch_version", "device", "threads", "episodes_hash")
 
 
@@ -46,7 +46,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Cell:
-    """One protocol in one setting: its runs, one a seed, and what they come to. Percent."""
+    """One protocol in one setting: its runs, one per seed, and their summary, in percent."""
 
     setting: Setting
     protocol: Protocol
@@ -55,7 +55,7 @@ class Cell:
     seeds_ci95: float | None  # half-width of the Student-t interval over seeds; None for one seed
     tasks_ci95: float | None  # half-width over tasks, of the mean over these seeds' models; None if not measured
     n_tasks: int  # of each run
-    adapted_parameters: int | None  # None where the runs differ
+    adapted_parameters: int | None  # None if the runs differ
     ratio_to_maml: float | None  # of adapted parameters; None without a MAML row on this backbone
 
     @property
@@ -70,17 +70,17 @@ class Cell:
 
     @property
     def bn_mode(self) -> str:
-        """Where batch statistics come from; one protocol has one."""
+        """Where batch statistics come from, the same for all runs of a protocol."""
         return self.runs[0].row.bn_mode
 
     @property
     def ci95(self) -> float | None:
-        """Half-width of the 95 % interval over seeds and tasks together; with one seed over tasks alone."""
+        """Half-width of the 95 % interval over seeds and tasks combined; with one seed, over tasks only."""
         return combined_interval(self.seeds_ci95, self.tasks_ci95)
 
     @property
     def n_seeds(self) -> int:
-        """Runs that the mean is over."""
+        """Number of runs in the mean."""
         return len(self.runs)
 
     @property
@@ -91,16 +91,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A run that no cell counts."""
+    """A run that is in no cell."""
 
     run: RecordedRun
     reason: str
 
 
 def build_cells(runs: Iterable[RecordedRun]) -> tuple[tuple[Cell, ...], tuple[LeftOut, ...]]:
-    """Each run in exactly one cell, or left out with a reason, whatever the order of `runs`.
+    """Put each run in exactly one cell, or leave it out with a reason, whatever the order of `runs`.
 
-    All cells of a setting are of the same data: those of its first finished run.
+    All cells of a setting use the same data: those of its first finished run.
     """
     groups: dict[tuple[Setting, Protocol], dict[int, RecordedRun]] = defaultdict(dict)
     data: dict[Setting, RecordedRun] = {}
@@ -126,7 +126,7 @@ def build_cells(runs: Iterable[RecordedRun]) -> tuple[tuple[Cell, ...], tuple[Le
 
 
 def provenance_of(cell: Cell) -> dict[str, dict[str, list[str]]]:
-    """Names of runs by value, for each column of provenance in which the cell's runs differ."""
+    """For each provenance column in which the cell's runs differ, the names of runs by value."""
     return {c: found for c in (*PROVENANCE, "adapted_parameters") if len(found := names_by_value(cell.runs, c)) > 1}
 
 
@@ -153,7 +153,7 @@ def _cell(
 
 
 def _tasks_ci95(runs: tuple[RecordedRun, ...]) -> float | None:
-    """Of one run as its row has it; of several the interval of the tasks' means over seeds, if tasks are the same."""
+    """For one run, as in its row; for several, that of the tasks' means over seeds, if the tasks are the same."""
     if len(runs) == 1:
         return None if runs[0].row.ci95 is None else 100 * runs[0].row.ci95
     accuracies = [run.accuracies for run in runs if run.accuracies is not None]
@@ -163,7 +163,7 @@ def _tasks_ci95(runs: tuple[RecordedRun, ...]) -> float | None:
 
 
 def _maml_counts(runs: Iterable[RecordedRun]) -> dict[tuple[Setting, str], set[int]]:
-    """What MAML without implicit modulation adapts, by setting and backbone."""
+    """The number of parameters that MAML adapts without implicit modulation, by setting and backbone."""
     counts: dict[tuple[Setting, str], set[int]] = defaultdict(set)
     for run in runs:
         row = run.row

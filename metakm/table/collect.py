@@ -1,4 +1,4 @@
-"""Find and read the rows of runs below a folder, and check them against the files beside them."""
+"""Find and read the rows of runs below a folder, and check them against the files next to them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Changes = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, eq=False)
 class RecordedRun:
-    """One run as its files have it."""
+    """One run, as read from its files."""
 
     row: ResultRow
     path: Path  # of its result.csv
-    name: str  # of its folder, from the folder that was searched
-    changes: Changes  # fields of the config that are not the preset's, with their values, sorted
-    accuracies: npt.NDArray[np.float64] | None  # [n_tasks] from tasks.csv; None where there is none
-    settings: Mapping[str, str]  # all that config.json says of the protocol; empty without one
+    name: str  # of its folder, relative to the folder that was searched
+    changes: Changes  # fields of the config that differ from the preset, with their values, sorted
+    accuracies: npt.NDArray[np.float64] | None  # [n_tasks] from tasks.csv; None without it
+    settings: Mapping[str, str]  # everything in config.json about the protocol; empty without it
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Collection:
 
 
 def read_runs(folder: str | Path) -> Collection:
-    """Read every `result.csv` below `folder`; a file that is damaged, foreign or at odds with others is a problem.
+    """Read every `result.csv` below `folder`; a file that is damaged, foreign or inconsistent with others is a problem.
 
     Raises:
-        UserError: `folder` is no folder.
+        UserError: `folder` is not a folder.
     """
     folder = expanded(folder, "the folder of results")
     if not folder.is_dir():
@@ -106,7 +106,7 @@ def _check_row(row: ResultRow) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
-    """The `config.json` of a run; None where there is none."""
+    """The `config.json` of a run; None if there is none."""
     if not path.exists():
         return None
     try:
@@ -119,7 +119,7 @@ def read_config(path: Path) -> dict[str, Any] | None:
 
 
 def _check_config(row: ResultRow, config: Mapping[str, Any]) -> None:
-    """Raise UserError if the run's config says otherwise than its row."""
+    """Raise UserError if the run's config contradicts its row."""
     said = {name: getattr(row, name) for name in COLUMNS if name not in EXECUTION_FIELDS}
     if row.status == "done":
         said["eval_tasks"] = row.n_tasks
@@ -129,7 +129,7 @@ def _check_config(row: ResultRow, config: Mapping[str, Any]) -> None:
 
 
 def _changes(row: ResultRow, config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The settings that the run has otherwise than its preset, as its row says, or as an older row lets one tell."""
+    """The settings that the run changed of its preset, as its row says or, for an older row, as can be inferred."""
     if row.changes is None:
         return changes_of_older(row, config)
     try:
@@ -151,7 +151,7 @@ def _changes(row: ResultRow, config: Mapping[str, Any] | None) -> dict[str, Any]
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, str]:
-    """All that a run's config says of its protocol."""
+    """Everything in a run's config about its protocol."""
     values = DEFAULTS | {name: v for name, v in config.items() if name not in NAMED_IN_ROW | EXECUTION_FIELDS}
     return {name: _as_text(value) for name, value in values.items()}
 
@@ -161,7 +161,7 @@ def _as_text(value: Any) -> str:
 
 
 def _separate_by_settings(runs: Sequence[RecordedRun]) -> tuple[RecordedRun, ...]:
-    """Name the settings in which runs differ that changed the same of one preset: the preset was another one then."""
+    """Name the settings in which runs with the same preset and changes differ: the preset has changed in between."""
     groups = defaultdict(list)
     for run in runs:
         if run.row.status == "done":

@@ -1,4 +1,4 @@
-"""A forest plot: each cell with its intervals, the published values above, one panel a setting."""
+"""A forest plot: each cell with its intervals, the published values above, one panel per setting."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _measured, _published = "#0b5394", "#777777"
 def forest_picture(table: Table, form: PictureFormat = "png") -> bytes:
     """The picture as a file's bytes.
 
-    A measured cell is a dot; the thick bar is its interval over seeds, the thin one with caps that over tasks. A
-    published value is a hollow diamond with the +- of its source, which is not the same quantity in each.
+    A measured cell is a dot; the thick bar is its interval over seeds, the thin one with caps is the one over tasks.
+    A published value is a hollow diamond with the +- of its source, whose meaning differs between sources.
     """
     panels = [(setting, lines) for setting in _settings(table) if (lines := _lines(table, setting))]
     heights = [sum(_height(label) for label, _ in lines) + 1.5 for _, lines in panels]
@@ -52,7 +52,7 @@ def _lines(table: Table, setting: Setting) -> list[tuple[str, Published | Cell]]
 
 
 def _height(label: str) -> float:
-    """Of a line, in units of one that has a single line of text."""
+    """Height of a row, relative to a row with one line of text."""
     return max(1.0, 0.65 * (1 + label.count("\n")))
 
 
@@ -68,6 +68,6 @@ def _panel(axes: Axes, setting: Setting, lines: list[tuple[str, Published | Cell
             axes.errorbar(cell.mean, center, xerr=cell.tasks_ci95, fmt="o", color=_measured, capsize=3)
             axes.errorbar(cell.mean, center, xerr=cell.seeds_ci95, fmt="none", color=_measured, elinewidth=4, alpha=0.4)
     axes.set_yticks(centers, [label for label, _ in lines], parse_math=False)
-    axes.set_ylim(edges[-1] + 0.1, -0.1)  # the first row on top
+    axes.set_ylim(edges[-1] + 0.1, -0.1)  # the first row is on top
     axes.set_title(setting.title, loc="left", fontsize="medium", parse_math=False)
     axes.grid(axis="x", alpha=0.3)

@@ -1,7 +1,7 @@
 """What a run changed of its preset, for rows older than the column `changes`.
 
-The presets, defaults and strategies are written down here as they were when that column came, so that these rows read
-the same whatever becomes of the presets. Nothing here is for newer rows: they say themselves what they changed.
+The presets, defaults and strategies are recorded here as they were when that column was added, so that these rows keep
+their meaning when presets change. Newer rows do not need this: they say what they changed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ DEFAULTS: dict[str, Any] = {
     "augment": False, "normal_head": False, "scaled_distance": False, "bn_mode": "transductive", "precision": "fp32",
     "image_size": 0, "eval_tasks": 600, "select": "best",
 }  # fmt: skip
-"""Of the fields that a config may lack: a run without one is older than the field and did as its default says."""
+"""Fields that a config may lack: such a field was added after the run; assume its default."""
 _MODULATOR = {"depth": 2, "activation": "tanh", "init": "identity", "start": "paper"}  # of km and km-proto
 
 _CHARACTERS = ("glyphs", "omniglot")
 _PHOTOGRAPHS = ("folder", "mini-imagenet", "tiny-imagenet")
 _HEAD = ("first_head_lr", "normal_head", "zero_head")
 _RATES = ("first_head_lr", "inner_lr_per_step", "learn_inner_lr")
-_NOT_SET: dict[str, tuple[str, ...]] = {  # what the presets left out for a strategy; of others: the distance's scale
+_NOT_SET: dict[str, tuple[str, ...]] = {  # what presets left out for a strategy; for others, the distance's scale
     "anil-proto": _HEAD,
     "km-proto": _HEAD,
     "maml-proto": _HEAD,
@@ -39,13 +39,13 @@ _NOT_SET: dict[str, tuple[str, ...]] = {  # what the presets left out for a stra
 
 
 def changes_of_older(row: ResultRow, config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The settings that differ from the preset's, of a run whose row does not record them.
+    """The settings that differ from the preset, for a run whose row does not record them.
 
-    Without a config, the row and its run_id are all there is to tell by, and that itself is a change. A field without
-    a default that the config lacks is "unknown".
+    Without a config, they are inferred from the row and its run_id, and its absence counts as a change. A field without
+    a default that is missing from the config is "unknown".
 
     Raises:
-        UserError: a dataset or setting that no preset was for.
+        UserError: a dataset or setting for which there was no preset.
     """
     preset = _preset(row)
     own = {name: getattr(row, name) for name in preset if hasattr(row, name)} | {"eval_tasks": row.n_tasks}
@@ -63,7 +63,7 @@ def _defaults(algo: str) -> dict[str, Any]:
 
 
 def _preset(row: ResultRow) -> dict[str, Any]:
-    """All fields as the row's preset set them for its strategy and setting."""
+    """All fields as set by the row's preset for its strategy and setting."""
     if row.dataset not in _CHARACTERS + _PHOTOGRAPHS:
         raise unknown_name("dataset", row.dataset, _CHARACTERS + _PHOTOGRAPHS)
     if row.ways < 2 or row.shots < 1:
@@ -131,7 +131,7 @@ _ANIL_PHOTOGRAPHS = _PER_STEP | {"grad_clip": 0.0, "inner_lr": 0.015, "meta_lr":
 
 
 def _table3(algo: str) -> Callable[[bool, int, int], dict[str, Any]]:
-    """The preset, for each strategy another one."""
+    """This preset differs by strategy."""
 
     def build(photographs: bool, _ways: int, shots: int) -> dict[str, Any]:
         own = {"anil": _ANIL_PHOTOGRAPHS} if photographs else {"km": _KM_CHARACTERS}

@@ -1,4 +1,4 @@
-"""Where a table goes: to standard output or a file, its picture beside it."""
+"""Write a table to standard output or a file, and its picture."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ PictureFormat = Literal["png", "svg", "pdf"]
 
 
 def picture_format(path: Path) -> PictureFormat:
-    """The format of a picture by the ending of its file's name; call it before any work starts.
+    """The format of a picture by its file extension; call this before any work starts.
 
     Raises:
-        UserError: another ending, or no matplotlib to draw with.
+        UserError: another extension, or matplotlib is not installed.
     """
     forms: tuple[PictureFormat, ...] = get_args(PictureFormat)
     for form in forms:

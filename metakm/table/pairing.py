@@ -1,4 +1,4 @@
-"""Paired comparison of two cells: strategies meet the same meta-test episodes, so their difference is taken by task."""
+"""Paired comparison of two cells: strategies see the same meta-test episodes, so differences are taken per task."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from metakm.table.cells import PROVENANCE, Cell, names_by_value
 from metakm.table.collect import RecordedRun
 
 Verdict = Literal["above", "below", "not separated"]
-# Settings that every preset has alike for all strategies.
+# Settings that every preset has in common for all strategies.
 _ALIKE = ("queries", "test_queries", "meta_batch", "iterations", "schedule", "ema", "select", "val_tasks")
 
 
@@ -29,18 +29,18 @@ class Comparison:
     difference: float
     tasks_ci95: float | None  # over tasks, of the difference averaged over these seeds' models
     seeds_ci95: float | None  # over seeds; None for one seed
-    caveats: tuple[str, ...]  # what else differs between the two
+    caveats: tuple[str, ...]  # what else differs between them
 
     @property
     def ci95(self) -> float | None:
-        """Half-width over seeds and tasks together; with one seed over tasks alone."""
+        """Half-width over seeds and tasks combined; with one seed, over tasks only."""
         return combined_interval(self.seeds_ci95, self.tasks_ci95)
 
     @property
     def verdict(self) -> Verdict:
-        """Above or below if the difference exceeds its interval over seeds and tasks together.
+        """Above or below if the difference exceeds its combined interval over seeds and tasks.
 
-        With one seed it is a verdict on these trained models, not on the strategies.
+        With one seed, the verdict is about these trained models, not about the strategies.
         """
         if self.ci95 is None or abs(self.difference) <= self.ci95:
             return "not separated"
@@ -78,17 +78,17 @@ def compare(first: Cell, second: Cell) -> Comparison:
 def comparisons_between(
     cells: Iterable[Cell], first: str, second: str
 ) -> tuple[tuple[Comparison, ...], tuple[str, ...]]:
-    """Compare two strategies in every setting that has both; return the comparisons, and why others were refused.
+    """Compare two strategies in every setting that has both; also return why comparisons were refused.
 
     Args:
         cells: of the table.
-        first: a strategy, such as `km`, which stands for each of its protocols, or the label of one of them, such as
+        first: a strategy, such as `km`, for all of its protocols, or the label of one of them, such as
             `km (quick, precision bf16)`.
         second: likewise. Two strategies are compared where preset and changes are the same; with a label, a
             differing protocol is a caveat.
 
     Raises:
-        UserError: an unknown name, or not one comparison that can be made.
+        UserError: an unknown name, or no comparison is possible.
     """
     cells = tuple(cells)
     strategies = {cell.algo for cell in cells}
@@ -134,17 +134,17 @@ def _has_name(cell: Cell, name: str) -> bool:
 
 
 def _accuracies(runs: dict[int, RecordedRun], seeds: list[int]) -> npt.NDArray[np.float64]:
-    """Percent `[S, n]` of the runs with these seeds."""
+    """Accuracies in percent, `[S, n]`, of the runs with these seeds."""
     rows = []
     for seed in seeds:
         if (accuracies := runs[seed].accuracies) is None:
-            raise UserError(f"Expected tasks.csv beside {runs[seed].name}/result.csv, got none; pairs need each task")
+            raise UserError(f"Expected tasks.csv beside {runs[seed].name}/result.csv, got none; pairs need every task")
         rows.append(100 * accuracies)
     return np.stack(rows)
 
 
 def _preset_changes(first: RecordedRun, second: RecordedRun) -> list[str]:
-    """What differs in the presets of two strategies' runs that changed the same, among what a preset has alike."""
+    """Shared preset settings that differ between the runs of two strategies with the same changes."""
     pairs = ((name, first.settings.get(name), second.settings.get(name)) for name in _ALIKE)
     return [f"the preset's {name} differs: {a} against {b}" for name, a, b in pairs if a and b and a != b]
 

@@ -1,4 +1,4 @@
-"""What was published: the rows of the paper's Table III, and what its text claims of them.
+"""Published results: the rows of the paper's Table III, and what its text claims about them.
 
 `published.csv` holds the values that are legible in our copy of the paper, whose mini-ImageNet column breaks off
 before the paper's own ANIL and KM. [8] is Finn et al. 2017, [10] Raghu et al. 2020, as the paper numbers them.

@@ -23,7 +23,7 @@ RECORD_COLUMNS = (
 
 
 def table_records(table: Table) -> Records:
-    """Published and measured cells, comparisons beside the paper's claims, and all that is listed below."""
+    """Published and measured cells, comparisons beside the paper's claims, and everything listed below."""
     cells: Records = {"published": [], "measured": []}
     for block in table.blocks:
         for row in block.rows:
@@ -53,7 +53,7 @@ def table_records(table: Table) -> Records:
 
 
 def comparison_records(comparisons: Sequence[Comparison], refused: Sequence[str], table: Table) -> Records:
-    """The comparisons asked for, those that could not be made, and all that is listed below."""
+    """The comparisons asked for, those that could not be made, and everything listed below."""
     return {
         "comparison": [_comparison(c) for c in comparisons],
         "not compared": [{"reason": reason} for reason in refused],

@@ -68,7 +68,7 @@ def _text_grid(grid: Grid, width: int | None) -> str:
     return "\n".join([grid.title, rule, header, rule, *padded, rule]) + "\n"
 
 
-WrappedLine = list[list[str]]  # the texts of a line, each broken into lines of its own
+WrappedLine = list[list[str]]  # the texts of a row, each broken into lines
 
 
 def _widths(lines: Sequence[WrappedLine]) -> list[int]:
@@ -80,7 +80,7 @@ def _width(widths: Sequence[int]) -> int:
 
 
 def _wrap_columns(lines: Sequence[WrappedLine], width: int) -> list[WrappedLine]:
-    """Headers broken behind their first word; the first column broken to what is left, or to 16 characters."""
+    """Break headers after their first word, and the first column to the width that is left, or to 16 characters."""
     header, *body = lines
     lines = [[header[0], *(name.split(" ", 1) for (name,) in header[1:])], *body]
     widths = _widths(lines)

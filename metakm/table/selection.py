@@ -1,4 +1,4 @@
-"""Which rows of the table are shown: by default those of one protocol in the paper's settings."""
+"""Select the rows to show: by default those of one protocol in the paper's settings."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from metakm.table.cells import Cell
 
 MAIN_PRESET = "table3"
 MIN_TASKS = 100
-"""Meta-test tasks below which a cell is a trial."""
+"""With fewer meta-test tasks, a cell counts as a trial."""
 
-# The first of these that any cell meets says which are shown, so that a folder of trials is not an empty table.
+# The first of these that matches any cell selects the cells, so that a folder of trials is not an empty table.
 _PROTOCOLS: tuple[Callable[[Cell], bool], ...] = (
     lambda cell: cell.n_tasks >= MIN_TASKS and cell.preset == MAIN_PRESET and not cell.protocol.changes,
     lambda cell: cell.n_tasks >= MIN_TASKS and not cell.protocol.changes,
@@ -23,11 +23,11 @@ _PROTOCOLS: tuple[Callable[[Cell], bool], ...] = (
 
 
 def main_table(table: Table, paper_columns: bool = False) -> Table:
-    """Table III alone, with one row a strategy and preset.
+    """Only Table III, with one row per strategy and preset.
 
-    Rows are those of preset `table3` as it is, where there are any; else those of the other presets as they are; else
-    all of enough tasks; else all. A column without a measurement is left out unless `paper_columns`. A folder that
-    measures none of the paper's settings shows its own settings instead.
+    Rows are those of preset `table3` without changes, if there are any; else of other presets without changes; else all
+    with enough tasks; else all. A column without a measurement is left out unless `paper_columns`. A folder without
+    any of the paper's settings shows its own.
     """
     paper, *others = table.blocks
     blocks = [paper] if _measured([paper]) or not _measured(others) else others
@@ -42,7 +42,7 @@ def select_strategies(table: Table, algos: Sequence[str]) -> Table:
     """The rows of some strategies, published and measured.
 
     Raises:
-        UserError: a strategy that no row is of.
+        UserError: a strategy without a row.
     """
     known = {_algo(row) for block in table.blocks for row in block.rows}
     for algo in algos:
@@ -65,7 +65,7 @@ def sort_by_accuracy(table: Table) -> Table:
 
 
 def _rank(block: Block) -> Callable[[Row], list[float]]:
-    """Sorts measured rows; one without a cell in a column is last there."""
+    """Sort key of measured rows; a row without a cell in the column comes last."""
 
     def rank(row: Row) -> list[float]:
         cells = (row.cells.get(setting) for setting in block.settings)
@@ -75,7 +75,7 @@ def _rank(block: Block) -> Callable[[Row], list[float]]:
 
 
 def _with_cells(block: Block, shown: Sequence[Cell], every_column: bool) -> Block:
-    """The block with the cells shown, and columns without one only if there is none at all or every one is wanted."""
+    """The block with the selected cells. Empty columns are dropped unless all are empty or all are wanted."""
     measured = {cell.setting for cell in shown}
     settings = tuple(s for s in block.settings if s in measured or every_column or not shown)
     rows = []
@@ -87,7 +87,7 @@ def _with_cells(block: Block, shown: Sequence[Cell], every_column: bool) -> Bloc
 
 
 def _with_blocks(table: Table, blocks: tuple[Block, ...], hidden: int) -> Table:
-    """The table with other blocks, and what is said of their cells alone."""
+    """The table with other blocks, and only the remarks about their cells."""
     shown = _measured(blocks)
     settings = {setting for block in blocks for setting in block.settings}
     claims = [claim for claim in table.claims if claim.setting in settings]

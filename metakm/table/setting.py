@@ -1,4 +1,4 @@
-"""Few-shot settings: a column of the table each."""
+"""Few-shot settings, the columns of the table."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_a_process_ends_quietly_and_leaves_whole_files(rest, tmp_path):
 def test_output_that_cannot_be_written_is_an_error(tmp_path, trained):
     code, error = shell(f"{shlex.quote(sys.executable)} -m metakm.table {trained} > /dev/full", tmp_path)
     assert code == 1
-    assert error == "error: [Errno 28] No space left on device; mend that, then repeat the same command\n"
+    assert error == "error: [Errno 28] No space left on device; fix this, then repeat the same command\n"
 
 
 def test_a_terminal_that_was_closed_is_a_reader_that_has_gone(monkeypatch):
@@ -140,4 +140,4 @@ def test_an_input_output_error_of_a_file_is_reported(monkeypatch, capsys):
 
     monkeypatch.setattr(sys, "stdout", Broken())
     assert exit_code(lambda: sys.stdout.write("x")) == 1
-    assert "Input/output error; mend that, then add --resume" in capsys.readouterr().err
+    assert "Input/output error; fix this, then add --resume" in capsys.readouterr().err

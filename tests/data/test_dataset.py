@@ -62,8 +62,8 @@ def test_the_split_hash_tells_names_counts_and_split_apart() -> None:
         (IMAGES.astype(np.float32), [0] * 5, "uint8"),
         (IMAGES[:, 0], [0] * 5, r"\[M, C, H, W\], got uint8 \[5, 2, 2\]"),
         (IMAGES[:0], [], "uint8"),
-        (IMAGES, [0] * 4, "one label an image"),
-        (IMAGES, np.zeros((5, 1)), "one label an image"),
+        (IMAGES, [0] * 4, "one label per image"),
+        (IMAGES, np.zeros((5, 1)), "one label per image"),
     ],
 )
 def test_from_arrays_refuses_what_does_not_fit(images: np.ndarray, labels: object, said: str) -> None:
@@ -174,7 +174,7 @@ GOOD = (np.zeros((1, 2, 2), np.uint8), 0)
         ({"train": [GOOD], "test": [GOOD]}, "one dataset, got a dict of 'train', 'test'; pass one of them"),
         (Items(GOOD, (GOOD[0], np.eye(2)[1])), r"a vector \[2\]; of one-hot vectors, take the argmax \(item 1\)"),
         (Items((GOOD[0], torch.eye(3)[1])), r"a vector \[3\]"),
-        (Items((GOOD[0], [0, 1])), "one label an image"),
+        (Items((GOOD[0], [0, 1])), "one label per image"),
         (Items(GOOD, (GOOD[0], None)), r"none for 1 of 2 \(image 1"),
     ],
 )

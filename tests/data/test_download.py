@@ -111,7 +111,7 @@ def test_a_right_file_arrives_whole_under_its_name_alone(server: str, tmp_path: 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("truncated", r"Expected 256000 bytes from .*, got 5000: the connection was cut off"),
+        ("truncated", r"Expected 256000 bytes from .*, got 5000: the connection was lost"),
         ("unannounced", "the published checksum from .*, got 5000 bytes of another$"),
         ("chunked", "IncompleteRead"),
         ("stalled", "timed out"),

@@ -47,10 +47,10 @@ def test_many_missing_labels_are_counted() -> None:
         ([0, 0, 1, "1"], "all strings or all numbers, got number and string"),
         (np.array([0, 0, 1, "1"], object), "all strings or all numbers, got number and string"),
         ([{"id": 0}] * 4, "all strings or all numbers, got dict"),
-        ([[0], [0], [1], [0, 1]], "one label an image"),
-        (np.eye(2)[[0, 0, 1, 1]], r"one label an image, got labels \[4, 2\]"),
-        (torch.eye(2)[[0, 0, 1, 1]], r"one label an image, got labels \[4, 2\]"),
-        (3, r"one label an image, got labels \[\]"),
+        ([[0], [0], [1], [0, 1]], "one label per image"),
+        (np.eye(2)[[0, 0, 1, 1]], r"one label per image, got labels \[4, 2\]"),
+        (torch.eye(2)[[0, 0, 1, 1]], r"one label per image, got labels \[4, 2\]"),
+        (3, r"one label per image, got labels \[\]"),
     ],
 )
 def test_what_is_no_label_is_refused(labels: Any, said: str) -> None:

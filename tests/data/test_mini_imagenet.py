@@ -136,7 +136,7 @@ def test_a_truncated_archive_is_named(tmp_path: Path, keep: float, cache: Path) 
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({"n0200000080": None}, r"got none of the name mini-imagenet/images/n0200000080\.jpg in .*train\.tar\.xz"),
+        ({"n0200000080": None}, r"got no mini-imagenet/images/n0200000080\.jpg in .*train\.tar\.xz"),
         ({"val": None}, r"Expected mini-imagenet/val\.csv in .*train\.tar\.xz, got none"),
         ({"val": b"filename,label\nn0200000080.jpg,n02"}, "every class in one split, got 'n02' in train and val"),
         ({"n0200000080": b"no image"}, r"Expected an image, got .*train\.tar\.xz: mini-imagenet/images/n0200000080"),
@@ -175,7 +175,7 @@ def test_a_link_in_an_archive_leads_nowhere_and_nothing_is_extracted(tmp_path: P
         tar.addfile(link)
         outside = tarfile.TarInfo("../outside.jpg")
         tar.addfile(outside)
-    with pytest.raises(UserError, match=r"got none of the name mini-imagenet/images/n0200000080\.jpg"):
+    with pytest.raises(UserError, match=r"got no mini-imagenet/images/n0200000080\.jpg"):
         load_dataset("mini-imagenet", root=tmp_path)
     assert not list(tmp_path.parent.rglob("outside.jpg"))
 

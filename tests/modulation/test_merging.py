@@ -182,7 +182,7 @@ def test_onnx_file_equals_the_model_for_any_number_of_images(tmp_path):
 
 @needs_onnx
 def test_onnx_export_refuses_a_single_image(tmp_path):
-    with pytest.raises(metakm.UserError, match=r"n of at least 2, got \(1, 3, 16, 16\)"):
+    with pytest.raises(metakm.UserError, match=r"n >= 2, got \(1, 3, 16, 16\)"):
         export_onnx(Mixed(), tmp_path / "a.onnx", images(1))
 
 

@@ -190,7 +190,7 @@ def test_ctrl_c_stops_between_iterations_and_says_how_to_go_on(searched, space, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OuterLoop, "step", interrupted)
         assert main(arguments) == 130
-    assert "The same command goes on." in capsys.readouterr().err
+    assert "Repeat the same command to continue." in capsys.readouterr().err
     assert list(table(out)["state"]) == ["running"]
     assert main(arguments) == 0
     pd.testing.assert_frame_equal(table(out), table(searched))

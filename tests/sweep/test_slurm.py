@@ -30,7 +30,7 @@ pytestmark = [
 FLAGS = "glyphs --shots 1 --ways 3 --queries 2 --backbone conv4-8-stride --meta-batch 2 --val-tasks 4"
 FLAGS += " --eval-tasks 6 --iterations 200 --val-every 100 --device cpu --executor slurm --poll-seconds 1"
 
-TIMED_OUT = "came to its time limit, and was not queued again"
+TIMED_OUT = "reached its time limit, and was not requeued"
 OUT_OF_MEMORY = "out of memory; ask for more with --slurm mem=..."
 KILLED = "its process was killed, as when memory runs out"
 
@@ -245,7 +245,7 @@ def test_ctrl_c_cancels_jobs_that_wait(sweep, capfd):
     assert code == 130
     output, error = capfd.readouterr()
     assert endings(output) == dict.fromkeys((0, 1), ("interrupted", "cancelled"))
-    assert error.endswith("Interrupted. The same command goes on.\n")
+    assert error.endswith("Interrupted. Repeat the same command to continue.\n")
 
 
 class Jobs:
@@ -318,8 +318,8 @@ def test_the_end_of_a_job_has_a_name(jobs, capsys):
         "again": Outcome("interrupted", "cancelled"),
     }
     said = capsys.readouterr().err
-    assert "again: queued again by SLURM (BeginTime)\n" in said
-    assert re.search(r"^held: (held|queued again) by SLURM \(.*held.*\)$", said, flags=re.MULTILINE)
+    assert "again: requeued by SLURM (BeginTime)\n" in said
+    assert re.search(r"^held: (held|requeued) by SLURM \(.*held.*\)$", said, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_a_job_whose_node_fails_and_one_that_ends_in_its_time_of_grace(jobs):
     jobs.until_running()
     jobs.jobs["grace"].paths.result_pickle.write_bytes(pickle.dumps(("success", Outcome("interrupted"))))
     jobs.cluster.ask("sbatch", "--partition=urgent", "--cpus-per-task=8", "--output=/dev/null", "--wrap=true")
-    assert jobs.outcomes() == {"grace": Outcome("preempted", "and not queued again by SLURM")}
+    assert jobs.outcomes() == {"grace": Outcome("preempted", "and not requeued by SLURM")}
     del jobs.jobs["grace"]
     jobs.send("node", "sleep 60", "--no-requeue")
     jobs.until_running()
@@ -367,7 +367,7 @@ def test_a_controller_that_restarts_is_waited_for(jobs, capsys):
     jobs.cluster.start_controller()
     assert jobs.outcomes() == {"waits": Outcome("interrupted", "cancelled")}
     said = capsys.readouterr().err
-    assert said.count("SLURM does not answer, and will be asked again: slurm_load_jobs error: Unable to contact") == 1
+    assert said.count("SLURM does not answer; will try again: slurm_load_jobs error: Unable to contact") == 1
 
 
 def test_a_job_that_the_controller_has_forgotten(jobs):
@@ -377,7 +377,7 @@ def test_a_job_that_the_controller_has_forgotten(jobs):
     if cluster.accounting:
         cluster.until(lambda: "CANCELLED" in cluster.ask("sacct", "-nX", f"--jobs={jobs['gone']}", "--format=State"))
     cluster.restart_controller(forget=True)
-    unknown = Outcome("failed", "SLURM does not know the job any more")
+    unknown = Outcome("failed", "SLURM no longer knows the job")
     assert jobs.outcomes() == {"gone": Outcome("interrupted", "cancelled") if cluster.accounting else unknown}
 
 

@@ -621,7 +621,7 @@ def test_status_says_how_far_each_run_is_and_writes_nothing(half_done, tmp_path,
     assert "iteration 3 of 4, 00:0" in of_km[0], "timed by its own checkpoint"
     assert "iteration 0 of 4, 00:0" in of_km[1], "timed by the other seeds"
     assert all("iteration 0 of 4, not timed yet" in line for line in lines if "-anil-" in line)
-    assert re.fullmatch(r"1 of 6 done; 00:0\d left \(until [\d-]+ [\d:]+\), and 3 that are not timed yet", last)
+    assert re.fullmatch(r"1 of 6 done; 00:0\d left \(until [\d-]+ [\d:]+\), plus 3 not timed yet", last)
 
 
 def test_the_time_left_is_that_of_the_iterations_left(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""A modulator that also mixes neighbouring channels, the direction that Sec. V of the paper leaves open."""
+"""A modulator that also mixes neighbouring channels, which Sec. V of the paper leaves open."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class ChannelModulator(KernelModulator):
         W~      = g(V; U)
 
     The taps a, one for each neighbour and position in the kernel, start at a[1] = 1 and a[0] = a[2] = 0, each plus
-    N(0, 0.001) as in Eq. 4. They add 3 k_h k_w parameters: 189 in all for a 3x3 layer. A grouped convolution has
-    the channels of its own group as neighbours; a depthwise one has none, and only a[1] acts.
+    N(0, 0.001) as in Eq. 4. They add 3 k_h k_w parameters: 189 in all for a 3x3 layer. In a grouped
+    convolution, neighbours are in the same group; a depthwise one has no neighbours, and only a[1] acts.
 
     Args:
         kernel_size, depth, activation, init, scale: see `KernelModulator`; `init` is that of g alone. With a scale the

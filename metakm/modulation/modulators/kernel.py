@@ -7,12 +7,12 @@ maps each row, and the result is reshaped back (Eq. 3)::
 
 with no biases and every layer initialised to U = I + N(0, 0.001) (Eq. 4), so that W~ starts near tanh(W).
 
-That is W only where W is small. A trained kernel may not be, and tanh then destroys the network before the first step.
-For such networks there is an exact start, with s the kernel's scale and I the identity in every layer::
+This equals W only if W is small. Trained kernels may be larger, and tanh then destroys the network before the first
+step. For them there is an exact start, with s the kernel's scale and I the identity in every layer::
 
     W~ = W + s (g(W/s; U) - g(W/s; I)),    U = I at the start
 
-W~ is W there for any scale, and its derivative by U is that of s g(W/s; U).
+There W~ is W for any scale, and its derivative with respect to U is that of s g(W/s; U).
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class KernelModulator(nn.Module):
 
     Args:
         kernel_size: (k_h, k_w) of the layer; each of g's layers has (k_h*k_w)^2 weights, 162 in all for 3x3.
-        depth: number of layers; the activation stands between them, so depth 1 is linear.
+        depth: number of layers; the activation is between them, so depth 1 is linear.
         activation: `leaky_relu` has the paper's negative slope of 0.1 (Sec. IV-D).
         init: `identity` is Eq. 4; `orthogonal` draws orthogonal matrices; `diagonal` keeps, and trains, only the
-            diagonal 1 + N(0, 0.001), k_h*k_w weights a layer (Sec. IV-D b).
+            diagonal 1 + N(0, 0.001), k_h*k_w weights per layer (Sec. IV-D b).
         scale: s of the exact start, which has no noise; see `kernel_scale`. None for the paper's start.
 
     Raises:
@@ -94,13 +94,13 @@ class KernelModulator(nn.Module):
 
     @without_autocast
     def forward(self, kernel: Tensor) -> Tensor:
-        """Return W~ of `[O, C, kh, kw]`, or of `[T, O, C, kh, kw]` where U or W carries a task axis.
+        """Return W~ of `[O, C, kh, kw]`, or of `[T, O, C, kh, kw]` if U or W has a task axis.
 
-        In the memory format and, under autocast too, in the precision of W, so that a convolution with W~ rounds as
-        one with W.
+        It has W's memory format and, even under autocast, W's precision, so that a convolution with W~ rounds like one
+        with W.
         Differentiable with respect to both W and U.
         """
-        # The paper's rows stand as columns, channels innermost, for long matrix products.
+        # The paper's rows are columns here, channels innermost, for long matrix products.
         columns = kernel.flatten(-2).movedim(-1, -3).flatten(-2)  # [..., kh*kw, O*C]
         by_pixel = self._by_pixel(columns, kernel.shape[-4])  # [..., O, kh*kw, C], contiguous
         modulated = by_pixel.view(*by_pixel.shape[:-2], *self.kernel_size, -1).movedim(-1, -3)  # channels-last
@@ -121,7 +121,7 @@ class KernelModulator(nn.Module):
         return columns
 
     def _fused_applies(self, columns: Tensor) -> bool:
-        """Whether the closed form serves; under torch.func and tracing, plain operations do."""
+        """Whether the fused form can be used; under torch.func and tracing, plain operations are."""
         looked_into = torch._C._functorch.maybe_current_level() is not None or torch._C._get_tracing_state() is not None
         published = len(self.layers) == 2 and self.activation == "tanh" and not self.diagonal
         return published and columns.dim() == 2 and not looked_into
@@ -149,13 +149,13 @@ class KernelModulator(nn.Module):
 def kernel_scale(weight: Tensor) -> float:
     """Return s of an exact start: twice the root mean square of W, for which tanh(W/s) is neither linear nor flat.
 
-    1 for a kernel of zeros, whose W~ is zero anyhow.
+    1 for a kernel of zeros, whose W~ is zero anyway.
     """
     return 2.0 * float(weight.cpu().double().square().mean().sqrt()) or 1.0  # not every device has float64
 
 
 def start_scale(start: Start, weight: Tensor) -> float | None:
-    """The `scale` of the modulator of `weight` for a start.
+    """The `scale` of the modulator of `weight` for the given start.
 
     Raises:
         UserError: an unknown start.
@@ -183,7 +183,7 @@ def _size(layer: nn.Conv2d) -> tuple[int, int]:
 
 
 class KernelModulators(nn.Module):
-    """One `KernelModulator` for every convolution of a network, found by the name of the layer's weight."""
+    """One `KernelModulator` per convolution of a network, by the name of the layer's weight."""
 
     def __init__(
         self,

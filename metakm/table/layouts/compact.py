@@ -40,7 +40,7 @@ def _cell(cell: Published | Cell | None) -> str:
 
 
 def _claims(table: Table) -> Grid:
-    """KM minus ANIL, then minus MAML: what the paper says, and a line for each measured pair of rows."""
+    """KM minus ANIL, then minus MAML: what the paper says, and one line per measured pair of rows."""
     settings = tuple(dict.fromkeys(claim.setting for claim in table.claims))
     lines = []
     for peer in dict.fromkeys(claim.peer for claim in table.claims):

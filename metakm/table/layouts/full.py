@@ -26,7 +26,7 @@ def layout_full(table: Table) -> Layout:
 
 
 def layout_comparisons(comparisons: Sequence[Comparison], refused: Sequence[str], table: Table) -> Layout:
-    """The comparisons asked for, with what else differs, and the lists below."""
+    """The requested comparisons, what else differs, and the lists below."""
     header = ("Setting", "First", "Second", "Difference, points", "Seeds", "Tasks", "Verdict")
     lines = tuple(
         (
@@ -83,7 +83,7 @@ def _layout(
 
 
 def hidden_rows(table: Table) -> tuple[str, ...]:
-    """How many measured rows are not shown, if any."""
+    """How many measured rows are hidden, if any."""
     rows = "1 row" if table.hidden == 1 else f"{table.hidden} rows"
     return (f"{rows} of other protocols or settings: --all",) if table.hidden else ()
 
@@ -151,7 +151,7 @@ def _format_verdict(c: Comparison) -> str:
 
 
 def _published_meanings() -> tuple[str, ...]:
-    """One line a published method."""
+    """One line per published method."""
     lines = (f"{p.method}: ± is {p.meaning} ({p.source})." for p in published_results())
     return tuple(dict.fromkeys(lines))
 
