@@ -13,6 +13,7 @@ from metakm.modulation.modulators import (
 from metakm.modulation.norms import replace_norm
 from metakm.modulation.pack import load_pack, make_pack, save_pack, swap
 from metakm.modulation.pack_file import Pack, read_pack, write_pack
+from metakm.modulation.resident import ResidentPacks
 from metakm.modulation.trainable import TrainableReport, count_trainable, trainable_report
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "KernelModulator",
     "KernelModulators",
     "Pack",
+    "ResidentPacks",
     "TrainableReport",
     "available_modulators",
     "count_trainable",

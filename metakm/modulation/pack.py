@@ -81,9 +81,9 @@ def load_pack(model: nn.Module, path: Path | str) -> Pack:
             f"{len(modulators)} registered modulators of that class name; modulate it first"
         )
     _check_classifier(model, wanted["classifier"])
-    _check_base(fingerprint(model, wanted["implicit"], wanted["classifier"]), pack)
+    check_base(fingerprint(model, wanted["implicit"], wanted["classifier"]), pack)
     with _undone_on_error(model):
-        _modulate_as(model, {**wanted, "modulator": modulators[0]})
+        modulate_as(model, {**wanted, "modulator": modulators[0]})
         _install(model, pack, trusted=False)
     return pack
 
@@ -106,8 +106,8 @@ def _install(model: nn.Module, pack: Pack, trusted: bool) -> None:
     found = attachment(model)
     _check_modulation(_arguments(found), pack.modulation)
     live = split(model, found.implicit, found.classifier)
-    _check_base(_resident_fingerprint(model, found, live.base, trusted), pack)
-    _check_shapes(live.task, pack, found.classifier)
+    check_base(_resident_fingerprint(model, found, live.base, trusted), pack)
+    check_shapes(live.task, pack, found.classifier)
     for name, tensor in live.task.items():
         new = pack.tensors[name]
         if tensor.shape == new.shape:
@@ -133,7 +133,8 @@ def _arguments(found: Attachment) -> dict[str, Any]:
     return {**vars(found), "layers": list(found.layers), "modulator": found.modulator.__name__}
 
 
-def _modulate_as(model: nn.Module, wanted: Mapping[str, Any]) -> None:
+def modulate_as(model: nn.Module, wanted: Mapping[str, Any]) -> None:
+    """Modulate a plain model with arguments of `modulate`, and leave the global generator alone."""
     with torch.random.fork_rng(devices=[]):  # the starting values are overwritten: leave the generator alone
         modulate(model, **wanted)
 
@@ -157,7 +158,8 @@ def _check_classifier(model: nn.Module, classifier: str | None) -> None:
         raise UserError(f"Expected a model with the pack's classifier {classifier!r}, got one without; use its base")
 
 
-def _check_base(base: str, pack: Pack) -> None:
+def check_base(base: str, pack: Pack) -> None:
+    """Raise UserError unless the fingerprint `base` is that of the pack's base."""
     if base != pack.base:
         raise UserError(
             f"Expected the base network of the pack (fingerprint {pack.base[:12]}), got another ({base[:12]}): other "
@@ -173,7 +175,8 @@ def _check_modulation(have: Mapping[str, Any], wanted: Mapping[str, Any]) -> Non
         raise UserError(f"Expected a model modulated as the pack is, got another: {changes}; load it onto a plain base")
 
 
-def _check_shapes(live: Mapping[str, Tensor], pack: Pack, classifier: str | None) -> None:
+def check_shapes(live: Mapping[str, Tensor], pack: Pack, classifier: str | None) -> None:
+    """Raise UserError unless the pack has the tensors of `live`, but for the number of classes."""
     if missing := sorted(live.keys() ^ pack.tensors.keys()):
         raise UserError(
             f"Expected the pack and the model to have the same tensors, got {len(missing)} in one of them only "
