@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from metakm.models import CifarResNet, Conv4
     from metakm.models.registry import register_backbone
     from metakm.modulation import load_pack, merge, modulate, register_modulator, save_pack
+    from metakm.photos.api import fit
+    from metakm.photos.classifier import PhotoClassifier, load_classifier
     from metakm.registry import load_plugin
     from metakm.run.loading import TrainedRun, load_run
     from metakm.strategies import Strategy, available_strategies, make_strategy, register_strategy
@@ -42,6 +44,8 @@ _modules = {
     "metakm.models": ("CifarResNet", "Conv4"),
     "metakm.models.registry": ("register_backbone",),
     "metakm.modulation": ("load_pack", "merge", "modulate", "register_modulator", "save_pack"),
+    "metakm.photos.api": ("fit",),
+    "metakm.photos.classifier": ("PhotoClassifier", "load_classifier"),
     "metakm.registry": ("load_plugin",),
     "metakm.run.loading": ("TrainedRun", "load_run"),
     "metakm.strategies": (
@@ -59,6 +63,7 @@ __all__ = [
     "Episodes",
     "FewShotDataset",
     "MetaLoss",
+    "PhotoClassifier",
     "Strategy",
     "TrainedRun",
     "UserError",
@@ -66,7 +71,9 @@ __all__ = [
     "available_datasets",
     "available_strategies",
     "evaluate_episodes",
+    "fit",
     "keep_freed_memory",
+    "load_classifier",
     "load_dataset",
     "load_pack",
     "load_plugin",

@@ -36,7 +36,7 @@ def decode(data: bytes, where: str, mode: str, side: int, upright: bool = False)
             warnings.simplefilter("ignore", UserWarning)  # Pillow's about metadata, one a file
             with Image.open(io.BytesIO(data)) as image:
                 _check(image, where)
-                turned = _upright(image) if upright else image
+                turned = turned_upright(image) if upright else image
                 small = turned.convert(mode).resize((side, side), Image.Resampling.LANCZOS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"Expected an image of usual size, got {error} from {where}; make it smaller") from error
@@ -71,7 +71,7 @@ _TURNS = {
 """How to turn an image upright, by its EXIF orientation."""
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def turned_upright(image: Image.Image) -> Image.Image:
     """Follow the EXIF orientation; damaged EXIF data are none, for the pixels are whole."""
     image.load()  # damaged pixels raise here
     try:

@@ -13,17 +13,18 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import cast
+from typing import Literal, cast, get_args
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from metakm.errors import UserError
+from metakm.errors import UserError, unknown_name
 from metakm.modulation.coverage import check_coverage, check_plain
 from metakm.modulation.modulators import Activation, Initialisation, Start, modulator_class, start_scale
 from metakm.modulation.norms import is_norm
 
+Statistics = Literal["task", "base"]
 Layers = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
 _ATTACHMENT = "_metakm_attachment"
@@ -42,6 +43,7 @@ class Attachment:
     init: Initialisation
     depth: int
     start: Start
+    statistics: Statistics = "task"
 
 
 def modulate(
@@ -54,6 +56,7 @@ def modulate(
     depth: int = 2,
     modulator: str | type[nn.Module] = "kernel",
     start: Start = "exact",
+    statistics: Statistics = "task",
 ) -> nn.Module:
     """Freeze `model` but for kernel modulators, the norms' affine parameters and the classifier (Sec. III).
 
@@ -68,7 +71,8 @@ def modulate(
 
     Batch norm keeps its ordinary behaviour: in training mode it normalises by the batch and updates its running
     statistics, with `implicit` or without, because they must follow what W~ does to the feature maps. They belong
-    to the task as the affine parameters do, and to its pack. To hold them, put the norm layers in evaluation mode.
+    to the task as the affine parameters do, and to its pack. To hold them, put the norm layers in evaluation mode, and
+    pass `statistics="base"`: packs are then smaller by them.
 
     Args:
         layers: the convolutions to modulate: a name or glob pattern (`"layer4.*"`; `*` matches dots), a list of
@@ -77,8 +81,10 @@ def modulate(
         classifier: name of the submodule to train as it is, convolutions in it included; None for no such module.
         activation, init, depth: see `KernelModulator`.
         modulator: the modulators' registered name, `kernel` or `channel` of the built-in ones, or their class; see
-            `register_modulator`.
+            `register_modulator`. A class whose parameters depend on the number of channels has a class method
+            `for_weight(weight)`, which is called instead.
         start: `exact` (W~ = W) or `paper`.
+        statistics: whose batch norm's running statistics are, the task's or the base's.
 
     Raises:
         UserError: a name that matches no convolution, an unknown classifier, modulator, activation, init or start, a
@@ -95,6 +101,8 @@ def modulate(
             f"Expected classifier to name a submodule, got {classifier!r}; the model's own are {', '.join(children)}, "
             "or pass None"
         )
+    if statistics not in get_args(Statistics):
+        raise unknown_name("statistics", statistics, get_args(Statistics))
     convolutions = {
         name: module
         for name, module in model.named_modules()
@@ -113,7 +121,8 @@ def modulate(
     for name, module in model.named_modules():
         if within(name, classifier) or (implicit and is_norm(module)):
             module.requires_grad_(True)
-    setattr(model, _ATTACHMENT, Attachment(chosen, implicit, classifier, modulator, activation, init, depth, start))
+    made = Attachment(chosen, implicit, classifier, modulator, activation, init, depth, start, statistics)
+    setattr(model, _ATTACHMENT, made)
     return model
 
 
@@ -182,7 +191,7 @@ def within(name: str, ancestor: str | None) -> bool:
 
 
 def _select(convolutions: dict[str, nn.Conv2d], layers: Layers | None) -> tuple[str, ...]:
-    if not convolutions:
+    if not convolutions and layers != ():  # all of them may be the classifier's
         raise UserError("Expected a model with Conv2d layers to modulate, got one without; pass a ConvNet")
     if layers is None:
         return tuple(convolutions)
@@ -221,6 +230,9 @@ def _modulator_for(
     check_plain(layer, name)
     if is_lazy(layer.weight):
         raise UserError(f"Expected an initialised weight in {name!r}, got a lazy one; run the model once first")
+    if hasattr(modulator, "for_weight"):
+        own: nn.Module = modulator.for_weight(layer.weight)
+        return own.to(layer.weight.device, layer.weight.dtype)
     scale = start_scale(start, layer.weight)
     if scale is not None and "scale" not in inspect.signature(modulator).parameters:
         raise UserError(

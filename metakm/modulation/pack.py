@@ -33,7 +33,7 @@ def make_pack(
     outputs, names = _outputs(model, found.classifier), class_names(classes)
     if names and outputs is not None and len(names) != outputs:
         raise UserError(f"Expected {outputs} class names, one for each output of the classifier, got {len(names)}")
-    tensors = split(model, found.implicit, found.classifier)
+    tensors = split(model, found.implicit, found.classifier, found.statistics)
     return Pack(
         {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.task.items()},
         _resident_fingerprint(model, found, tensors.base, trusted=False),
@@ -81,7 +81,7 @@ def load_pack(model: nn.Module, path: Path | str) -> Pack:
             f"{len(modulators)} registered modulators of that class name; modulate it first"
         )
     _check_classifier(model, wanted["classifier"])
-    check_base(fingerprint(model, wanted["implicit"], wanted["classifier"]), pack)
+    check_base(fingerprint(model, wanted["implicit"], wanted["classifier"], wanted["statistics"]), pack)
     with _undone_on_error(model):
         modulate_as(model, {**wanted, "modulator": modulators[0]})
         _install(model, pack, trusted=False)
@@ -105,7 +105,7 @@ def swap(model: nn.Module, pack: Pack) -> None:
 def _install(model: nn.Module, pack: Pack, trusted: bool) -> None:
     found = attachment(model)
     _check_modulation(_arguments(found), pack.modulation)
-    live = split(model, found.implicit, found.classifier)
+    live = split(model, found.implicit, found.classifier, found.statistics)
     check_base(_resident_fingerprint(model, found, live.base, trusted), pack)
     check_shapes(live.task, pack, found.classifier)
     for name, tensor in live.task.items():
@@ -124,7 +124,7 @@ def _resident_fingerprint(model: nn.Module, found: Attachment, base: Mapping[str
     state = [(tensor.data_ptr(), tensor._version) for tensor in base.values()]
     known_state, known = _resident.get(model, (None, ""))
     if not trusted or known_state != state:
-        known = fingerprint(model, found.implicit, found.classifier)
+        known = fingerprint(model, found.implicit, found.classifier, found.statistics)
         _resident[model] = state, known
     return known
 

@@ -7,7 +7,7 @@ arguments of `modulate`; see `metakm.io.tensor_file`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class Pack:
         classes: names of the classes in the order of the logits; empty where unknown.
         metrics: such as `{"accuracy": 0.91}`.
         modulation: the arguments of `modulate`, with the modulated layers' names and the modulator's class name.
+        photos: what `metakm fit` adds, so that photographs can be classified: the base's name, preprocessing and
+            calibration; empty for other packs.
     """
 
     tensors: dict[str, Tensor]
@@ -40,10 +42,13 @@ class Pack:
     classes: tuple[str, ...]
     metrics: dict[str, float]
     modulation: dict[str, Any]
+    photos: dict[str, Any] = field(default_factory=dict)
 
     def header(self) -> dict[str, Any]:
         """What the file says beside the tensors."""
+        photos = {"photos": self.photos} if self.photos else {}
         return {
+            **photos,
             "base": self.base,
             "task": self.task,
             "classes": list(class_names(self.classes)),
@@ -78,5 +83,8 @@ def read_pack(path: Path | str) -> Pack:
             another format version.
     """
     header, tensors = _FILE.read(path)
-    modulation = {"start": "paper", **header["modulation"]}  # packs that do not say it are from before there were two
-    return Pack(tensors, header["base"], header["task"], tuple(header["classes"]), header["metrics"], modulation)
+    modulation = {"start": "paper", "statistics": "task", **header["modulation"]}  # of packs from before there was more
+    return Pack(
+        tensors, header["base"], header["task"], tuple(header["classes"]), header["metrics"], modulation,
+        header.get("photos", {}),
+    )  # fmt: skip

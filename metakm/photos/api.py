@@ -1,0 +1,119 @@
+"""`metakm.fit`: photographs to a classifier, in one call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from metakm.errors import UserError, unknown_name
+from metakm.models.pretrained import load_pretrained
+from metakm.photos.checkpoint import Checkpoint
+from metakm.photos.classifier import PhotoClassifier
+from metakm.photos.fitting import Fitting, class_photos, fit_key
+from metakm.photos.listing import Listing, list_folder
+from metakm.photos.methods import faster_layout
+from metakm.photos.options import DEFAULT_METHOD, FitSettings, MethodChoice
+from metakm.photos.store import Photo, PhotoStore, as_photo
+from metakm.photos.training import Fit
+
+
+def fit(
+    images: str | Path | Mapping[str, Sequence[Any]] | Sequence[Any],
+    labels: Sequence[Any] | None = None,
+    *,
+    base: str = "efficientnet-lite0",
+    method: MethodChoice = DEFAULT_METHOD,
+    **settings: Any,
+) -> PhotoClassifier:
+    """Adapt a pretrained network to the classes of some photos.
+
+    Args:
+        images: a folder with one folder of photos a class; or the photos of each class by its name; or photos, with
+            `labels`. A photo is a path, a PIL image or a uint8 array `[H, W, 3]`.
+        labels: the class of each photo, if `images` is a list of them.
+        base: see `metakm.models.pretrained`; the default needs `metakm[pretrained]`.
+        method: what is trained beside the classifier; see `python -m metakm fit --help`.
+        settings: the other settings of that command, such as `size=160`, `validation="none"`, `seed=1`.
+
+    Raises:
+        UserError: an unknown setting, base or method, photos that no classifier can be made of.
+    """
+    known = {field.name for field in dataclasses.fields(FitSettings)}
+    for name in settings:
+        if name not in known:
+            raise unknown_name("a setting of fit", name, known)
+    chosen = FitSettings(base=base, method=method, **settings)
+    return fit_listing(as_listing(images, labels), chosen)
+
+
+def fit_listing(
+    listing: Listing,
+    settings: FitSettings,
+    *,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    begin: Callable[[Fitting], None] | None = None,
+    advance: Callable[[float | None, Fit], None] | None = None,
+) -> PhotoClassifier:
+    """Fit to listed photos.
+
+    Args:
+        checkpoint: a file to go on from, if the fit is stopped.
+        begin: called once the photos are read.
+        advance: see `Fitting`.
+
+    Raises:
+        UserError: see `fit`.
+    """
+    device = _device(settings.device)
+    pretrained = load_pretrained(settings.base, settings.weights)
+    faster_layout(pretrained.network.to(device))
+    size = pretrained.preprocessing.size if settings.size is None else settings.size
+    preprocessing = dataclasses.replace(pretrained.preprocessing, size=size)
+    store = PhotoStore(cast(Mapping[str, Sequence[Photo]], listing.classes), preprocessing)
+    store.skipped[:0] = listing.skipped
+    saved = Checkpoint(checkpoint, fit_key(settings, store) if checkpoint else "", resume=resume)
+    fitting = Fitting(pretrained, preprocessing, store, settings, saved)
+    if begin is not None:
+        begin(fitting)
+    if advance is not None:
+        fitting.advance = advance
+    return fitting.run()
+
+
+def as_listing(images: Any, labels: Sequence[Any] | Tensor | None) -> Listing:
+    """What `fit` takes, as photos by class.
+
+    Raises:
+        UserError: labels that are missing, left over or of another number than photos.
+    """
+    if isinstance(images, str | Path):
+        if labels is not None:
+            raise UserError("Expected no labels with a folder, whose folders are the classes, got some; leave them out")
+        return list_folder(images)
+    if isinstance(images, Mapping):
+        given = {str(name): [as_photo(photo) for photo in photos] for name, photos in images.items()}
+    else:
+        photos = [as_photo(photo) for photo in images]
+        if labels is None or len(labels) != len(photos):
+            count = "none" if labels is None else len(labels)
+            raise UserError(f"Expected one label a photo, got {count} for {len(photos)} photos")
+        given = dict(class_photos(photos, labels))
+    return Listing(given, [])  # type: ignore[arg-type]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"Expected --device to be auto, cpu or cuda, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"Expected a GPU for --device {name}, got none; use --device cpu")
+    return device

@@ -1,0 +1,187 @@
+"""A classifier of photographs, in scikit-learn's words: what `metakm.fit` returns and a pack holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import nn
+
+from metakm.errors import UserError
+from metakm.models.pretrained import Preprocessing, Pretrained, load_pretrained
+from metakm.modulation.attachment import is_modulated
+from metakm.modulation.merging import merge
+from metakm.modulation.pack import swap
+from metakm.modulation.pack_file import Pack, read_pack, write_pack
+from metakm.photos.listing import list_images
+from metakm.photos.methods import METHODS, attach, faster_layout, replace_classifier
+from metakm.photos.store import Photo, as_photo, decode, normalise
+
+if TYPE_CHECKING:
+    from metakm.photos.fitting import FitReport
+
+NONE_OF_THESE = "(none of these)"
+HEADER_VERSION = 1
+_BATCH = 32
+_LIBRARIES = ("metakm", "torch", "torchvision", "timm")
+
+
+class PhotoClassifier:
+    """Photographs to class names and probabilities.
+
+    Attributes:
+        classes_: names, sorted; column i of the probabilities is `classes_[i]`.
+        threshold: below it `predict` answers `(none of these)`.
+        temperature: by which logits are divided, so that probabilities are calibrated.
+        network: the base with the task merged into it: normalised images `[n, 3, S, S]` to logits `[n, N]`.
+        report_: how the fit went; None for a classifier from a file.
+    """
+
+    def __init__(self, pack: Pack, network: nn.Module, preprocessing: Preprocessing) -> None:
+        """Merge what the network, modulated, holds of the pack's task."""
+        self.pack, self.preprocessing = pack, preprocessing
+        self.classes_ = np.array(pack.classes)
+        self.temperature = float(pack.photos["temperature"])
+        self.threshold = float(pack.photos["threshold"])
+        self.network = merge(network) if is_modulated(network) else network
+        self.report_: FitReport | None = None
+
+    def predict(self, photos: Any, threshold: float | None = None) -> npt.NDArray[np.str_]:
+        """The name of each photo's class, or `(none of these)` where no probability reaches the threshold.
+
+        Args:
+            photos: paths, folders of images, PIL images or uint8 arrays `[H, W, 3]`; or one of them.
+            threshold: in place of the classifier's own; 0 always names a class.
+
+        Raises:
+            UserError: a photo that cannot be read.
+        """
+        probabilities = self.predict_proba(photos)
+        return self.names(probabilities, threshold)
+
+    def predict_proba(self, photos: Any) -> npt.NDArray[np.float64]:
+        """Calibrated probabilities `[n, N]`; see `predict`."""
+        given = _photos(photos)
+        parts = []
+        for first in range(0, len(given), _BATCH):
+            arrays = [decode(photo, self.preprocessing) for photo in given[first : first + _BATCH]]
+            parts.append(self.probabilities(np.stack(arrays)))
+        return np.concatenate(parts)
+
+    @torch.no_grad()
+    def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        """Calibrated probabilities of images that are squares of the right size, uint8 `[n, 3, S, S]`."""
+        device = next(self.network.parameters()).device
+        images = normalise(torch.from_numpy(pixels).to(device), self.preprocessing)
+        logits = self.network(images).double().cpu()
+        found: npt.NDArray[np.float64] = torch.softmax(logits / self.temperature, dim=1).numpy()
+        return found
+
+    def names(self, probabilities: npt.NDArray[np.float64], threshold: float | None = None) -> npt.NDArray[np.str_]:
+        """What `predict` answers for these probabilities `[n, N]`."""
+        least = self.threshold if threshold is None else threshold
+        found = self.classes_[probabilities.argmax(axis=1)]
+        return np.where(probabilities.max(axis=1) >= least, found, NONE_OF_THESE)
+
+    def score(self, photos: Any, labels: Sequence[Any]) -> float:
+        """Share of photos whose most likely class is their label."""
+        found = self.predict(photos, threshold=0.0)
+        if len(found) != len(labels):
+            raise UserError(f"Expected one label a photo, got {len(labels)} for {len(found)} photos")
+        return float(np.mean(found == np.array([str(label) for label in labels])))
+
+    def save(self, path: str | Path) -> None:
+        """Write the pack: all that prediction needs but the base itself."""
+        write_pack(self.pack, path)
+
+
+def load_classifier(
+    path: str | Path, base: str | None = None, weights: Path | None = None, device: str = "cpu"
+) -> PhotoClassifier:
+    """Read a pack of `metakm fit`, load its base and put both together.
+
+    Args:
+        base: in place of the name in the pack. A base of a Python file has to be named here: what a pack names is
+            never run.
+        weights: of the base, if it was fitted with `--weights`.
+
+    Raises:
+        UserError: no such pack, one that `metakm fit` did not write, or of another base or version.
+    """
+    pack = read_pack(path)
+    header = pack.photos
+    if not header:
+        raise UserError(f"Expected a pack of metakm fit, got another in {path}; load_pack() reads it")
+    if header.get("version") != HEADER_VERSION:
+        raise UserError(
+            f"Expected version {HEADER_VERSION} of what metakm fit writes, got {header.get('version')!r:.20} in "
+            f"{path}; read it with metakm {header.get('versions', {}).get('metakm', 'of its time')}"
+        )
+    name = base or str(header["base"])
+    if base is None and ".py:" in name:
+        raise UserError(f"Expected --base for a pack whose base is in a Python file, got none; give --base {name}")
+    if weights is None and header["settings"]["weights"] and base is None:
+        raise UserError(
+            f"Expected --weights for a base whose weights were in {header['settings']['weights']}, got none; give it"
+        )
+    return _assembled(pack, load_pretrained(name, weights), device)
+
+
+def photos_header(
+    base: Pretrained,
+    preprocessing: Preprocessing,
+    method: str,
+    temperature: float,
+    threshold: float,
+    settings: dict[str, object],
+) -> dict[str, Any]:
+    """What a pack of photos says beside its tensors."""
+    return {
+        "version": HEADER_VERSION,
+        "base": base.name,
+        "method": method,
+        "preprocessing": dataclasses.asdict(preprocessing),
+        "temperature": temperature,
+        "threshold": threshold,
+        "settings": settings,
+        "versions": dict(_versions()),
+    }
+
+
+def _assembled(pack: Pack, base: Pretrained, device: str) -> PhotoClassifier:
+    method = pack.photos["method"]
+    if method not in METHODS:
+        raise UserError(f"Expected a pack of a method that is known, got {method!r:.20}; update metakm")
+    replace_classifier(base.network, base.classifier, len(pack.classes))
+    network = attach(faster_layout(base.network), base.classifier, method)
+    swap(network, pack)
+    wanted = pack.photos["preprocessing"]
+    preprocessing = Preprocessing(wanted["size"], tuple(wanted["mean"]), tuple(wanted["std"]), wanted["interpolation"])
+    return PhotoClassifier(pack, network.to(device).eval(), preprocessing)
+
+
+def _photos(given: Any) -> list[Photo]:
+    """One photo or several, as a list; folders are replaced by the images below them."""
+    one = isinstance(given, str | Path | Image.Image) or (isinstance(given, np.ndarray) and given.ndim == 3)
+    found: list[Photo] = []
+    for each in [given] if one else given:
+        photo = as_photo(each)
+        found += list_images([photo]) if isinstance(photo, Path) else [photo]
+    if not found:
+        raise UserError("Expected at least one photo, got none")
+    return found
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in _LIBRARIES:
+        try:
+            yield name, version(name)
+        except PackageNotFoundError:
+            continue

@@ -1,0 +1,58 @@
+"""Features of photos by the frozen base, computed once for all parts of a fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from metakm.models.pretrained import Preprocessing, Pretrained
+from metakm.photos.augmentation import random_views
+from metakm.photos.store import PhotoStore, normalise
+
+VIEWS = 4  # random ones of each photo, where photos are few; one of each where they are many
+FEW = 500
+_BATCH = 32
+
+
+def frozen_features(
+    base: Pretrained, preprocessing: Preprocessing, store: PhotoStore, seed: int, *, augment: bool
+) -> Tensor:
+    """Features `[V, n, D]` of each photo as it is (the first) and of random views of it.
+
+    `base.network` is in evaluation mode.
+    """
+    device = next(base.network.parameters()).device
+    views = (VIEWS if len(store) <= FEW else 1) if augment else 0
+
+    def batches(view: int) -> Iterator[Tensor]:
+        for first in range(0, len(store), _BATCH):
+            pixels = store.pixels(range(first, min(first + _BATCH, len(store))))
+            if view:
+                pixels = random_views(pixels, (seed * 1_000_003 + 10**8 * view + first) % 2**63)
+            yield normalise(pixels.to(device), preprocessing)
+
+    return torch.stack([features(base.network, base.classifier, batches(view)) for view in range(views + 1)])
+
+
+@torch.no_grad()
+def features(network: nn.Module, classifier: str, batches: Iterable[Tensor]) -> Tensor:
+    """What the classifier of a network in evaluation mode is given, `[n, D]`, means over pixels if it is a convolution.
+
+    Args:
+        batches: normalised images `[b, 3, S, S]`.
+    """
+    found: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        given = inputs[0]
+        found.append(given.mean((2, 3)) if given.dim() == 4 else given)
+
+    handle = network.get_submodule(classifier).register_forward_pre_hook(keep)
+    try:
+        for batch in batches:
+            network(batch)
+    finally:
+        handle.remove()
+    return torch.cat(found)

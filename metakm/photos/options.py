@@ -1,0 +1,56 @@
+"""Settings of a fit, alike on the command line and in Python."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from metakm.cli.flags import require
+
+MethodChoice = Literal["km", "both", "norm", "head", "lora", "full", "auto"]
+ValidationChoice = Literal["auto", "folds", "part", "none"]
+
+DEFAULT_METHOD: MethodChoice = "norm"
+"""As good as any on few photos, and the fastest that adapts more than the classifier."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """How to fit.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+
+    base: str = "efficientnet-lite0"
+    """Pretrained network: efficientnet-lite0, timm:NAME, torchvision:NAME or file.py:Class (the file runs with your rights)."""  # noqa: E501
+    weights: Path | None = None
+    """File with weights of the base, in place of its own."""
+    method: MethodChoice = DEFAULT_METHOD
+    """What is trained beside the classifier: kernel modulators (km), norm layers (norm), both, nothing (head), low-rank additions (lora), everything (full). auto takes the best of head, norm, km, both and lora on photos held out."""  # noqa: E501
+    size: int | None = None
+    """Side of the images in pixels; that of the base by default."""
+    validation: ValidationChoice = "auto"
+    """Photos to hold out, for calibration, early stopping and auto: folds, a part of a fifth, or none; auto: folds below 400 photos."""  # noqa: E501
+    folds: int = 3
+    """How many."""
+    augment: bool = True
+    """Train on random crops, mirror images and light."""
+    seed: int = 0
+    """Of the folds, the views and the order of photos."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+    def __post_init__(self) -> None:
+        require(self.folds >= 2, "folds", "at least 2", self.folds)
+        require(self.size is None or self.size >= 32, "size", "at least 32", self.size)
+        require(0 <= self.seed < 2**31, "seed", "from 0 to 2147483647", self.seed)
+        require(self.method != "auto" or self.validation != "none", "validation", "other than none for auto", "none")
+
+
+def as_header(settings: FitSettings) -> dict[str, object]:
+    """The settings as JSON values."""
+    values = dataclasses.asdict(settings)
+    return {**values, "weights": None if settings.weights is None else str(settings.weights)}

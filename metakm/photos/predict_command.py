@@ -1,0 +1,133 @@
+"""`python -m metakm predict`: the class of each photo, with its probability, by a pack of metakm fit."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from metakm.cli.exit_code import exit_code
+from metakm.cli.flags import read_options, require
+from metakm.cli.progress import log_line
+from metakm.errors import UserError
+from metakm.photos.classifier import PhotoClassifier, load_classifier
+from metakm.photos.listing import list_images
+from metakm.photos.store import decode
+
+PROGRAM = "python -m metakm predict"
+_BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Classify photos with a pack that metakm fit wrote.
+
+    A line a photo: file, class and probability; the class may be "(none of these)".
+    """
+
+    pack: tyro.conf.Positional[Path]
+    """The pack."""
+    photos: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(required)")]]
+    """Image files, or folders with images."""
+    json: bool = False
+    """Print a JSON list instead, with the probability of each class."""
+    csv: bool = False
+    """Print CSV instead, with a column a class."""
+    threshold: float | None = None
+    """Least probability that names a class, in place of the pack's. 0 always names one."""
+    base: str | None = None
+    """The pretrained network, in place of the name in the pack; needed where that is in a Python file."""
+    weights: Path | None = None
+    """File with weights of the base, if the pack was fitted with one."""
+    device: str = "cpu"
+    """cpu or cuda."""
+
+    def __post_init__(self) -> None:
+        require(not (self.json and self.csv), "csv", "left out with --json", "both")
+        require(
+            self.threshold is None or 0 <= self.threshold <= 1, "threshold", "a probability from 0 to 1", self.threshold
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is known of one photo; the class is None where the file cannot be read."""
+
+    file: Path
+    name: str | None
+    probabilities: dict[str, float]
+    error: str | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 2 the user's mistake, such as a photo that cannot be read; the others are still classified."""
+    return exit_code(
+        lambda: _predict(read_options(PredictOptions, PROGRAM, arguments)), "repeat the same command", resumes=False
+    )
+
+
+def _predict(options: PredictOptions) -> int:
+    paths = list_images(options.photos)
+    classifier = load_classifier(options.pack, options.base, options.weights, options.device)
+    answers = [answer for first in range(0, len(paths), _BATCH)
+               for answer in _answers(classifier, paths[first : first + _BATCH], options.threshold)]  # fmt: skip
+    print(_text(options, answers, [str(name) for name in classifier.classes_]))  # noqa: T201
+    unread = [answer for answer in answers if answer.error is not None]
+    for answer in unread:
+        log_line(f"skipped {answer.file}: {answer.error}")
+    return 2 if unread else 0
+
+
+def _answers(classifier: PhotoClassifier, paths: Sequence[Path], threshold: float | None) -> Iterator[Answer]:
+    read: dict[Path, Any] = {}
+    for path in paths:
+        try:
+            read[path] = decode(path, classifier.preprocessing)
+        except UserError as error:
+            read[path] = error
+    good = [path for path in paths if not isinstance(read[path], UserError)]
+    found = classifier.probabilities(np.stack([read[path] for path in good])) if good else np.empty((0, 0))
+    names = dict(zip(good, classifier.names(found, threshold).tolist() if good else [], strict=True))
+    rows = dict(zip(good, found.tolist(), strict=True))
+    for path in paths:
+        if path in names:
+            by_class = dict(zip(map(str, classifier.classes_), rows[path], strict=True))
+            yield Answer(path, names[path], by_class)
+        else:
+            yield Answer(path, None, {}, str(read[path]))
+
+
+def _text(options: PredictOptions, answers: Sequence[Answer], classes: Sequence[str]) -> str:
+    if options.json:
+        return json.dumps([_record(answer) for answer in answers], indent=1, ensure_ascii=False)
+    if options.csv:
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(["file", "class", "probability", *classes])
+        for answer in answers:
+            values = [f"{answer.probabilities[name]:.6f}" if answer.probabilities else "" for name in classes]
+            best = f"{max(answer.probabilities.values()):.6f}" if answer.probabilities else ""
+            writer.writerow([answer.file, answer.name or "", best, *values])
+        return buffer.getvalue().rstrip("\n")
+    read = [(str(a.file), a.name, max(a.probabilities.values())) for a in answers if a.name is not None]
+    files, names = max((len(f) for f, _, _ in read), default=0), max((len(n) for _, n, _ in read), default=0)
+    return "\n".join(f"{file:<{files}}  {name:<{names}}  {p:.3f}" for file, name, p in read)
+
+
+def _record(answer: Answer) -> dict[str, Any]:
+    known = {"file": str(answer.file), "class": answer.name}
+    if answer.error is not None:
+        return {**known, "error": answer.error}
+    return {**known, "probability": max(answer.probabilities.values()), "probabilities": answer.probabilities}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Photographs from files of any kind that a camera, a phone or the web makes, as squares of RGB."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from metakm.data.decode import turned_upright
+from metakm.errors import UserError
+from metakm.models.pretrained import Interpolation
+
+LARGEST = 2**30
+"""Pixels of a file; a larger one is refused."""
+
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_PHONE = frozenset({".heic", ".heif"})
+_limit = threading.Lock()
+
+
+def read_photo(path: Path, side: int, interpolation: Interpolation = "bicubic") -> npt.NDArray[np.uint8]:
+    """The middle square of a photograph, upright and resized: uint8 `[3, side, side]`.
+
+    Of an animation the first frame; transparency lies on white; 16 bits a channel become 8.
+
+    Raises:
+        UserError: a file that cannot be read, is no image, or has more than `LARGEST` pixels. It names the file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, about metadata and sizes; what cannot be read raises
+            return square(_open(path), side, interpolation)
+    except FileNotFoundError as error:
+        raise UserError(f"Expected an image, got no file {path}; check the path") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"Expected an image of at most {LARGEST:,} pixels, got more in {path}; reduce it") from error
+    except UnidentifiedImageError as error:
+        raise UserError(f"Expected an image, got {_content(path)} in {path}; convert it, or leave it out") from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, TypeError, IndexError, MemoryError) as error:
+        raise UserError(f"Expected a whole image, got {error or type(error).__name__} from {path}") from error
+
+
+def _open(path: Path) -> Image.Image:
+    """Pillow's limit on the number of pixels, which is global, is raised while the header is read."""
+    if path.suffix.lower() in _PHONE:
+        _add_phone_format()
+    data = io.BytesIO(path.read_bytes())
+    with _limit:
+        usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, LARGEST // 2  # an error from twice as many on
+        try:
+            return Image.open(data)
+        finally:
+            Image.MAX_IMAGE_PIXELS = usual
+
+
+def square(image: Image.Image, side: int, interpolation: Interpolation) -> npt.NDArray[np.uint8]:
+    """The middle square of an opened image; see `read_photo`."""
+    image.draft("RGB", (side, side))  # a JPEG is decoded at the smallest size that is not below
+    image.load()
+    turned = turned_upright(image)
+    width, height = turned.size
+    short = min(width, height)
+    left, top = (width - short) // 2, (height - short) // 2
+    box = (left, top, left + short, top + short)
+    resized = _rgb(turned).resize((side, side), _RESAMPLING[interpolation], box)  # crop() has Pillow's limit on pixels
+    return np.asarray(resized).transpose(2, 0, 1)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return _eight_bits(image).convert("RGB")
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        coloured = image.convert("RGBA")
+        white = Image.new("RGBA", coloured.size, "white")
+        return Image.alpha_composite(white, coloured).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey values of 16 or 32 bits: 16 bits by their range, others by the largest value that is there."""
+    values = np.asarray(image, dtype=np.float64)
+    top = 65535.0 if image.mode.startswith("I") and values.max(initial=0) > 255 else values.max(initial=0)
+    if image.mode == "F" and math.isfinite(top) and top <= 1:
+        top = 1.0
+    scaled = 255 * np.nan_to_num(values) / (top or 1.0)
+    return Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8))
+
+
+def _content(path: Path) -> str:
+    if path.stat().st_size == 0:
+        return "an empty file"
+    if path.suffix.lower() in _PHONE:
+        return "a phone's format (pip install pillow-heif reads it)"
+    return "another kind of file"
+
+
+def _add_phone_format() -> None:
+    try:
+        import pillow_heif
+    except ImportError:
+        return
+    pillow_heif.register_heif_opener()

@@ -1,0 +1,135 @@
+"""Photographs of a fit, decoded once and held in memory as long as there is room."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from metakm.errors import UserError
+from metakm.models.pretrained import Preprocessing
+from metakm.photos.listing import Skipped, check_classes
+from metakm.photos.reading import read_photo, square
+
+Photo = Path | Image.Image | npt.NDArray[np.uint8]
+"""A file, or an image in memory (an array is `[H, W, 3]`)."""
+ROOM = 2 * 2**30
+"""Bytes of decoded photos that are held; the others are decoded again each time."""
+
+
+class PhotoStore:
+    """Photos by number.
+
+    Attributes:
+        photos: where each is from.
+        labels: class of each, `[n]`.
+        classes: names, sorted.
+        skipped: files that cannot be read, and why.
+    """
+
+    def __init__(
+        self,
+        classes: Mapping[str, Sequence[Photo]],
+        preprocessing: Preprocessing,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Decode all once.
+
+        Raises:
+            UserError: classes that `check_classes` refuses, once what cannot be read is left out.
+        """
+        check_classes(classes)
+        self.classes = tuple(sorted(classes))
+        self._preprocessing = preprocessing
+        self._held: dict[int, npt.NDArray[np.uint8]] = {}
+        self.skipped: list[Skipped] = []
+        given = [(photo, label) for label, name in enumerate(self.classes) for photo in classes[name]]
+        self.photos: list[Photo] = []
+        labels = []
+        with ThreadPoolExecutor(_workers()) as pool:
+            for done, (photo, label, found) in enumerate(pool.map(lambda pair: (*pair, self._try(pair[0])), given)):
+                if progress is not None:
+                    progress(done + 1, len(given))
+                if isinstance(found, UserError):
+                    self.skipped.append(Skipped(Path(str(photo)), str(found)))
+                    continue
+                if len(self._held) * found.nbytes < ROOM:
+                    self._held[len(self.photos)] = found
+                self.photos.append(photo)
+                labels.append(label)
+        self.labels = torch.tensor(labels, dtype=torch.long)
+        self._check_readable()
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def counts(self) -> list[int]:
+        """Photos of each class."""
+        return torch.bincount(self.labels, minlength=len(self.classes)).tolist()
+
+    def pixels(self, numbers: Sequence[int]) -> Tensor:
+        """uint8 `[b, 3, S, S]`."""
+        arrays = [self._held[n] if n in self._held else decode(self.photos[n], self._preprocessing) for n in numbers]
+        return torch.from_numpy(np.stack(arrays))
+
+    def _try(self, photo: Photo) -> npt.NDArray[np.uint8] | UserError:
+        try:
+            return decode(photo, self._preprocessing)
+        except UserError as error:
+            return error
+
+    def _check_readable(self) -> None:
+        empty = [name for name, count in zip(self.classes, self.counts(), strict=True) if not count]
+        if empty:
+            names = ", ".join(map(repr, empty))
+            raise UserError(
+                f"Expected a readable image in each class, got none in {names} ({self.skipped[0].reason}); add some"
+            )
+
+
+def decode(photo: Photo, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """uint8 `[3, S, S]`.
+
+    Raises:
+        UserError: a file that cannot be read, or an array that is no image.
+    """
+    side, interpolation = preprocessing.size, preprocessing.interpolation
+    if isinstance(photo, Image.Image):
+        return square(photo, side, interpolation)
+    if isinstance(photo, np.ndarray):
+        if photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size:
+            raise UserError(f"Expected an image as uint8 [H, W, 3], got {photo.dtype} {list(photo.shape)}; convert it")
+        return square(Image.fromarray(photo), side, interpolation)
+    return read_photo(photo, side, interpolation)
+
+
+def as_photo(given: Any) -> Photo:
+    """A photo as users hand it over.
+
+    Raises:
+        UserError: something that is no path, image or array.
+    """
+    if isinstance(given, Image.Image | np.ndarray):
+        return given
+    if isinstance(given, str | os.PathLike):
+        return Path(given).expanduser()
+    raise UserError(f"Expected a path, a PIL image or an array [H, W, 3], got {type(given).__name__}")
+
+
+def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """uint8 `[n, 3, S, S]` to what the network takes."""
+    like = {"dtype": torch.float32, "device": pixels.device}
+    mean, std = torch.tensor(preprocessing.mean, **like), torch.tensor(preprocessing.std, **like)  # type: ignore[arg-type]
+    return (pixels.to(torch.float32) / 255 - mean[:, None, None]) / std[:, None, None]
+
+
+def _workers() -> int:
+    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

@@ -1,0 +1,212 @@
+"""Training what a method adapts, from the best head, for a number of steps that the number of photos sets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metakm.models.pretrained import Preprocessing
+from metakm.modulation.attachment import attachment
+from metakm.modulation.norms import is_norm
+from metakm.modulation.partition import split
+from metakm.photos.augmentation import random_views
+from metakm.photos.head import install_head, solve_head
+from metakm.photos.methods import METHODS, MethodName, train_mode
+from metakm.photos.store import PhotoStore, normalise
+
+HEAD_RATE = 1e-3
+WARM_UP = 0.2  # of the steps
+EVALUATIONS = 2  # of the photos that are not trained on, over the steps
+BATCH = 32
+
+
+class Budget(NamedTuple):
+    """How long a fit trains."""
+
+    steps: int
+    batch: int
+
+    def marks(self) -> list[int]:
+        """Steps after which the photos that are held out are classified, the start included."""
+        return [round(self.steps * i / EVALUATIONS) for i in range(EVALUATIONS + 1)] if self.steps else [0]
+
+
+def budget(photos: int) -> Budget:
+    """Six passes over up to 40 photos, fewer over more: 4 from 2,000 on; at least 6 steps."""
+    passes = 6 - 2 * min(1.0, max(0.0, math.log(max(photos, 1) / 40) / math.log(50)))
+    batch = min(BATCH, max(4, photos))
+    return Budget(max(6, round(passes * photos / batch)), batch)
+
+
+@dataclass
+class Course:
+    """How far a fit is: all that resuming needs beside the task's tensors.
+
+    Attributes:
+        step: done.
+        evaluations: (step, logits of the photos that are not trained on `[n, N]`).
+        losses: (step, mean loss since the last one).
+    """
+
+    step: int = 0
+    evaluations: list[tuple[int, Tensor]] = field(default_factory=list)
+    losses: list[tuple[int, float]] = field(default_factory=list)
+
+
+class Fit:
+    """One network in training, on some photos of a store.
+
+    Args:
+        network: with a method attached, and a classifier of as many outputs as there are classes.
+        train: numbers of the photos to train on.
+        held_out: of those to classify now and then; may be empty.
+        bank: see `frozen_features`.
+        last_step: where to stop before the schedule's end; None for its end.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        classifier: str,
+        method: MethodName,
+        store: PhotoStore,
+        preprocessing: Preprocessing,
+        train: Sequence[int],
+        held_out: Sequence[int],
+        bank: Tensor,
+        *,
+        seed: int,
+        augment: bool = True,
+        last_step: int | None = None,
+    ) -> None:
+        self.network, self.classifier, self.method, self.store = network, classifier, method, store
+        self.preprocessing, self.train, self.held_out = preprocessing, list(train), list(held_out)
+        self.bank, self.seed, self.augment = bank, seed, augment
+        self.device = next(network.parameters()).device
+        self.budget = budget(len(self.train)) if method != "head" else Budget(0, BATCH)
+        self.last_step = self.budget.steps if last_step is None else min(last_step, self.budget.steps)
+        self.course = Course()
+        self.labels = store.labels[self.train]
+        counts = torch.bincount(self.labels, minlength=len(store.classes)).clamp_min(1)
+        rare = counts[self.labels].double().rsqrt()  # a class of 300 photos weighs 10 times one of 3, not 100 times
+        self.weights = rare / rare.mean()
+        self.optimizer = self._optimizer()
+
+    def start(self) -> None:
+        """Install the best head for the frozen network."""
+        views = len(self.bank)
+        labels, weights = (each.repeat(views).to(self.device) for each in (self.labels, self.weights))
+        weight, bias = solve_head(self.bank[:, self.train].flatten(0, 1), labels, weights, len(self.store.classes))
+        install_head(self.network, self.classifier, weight, bias)
+        if self.held_out:
+            logits = self.bank[0, self.held_out] @ weight.T + bias
+            self.course.evaluations.append((0, logits.cpu()))
+
+    def run(self, after_step: Callable[[float], None] = lambda _: None) -> None:
+        """Train to the last step; `after_step` is called with each loss, and may end the run by an exception."""
+        marks = self.budget.marks()
+        course = self.course
+        while course.step < self.last_step:
+            loss = self._step(course.step)
+            course.step += 1
+            course.losses.append((course.step, loss))
+            if course.step in marks:
+                self._evaluate()
+            after_step(loss)
+        self.network.eval()
+
+    def state(self) -> dict[str, Any]:
+        """All that `load_state` needs to go on as if nothing had happened."""
+        course = self.course
+        return {
+            "tensors": {name: tensor.detach().clone() for name, tensor in self._task().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "course": [course.step, course.evaluations, course.losses],
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`."""
+        for name, tensor in self._task().items():
+            tensor.copy_(state["tensors"][name])
+        if state["optimizer"] is not None:  # which a fit that is done needs no more
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.course = Course(*state["course"])
+
+    def _task(self) -> dict[str, Tensor]:
+        found = attachment(self.network)
+        return split(self.network, found.implicit, found.classifier, found.statistics).task
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        head = {id(p) for p in self.network.get_submodule(self.classifier).parameters()}
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        norms = {id(p) for m in self.network.modules() if is_norm(m) for p in m.parameters(recurse=False)}
+        rates = METHODS[self.method].rate, METHODS[self.method].norm_rate
+        groups = [
+            {"params": [p for p in trained if id(p) not in head | norms], "lr": rates[0]},
+            {"params": [p for p in trained if id(p) in norms], "lr": rates[1]},
+            {"params": [p for p in trained if id(p) in head], "lr": HEAD_RATE},
+        ]
+        return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
+
+    def _step(self, step: int) -> float:
+        train_mode(self.network)
+        numbers = self._drawn(step)
+        batch = [self.train[i] for i in numbers]
+        pixels = self.store.pixels(batch)
+        if self.augment:
+            pixels = random_views(pixels, self._seed(step))
+        labels = self.store.labels[batch].to(self.device)
+        scale = _schedule(step, self.budget.steps)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            logits = self.network(normalise(pixels.to(self.device), self.preprocessing))
+        errors = F.cross_entropy(logits.float(), labels, reduction="none")
+        loss = (errors * self.weights[numbers].to(errors)).mean()
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * scale
+        self.optimizer.step()
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        return loss.item()
+
+    def _drawn(self, step: int) -> list[int]:
+        """Places in `train` of a step's batch: each photo once a pass, in an order of the pass's own."""
+        count, size = len(self.train), self.budget.batch
+        first = step * size
+        drawn = []
+        for place in range(first, first + size):
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(self._seed(place // count + 10**6)))
+            drawn.append(int(order[place % count]))
+        return drawn
+
+    def _seed(self, number: int) -> int:
+        return (self.seed * 1_000_003 + number) % 2**63
+
+    @torch.no_grad()
+    def _evaluate(self) -> None:
+        if self.held_out:
+            self.network.eval()
+            logits = torch.cat([self.network(batch).float().cpu() for batch in self._batches()])
+            self.course.evaluations.append((self.course.step, logits))
+
+    def _batches(self) -> Iterator[Tensor]:
+        for first in range(0, len(self.held_out), BATCH):
+            pixels = self.store.pixels(self.held_out[first : first + BATCH])
+            yield normalise(pixels.to(self.device), self.preprocessing)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Share of the rate: a linear rise, then a cosine's fall."""
+    warm = max(1, round(WARM_UP * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm + 1) / (steps - warm + 1)))

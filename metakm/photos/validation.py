@@ -1,0 +1,60 @@
+"""Which photos a fit learns from and which tell how good it is."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metakm.errors import UserError
+
+Validation = Literal["auto", "folds", "part", "none"]
+MANY = 400
+"""Photos from which on a part of them is enough."""
+PART = 0.2
+
+
+class Split(NamedTuple):
+    """Numbers of photos to train on, and of those to be classified by what was trained."""
+
+    train: list[int]
+    held_out: list[int]
+
+
+def plan_splits(labels: Tensor, validation: Validation, folds: int, seed: int) -> list[Split]:
+    """Several folds, each photo held out once; one part; or nothing, where no class has a photo to spare.
+
+    The folds are drawn class by class. A class's only photo is always trained on. `auto` is a part of a fifth for
+    `MANY` photos or more, folds below.
+
+    Raises:
+        UserError: folds or a part asked for, and one photo a class.
+    """
+    counts = torch.bincount(labels)
+    spare = bool((counts > 1).any())
+    if validation == "auto":
+        validation = ("part" if len(labels) >= MANY else "folds") if spare else "none"
+    if validation == "none":
+        return []
+    if not spare:
+        raise UserError(f"Expected more than one photo of some class for --validation {validation}, got one of each")
+    parts = min(folds, int(counts.max())) if validation == "folds" else round(1 / PART)
+    places = _places(labels, parts, seed)
+    splits = [
+        Split((places != part).nonzero().flatten().tolist(), (places == part).nonzero().flatten().tolist())
+        for part in range(parts)
+    ]
+    return splits if validation == "folds" else splits[:1]
+
+
+def _places(labels: Tensor, parts: int, seed: int) -> Tensor:
+    """The part of each photo, `[n]`; -1 for one that is never held out. The first parts are the fullest."""
+    generator = torch.Generator().manual_seed(seed)
+    places = torch.full_like(labels, -1)
+    for label in range(int(labels.max()) + 1):
+        own = (labels == label).nonzero().flatten()
+        if len(own) > 1:
+            order = own[torch.randperm(len(own), generator=generator)]
+            places[order] = torch.arange(len(own)) % parts
+    return places

@@ -1,0 +1,218 @@
+"""`metakm.fit` and the commands, on a small network: every method, packs, calibration, resuming."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from photo_cases import make_photos
+from PIL import Image
+
+import metakm
+from metakm import UserError
+from metakm.modulation import read_pack
+from metakm.modulation.pack_file import write_pack
+from metakm.photos.classifier import NONE_OF_THESE
+from metakm.photos.fit_command import main as fit_main
+from metakm.photos.methods import METHODS
+from metakm.photos.predict_command import main as predict_main
+
+pytestmark = pytest.mark.float32
+
+
+def tensors_of(path):
+    return read_pack(path).tensors
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_learns_and_its_pack_gives_the_same_probabilities(method, shop, new, base, tmp_path):
+    fitted = metakm.fit(shop, base=base, method=method)
+    assert list(fitted.classes_) == ["birne grün", "blau", "red apple"]
+    labels = [name for name in fitted.classes_ for _ in range(2)]
+    paths = [path for name in fitted.classes_ for path in sorted((new / name).iterdir())]
+    assert fitted.score(paths, labels) == 1.0
+    fitted.save(tmp_path / "shop.safetensors")
+    loaded = metakm.load_classifier(tmp_path / "shop.safetensors", base=base)
+    assert np.array_equal(loaded.predict_proba(paths), fitted.predict_proba(paths))
+    assert loaded.pack.photos["method"] == method
+    assert not any(name.endswith("running_mean") for name in loaded.pack.tensors) or method == "full"
+
+
+def test_only_what_the_method_says_changes(shop, base):
+    plain = metakm.models.pretrained.load_pretrained(base).network.state_dict()
+    trained = {
+        "head": {"fc.weight", "fc.bias"},
+        "norm": {f"norm{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")} | {"fc.weight", "fc.bias"},
+        "km": {"conv1.weight", "conv2.weight", "fc.weight", "fc.bias"},
+    }
+    trained["both"] = trained["norm"] | trained["km"]
+    trained["lora"] = trained["km"]
+    for method, names in trained.items():
+        merged = metakm.fit(shop, base=base, method=method, validation="none").network.state_dict()
+        if "norm1.weight" in merged:  # else folded into the convolutions
+            changed = {n for n in plain if n.startswith("fc") or not torch.equal(plain[n], merged[n])}
+            assert changed == names
+    kept = metakm.fit(shop, base=base, method="norm", validation="none").pack.tensors
+    assert set(kept) == trained["norm"]
+    km = metakm.fit(shop, base=base, method="km", validation="none").pack.tensors
+    assert {name for name in km if not name.startswith("fc")} == {
+        f"conv{i}.modulator.{name}" for i in (1, 2) for name in ("layers.0", "layers.1", "scale")
+    }
+
+
+def test_the_same_seed_gives_the_same_pack_and_another_seed_another(shop, base):
+    first, again, other = (metakm.fit(shop, base=base, seed=seed) for seed in (0, 0, 1))
+    assert all(torch.equal(first.pack.tensors[name], tensor) for name, tensor in again.pack.tensors.items())
+    assert not all(torch.equal(first.pack.tensors[name], tensor) for name, tensor in other.pack.tensors.items())
+
+
+def test_photos_may_be_lists_images_arrays_or_a_mapping(shop, new, base):
+    paths = sorted(path for path in shop.rglob("*.png"))
+    labels = [path.parent.name for path in paths]
+    folder = metakm.fit(shop, base=base, method="head")
+    listed = metakm.fit(list(map(str, paths)), labels, base=base, method="head")
+    images = [Image.open(path) for path in paths]
+    shown = metakm.fit(images, labels, base=base, method="head")
+    arrays = {name: [np.asarray(Image.open(p)) for p in sorted((shop / name).iterdir())] for name in set(labels)}
+    mapped = metakm.fit(arrays, base=base, method="head")
+    expected = folder.predict_proba(new)
+    for other in (listed, shown, mapped):
+        assert np.allclose(other.predict_proba(new), expected, atol=1e-12)
+    one = folder.predict_proba(np.asarray(Image.open(paths[0])))
+    assert np.array_equal(one, folder.predict_proba(paths[0]))
+    assert one.shape == (1, 3)
+
+
+def test_below_the_threshold_a_photo_is_none_of_the_classes(shop, new, base):
+    fitted = metakm.fit(shop, base=base, method="head")
+    best = fitted.predict_proba(new).max(axis=1)
+    least = float(np.sort(best)[2])
+    assert list(fitted.predict(new, threshold=least) == NONE_OF_THESE) == list(best < least)
+    assert NONE_OF_THESE not in fitted.predict(new, threshold=0)
+
+
+def test_auto_takes_the_best_and_says_by_how_much(shop, base, capsys, tmp_path):
+    assert fit_main([str(shop), "--base", base, "--method", "auto", "--out", str(tmp_path / "a.safetensors")]) == 0
+    printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if "negative log-likelihood" in line]
+    assert len(lines) == 5
+    assert lines[0].endswith("(taken)")
+    assert all("points" in line for line in lines[1:])
+    assert read_pack(tmp_path / "a.safetensors").photos["method"] == lines[0].split()[0]
+
+
+def test_one_photo_a_class_has_fixed_defaults_and_says_so(tmp_path, base, capsys):
+    folder = make_photos(tmp_path / "one", 1)
+    assert fit_main([str(folder), "--base", base, "--out", str(tmp_path / "a.safetensors")]) == 0
+    assert "No photos are held out: probabilities have a stored temperature" in capsys.readouterr().err
+    assert set(read_pack(tmp_path / "a.safetensors").metrics) == {"images"}
+    with pytest.raises(UserError, match="Expected photos to hold out for --method auto"):
+        metakm.fit(folder, base=base, method="auto")
+    with pytest.raises(UserError, match="Expected more than one photo of some class for --validation folds"):
+        metakm.fit(folder, base=base, validation="folds")
+
+
+def test_commands_in_new_processes_agree_with_python(shop, new, base, tmp_path):
+    out = tmp_path / "packs" / "shop.safetensors"
+    (shop / "blau" / "broken.jpg").write_text("no image")
+    run = [sys.executable, "-m", "metakm"]
+    done = subprocess.run(
+        [*run, "fit", shop, "--base", base, "--out", out], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "broken.jpg: Expected an image, got another kind of file" in done.stderr
+    assert {path.name for path in out.parent.iterdir()} == {"shop.safetensors", "shop.html"}
+    flags = ["predict", out, new, "--base", base, "--json"]
+    said = subprocess.run([*run, *flags], capture_output=True, text=True, check=True, timeout=120).stdout
+    records = json.loads(said)
+    (shop / "blau" / "broken.jpg").unlink()
+    fitted = metakm.fit(shop, base=base)
+    expected = fitted.predict_proba(new)
+    found = [[record["probabilities"][name] for name in fitted.classes_] for record in records]
+    assert np.allclose(found, expected, atol=1e-6)
+    assert [record["class"] for record in records] == list(fitted.predict(new))
+
+
+def test_predict_prints_lines_or_csv_and_names_what_it_cannot_read(shop, new, base, tmp_path, capsys):
+    pack = tmp_path / "a.safetensors"
+    metakm.fit(shop, base=base, method="head").save(pack)
+    (new / "zz.jpg").write_bytes(b"")
+    assert predict_main([str(pack), str(new), "--base", base, "--csv"]) == 2
+    captured = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(captured.out)))
+    assert len(rows) == 7
+    assert [row["class"] for row in rows if row["file"].endswith("zz.jpg")] == [""]
+    assert "zz.jpg: Expected an image, got an empty file" in captured.err
+    (new / "zz.jpg").unlink()
+    assert predict_main([str(pack), str(new / "blau"), "--base", base, "--threshold", "0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-2] for line in lines] == ["blau", "blau"]
+    assert predict_main([str(pack), str(new / "blau"), "--base", base, "--threshold", "1"]) == 0
+    assert capsys.readouterr().out.count(NONE_OF_THESE) == 2
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 7, 9])
+def test_a_fit_that_was_stopped_resumes_to_the_same_pack(after, shop, base, tmp_path, monkeypatch):
+    from metakm.photos import fit_command
+
+    flags = [str(shop), "--base", base, "--method", "both", "--out"]
+    assert fit_main([*flags, str(tmp_path / "whole.safetensors")]) == 0
+    steps, original = [], fit_command._Steps.advance
+
+    def advance(self, loss, fit):
+        original(self, loss, fit)
+        steps.append(loss)
+        if sum(each is not None for each in steps) == after:
+            raise Killed
+
+    monkeypatch.setattr(fit_command._Steps, "advance", advance)
+    out = tmp_path / "parts.safetensors"
+    with pytest.raises(Killed):
+        fit_main([*flags, str(out)])
+    assert not out.exists()
+    monkeypatch.setattr(fit_command._Steps, "advance", original)
+    assert fit_main([*flags, str(out), "--seed", "1", "--resume"]) == 2
+    assert fit_main([*flags, str(out), "--resume"]) == 0
+    whole, parts = tensors_of(tmp_path / "whole.safetensors"), tensors_of(out)
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert {path.name for path in tmp_path.glob("*parts*")} == {"parts.safetensors", "parts.html"}
+
+
+def test_a_pack_of_another_base_version_or_kind_is_refused(shop, base, tmp_path, capsys):
+    path = tmp_path / "a.safetensors"
+    fitted = metakm.fit(shop, base=base, method="km")
+    fitted.save(path)
+    with pytest.raises(UserError, match="Expected the base network of the pack"):
+        metakm.load_classifier(path, base=base.replace(":Small", ":Other"))
+    with pytest.raises(UserError, match="Expected --base for a pack whose base is in a Python file"):
+        metakm.load_classifier(path)
+    for key, value, message in (
+        ("version", 2, "Expected version 1 of what metakm fit writes, got 2"),
+        ("method", "new", "Expected a pack of a method that is known, got 'new'"),
+    ):
+        pack = read_pack(path)
+        pack.photos[key] = value
+        write_pack(pack, tmp_path / "b.safetensors")
+        with pytest.raises(UserError, match=message):
+            metakm.load_classifier(tmp_path / "b.safetensors", base=base)
+    pack = read_pack(path)
+    pack.photos.clear()
+    write_pack(pack, tmp_path / "b.safetensors")
+    with pytest.raises(UserError, match="Expected a pack of metakm fit, got another"):
+        metakm.load_classifier(tmp_path / "b.safetensors", base=base)
+    data = path.read_bytes()
+    for damaged in (data[:-10], data.replace(b'\\"temperature\\": ', b'\\"temperature\\": 1', 1)):
+        path.write_bytes(damaged)
+        capsys.readouterr()
+        assert predict_main([str(path), str(shop), "--base", base]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+        assert damaged != data
