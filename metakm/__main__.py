@@ -20,7 +20,7 @@ WIDTH = 80
 
 
 class Command(NamedTuple):
-    """A module with a `main`, and what it does, in a line."""
+    """A module with a `main`, and a line on what it does."""
 
     module: str
     summary: str
@@ -29,8 +29,8 @@ class Command(NamedTuple):
 def commands() -> dict[str, Command]:
     """The commands by name; `run` first.
 
-    A command is a module, or the `__main__` of a package, whose docstring opens with how to call it: as a module of its
-    own, `python -m metakm.<name>`, or, where no module can bear the name because a public function does,
+    A command is a module, or the `__main__` of a package, whose docstring opens with how to call it: as a module,
+    `python -m metakm.<name>`, or, if no module can have the name because a public function has it,
     `python -m metakm <name>`. None is imported.
     """
     package = Path(__file__).parent

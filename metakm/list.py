@@ -1,4 +1,4 @@
-"""`python -m metakm.list`: the strategies, datasets and other things that are known by name."""
+"""`python -m metakm.list`: list the strategies, datasets and other things that can be named."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from metakm.registry import Registry, load_plugin, registries
 class ListOptions:
     """List what can be named: strategies, datasets, backbones, modulators, layouts.
 
-    Those of plugins and of installed packages are listed too.
+    Those of plugins and of installed packages are included.
     """
 
     plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
@@ -27,14 +27,14 @@ class ListOptions:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 2 the user's mistake."""
+    """Exit code: 0 done, 2 a user error."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     return exit_code(lambda: _list(arguments), "repeat the same command", resumes=False)
 
 
 def _list(arguments: Sequence[str]) -> int:
     options = read_options(ListOptions, "python -m metakm.list", arguments)
-    known = registries()  # brings torch along, which --help should not
+    known = registries()  # imports torch, which --help should not
     for plugin in options.plugin:
         load_plugin(plugin)
     for registry in sorted(known, key=lambda registry: registry.group):
@@ -46,7 +46,7 @@ def _list(arguments: Sequence[str]) -> int:
 
 
 def _summaries(registry: Registry[Any]) -> dict[str, str]:
-    """What each entry says of itself in a line."""
+    """A line about each entry."""
     entries = {name: registry.get(name) for name in registry.names()}
     return {name: getattr(entry, "summary", "") or _first_line(entry) for name, entry in entries.items()}
 

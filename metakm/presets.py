@@ -1,18 +1,18 @@
-"""Defaults of a run by preset and setting: the published protocols, a quick one, Table III's, and a tuned one.
+"""Defaults of a run by preset and setting: the published protocols, a quick one, one for Table III, and a tuned one.
 
-`paper` is the protocol of Finn et al. 2017, App. A.1, and of their code, which Raghu et al. 2020 share. Losses are sums
-over the images there and means here, so inner rates and the clipping are converted: a rate on the sum over N*K support
-images divided by K is N times as large on their mean, and a gradient of the sum over N*Q queries divided by K is N*Q/K
-times that of their mean. What still differs from the published protocol:
+`paper` is the protocol of Finn et al. 2017, App. A.1, and their code, which Raghu et al. 2020 use, too. Their losses
+are sums over images and ours are means, so inner rates and clipping are converted: a rate for the sum over N*K support
+images divided by K becomes N times as large for their mean, and a gradient of the sum over N*Q queries divided by K is
+N*Q/K times that of their mean. Remaining differences from the published protocol:
 
-- Batch norm has a learned scale (gamma), and 1e-5 under the root; theirs has a shift alone, and 1e-3.
+- Batch norm has a learned scale (gamma), and an epsilon of 1e-5; theirs only has a shift, and 1e-3.
 - A stride of 2 pads 1 pixel on all sides; TensorFlow's "SAME" pads an even image at the bottom and on the right.
-- The head starts at U(-1/sqrt(F), 1/sqrt(F)) on photographs, theirs by Xavier's rule from a bias of 0.
-- Meta-training tasks are drawn anew without end; their code draws 200,000 beforehand.
-- Meta-validation, which chooses nothing (`select` is `last`), tests as the meta-test does, with more steps than theirs.
+- The head is initialised from U(-1/sqrt(F), 1/sqrt(F)) on photographs; theirs with Xavier's rule and a bias of 0.
+- Meta-training tasks are always new; their code draws 200,000 in advance.
+- Meta-validation, which chooses nothing (`select` is `last`), tests like the meta-test, with more steps than theirs.
 - `protonet` and the strategies with prototypes scale distances (`metakm/strategies/protonet.py`).
 - `tiny-imagenet`, `folder`, `glyphs`, and ways and shots other than 5 or 20 and 1 or 5 have no published protocol: they
-  get that of photographs (mini-ImageNet's) or of characters (Omniglot's), 20-way but for exactly 5 ways.
+  use that of photographs (mini-ImageNet) or of characters (Omniglot), the 20-way one except for exactly 5 ways.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from metakm.strategies.registry import strategy_class
 
 
 def default_ways(dataset: str) -> int:
-    """Ways of the published protocol of a dataset.
+    """The number of ways in the published protocol of a dataset.
 
     Raises:
         UserError: an unknown dataset.
@@ -61,7 +61,7 @@ def preset_config(
 
 
 def changes_from_preset(config: RunConfig) -> dict[str, Any]:
-    """The settings of a run that are not its preset's, as JSON values; those that say which preset it is left out."""
+    """The settings of a run that differ from its preset, as JSON values, except those that select the preset."""
     preset = preset_config(config.preset, config.algo, config.dataset, config.ways, config.shots).identity()
     own = {name: value for name, value in config.identity().items() if name not in NAMED_IN_ROW}
     return {name: value for name, value in sorted(own.items()) if name not in preset or preset[name] != value}
@@ -128,8 +128,8 @@ def _tuned(dataset: str, ways: int, shots: int) -> dict[str, Any]:
     """Longer than quick, with small meta-batches, hard clipping and a head that starts at zero.
 
     Characters get pooling and inner rates for each step, too. Searched on Omniglot 20-way 1-shot (the head and the test
-    steps on 5-shot too) and on tiny-ImageNet 5-way 1-shot: see results/search/. More shots cost more for each task:
-    they get half the tasks, not searched.
+    steps on 5-shot, too) and on tiny-ImageNet 5-way 1-shot: see results/search/. With more shots a task costs
+    more, so there are half as many, which was not searched.
     """
     tuned = {
         **_quick(dataset, ways, shots),
@@ -172,12 +172,12 @@ _ITERATIONS = {"characters": {1: 12_000, 5: 8_000}, "photographs": {1: 8_000, 5:
 
 
 def _table3(algo: str, dataset: str, shots: int) -> dict[str, Any]:
-    """Table III at 20 minutes to five hours of one core a run.
+    """Table III in 20 minutes to five hours per run on one core.
 
-    Equal for all strategies: iterations, tasks, queries, network, schedule, averaging, the model tested (the last), and
-    how the inner steps at the test were chosen (the best of 5, 10, 20 and 50 on meta-validation). The rate is constant
-    and the parameters are averaged, so that a run may go on beyond its iterations. Searched with 1 shot; 5 shots take
-    the same values, with half the tasks an iteration.
+    The same for all strategies: iterations, tasks, queries, network, schedule, averaging, the tested model (the last),
+    and how the inner steps at the test were chosen (the best of 5, 10, 20 and 50 on meta-validation). The rate is
+    constant and the parameters are averaged, so that a run can be extended beyond its iterations. Searched with 1 shot;
+    5 shots use the same values, with half the tasks per iteration.
     """
     family = dataset_entry(dataset).family
     searched = _SEARCHED[family]

@@ -1,4 +1,4 @@
-"""Things by name: built in, from an entry-point group, or from a plugin file."""
+"""Registries: things by name, built in, from an entry-point group or from a plugin file."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Registry(Generic[_T]):
     """Things of one kind by name.
 
     Args:
-        kind: what they are called in messages, such as `strategy`.
-        group: of the entry points by which an installed package adds to it.
-        adopt: registers what an entry point loads, by the point's name; None for what registers itself when it is
+        kind: the word for one of them in messages, such as `strategy`.
+        group: the entry-point group through which installed packages add to it.
+        adopt: registers what an entry point loads, under the entry point's name; None if it registers itself when
             imported.
     """
 
@@ -40,10 +40,10 @@ class Registry(Generic[_T]):
         _registries.append(self)
 
     def add(self, name: str, entry: _T) -> None:
-        """Make `entry` known.
+        """Register `entry` as `name`.
 
         Raises:
-            UserError: the name is taken by another one.
+            UserError: another entry has the name.
         """
         taken = self.entries.get(name)
         if taken is not None and taken != entry:
@@ -54,15 +54,15 @@ class Registry(Generic[_T]):
         self.entries[name] = entry
 
     def names(self) -> tuple[str, ...]:
-        """All names, sorted; those of installed entry points included."""
+        """All names, sorted, including those of installed entry points."""
         return tuple(sorted({*self.entries, *(point.name for point in installed_points(self.group))}))
 
     def get(self, name: str) -> _T:
         """What is registered as `name`.
 
         Raises:
-            UserError: no such name, and which is the nearest; or an installed package claims the name of another one,
-                or does not register its entry.
+            UserError: an unknown name, with the nearest one; or an installed package that claims the name of another
+                entry, or does not register its own.
         """
         for point in installed_points(self.group):
             if point.name == name:
@@ -87,12 +87,12 @@ class Registry(Generic[_T]):
 
 @functools.cache
 def installed_points(group: str) -> tuple[EntryPoint, ...]:
-    """The entry points of a group, read once in a process: reading looks at the metadata of every installed package."""
+    """The entry points of a group. Cached, because a look-up reads the metadata of every installed package."""
     return tuple(entry_points(group=group))
 
 
 def import_modules(package: str) -> None:
-    """Import every module of a package, so that each registers what it has."""
+    """Import every module of a package, so that each registers its entries."""
     for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
         importlib.import_module(f"{package}.{module.name}")
 
@@ -130,15 +130,15 @@ def load_plugin(path: str | Path) -> None:
 
 
 def is_plugin_file(path: Path) -> bool:
-    """Whether there is a file to load."""
+    """Whether the path is a file."""
     try:
         return path.is_file()
-    except OSError:  # such as a name that is too long
+    except OSError:  # for example, the name is too long
         return False
 
 
 def registries() -> tuple[Registry[Any], ...]:
-    """The registry of each kind."""
+    """The registries of all kinds."""
     for package in _BUILT_IN:
         importlib.import_module(package)
     return tuple(_registries)
@@ -146,8 +146,8 @@ def registries() -> tuple[Registry[Any], ...]:
 
 @contextlib.contextmanager
 def isolated() -> Iterator[None]:
-    """Forget, at the end of the block, what was registered in it. For tests."""
-    known = registries()  # after their imports: what is built in is not to be forgotten
+    """Undo, at the end of the block, what was registered within it. For tests."""
+    known = registries()  # with their built-in entries, which stay registered
     before, plugins = [dict(registry.entries) for registry in known], set(_plugins)
     _plugins.clear()
     try:
@@ -161,7 +161,7 @@ def isolated() -> Iterator[None]:
 
 
 def full_name(entry: object) -> str:
-    """A class or function by its full name, anything else as it says of itself."""
+    """The full name of a class or function; `str` of anything else."""
     name = getattr(entry, "__qualname__", None)
     return f"{entry.__module__}.{name}" if name else str(entry)
 

@@ -111,8 +111,8 @@ def _load(entry: Entry) -> FewShotDataset:
         raise _DamagedError(f"Expected format {FORMAT}, got {side['format']}")
     stamp = _stamp(entry.path)
     if side.get("checked") != [side["sha256"], *stamp]:
-        if _sha256(entry.path) != side["sha256"]:
-            raise _DamagedError("Expected the checksum of the sidecar, got another")
+        if (checksum := _sha256(entry.path)) != side["sha256"]:
+            raise _DamagedError(f"Expected the checksum of the sidecar, {side['sha256']}, got {checksum}")
         with contextlib.suppress(OSError):  # a read-only cache is checked every time
             _write_side(entry, {**side, "checked": [side["sha256"], *stamp]})
     images = np.load(entry.path, mmap_mode="r", allow_pickle=False)

@@ -1,6 +1,6 @@
 """`python -m metakm.experiments.ablation`: ways to build the modulator (Sec. IV-D, Fig. 5).
 
-ResNet-32 from random weights on CIFAR-10 as `km` of `metakm.experiments.scratch`, changing one thing at a time: the
+ResNet-32 from random weights on CIFAR-10, like `km` of `metakm.experiments.scratch`, with one change at a time: the
 activation, the initialisation, or the number of layers. `default` has two layers, tanh and the identity start.
 """
 
@@ -38,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class AblationConfig(ExperimentConfig):
-    """Train kernel modulators of other constructions, as in the paper's Fig. 5."""
+    """Train variants of the kernel modulator, as in the paper's Fig. 5."""
 
     methods: tuple[str, ...] = tuple(VARIANTS)
     """One run each: default, sin, leaky-relu, relu, orthogonal, diagonal, depth-1, -5, -10, -20, -50."""
@@ -84,7 +84,7 @@ def execute(config: AblationConfig) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 diverged or a file that cannot be written, 2 the user's mistake, 130 interrupted."""
+    """Exit code: 0 done, 1 diverged or a file that cannot be written, 2 a user error, 130 interrupted."""
     return exit_code(lambda: execute(parse(PRESETS, "metakm.experiments.ablation", arguments)))
 
 

@@ -1,4 +1,4 @@
-"""Batches for supervised training: order and augmentation are a function of (seed, epoch, image) alone."""
+"""Batches for supervised training: order and augmentation depend only on (seed, epoch, image)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from metakm.experiments.classification import labels_of
 
 Augmentation = Literal["none", "pad-crop", "resized-crop"]
 
-# Of ImageNet's images, as torchvision's weights expect; the same for every dataset, so that backbones can be exchanged.
+# ImageNet's, as torchvision's weights expect; the same for every dataset, so that backbones can be exchanged.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AREA = (0.22, 1.0)  # of a resized crop, as a share of the image (Cai et al. 2020, TinyTL)
 ASPECT = (3 / 4, 4 / 3)
@@ -34,7 +34,7 @@ class Batches:
     """The batches of one part of a dataset.
 
     Args:
-        size: side of the images that come out; `resized-crop` takes it out of larger ones.
+        size: side of the resulting images; `resized-crop` crops it from larger ones.
     """
 
     def __init__(self, part: FewShotDataset, batch: int, seed: int, augmentation: Augmentation, size: int) -> None:
@@ -64,7 +64,7 @@ class Batches:
         return Batch(images, self.labels[rows])
 
     def sequential(self, start: int) -> Batch:
-        """The images from row `start` on, as they are but for a central crop to `size`."""
+        """The images from row `start` on, unchanged except for a central crop to `size`."""
         rows = np.arange(start, min(start + self.batch, len(self.labels)))
         images = self._normalised(rows)
         margin = (images.shape[-1] - self.size) // 2
@@ -85,7 +85,7 @@ class Batches:
 
 
 def pad_crop(images: Tensor, uniform: Tensor) -> Tensor:
-    """Shift each image by up to an eighth of its side, zeros (the mean colour) coming in, and flip half of them.
+    """Shift each image by up to an eighth of its side, padded with zeros (the mean colour), and flip half of them.
 
     He et al. 2016, Sec. 4.2: 4 pixels for 32.
 
@@ -103,13 +103,13 @@ def pad_crop(images: Tensor, uniform: Tensor) -> Tensor:
 
 
 def resized_crop(images: Tensor, uniform: Tensor, size: int) -> Tensor:
-    """Crop a share `AREA` of each image, of an aspect in `ASPECT`, to `[n, C, size, size]`, and flip half of them.
+    """Crop a share `AREA` of each image, aspect ratio in `ASPECT`, to `[n, C, size, size]`, and flip half of them.
 
-    Bilinear. A side that would be longer than the image's is cut to it.
+    Bilinear. A side longer than the image's is cut to it.
 
     Args:
         images: `[n, C, H, W]`.
-        uniform: `[n, 4]` in [0, 1): for area and flip (one number), aspect, and place in height and width.
+        uniform: `[n, 4]` in [0, 1): for area and flip (one number), aspect ratio, and position in height and width.
     """
     flip = uniform[:, 0] < 0.5
     area = AREA[0] + (AREA[1] - AREA[0]) * (2 * uniform[:, 0] % 1)

@@ -1,7 +1,7 @@
-"""Images for ordinary supervised training: the same classes in a training, a validation and a test part.
+"""Images for supervised training: the same classes in a training, a validation and a test part.
 
-Each part is a `FewShotDataset`: images sorted by class. Where the source has no validation part, or no test part, one
-is set aside by a rule that depends on class and image number alone: it is the same for every seed, method and machine.
+Each part is a `FewShotDataset`: images sorted by class. If the source has no validation or test part, one is
+set aside by a rule that depends only on class and image number: it is the same for every seed, method and machine.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def labels_of(part: FewShotDataset) -> npt.NDArray[np.int64]:
 
 
 def first_per_class(part: FewShotDataset, per_class: int) -> FewShotDataset:
-    """The first `per_class` images of every class, or all that a class has; `split_hash` stays the whole's."""
+    """The first `per_class` images of each class, or all if it has fewer; `split_hash` stays that of the whole part."""
     counts = np.minimum(part.counts, per_class)
     rows = np.concatenate([np.arange(o, o + n) for o, n in zip(part.offsets[:-1], counts, strict=True)])
     return FewShotDataset(
@@ -82,28 +82,28 @@ def load_cifar10(side: int, roots: Sequence[Path]) -> Classification:
 
 
 def load_image_folder(path: str | Path, side: int) -> Classification:
-    """An image folder of the user's: `{train,test}/<class>/` (with or without `val/<class>/`), or just `<class>/`.
+    """The user's image folder: `{train,test}/<class>/` (with or without `val/<class>/`), or just `<class>/`.
 
     Raises UserError if there is no such folder, or the images in it do not make a classification problem.
     """
     path = expanded(path, "the folder of images")
     if not path.is_dir():
-        raise UserError(f"Expected a folder of images, got {path}; give a folder with one folder of images a class")
+        raise UserError(f"Expected a folder of images, got {path}; give a folder with one folder of images per class")
     return load_images(path.resolve().name, FolderSource(unwrap_folder(path.resolve())), side, upright=True)
 
 
 def load_images(name: str, source: Source, side: int, upright: bool = False) -> Classification:
-    """Decode the images of a source, or take them from the cache; `[M, 3, side, side]`."""
+    """Decode the images of a source, or load them from the cache; `[M, 3, side, side]`."""
     return load_members(name, lambda: split_members(source), fingerprint(VERSION, [source]), side, upright)
 
 
 def load_members(
     name: str, members: Callable[[], Mapping[str, Members]], fingerprint: str, side: int, upright: bool = False
 ) -> Classification:
-    """Decode the files that `members` finds for each part, or take them from the cache.
+    """Decode the files that `members` finds for each part, or load them from the cache.
 
     Args:
-        members: called only to decode.
+        members: only called to decode.
         fingerprint: of what the files are made from.
         upright: follow a camera's EXIF orientation.
     """
@@ -123,7 +123,7 @@ def load_members(
 def load_tiny_imagenet_classes(count: int, side: int, roots: Sequence[Path]) -> Classification:
     """The first `count` meta-test classes of Tiny ImageNet: 396 training, 44 validation and 110 test images of each.
 
-    Raises UserError if the data are missing or damaged, or there are not as many classes.
+    Raises UserError if the data are missing or damaged, or there are fewer classes.
     """
     wanted = split_classes()["test"]
     if not 2 <= count <= len(wanted):
@@ -138,9 +138,9 @@ def load_tiny_imagenet_classes(count: int, side: int, roots: Sequence[Path]) -> 
 
 
 def split_members(source: Source) -> dict[str, Members]:
-    """The files of each part and class, classes and files in order of their names.
+    """The files of each part and class, both sorted by name.
 
-    Images may lie at any depth below their class's folder, and all of an archive in one folder.
+    Images may be at any depth below their class's folder, and a whole archive may be in one folder.
 
     Raises:
         UserError: no images, images outside of a class's folder, fewer than two classes, or parts with different
@@ -157,14 +157,14 @@ def split_members(source: Source) -> dict[str, Members]:
         parts = ", ".join(part or "<class>" for part in sorted(found)) or "no images"
         raise UserError(
             f"Expected {{train,test}}/<class>/ or <class>/ with images in {source.path}, got {parts}; sort the images "
-            "into one folder a class"
+            "into one folder per class"
         )
     return complete_parts({split: dict(sorted(classes.items())) for split, classes in found.items()}, source.path)
 
 
 def _inside(source: Source) -> dict[str, tuple[str, ...]]:
     """The images of a source by their names there: the folders from the top, and the file."""
-    skip = int(isinstance(source, FolderSource))  # whose names begin with its own
+    skip = int(isinstance(source, FolderSource))  # whose names begin with the folder's own
     paths = {name: PurePosixPath(name).parts[skip:] for name in source.names()}
     images = {name: path for name, path in paths.items() if is_image(path)}
     tops = {path[0] if len(path) > 1 else "" for path in images.values()}
@@ -174,7 +174,7 @@ def _inside(source: Source) -> dict[str, tuple[str, ...]]:
 
 
 def complete_parts(found: dict[str, dict[str, list[Member]]], where: Path) -> dict[str, Members]:
-    """Set a test and a validation part aside where `found` has none; "" is a part that is the whole.
+    """Set aside a test and a validation part if `found` has none; "" is a part that holds everything.
 
     Raises:
         UserError: fewer than two classes, parts with different classes, or a class with too few images.
@@ -197,7 +197,7 @@ def complete_parts(found: dict[str, dict[str, list[Member]]], where: Path) -> di
 
 
 def _parts(name: str, count: int, with_test: bool = True) -> dict[str, npt.NDArray[np.int64]]:
-    """Which of a class's `count` images go to which part, each ascending."""
+    """The images of a class, of `count`, that go to each part, in ascending order."""
     if count < 10:
         raise UserError(f"Expected at least 10 images of class {name} to divide, got {count}; add images")
     order = np.argsort(raw_words(stream_key(VERSION, name), [0], count)[0], kind="stable")

@@ -1,4 +1,4 @@
-"""What the commands of the experiments share: one run after another."""
+"""Shared by the commands of the experiments: one run after another."""
 
 from __future__ import annotations
 

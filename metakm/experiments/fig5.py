@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def fig5_picture(runs: Iterable[RecordedExperiment], form: PictureFormat = "png") -> bytes:
-    """The picture as a file's bytes: one line of three panels for each schedule, whiskers as in the table.
+    """The picture as a file's bytes: a row of three panels per schedule, with intervals as in the table.
 
     Raises:
         UserError: no finished run.

@@ -16,7 +16,7 @@ FineGrained = Literal["aircraft", "cars", "flowers", "food"]
 
 
 class _Kind(NamedTuple):
-    """How torchvision has a dataset: its class and its names for training and test part."""
+    """A dataset in torchvision: its class, and its names for the training and test part."""
 
     dataset: Any
     train: tuple[str, ...]
@@ -33,11 +33,11 @@ _KINDS: dict[str, _Kind] = {
 
 
 def load_fine_grained(name: FineGrained, side: int, roots: Sequence[Path]) -> Classification:
-    """A dataset in torchvision's layout below one of the roots, images squeezed to `side` x `side`.
+    """A dataset in torchvision's layout below one of the roots, with images resized to `side` x `side`.
 
     A validation part is set aside from the training images by a fixed rule; for Flowers from its official
     training and validation parts together, as is usual in transfer learning.
-    The cache takes 3 side^2 bytes an image: 20 GB for the 101,000 of Food at 256 pixels.
+    The cache takes 3 side^2 bytes per image: 20 GB for the 101,000 of Food at 256 pixels.
 
     Raises:
         UserError: the data are missing or damaged.
@@ -47,7 +47,7 @@ def load_fine_grained(name: FineGrained, side: int, roots: Sequence[Path]) -> Cl
     if root is None:
         places = ", ".join(str(r / kind.folder) for r in roots)
         raise UserError(
-            f"Expected the {name} dataset in {places}, got no such folder; where there is a network, fetch it by "
+            f"Expected the {name} dataset in {places}, got no such folder; with network access, fetch it with "
             f"torchvision.datasets.{kind.dataset.__name__}(<folder>, download=True) and give --data-root <folder>"
         )
     source = FolderSource(root / kind.folder)
@@ -61,7 +61,7 @@ def load_fine_grained(name: FineGrained, side: int, roots: Sequence[Path]) -> Cl
 
 
 def _files(kind: _Kind, root: Path, split: str) -> list[tuple[Path, int]]:
-    """Image files and labels. torchvision's public interface has labels only with decoded images; hence its own."""
+    """Image files and labels. From private attributes, as the public interface decodes images."""
     try:
         dataset = kind.dataset(root, split=split)
     except (RuntimeError, OSError, ValueError) as error:
@@ -72,7 +72,7 @@ def _files(kind: _Kind, root: Path, split: str) -> list[tuple[Path, int]]:
 
 
 def _by_class(files: Sequence[tuple[Path, int]], source: FolderSource) -> dict[str, list[Member]]:
-    """The files of each class; a class is named by its number in four digits, so that names sort as numbers do."""
+    """The files of each class; a class is named by its number in four digits, so that names sort like numbers."""
     found: dict[str, list[Member]] = {}
     for label, file in sorted((label, file) for file, label in files):
         name = file.relative_to(source.path.parent).as_posix()

@@ -1,6 +1,6 @@
-"""The paper's Tables I and II and Fig. 5 from the rows of experiments, beside what was published.
+"""The paper's Tables I and II and Fig. 5 from the rows of experiments, next to the published values.
 
-`paper.csv` holds the published values; Fig. 5's are legible in the text only, as statements.
+`paper.csv` holds the published values; those of Fig. 5 are only in the text, as statements.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ PaperTable = Literal["table1", "table2", "fig5"]
 
 
 class Statement(NamedTuple):
-    """What the paper says of two methods, in its words or ours."""
+    """What the paper says about two methods, in its words or ours."""
 
     first: str
-    relation: str  # of the first to the second
+    relation: str  # of the first relative to the second
     second: str
 
 
@@ -165,7 +165,7 @@ def _fig5(title: str, lines: Sequence[Line]) -> Grid:
 
 
 def panel_lines(panel: str, lines: Sequence[Line]) -> list[tuple[str, Line]]:
-    """The lines of one schedule that a panel of Fig. 5 shows, each with its label."""
+    """The lines of one schedule in a panel of Fig. 5, with their labels."""
     named = list(zip(line_names(lines, with_rate=True), lines, strict=True))
     return [
         (label + name.removeprefix(method), line)
@@ -192,7 +192,7 @@ def _claims(preset: str, lines: Sequence[Line], claims: Sequence[Statement]) -> 
 
 
 def _format_difference(first: Line, second: Line) -> str:
-    """Difference, its interval, and whether it exceeds it."""
+    """The difference, its interval, and whether it exceeds the interval."""
     seeds = {row.seed for row in first.rows} & {row.seed for row in second.rows}
     if len(seeds) > 1:
         a, b = ([100 * (row.accuracy or 0.0) for row in line.rows if row.seed in seeds] for line in (first, second))

@@ -33,11 +33,11 @@ def pretrained(backbone: Backbone, weights: str, classes: int) -> nn.Module:
 
     Args:
         weights: `random`; `imagenet`, torchvision's for ResNet-50; or a file: a checkpoint of
-            `metakm.experiments.scratch`, or a state dict in `.pt`, `.pth` or `.safetensors`. A classifier in it is
-            left out.
+            `metakm.experiments.scratch`, or a state dict in `.pt`, `.pth` or `.safetensors`. Its classifier is
+            ignored.
 
     Raises:
-        UserError: weights that cannot be had, or of another network.
+        UserError: weights that cannot be loaded, or that belong to another network.
     """
     if weights == "imagenet" and backbone != "resnet50":
         raise UserError(f"Expected --weights random or a file for {backbone}, got imagenet; only resnet50 has these")
@@ -84,5 +84,7 @@ def _load(model: nn.Module, state: dict[str, Tensor], weights: str) -> None:
     wrong = sorted(k for k in {*own, *state} if k not in own or k not in state or own[k] != state[k].shape)
     if wrong:
         listed = ", ".join(wrong[:4]) + (f", ... ({len(wrong)} in all)" if len(wrong) > 4 else "")
-        raise UserError(f"Expected weights of this network in {weights}, got others: {listed}; choose another file")
+        raise UserError(
+            f"Expected weights of this network in {weights}, got different tensors: {listed}; choose another file"
+        )
     model.load_state_dict(state, strict=False)

@@ -1,11 +1,11 @@
 """Random bases descent (Gressmann et al. 2020, "Improving Neural Network Training in Low Dimensional Random Bases").
 
-In every iteration the gradient g is replaced by its projection on d fresh random directions,
+In every iteration the gradient g is replaced by its projection on d new random directions,
 
     g~ = P P^T g,    P of shape [D, d], entries N(0, 1/D),
 
-so that an iteration moves d numbers, P^T g, instead of D. The entries' variance makes the expectation of g~ equal to
-(d/D) g. The D parameters are taken as one vector cut into equal compartments, each with its own share of the
+so that an iteration depends on d numbers, P^T g, instead of D. The variance of the entries makes the expectation of g~
+equal to (d/D) g. The D parameters form one vector, divided into equal compartments, each with its own share of the
 directions (their Sec. 4.2): P is then block-diagonal, and d*D/compartments numbers are drawn instead of d*D. They are
 drawn again from (seed, iteration, compartment) when needed, and never stored.
 """

@@ -1,4 +1,4 @@
-"""The row of one supervised run: an experiment of the paper, one of its methods, one seed; and rows taken together."""
+"""The row of one supervised run: one experiment of the paper, one method, one seed; and summaries of rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from metakm.learning.statistics import interval_over_seeds
 from metakm.run.row import CsvRow, Status
 from metakm.table.collect import read_config
 
-# Fields of a run's config.json that say where and how it is executed, and which others with it: not what it computes.
+# Fields of config.json that say where and how a run is executed, and which runs with it, but not what it computes.
 EXECUTION_FIELDS = frozenset({"data_root", "out", "resume", "overwrite", "device", "dry_run", "methods"})
 _OF_METHOD = ("momentum", "weight_decay")
 _IN_ROW = frozenset({"seed", "tune", "train_images", "data", "classes"})  # by seed, accuracy, n_train, split_hash
@@ -70,7 +70,7 @@ class ExperimentRow(CsvRow):
 
 @dataclass(frozen=True)
 class RecordedExperiment:
-    """One run as its files have it: the row, and what config.json adds to it, sorted."""
+    """One run, as read from its files: the row, and what config.json adds to it, sorted."""
 
     row: ExperimentRow
     shared: Settings  # of the experiment: all its methods have the same
@@ -79,7 +79,7 @@ class RecordedExperiment:
 
 @dataclass(frozen=True)
 class ComparableSetup:
-    """What the runs of one line of a table have in common beside the method; only these are comparable."""
+    """What the runs of one line of a table have in common besides the method; only such runs are comparable."""
 
     experiment: str
     dataset: str
@@ -100,7 +100,7 @@ class ComparableSetup:
 
 @dataclass(frozen=True)
 class Line:
-    """One method on one schedule: its finished runs, one a seed. Percent."""
+    """One method on one schedule: its finished runs, one per seed, in percent."""
 
     schedule: ComparableSetup
     method: str
@@ -110,7 +110,7 @@ class Line:
 
     @property
     def first(self) -> ExperimentRow:
-        """A run, for what is the same in all."""
+        """Any of the runs, for what they have in common."""
         return self.rows[0]
 
     @property
@@ -134,7 +134,7 @@ def read_experiments(folder: str | Path) -> tuple[list[RecordedExperiment], list
     """The rows of every `experiment.csv` below a folder, and what could not be read, by name.
 
     Raises:
-        UserError: `folder` is no folder.
+        UserError: `folder` is not a folder.
     """
     folder = expanded(folder, "the folder of results")
     if not folder.is_dir():
@@ -162,9 +162,9 @@ def _recorded(row: ExperimentRow, config: Mapping[str, Any] | None) -> RecordedE
 
 
 def lines_of(runs: Iterable[RecordedExperiment]) -> tuple[list[Line], list[str]]:
-    """Group finished, tested runs that differ in their seed alone; and say which runs are left out, and why.
+    """Group finished, tested runs that differ only in their seed; also return which runs are left out, and why.
 
-    Runs to choose a learning rate (`--tune`) are counted only.
+    Runs that choose a learning rate (`--tune`) are only counted.
     """
     groups: dict[tuple[ComparableSetup, str, float, Settings], dict[int, ExperimentRow]] = {}
     left_out, tuned = [], 0
@@ -190,7 +190,7 @@ def lines_of(runs: Iterable[RecordedExperiment]) -> tuple[list[Line], list[str]]
 
 
 def schedule_titles(schedules: Iterable[ComparableSetup]) -> dict[ComparableSetup, str]:
-    """A title for each schedule, in the order of the titles; it has the settings in which the schedules differ."""
+    """A title for each schedule, in the order of the titles; it names the settings in which the schedules differ."""
     schedules = list(schedules)
     differing = _differing([schedule.settings for schedule in schedules])
     titles = {schedule: f"{schedule}{_format_settings(schedule.settings, differing)}" for schedule in schedules}
@@ -201,7 +201,7 @@ def line_names(lines: Sequence[Line], *, with_rate: bool = False) -> list[str]:
     """The method of each line of one schedule; where a method has several lines, what they differ in, too.
 
     Args:
-        with_rate: the learning rate is part of it, for where nothing else says it.
+        with_rate: include the learning rate, if nothing else names it.
     """
     names = []
     for line in lines:
@@ -212,7 +212,7 @@ def line_names(lines: Sequence[Line], *, with_rate: bool = False) -> list[str]:
 
 
 def _differing(settings: Sequence[Settings]) -> frozenset[str]:
-    """Names whose values are not the same in all."""
+    """Names whose values differ."""
     return frozenset(
         name for one in settings for name, value in one if any(dict(other).get(name) != value for other in settings)
     )

@@ -2,13 +2,13 @@
 
 full: every parameter of the CIFAR ResNet-32.
 bl: its norm affine and classifier; convolutions stay random.
-km: the same with explicit kernel modulation. km-channel: with the modulator that mixes neighbouring channels instead.
+km: bl with explicit kernel modulation. km-channel: with the modulator that also mixes neighbouring channels.
 sn: a small ResNet of as many parameters: ResNet-8 of width 5 with projection shortcuts, all trained.
 ld: random bases descent on 8,000 directions of a ResNet-8 (see `random_bases`), without momentum and weight decay.
 tbn: norm affine of a ResNet-110 with projection shortcuts, gamma from U(0, 1), nothing else (Frankle et al. 2021).
 
-The paper names the networks of sn, ld and tbn by their sources only. Widths and shortcuts here are those that give
-its counts of trainable parameters; its 78.3 K of all parameters of ld are 78,042 here.
+For sn, ld and tbn, the paper only cites sources. Widths and shortcuts are chosen here to match its counts of trainable
+parameters; its 78.3 K parameters of ld in all are 78,042 here.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ PRESETS: dict[PresetName, ScratchConfig] = {
     ),
 }
 
-# Chosen on the validation part among 0.03, 0.1, 0.3 and their like (results/experiments/README.md has the runs).
+# Chosen on the validation part from 0.03, 0.1, 0.3 and so on (results/experiments/README.md lists the runs).
 _QUICK_RATES = {"full": 0.03, "bl": 0.03, "km": 0.03, "km-channel": 0.03, "sn": 0.3, "ld": 3.0, "tbn": 0.1}
 # Published: 0.1 for full (He et al. 2016) and tbn (Frankle et al. 2021). The others have none; 0.1 is full's, and ld's
 # is that of the quick preset, since its published one goes with another scale of the bases.
@@ -81,7 +81,7 @@ DEFAULT_RATE = 0.1
 
 
 def run_config(config: ExperimentConfig, experiment: str, method: str, ld: bool = False) -> RunConfig:
-    """The config of one run: the method's learning rate where none is given; plain SGD for `ld`."""
+    """The config of one run: the method's learning rate unless one is given; plain SGD for `ld`."""
     rates = _PAPER_RATES if config.preset == "paper" else _QUICK_RATES
     rate = config.learning_rate or rates.get(method, DEFAULT_RATE)
     return RunConfig(config, experiment, method, rate, 0.0 if ld else 0.9, 0.0 if ld else config.weight_decay)
@@ -142,7 +142,7 @@ def execute(config: ScratchConfig) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 diverged or a file that cannot be written, 2 the user's mistake, 130 interrupted."""
+    """Exit code: 0 done, 1 diverged or a file that cannot be written, 2 a user error, 130 interrupted."""
     return exit_code(lambda: execute(parse(PRESETS, "metakm.experiments.scratch", arguments)))
 
 

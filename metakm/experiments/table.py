@@ -24,7 +24,7 @@ from metakm.table.rendering import Format, render_layout
 class PaperTableOptions:
     """Put the experiments below a folder into one of the paper's tables.
 
-    Published values stand beside the measured ones.
+    Published values are shown next to the measured ones.
     """
 
     table: Annotated[PaperTable, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")]
@@ -36,13 +36,13 @@ class PaperTableOptions:
     out: Path | None = None
     """File to write instead of printing."""
     plot: Path | None = None
-    """With fig5: draw it too, to a .png, .svg or .pdf file; needs metakm[report]."""
+    """With fig5: also draw it, to a .png, .svg or .pdf file; needs metakm[report]."""
     strict: bool = False
     """Exit with code 1 if an experiment.csv could not be used."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 a file that could not be used under --strict or not be written, 2 the user's mistake."""
+    """Exit code: 0 done, 1 a file that could not be used under --strict or not be written, 2 a user error."""
     return exit_code(
         lambda: _run(read_options(PaperTableOptions, "python -m metakm.experiments.table", arguments)),
         "repeat the same command",

@@ -24,7 +24,7 @@ class GradientMap(Protocol):
     """Replaces the gradients of the trained parameters before each step."""
 
     def __call__(self, parameters: list[nn.Parameter], iteration: int) -> None:
-        """Change every parameter's `grad` in place; a function of the gradients and the iteration alone."""
+        """Change every parameter's `grad` in place, depending only on the gradients and the iteration."""
 
 
 class Training:
@@ -34,7 +34,7 @@ class Training:
     state is the model, the optimiser's moments and the iteration.
 
     Args:
-        model: images `[n, 3, H, W]` to logits `[n, classes]`; trained are the parameters that require a gradient.
+        model: images `[n, 3, H, W]` to logits `[n, classes]`; parameters that require a gradient are trained.
         map_gradient: see `GradientMap`; None leaves the gradients as they are.
     """
 
@@ -71,7 +71,7 @@ class Training:
         )
 
     def step(self) -> StepResult:
-        """Learn from the next batch.
+        """Train on the next batch.
 
         Raises:
             DivergedError: the loss is not finite; the parameters are unchanged.
@@ -106,7 +106,7 @@ class Training:
 
     @torch.no_grad()
     def accuracy(self, split: str, progress: Callable[[int], None] = lambda _: None) -> float:
-        """Share of a part's images that are classified rightly, in evaluation mode.
+        """Share of a part's images that are classified correctly, in evaluation mode.
 
         Args:
             progress: called with the number of images just done; may raise to stop.
@@ -121,7 +121,7 @@ class Training:
         return right / len(part.labels)
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next steps depend on, loadable with `weights_only=True`."""
+        """Everything that further steps depend on, loadable with `weights_only=True`."""
         model = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
         return {"model": model, "optimiser": self.optimiser.state_dict(), "iteration": self.iteration}
 
@@ -133,7 +133,7 @@ class Training:
 
 
 def _memory_format(model: nn.Module) -> torch.memory_format:
-    """Channels-last, the fastest, unless PyTorch could crash in it: see `metakm.ops.conv2d`."""
+    """Channels-last, which is fastest, unless PyTorch might crash with it: see `metakm.ops.conv2d`."""
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
     unsafe = any(is_strided_pointwise(conv.kernel_size, conv.stride) for conv in convolutions)
     return torch.contiguous_format if unsafe else torch.channels_last

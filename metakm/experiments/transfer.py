@@ -1,6 +1,6 @@
 """`python -m metakm.experiments.transfer`: transfer learning (Sec. IV-B, Fig. 4 and Table II).
 
-What is trained, beside what stays frozen, of a pre-trained network with a new classifier:
+What is trained of a pre-trained network with a new classifier; the rest stays frozen:
 
 tbl-1: the classifier. implicit: the norms' affine parameters. explicit: kernel modulators.
 nc: implicit and classifier. tkm-1: explicit and classifier. implicit-explicit: both. tkm-2: both and classifier.
@@ -72,13 +72,13 @@ class TransferConfig(ExperimentConfig):
     classes: int = 10
     """Classes of tiny-imagenet, out of its 20 meta-test classes."""
     backbone: Backbone
-    """resnet50, torchvision's, or resnet32, the CIFAR ResNet."""
+    """resnet50 of torchvision, or resnet32, the CIFAR ResNet."""
     weights: str
-    """imagenet (torchvision's; needs a network the first time), random, or a file, such as scratch's checkpoint.pt."""
+    """imagenet (torchvision's; downloaded the first time), random, or a file, such as scratch's checkpoint.pt."""
     norm: Norm
-    """group: put group norm in the place of batch norm, as the paper does for batches of 8; batch: leave it."""
+    """group: replace batch norm with group norm, as the paper does for batches of 8; batch: keep it."""
     start: StartChoice
-    """Where the modulators start. exact: at W; paper: near tanh(W); auto: exact for weights that are not random."""
+    """How modulators start. exact: at W; paper: near tanh(W); auto: exact for weights that are not random."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,7 +131,7 @@ DEFAULT_RATE = 1e-3
 
 
 def run_config(config: TransferConfig, method: str) -> RunConfig:
-    """The config of one run: Table II's learning rate for its datasets, where none is given."""
+    """The config of one run: Table II's learning rate for its datasets, unless one is given."""
     known = _QUICK_RATES.get(method) if config.preset == "quick" else None
     rate = known or (DEFAULT_RATE if config.data else RATES.get(config.dataset, DEFAULT_RATE))
     name = config.data.resolve().name if config.data else config.dataset
@@ -139,7 +139,7 @@ def run_config(config: TransferConfig, method: str) -> RunConfig:
 
 
 def load(config: TransferConfig) -> Classification:
-    """The images; a resized crop is taken out of images larger by a seventh (256 for 224)."""
+    """The images; a resized crop is taken from images larger by a seventh (256 for 224)."""
     roots = data_roots(config.data_root)
     side = config.image_size * 8 // 7 if config.augmentation == "resized-crop" else config.image_size
     if config.data is not None:
@@ -206,7 +206,7 @@ def execute(config: TransferConfig) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 diverged or a file that cannot be written, 2 the user's mistake, 130 interrupted."""
+    """Exit code: 0 done, 1 diverged or a file that cannot be written, 2 a user error, 130 interrupted."""
     return exit_code(lambda: execute(parse(PRESETS, "metakm.experiments.transfer", arguments)))
 
 

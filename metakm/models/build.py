@@ -1,4 +1,4 @@
-"""Building a backbone by its name."""
+"""Build a backbone by its name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def make_backbone(name: str, image_shape: tuple[int, int, int], bn_mode: BatchNo
     """Build the backbone called `name` for images of `image_shape` (C, H, W).
 
     Raises:
-        UserError: an unknown name, a backbone that such images do not fit, or a builder of a plugin that fails.
+        UserError: an unknown name, a backbone that does not fit such images, or a plugin's builder that fails.
     """
     for known in backbones.names():
         pattern = re.sub(r"<(\w+)>", r"(?P<\1>[1-9]\\d{0,3})", known)
@@ -31,7 +31,7 @@ def make_backbone(name: str, image_shape: tuple[int, int, int], bn_mode: BatchNo
                 return build(image_shape, bn_mode, **numbers)
             except UserError:
                 raise
-            except Exception as error:  # a plugin's code may raise anything; what a built-in raises is the caller's
+            except Exception as error:  # a plugin's code may raise anything; a built-in's errors are passed on
                 if build.__module__.startswith("metakm.models."):
                     raise
                 raise UserError(f"Expected the backbone {name!r} to be built, got {describe_error(error)}") from error

@@ -1,7 +1,7 @@
 """The four-block ConvNet of the few-shot literature (Vinyals et al. 2016; Finn et al. 2017).
 
-MAML's Omniglot network strides (`downsample="stride"`, then a spatial mean: 64 features); its mini-ImageNet network
-pools (`downsample="pool"`, then flattening: 32 x 5 x 5 = 800 features at 84 x 84).
+MAML's Omniglot network uses strides (`downsample="stride"`, then a spatial mean: 64 features); its mini-ImageNet
+network uses pooling (`downsample="pool"`, then flattening: 32 x 5 x 5 = 800 features at 84 x 84).
 """
 
 from __future__ import annotations

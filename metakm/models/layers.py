@@ -1,11 +1,11 @@
 """Layers whose weights may carry a leading task axis.
 
-Feature maps of T tasks travel as `[n, T*C, H, W]`: image i of every task side by side on the channel axis. In this
-layout a convolution with one weight a task is one grouped convolution, and batch normalisation over the T*C channels is
-per-task batch normalisation. Each layer tells shared weights from weights of `[T, ...]` by their rank, so the same
-network runs with either, or with a mixture. The memory format is channels-last, in which oneDNN returns the input
-gradient without a copy. Feature maps have the precision of the parameters, unless the images have 16 bits: bfloat16
-images run the convolutions in bfloat16, on float32 parameters. Autocast does the same.
+Feature maps of T tasks have the shape `[n, T*C, H, W]`: image i of every task, side by side on the channel axis. In
+this layout, a convolution with one weight per task is one grouped convolution, and batch normalisation over the T*C
+channels is per-task batch normalisation. Each layer tells shared weights from weights of `[T, ...]` by their rank, so
+the same network runs with either, or with a mixture. The memory format is channels-last, in which oneDNN returns the
+input gradient without a copy. Feature maps have the precision of the parameters, unless the images have 16 bits:
+bfloat16 images run the convolutions in bfloat16, on float32 parameters. Autocast does the same.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def join_tasks(images: Tensor, channels: int) -> Tensor:
     """`[T, n, C, H, W]` to the layers' layout `[n, T*C, H, W]`.
 
     Raises:
-        UserError: C is not `channels`; the layers would take the excess for further tasks.
+        UserError: C is not `channels`; the layers would mistake the excess for further tasks.
     """
     tasks, n, found, height, width = images.shape
     if found != channels:
@@ -59,10 +59,10 @@ class Conv2d(nn.Conv2d):
         """Convolve; `[n, T*C, H, W]` to `[n, T*O, H', W']`.
 
         With `bias_cancels` the caller promises to subtract the mean over images and pixels next: the bias then has
-        no effect, is not added, and receives a gradient of exactly zero.
+        no effect, is not added, and gets a gradient of exactly zero.
         """
         tasks = input.shape[1] // self.in_channels
-        weight = self.weight  # read once: under a modulator each reading computes it
+        weight = self.weight  # read once: with a modulator, each access computes it
         input = input.to(_precision(input, weight))  # noqa: A001
         weight = weight if weight.dim() == 5 else weight.expand(tasks, *weight.shape)
         kernels = weight.flatten(0, 1).to(input.dtype)  # [T*O, C, kh, kw]
@@ -76,7 +76,7 @@ class Conv2d(nn.Conv2d):
 
 
 def _precision(images: Tensor, weight: Tensor) -> torch.dtype:
-    """What to compute in: what autocast says, that of images of 16 bits, or else that of the weight."""
+    """The precision to compute in: autocast's, that of 16-bit images, or else that of the weight."""
     if torch.is_autocast_enabled(images.device.type):
         return torch.get_autocast_dtype(images.device.type)
     return images.dtype if images.dtype in (torch.bfloat16, torch.float16) else weight.dtype
@@ -90,7 +90,7 @@ class Linear(nn.Linear):
         input = input.to(self.weight.dtype)  # noqa: A001
         if self.weight.dim() == 2:
             return F.linear(input, self.weight, self.bias)
-        bias: Tensor | None = self.bias  # torch types it as never missing
+        bias: Tensor | None = self.bias  # torch's type says that it is never None
         if bias is None:
             return torch.bmm(input, self.weight.transpose(1, 2))
         return torch.baddbmm(bias.unsqueeze(1), input, self.weight.transpose(1, 2))
@@ -128,9 +128,9 @@ def tracking_statistics() -> Iterator[None]:
 class BatchNorm2d(nn.Module):
     """Batch normalisation of each task on its own, `[n, T*C, H, W]`; affine of `[C]` or `[T, C]`.
 
-    The mode says where mean and variance come from, and so what a query's prediction may depend on:
+    The mode says where mean and variance come from, and so what a query's prediction can depend on:
 
-    - `transductive`: the batch at hand, support or query, always (MAML's own way): queries influence each other.
+    - `transductive`: the current batch, support or query, always (as in MAML's code): queries influence each other.
     - `support`: the task's support images, for the support and the query pass: queries are independent.
     - `running`: the batch in training mode; running averages, over meta-training, in evaluation mode.
     - `frozen`: the stored averages, always (mean 0, variance 1, unless loaded).
@@ -173,7 +173,7 @@ class BatchNorm2d(nn.Module):
             return batch_norm_relu(x, weight, bias, self.eps, pool=pool)
         normalised = self._normalise(x, weight, bias)
         if pool:
-            normalised = F.max_pool2d(normalised, 2)  # before ReLU, which commutes with it, and has less to do
+            normalised = F.max_pool2d(normalised, 2)  # before ReLU, which commutes with it and then has less work
         return torch.relu(normalised) if relu else normalised
 
     def _at_hand(self) -> bool:
@@ -214,7 +214,7 @@ def _normalise_by(x: Tensor, reference: Tensor, weight: Tensor, bias: Tensor, ep
 
 
 class _WithoutEffect(torch.autograd.Function):
-    """Return x; declare that it does not depend on `bias`, whose gradient is zero, not missing."""
+    """Return x unchanged, and give `bias` a gradient of zero instead of none."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor) -> Tensor:

@@ -1,12 +1,11 @@
 """TinyTL's lite residual (Cai et al. 2020, "TinyTL: Reduce Memory, Not Parameters", Sec. 3.2).
 
-A frozen convolution F gets a small trainable branch beside it that works at half the resolution::
+A frozen convolution F gets a small trainable branch in parallel, at half the resolution::
 
     y = F(x) + up(norm(conv1x1(relu(norm(conv3x3_groups2(pool(x)))))))
 
-TinyTL has one beside each block of its MobileNet-like network. A ResNet's block has its 3x3 convolution of few
-channels for that, `conv2`, and so the branch stands beside it here. The last norm's scale starts at 0: the network
-starts as it was.
+TinyTL adds one to each block of its MobileNet-like network. In a ResNet, the branch is parallel to `conv2`, the block's
+3x3 convolution of few channels. The scale of the last norm starts at 0, so the network starts unchanged.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from torch import Tensor, nn
 
 from metakm.errors import UserError
 
-GROUP_CHANNELS = 8  # of group norm, as TinyTL has it
+GROUP_CHANNELS = 8  # of group norm, as in TinyTL
 
 
 class LiteResidual(nn.Module):
-    """A convolution with a lite residual branch; maps as the convolution does."""
+    """A convolution with a lite residual branch, with the shapes of the convolution."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
@@ -44,7 +43,7 @@ class LiteResidual(nn.Module):
 
 
 def insert_lite_residuals(model: nn.Module) -> nn.Module:
-    """Put a `LiteResidual` in the place of every `conv2` of `model`'s blocks; changes `model` and returns it.
+    """Replace every `conv2` of `model`'s blocks with a `LiteResidual`; changes `model` and returns it.
 
     Raises:
         UserError: a model without such layers.

@@ -1,4 +1,4 @@
-"""Where batch statistics may come from; apart from the layers, so that a config needs no torch."""
+"""The modes of batch statistics, separate from the layers so that a config needs no torch."""
 
 from __future__ import annotations
 

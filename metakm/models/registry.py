@@ -10,7 +10,7 @@ from torch import nn
 from metakm.registry import Registry
 
 OWN = "own"
-"""In place of a backbone's name: the strategy brings a network of its own."""
+"""Used as the backbone's name if the strategy has a network of its own."""
 
 Builder = Callable[..., nn.Module]
 _B = TypeVar("_B", bound=Builder)
@@ -26,8 +26,8 @@ def register_backbone(name: str) -> Callable[[_B], _B]:
     `metakm.models`.
 
     Args:
-        name: a name such as `resnet12`, or a pattern such as `conv4-<filters>-pool`, whose number the function gets as
-            the keyword `filters`.
+        name: a name such as `resnet12`, or a pattern such as `conv4-<filters>-pool`, whose number is passed to the
+            function as the keyword `filters`.
 
     Raises:
         UserError: the name is taken.

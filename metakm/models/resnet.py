@@ -18,19 +18,19 @@ Shortcut = Literal["padding", "projection"]
 
 
 class Layers(NamedTuple):
-    """The layers that a network is built of."""
+    """The layers from which a network is built."""
 
     conv: type[nn.Conv2d]
     norm: Callable[[int], nn.Module]
 
 
 def task_layers(bn_mode: BatchNormMode) -> Layers:
-    """Layers whose weights may carry a task axis, for meta-learning."""
+    """Layers whose weights may have a task axis, for meta-learning."""
     return Layers(Conv2d, lambda channels: BatchNorm2d(channels, bn_mode))
 
 
 PLAIN = Layers(nn.Conv2d, nn.BatchNorm2d)
-"""torch's own layers, for ordinary supervised training: no task axis, running statistics, faster."""
+"""torch's own layers, for supervised training: no task axis, running statistics, faster."""
 
 
 class BasicBlock(nn.Module):
@@ -71,7 +71,7 @@ class BasicBlock(nn.Module):
 
 
 def _rectified(norm: nn.Module, x: Tensor) -> Tensor:
-    """ReLU of the norm of x, as one function where the layer has one."""
+    """ReLU of the norm of x, as one function if the layer has one."""
     rectified: Tensor = norm(x, relu=True) if isinstance(norm, BatchNorm2d) else torch.relu(norm(x))
     return rectified
 
@@ -83,7 +83,7 @@ class CifarResNet(nn.Module):
         bn_mode: where batch statistics come from; not used with `layers`.
         width: channels of the first stage; the second and third have two and four times as many.
         shortcut: where the shape changes: `padding` is option A, without parameters; `projection` is option B.
-        layers: what to build of, for example `PLAIN`; None: layers whose weights may carry a task axis.
+        layers: the layers to build from, for example `PLAIN`; None: layers whose weights may have a task axis.
 
     Raises:
         UserError: `depth` is not 6n + 2, `width` below 1, or an unknown shortcut.

@@ -1,4 +1,4 @@
-"""What our `torch.autograd.Function`s share: their precision under autocast, and where their derivatives end."""
+"""Shared by our `torch.autograd.Function`s: their precision under autocast, and the last derivative."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _R = TypeVar("_R")
 def without_autocast(function: Callable[..., _R]) -> Callable[..., _R]:
     """Run a Function's `forward` or `backward`, or a module's `forward`, in the precision of its tensors.
 
-    For formulas that mix products, which `torch.autocast` would round, with sums, which it would not; and a backward
-    pass inside an autocast block would meet other types than the forward pass outside of it.
+    For formulas that mix products, which `torch.autocast` would round, with sums, which it would not. Also, a backward
+    pass inside an autocast block would see other types than the forward pass outside of it.
     """
 
     @functools.wraps(function)
@@ -33,8 +33,8 @@ def without_autocast(function: Callable[..., _R]) -> Callable[..., _R]:
 def last_derivative(backward: Callable[..., tuple[Tensor | None, ...]]) -> Callable[..., tuple[Tensor | None, ...]]:
     """A `backward` that is not differentiable itself: differentiating what it returns raises NotImplementedError.
 
-    `torch.autograd.function.once_differentiable` raises, too, but not where `torch.autograd.grad` is asked for given
-    inputs: its results are not connected to them, and what they would contribute is left out without a word.
+    `torch.autograd.function.once_differentiable` raises, too, but not if `torch.autograd.grad` is called with given
+    inputs: its results are not connected to them, and their contribution is silently left out.
     """
 
     @functools.wraps(backward)
@@ -51,7 +51,7 @@ def last_derivative(backward: Callable[..., tuple[Tensor | None, ...]]) -> Calla
 
 
 class _NotDifferentiable(torch.autograd.Function):
-    """Its arguments as they are, and an error for their derivatives."""
+    """Returns its arguments unchanged, and raises for their derivatives."""
 
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -31,7 +31,7 @@ from metakm.ops.triton import has_kernels
 
 
 class Geometry(NamedTuple):
-    """What a convolution needs beside its tensors."""
+    """The parameters of a convolution other than its tensors."""
 
     stride: tuple[int, int]
     padding: tuple[int, int]
@@ -46,10 +46,10 @@ def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
 
 
 def plain_strides(weight: Tensor, kernel_size: Sequence[int]) -> Tensor:
-    """The same weight `[..., C, kh, kw]`; one of 1x1 kernels has the strides of a contiguous tensor afterwards.
+    """The same weight `[..., C, kh, kw]`; with 1x1 kernels, it gets the strides of a contiguous tensor.
 
-    Without a copy, for such a weight stands in memory alike either way. With the strides of channels-last it would turn
-    a convolution of contiguous images into one in channels-last, whose weight gradient `_derivatives` says more of.
+    This needs no copy, because both have the same memory layout. With channels-last strides, the weight would turn a
+    convolution of contiguous images into one in channels-last; see `_derivatives` about its weight gradient.
     """
     return weight.contiguous().view(-1).view(weight.shape) if tuple(kernel_size) == (1, 1) else weight
 
@@ -120,18 +120,18 @@ class _WeightGradient(torch.autograd.Function):
 
 
 def _unread(shape: torch.Size, like: Tensor) -> Tensor:
-    """A tensor of which only shape and memory format matter; its values are never read."""
+    """A tensor of this shape and memory format whose values are never read."""
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def _derivatives(
     grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of x and weight; None for what is not wanted.
+    """The gradients of x and weight; None for one that is not needed.
 
-    PyTorch 2.14 (2.14.1 on a CPU was tried) writes beyond its buffers in the weight gradient of 1x1 kernels with a
-    stride in channels-last, and the process ends sooner or later. It is therefore computed without the stride, from
-    the pixels that the kernels met.
+    PyTorch 2.14 (tried: 2.14.1 on a CPU) writes beyond its buffers in the weight gradient of strided 1x1 kernels in
+    channels-last, and the process crashes sooner or later. So it is computed without the stride, from the pixels that
+    the kernels read.
     """
     stride, padding, dilation, groups = geometry
     if wanted[1] and is_strided_pointwise(weight.shape[-2:], stride):
@@ -146,12 +146,12 @@ def _derivatives(
 
 
 def is_strided_pointwise(kernel_size: Sequence[int], stride: Sequence[int]) -> bool:
-    """Whether a convolution has 1x1 kernels that leave out pixels."""
+    """Whether a convolution has 1x1 kernels that skip pixels."""
     return tuple(kernel_size) == (1, 1) and tuple(stride) != (1, 1)
 
 
 def _strided(x: Tensor, size: Sequence[int], stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
-    """The pixels `[n, C, *size]` that 1x1 kernels with a stride meet."""
+    """The pixels `[n, C, *size]` that strided 1x1 kernels read."""
     if any(padding):
         x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
     x = x[:, :, :: stride[0], :: stride[1]][:, :, : size[0], : size[1]]

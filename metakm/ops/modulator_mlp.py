@@ -14,8 +14,8 @@ B = V1 C + U1 VC and E = B*D::
     for C:   V1^T A + U1^T Q,   where Q = (V2^T G - 2 R*B*H)*D
     for U1:  Q C^T + A VC^T
 
-C is shared by the tasks: products with it are single matrix products over all of them. Y and G stand outside with their
-channels innermost, `[T, O, k, C]` (M = O*C), as a channels-last convolution wants its kernels.
+All tasks share C: products with it are single matrix products over all tasks. Outside, Y and G have their channels
+innermost, `[T, O, k, C]` (M = O*C), as a channels-last convolution needs its kernels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import Tensor
 from metakm.ops.autograd import last_derivative, without_autocast
 from metakm.ops.triton import has_kernels
 
-LARGEST = 64  # k, pixels of a kernel, that the GPU's kernels take
+LARGEST = 64  # numbers of pixels k that the GPU kernels support
 
 
 def two_layer_mlp(columns: Tensor, first: Tensor, second: Tensor, out_channels: int) -> Tensor:
@@ -47,7 +47,7 @@ class _TwoLayerMLP(torch.autograd.Function):
         if _fits(columns):
             from metakm.ops.triton import modulator_mlp as kernels
 
-            ctx.save_for_backward(columns, first, second, None)  # the hidden layer is computed again
+            ctx.save_for_backward(columns, first, second, None)  # the hidden layer is recomputed
             return kernels.forward(columns, first, second, out_channels)
         hidden = _times_shared(first, columns).tanh_()
         ctx.save_for_backward(columns, first, second, hidden)
@@ -106,7 +106,7 @@ class _Backward(torch.autograd.Function):
 
 
 def _fits(columns: Tensor) -> bool:
-    """Whether the GPU's kernels can do it."""
+    """Whether the GPU kernels support this."""
     return has_kernels(columns) and columns.dtype == torch.float32 and columns.shape[0] <= LARGEST
 
 

@@ -1,4 +1,4 @@
-"""Batch normalisation, 2x2 max-pooling if wanted, and ReLU, with first and second derivatives in closed form.
+"""Batch normalisation, optional 2x2 max-pooling, and ReLU, with first and second derivatives in closed form.
 
 For one channel with M values, mean mu, r = 1 / sqrt(var + eps), x^ = (x - mu) r, and m[.] the mean over the M values.
 G gathers the values that are their window's maximum of gamma x^ + beta, and S, its transpose, scatters back to where
@@ -17,8 +17,8 @@ The second-order graph needs the derivatives of (gx, ggamma, gbeta) with respect
     for x:      p P(v) + q P(S g) - (gamma r^2 s / M) x^    with p = -gamma r^2 m[S g x^], q = a r - gamma r^2 m[v x^]
 
 Each is v, S g or G v times a number by channel, plus an affine map of x or G x by channel. With pooling, the maxima are
-those of x itself (or of -x, where gamma < 0), so that no tensor of the size of x is normalised, rectified or filled
-with zeros; of that size the graph keeps x and gx alone.
+those of x itself (or of -x, where gamma < 0), so no tensor of the size of x is normalised, rectified or filled with
+zeros; of that size, the graph keeps only x and gx.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, pool
         weight: gamma, `[C]`.
         bias: beta, `[C]`.
     """
-    if pool or has_kernels(x):  # then `_pixels` is a view, and a GPU's kernels know where a pixel is
+    if pool or has_kernels(x):  # then `_pixels` is a view, and the GPU kernels know where a pixel is
         x = x.contiguous(memory_format=torch.channels_last)
     output: Tensor = _BatchNormReLU.apply(x, weight, bias, eps, pool)
     return output
@@ -123,7 +123,9 @@ class _Backward(torch.autograd.Function):
 
             saved = kernels.Forward(y, mean, inverse, pool_indices)
             return *kernels.second((v, a, b), g, x, weight, saved, (sum_gx, sum_g)), *[None] * 5
-        minus = -1 / _count(x)  # -m[u] = sum(u) minus; few operations by channel, for they cost most in small networks
+        minus = -1 / _count(
+            x
+        )  # -m[u] = sum(u) minus; few operations per channel, because they cost most in small networks
         scale = weight * inverse
         unit = scale * inverse * minus
         p, q = unit * sum_gx, torch.zeros_like(mean)
@@ -148,7 +150,7 @@ class _Backward(torch.autograd.Function):
 
 def _statistics(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Mean and r by channel, in the weight's precision, without the normalised x."""
-    averages = torch.zeros_like(weight), torch.ones_like(weight)  # unread; their type is that of the result
+    averages = torch.zeros_like(weight), torch.ones_like(weight)  # unused, but their type determines that of the result
     mean, variance = torch.batch_norm_update_stats(x, *averages, 0.0)
     return mean, torch.rsqrt(variance + eps)
 
@@ -156,7 +158,7 @@ def _statistics(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def _maxima(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """G x and its `pool_indices` in the plane, both `[n, C, H/2, W/2]`."""
     signs = weight.sign()
-    look = not x.is_cuda  # on a GPU without our kernels, a look at the signs would wait for them
+    look = not x.is_cuda  # on a GPU without our kernels, checking the signs would synchronize
     rising = look and bool((signs > 0).all())
     ordered = x if rising else x * _column(signs, x)  # as gamma x^ + beta is
     maxima, pool_indices = torch.ops.aten.max_pool2d_with_indices(ordered, (2, 2), (2, 2))
@@ -181,7 +183,7 @@ def _scatter_add(out: Tensor, u: Tensor, factor: Tensor, pool_indices: Tensor | 
         out.addcmul_(u, _column(factor, u))
         return
     batch, channels, height, width = out.shape
-    pixels = out.permute(0, 2, 3, 1).view(batch, height * width, channels)  # a view, or an error: it is written to
+    pixels = out.permute(0, 2, 3, 1).view(batch, height * width, channels)  # must be a view, because it is written to
     pixels.scatter_add_(1, _pixels(pool_indices), _pixels(u * _column(factor, u)))
 
 
@@ -190,14 +192,14 @@ def _pixels(u: Tensor) -> Tensor:
 
 
 def _affine(x: Tensor, mean: Tensor, slope: Tensor, shift: Tensor) -> Tensor:
-    """Return slope (x - mean) + shift by channel, in the one pass of batch norm's inference kernel."""
+    """Return slope (x - mean) + shift by channel, in one pass, with batch norm's inference kernel."""
     return torch.native_batch_norm(x, slope, shift, mean, torch.ones_like(mean), False, 0.0, 0.0)[0]
 
 
 def _batch_norm_backward(
     u: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor, *, with_projection: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return gamma r P(u) if wanted (x must then be the whole batch), and by channel sum(u x^) and sum(u)."""
+    """Return gamma r P(u) if needed (x must then be the whole batch), and per channel sum(u x^) and sum(u)."""
     projected, sum_ux, sum_u = torch.ops.aten.native_batch_norm_backward(
         u, x, weight, None, None, mean, inverse, True, 0.0, (with_projection, True, True)
     )
@@ -205,7 +207,7 @@ def _batch_norm_backward(
 
 
 def _channel_dot(u: Tensor, v: Tensor, like: Tensor) -> Tensor:
-    """sum(u v) by channel, `[C]`, without a temporary: it is batch norm's gamma gradient at mean 0 and r = 1."""
+    """sum(u v) per channel, `[C]`, without a temporary: batch norm's gamma gradient at mean 0 and r = 1."""
     zeros = torch.zeros_like(like)
     ones = torch.ones_like(like)
     return _batch_norm_backward(u, v, ones, zeros, ones)[1]

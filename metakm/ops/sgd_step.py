@@ -1,4 +1,4 @@
-"""A step of gradient descent in one launch, with its derivatives."""
+"""A gradient-descent step in one kernel launch, with its derivatives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SGDStep(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, gradient: Tensor, rate: Tensor) -> Tensor:
-        """See the class. Of any one shape, but for the rate, which may be broadcast."""
+        """See the class. All of one shape, except the rate, which may be broadcast."""
         ctx.save_for_backward(gradient, rate)
         return torch.addcmul(parameter, gradient, rate, value=-1)
 

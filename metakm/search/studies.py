@@ -136,7 +136,9 @@ class Studies:
         )
         before = study.user_attrs.get("config")
         if before is not None and (changes := config_changes(before, search.config)):
-            raise UserError(f"Expected the search of {search.algo} in {self.out}, got another: {changes}; {_REMEDY}")
+            raise UserError(
+                f"Expected the search of {search.algo} in {self.out}, got different settings: {changes}; {_REMEDY}"
+            )
         followers = [config.to_json() for config in search.followers]
         fresh = {"dropped": search.dropped, "followers": followers, "config": search.config.identity()}
         for name, value in json.loads(json.dumps(fresh)).items():
@@ -156,7 +158,7 @@ class Studies:
             raise UserError(f"Expected a search in {path}, got {error}; {_REMEDY}") from error
         if changed:
             said = ", ".join(f"{name}={before.get(name)!r} (now {protocol.get(name)!r})" for name in changed)
-            raise UserError(f"Expected the search in {self.out}, got another: {said}; {_REMEDY}")
+            raise UserError(f"Expected the search in {self.out}, got different settings: {said}; {_REMEDY}")
 
 
 _REMEDY = "use the earlier values, or another --out"

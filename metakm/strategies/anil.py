@@ -1,9 +1,9 @@
-"""ANIL: adapt the classifier alone (Raghu et al. 2020, "Rapid Learning or Feature Reuse?", Sec. 4).
+"""ANIL: adapt only the classifier (Raghu et al. 2020, "Rapid Learning or Feature Reuse?", Sec. 4).
 
     head' = head - alpha * grad_head L_support(head; features)
 
 The features do not depend on the inner loop: the backbone runs once over the support and once over the query images,
-not once a step. Support and query are encoded apart, so that batch statistics never mix them.
+not once per step. Support and query are encoded separately, so that batch statistics never mix them.
 """
 
 from __future__ import annotations

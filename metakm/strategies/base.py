@@ -1,4 +1,4 @@
-"""The contract that every adaptation strategy keeps, and the pieces that most of them share."""
+"""The contract of every adaptation strategy, and the parts that most of them share."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ class EpisodeBatch(Protocol):
 
 
 class InnerLoop(Protocol):
-    """What a strategy may ask of the inner loop; `metakm.learning.inner_loop.GradientDescent` is it."""
+    """What a strategy can use of the inner loop, implemented by `metakm.learning.inner_loop.GradientDescent`."""
 
     @property
     def rates(self) -> Sequence[float | Tensor]:
-        """The inner learning rate of each adapted parameter, or `[n]` for one in each of the first n steps."""
+        """The inner learning rate of each adapted parameter, or `[n]` with one for each of the first n steps."""
 
     @property
     def step_weights(self) -> Sequence[float] | None:
-        """The weight of the query loss after each inner step; None for all on the last."""
+        """The weight of the query loss after each inner step; None puts all weight on the last."""
 
     def after_each_step(self, call: Callable[[int, nn.Module], None]) -> None:
-        """Have `descend` call this after each step, with the number of the step and `adapted` as it then is."""
+        """Make `descend` call this after each step, with the number of the step and the current `adapted`."""
 
     def descend(
         self,
@@ -61,40 +61,39 @@ class InnerLoop(Protocol):
         """`adapted` after all inner steps, each parameter `[T, ...]`.
 
         Args:
-            batches: pairs of what `encode` returned and labels `[T, n]`; the steps take them in turn.
-            factors: one for each adapted parameter, of its shape or broadcast against it: multiplies its inner rate.
-            start: where the named parameters of `adapted` start instead of at their own value, `[T, ...]` each, a start
-                of its own for each task.
-            graph: False forgets how the result came about; memory then does not grow with the number of steps.
+            batches: pairs of what `encode` returned and labels `[T, n]`; the steps use them in turn.
+            factors: one per adapted parameter, of its shape or broadcast to it; multiplies its inner rate.
+            start: initial values of the named parameters of `adapted` in place of their own, `[T, ...]`, one per task.
+            graph: False discards the graph of the result, so that memory does not grow with the number of steps.
         """
 
 
 class Strategy(nn.Module):
-    """What the inner loop adapts, and how a prediction follows from it.
+    """What the inner loop adapts, and how predictions follow from it.
 
-    The inner loop updates a copy of `adapted` for each task, with a leading task axis on every parameter; all other
-    parameters are learned by the outer loop alone and get their meta-gradient through the graph.
+    The inner loop updates a copy of `adapted` for each task, with a leading task axis on every parameter; only the
+    outer loop learns all other parameters, which get their meta-gradient through the graph.
 
     A strategy sets `adapted` in its constructor (`__init__(self, backbone, ways, **options)`), defines `predict` and
-    may override `encode`, `adapt` and `outer_loss`. It knows nothing of data or files.
+    may override `encode`, `adapt` and `outer_loss`. It knows nothing about data or files.
     """
 
     adapted: nn.Module
     head_prefix: ClassVar[str | None] = None
-    """How the names of the linear head's `weight` and `bias` in `adapted` begin; None where there is none."""
+    """Prefix of the linear head's `weight` and `bias` in `adapted`; None without such a head."""
     options: ClassVar[type[Options]] = RateOptions
     """What a run may change of this strategy, see `metakm.options`; `register_strategy` sets it. Options of the
     strategy's own, and `implicit`, are keywords of its constructor."""
 
     own_network: ClassVar[bool] = False
-    """True: the strategy brings a network of its own and gets None as `backbone`; its runs have `--backbone own`."""
+    """True: the strategy has a network of its own and gets None as `backbone`; its runs have `--backbone own`."""
 
     supports_cuda_graph: ClassVar[bool] = True
-    """Whether a GPU may replay the kernels of its meta-gradient without running its Python code again. False where that
-    waits for the GPU, as for the number of classes, or decides anew at each call (a counter, a random number)."""
+    """Whether the meta-gradient can be replayed as a CUDA graph, without running its Python code again. False if the
+    code synchronizes with the GPU, as for counting classes, or differs between calls (a counter, a random number)."""
 
     def encode(self, images: Tensor) -> Tensor:
-        """All that does not depend on `adapted`, once per batch of episodes.
+        """Compute what does not depend on `adapted`, once per batch of episodes.
 
         Args:
             images: `[T, n, C, H, W]`, the support or the query images.
@@ -105,7 +104,7 @@ class Strategy(nn.Module):
         """Logits `[T, n, N]`.
 
         Args:
-            adapted: `self.adapted`, or what `adapt` returned: by default a copy of it whose parameters carry a leading
+            adapted: `self.adapted`, or what `adapt` returned: by default a copy of it whose parameters have a leading
                 task axis.
             encoded: what `encode` returned.
         """
@@ -113,7 +112,7 @@ class Strategy(nn.Module):
         raise UserError(f"Expected {type(self).__qualname__} to define predict(self, adapted, encoded); add it")
 
     def adapt(self, inner: InnerLoop, encoded: Tensor, labels: Tensor) -> Any:
-        """What `predict` needs to know of each task: by default `adapted` after gradient descent on the support loss.
+        """What `predict` needs for each task: by default `adapted` after gradient descent on the support loss.
 
         Args:
             encoded: what `encode` returned for the support images.
@@ -122,7 +121,7 @@ class Strategy(nn.Module):
         return inner.descend((encoded, labels))
 
     def outer_loss(self, inner: InnerLoop, episodes: EpisodeBatch) -> tuple[Tensor, Tensor]:
-        """What the outer loop descends on, a scalar, and the query logits `[T, N*Q, N]`.
+        """The scalar loss that the outer loop minimises, and the query logits `[T, N*Q, N]`.
 
         By default the mean query cross-entropy after adaptation (Finn et al. 2017, Eq. 1), or with `step_weights` after
         each inner step, times its weight (MAML++: Antoniou, Edwards & Storkey 2019, Eq. 3).
@@ -162,7 +161,7 @@ class Strategy(nn.Module):
             return self.predict(adapted, self.encode(images))[:, reference:]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[T, n, N]` before any adaptation; overridden where there are none without a support set."""
+        """Logits `[T, n, N]` before any adaptation; overridden if there are none without a support set."""
         return self.predict(self.adapted, self.encode(images))
 
     @torch.no_grad()
@@ -177,14 +176,14 @@ class Strategy(nn.Module):
         return {module.mode for module in self.modules() if isinstance(module, BatchNorm2d)}
 
     def head_parameters(self) -> dict[str, nn.Parameter]:
-        """The `weight` and `bias` of the linear head by their names in `adapted`; empty where there is none."""
+        """The `weight` and `bias` of the linear head by their names in `adapted`; empty without such a head."""
         if self.head_prefix is None:
             return {}
         names = (f"{self.head_prefix}weight", f"{self.head_prefix}bias")
         return {name: p for name, p in self.adapted.named_parameters() if name in names}
 
     def parameter_counts(self) -> tuple[int, int]:
-        """How many parameters the inner loop adapts, and how many there are in all (each counted once)."""
+        """The number of parameters that the inner loop adapts, and of all parameters, each counted once."""
         return (
             sum(p.numel() for p in self.adapted.parameters()),
             sum(p.numel() for p in self.parameters()),
@@ -197,16 +196,16 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def require_ways(logits: Tensor, labels: Tensor, *, or_fewer: bool = False) -> None:
-    """Refuse logits `[T, n, N]` for tasks of other than N classes, as the labels `[T, N*K]` of a support set tell.
+    """Refuse logits `[T, n, N]` for tasks without exactly N classes, according to the support labels `[T, N*K]`.
 
-    With fewer classes the surplus logits would count as wrong answers. While a GPU records its kernels, labels cannot
-    be read: the same ones were checked before, when the kernels were launched.
+    With fewer classes, the surplus logits would count as wrong answers. Labels cannot be read while a CUDA graph is
+    captured; the same ones were checked before, when the code ran eagerly.
 
     Args:
-        or_fewer: the labels need not be of all classes.
+        or_fewer: not every class needs a label.
 
     Raises:
-        UserError: it says both numbers.
+        UserError: names both numbers.
     """
     if labels.is_cuda and torch.cuda.is_current_stream_capturing():
         return

@@ -2,8 +2,8 @@
 
     theta_body' = theta_body - alpha * grad_theta_body L_support(theta_body, theta_head),    theta_head' = theta_head
 
-The opposite of ANIL: the head's inner learning rate is zero, the outer loop learns it with everything else. As for MAML
-here, the affine parameters of the norm layers are part of the adapted body with `implicit=True` only.
+The opposite of ANIL: the head's inner learning rate is zero, and the outer loop learns it with everything else. As in
+our MAML, the affine parameters of the norm layers belong to the adapted body only with `implicit=True`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Layers that would let the tasks of one batch influence each other."""
+"""Detect layers that let the tasks of a batch influence each other."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from metakm.models.layers import BatchNorm2d
 
 
 def require_independent_tasks(network: nn.Module) -> None:
-    """Refuse layers that take statistics over the batch, in which images of several tasks lie side by side.
+    """Refuse layers with statistics over the batch, which holds images of several tasks.
 
-    These are torch's batch norm of every kind, and layers that keep running statistics as it does, in training mode,
-    or without running statistics in either mode. In evaluation mode with running statistics each image stands for
-    itself, and instance norm normalises each image by itself.
+    These are all kinds of torch's batch norm, and layers that keep running statistics in the same way, in training
+    mode, or in either mode without running statistics. In evaluation mode with running statistics, and in instance
+    norm, each image is normalised independently.
 
     Raises:
-        UserError: it names the layer and its class.
+        UserError: names the layer and its class.
     """
     for name, module in network.named_modules():
         if _mixes_images(module):

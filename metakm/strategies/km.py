@@ -4,8 +4,8 @@
     phi' = phi - alpha * grad_phi L_support(f(.; W~)),    phi = {U, convolution biases, classifier}
 
 The kernels W are frozen in the inner loop and learned by the outer loop. The convolution biases are adapted because
-the paper's count has them (2,204 adapted parameters against MAML's 112,724, "51X"). `implicit=True` adds the affine
-parameters of the norm layers (Sec. III-B), which the meta-learning experiments leave to the outer loop.
+the paper's count includes them (2,204 adapted parameters against MAML's 112,724, "51X"). `implicit=True` adds the
+affine parameters of the norm layers (Sec. III-B), which the meta-learning experiments leave to the outer loop.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Modulation(nn.Module):
         self.direct = direct
 
     def forward(self, kernels: dict[str, Tensor]) -> dict[str, Tensor]:
-        """All parameters of the network that adaptation changes, W~ for each kernel W in `kernels` included."""
+        """All parameters of the network that adaptation changes, including W~ for each kernel W in `kernels`."""
         return {**self.modulators(kernels), **self.direct()}
 
     @classmethod
@@ -46,7 +46,7 @@ class Modulation(nn.Module):
         init: Initialisation,
         start: Start = "paper",
     ) -> Modulation:
-        """Fresh modulators, and the network's parameters that are neither kernels nor, without `implicit`, norm affine.
+        """New modulators, and the network's parameters that are neither kernels nor, without `implicit`, norm affine.
 
         Raises:
             UserError: see `KernelModulators`.
@@ -71,7 +71,7 @@ class ModulatorOptions(NormOptions):
     init: Initialisation = "identity"
     """How its layers start (Eq. 4; Sec. IV-D b): identity, as published, is I + N(0, 0.001)."""
     start: Start = "paper"
-    """paper, as published, for a backbone of random weights; exact for a trained one, which then starts unchanged."""
+    """paper, as published, for a backbone with random weights; exact for a trained one, which then starts unchanged."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,10 +88,10 @@ class KM(Strategy):
     """`adapted` = modulators, convolution biases and head.
 
     Args:
-        implicit: adapt the norm affine too.
+        implicit: adapt the norm affine, too.
         depth, activation, init: of each `KernelModulator`.
-        start: `paper`, as published, for a backbone with random weights; `exact` for one that has been trained, whose
-            kernels tanh would change (see `metakm.modulation.modulators`).
+        start: `paper`, as published, for a backbone with random weights; `exact` for a trained one, whose kernels
+            tanh would change (see `metakm.modulation.modulators`).
     """
 
     head_prefix: ClassVar[str | None] = "direct.head__"

@@ -2,8 +2,8 @@
 
     theta' = theta - alpha * grad_theta L_support(theta),    theta = {convolutions, classifier}
 
-As in MAML's own code, the affine parameters of the norm layers are learned by the outer loop alone; `implicit=True`
-adapts them too.
+As in MAML's own code, the affine parameters of the norm layers are only learned by the outer loop; `implicit=True`
+adapts them, too.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Meta-SGD: MAML with a learned inner rate for every single weight (Li et al. 2017, "Meta-SGD", Eq. 1 and 2).
+"""Meta-SGD: MAML with a learned inner rate for every weight (Li et al. 2017, "Meta-SGD", Eq. 1 and 2).
 
     theta' = theta - a o grad_theta L_support(theta),    a = alpha r,    theta and r learned by the outer loop
 
-o is the element-wise product; alpha is the run's inner learning rate and r starts at 1, so that alpha is where every
-rate starts, and an optimiser that scales its steps, as Adam does, moves the rates relative to alpha whatever its size.
-The paper takes one inner step; here it is as many as the run has, with the same rates in each.
+o is the element-wise product; alpha is the run's inner learning rate and r starts at 1, so that every rate starts at
+alpha, and an optimiser that normalises its steps, such as Adam, changes the rates relative to alpha, whatever its size.
+The paper takes one inner step; here a run takes as many as it is told, with the same rates in each.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from metakm.strategies.registry import register_strategy
 
 @dataclass(frozen=True, kw_only=True)
 class MetaSGDOptions(GradientOptions, NormOptions):
-    """Options of Meta-SGD, which learns its rates itself."""
+    """Options of Meta-SGD, which learns its own rates."""
 
 
 @register_strategy("meta-sgd", options=MetaSGDOptions)
 class MetaSGD(MAML):
-    """`adapted` as in MAML; `rates` has a factor of the inner rate for each of its weights."""
+    """`adapted` as in MAML; `rates` has a factor on the inner rate for each weight."""
 
     def __init__(self, backbone: nn.Module, ways: int, implicit: bool = False) -> None:
         super().__init__(backbone, ways, implicit)

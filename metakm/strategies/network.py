@@ -1,4 +1,4 @@
-"""The network that a strategy adapts: backbone and head, chosen parameters of it, and calls with these replaced."""
+"""The network that a strategy adapts: backbone and head, a subset of its parameters, and calls that replace these."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Classifier(nn.Module):
     """A backbone and a linear head; `[T, n, C, H, W]` to logits `[T, n, N]`."""
 
     BACKBONE = "backbone."
-    """How the names of the backbone's parameters begin."""
+    """Prefix of the names of the backbone's parameters."""
 
     def __init__(self, backbone: nn.Module, ways: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ def make_head(backbone: nn.Module, ways: int) -> Linear:
     """The linear classifier on top of `backbone.out_features` features.
 
     Raises:
-        UserError: fewer than 2 ways, or a backbone that does not say how many features it has.
+        UserError: fewer than 2 ways, or a backbone that does not say how many features it returns.
     """
     if ways < 2:
         raise UserError(f"Expected ways to be at least 2, got {ways}; an episode tells classes apart")
@@ -49,8 +49,8 @@ def make_head(backbone: nn.Module, ways: int) -> Linear:
 class SharedParameters(nn.Module):
     """Chosen parameters of a network, under their names there, as a module of their own.
 
-    The parameters stay the network's too: training either trains both. Patched by the inner loop, calling it returns
-    the fast weights by name, ready for `torch.func.functional_call` on the network.
+    The network keeps these parameters: training either trains both. Patched by the inner loop, a call returns the fast
+    weights by name, ready for `torch.func.functional_call` on the network.
     """
 
     def __init__(self, network: nn.Module, names: Iterable[str]) -> None:
@@ -62,11 +62,11 @@ class SharedParameters(nn.Module):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the parameters in the network."""
+        """Names of the parameters in the network."""
         return tuple(self.keys)
 
     def forward(self) -> dict[str, Tensor]:
-        """The parameters by the network's names."""
+        """The parameters by their names in the network."""
         return {name: getattr(self, key) for name, key in self.keys.items()}
 
 
@@ -79,17 +79,17 @@ def is_norm_affine(network: nn.Module, name: str) -> bool:
 def call_with(network: nn.Module, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
     """`network(images)` with the named parameters replaced; the others stay as they are.
 
-    A parameter that the network has in several places is replaced in all of them, but for those that are named, too.
+    A parameter that the network uses in several places is replaced in all of them, except those named themselves.
     """
     logits: Tensor = functional_call(network, _with_tied_names(network, parameters), (images,), tie_weights=False)
     return logits
 
 
 def _with_tied_names(network: nn.Module, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters with those places added that share one of them; a module that has two names counts once.
+    """Add the other names of shared parameters; a module with two names counts once.
 
-    `functional_call` would replace a module's parameter once for each name, and not put the right one back (PyTorch's
-    issue 164759).
+    `functional_call` would replace a module's parameter once per name, and restore the wrong one (PyTorch issue
+    164759).
     """
     places = {
         f"{prefix}.{leaf}" if prefix else leaf: parameter
@@ -105,7 +105,7 @@ def _with_tied_names(network: nn.Module, parameters: Mapping[str, Tensor]) -> di
 
 
 def _key(name: str, taken: Collection[str]) -> str:
-    """A name without dots, and none that is taken: `a.b__c` and `a__b.c` would be one."""
+    """A unique name without dots: `a.b__c` and `a__b.c` must differ."""
     key = name.replace(".", "__")
     while key in taken:
         key += "_"

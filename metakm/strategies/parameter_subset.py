@@ -1,4 +1,4 @@
-"""What the strategies share that adapt parameters of the network itself, and differ in which."""
+"""The common part of strategies that adapt parameters of the network itself and differ in which ones."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Prototypical networks: the nearest class mean (Snell, Swersky & Zemel 2017, Eq. 1 and 2), at a scale.
+"""Prototypical networks: the nearest class mean (Snell, Swersky & Zemel 2017, Eq. 1 and 2), with a scale.
 
     c_k = mean of f(x) over the support images x of class k
     p(y = k | x) = softmax_k(-s |f(x) - c_k|^2),    s = min(1, 8/F) for F features
 
 A baseline without an inner loop: nothing is adapted by gradients, the inner learning rate and steps have no effect, and
-there is no head. To adapt to a task is to compute its prototypes, as many as its support set has classes.
+there is no head. Adapting to a task means computing its prototypes, one for each class of its support set.
 
 The paper has s = 1, and its distance grows with F: on photographs (F = 800) the logits of an untrained network are more
 than a hundred apart, and the loss of `protonet` was 32 in iterations 21 to 40 of `--preset quick`. It is 1.54 with 8/F
@@ -26,7 +26,7 @@ from metakm.strategies.registry import register_strategy
 
 
 class Prototypical(Strategy):
-    """A strategy whose logits, before any inner step, are minus s times squared distances to prototypes."""
+    """A strategy whose logits before the first inner step are minus s times squared distances to prototypes."""
 
     supports_cuda_graph: ClassVar[bool] = False  # `prototypes` counts the classes
 
@@ -34,7 +34,7 @@ class Prototypical(Strategy):
     """s = min(1, 8/F); False: s = 1, as published and as in runs made before there was a scale."""
 
     def distance_scale(self, features: int) -> float:
-        """The factor s of squared distances between vectors of that many features."""
+        """The factor s on squared distances between vectors of this many features."""
         return min(1.0, 8 / features) if self.scaled_distance else 1.0
 
 
@@ -44,7 +44,7 @@ class ProtoNet(Prototypical):
 
     def __init__(self, backbone: nn.Module, ways: int) -> None:
         super().__init__()
-        del ways  # the labels of a support set say how many prototypes there are
+        del ways  # the labels of a support set determine the number of prototypes
         self.backbone = backbone
         self.adapted = nn.Module()
 

@@ -3,11 +3,11 @@
     c_k = mean of f(x) over the support images x of class k,    f = the features before adaptation
     head of class k at the start of the inner loop: weight 2 s c_k, bias -s |c_k|^2
 
-Before the first inner step the predictions are so those of a prototypical network (its logits less s |f(x)|^2, which is
-the same for every class). s = min(1, 8/F) is that of `protonet`, whose module says why; the paper has 1. The inner loop
-then adapts what it adapts in `maml`, `anil` and `km`, the head included. The meta-gradient reaches the features through
-the prototypes too, also to first order. The values of the head's own parameters are never read: they only say which
-tensors the inner loop adapts.
+So before the first inner step, predictions are those of a prototypical network (its logits without s |f(x)|^2, which is
+the same for every class). s = min(1, 8/F) is that of `protonet`, whose module explains it; in the paper it is 1. The
+inner loop then adapts the same parameters as in `maml`, `anil` and `km`, including the head. The meta-gradient also
+reaches the features through the prototypes, even to first order. The values of the head's own parameters are never
+used: they only say which tensors the inner loop adapts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from metakm.strategies.registry import register_strategy
 
 @dataclass(frozen=True, kw_only=True)
 class PrototypeHeadOptions(RateOptions, PrototypeOptions):
-    """Options of strategies whose head starts from prototypes, not at parameters of its own."""
+    """Options of strategies whose head starts from prototypes, not from parameters of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class ProtoKMOptions(PrototypeHeadOptions, ModulatorOptions):
 
 
 class PrototypeHead(Prototypical):
-    """Mixed into a strategy whose `adapted` has a linear head, as `head_prefix` says."""
+    """Mixin for a strategy with a linear head in `adapted`, see `head_prefix`."""
 
     def features(self, encoded: Tensor) -> Tensor:
         """Features `[T, n, F]` before adaptation, of what `encode` returned."""
@@ -83,7 +83,7 @@ class ProtoANIL(PrototypeHead, ANIL):
 
 @register_strategy("km-proto", options=ProtoKMOptions)
 class ProtoKM(PrototypeHead, KM):
-    """`adapted` as in KM; the prototypes are of the features under the modulators that a task starts from."""
+    """`adapted` as in KM; prototypes come from the features under the initial modulators."""
 
     def features(self, encoded: Tensor) -> Tensor:
         """See `PrototypeHead`."""

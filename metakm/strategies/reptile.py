@@ -6,11 +6,11 @@
 As the paper suggests, (phi - mean_t phi~_t) / alpha is treated as a gradient, so that the outer loop's optimiser can
 use it; with SGD of rate epsilon alpha it is the update above. No derivative of the inner loop is taken.
 
-The gain over joint training comes from steps on different minibatches of a task (their Sec. 5.1). In meta-training the
-support and the query images are therefore one pool, as in the paper, which splits no task: the first step takes
-the support images, the next ones as many of the query images at a time, then again from the start. In evaluation every
-step takes the support images. Deviations: SGD in the inner loop where the paper's experiments use Adam, and the loss
-and accuracy that meta-training shows are of query images that the inner loop may have seen.
+The gain over joint training comes from steps on different minibatches of a task (their Sec. 5.1). So in meta-training
+the support and the query images form one pool, as in the paper, which does not split tasks: the first step uses the
+support images, the next ones equally many query images each, and then it starts over. In evaluation every step uses
+the support images. Deviations: SGD in the inner loop, where the paper's experiments use Adam; and meta-training reports
+loss and accuracy on query images that the inner loop may have seen.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from metakm.strategies.registry import register_strategy
 
 @register_strategy("reptile", options=Options)
 class Reptile(DirectStrategy):
-    """`adapted` = the network with its norm affine: nothing else would ever be learned."""
+    """`adapted` = the network with its norm affine; nothing else is learned."""
 
     def __init__(self, backbone: nn.Module, ways: int) -> None:
         super().__init__(backbone, ways, lambda _network, _name: True)
@@ -48,7 +48,7 @@ class Reptile(DirectStrategy):
 
 
 def minibatches(episodes: EpisodeBatch) -> list[tuple[Tensor, Tensor]]:
-    """The support set, then the query images in as many parts as the support set fits in, each with its labels.
+    """The support set, then the query images in parts of about the size of the support set, each with its labels.
 
     Part i of m takes every m-th query image, so that in class-major order with m dividing Q all classes are in each.
     """

@@ -198,9 +198,13 @@ def _read_tasks(path: Path, row: ResultRow) -> npt.NDArray[np.float64] | None:
     except (KeyError, ValueError) as error:
         raise UserError(f"Expected tasks.csv to have numbers in columns episode and accuracy, got: {error}") from error
     if episodes != list(range(row.n_tasks)):
-        raise UserError(f"Expected tasks.csv to have episodes 0 to {row.n_tasks - 1} in order, got others")
+        wrong = next((e for i, e in enumerate(episodes) if e != i), None)
+        instead = f"{len(episodes)} episodes" if wrong is None else f"episode {wrong} out of order"
+        raise UserError(f"Expected tasks.csv to have episodes 0 to {row.n_tasks - 1} in order, got {instead}")
     if not ((accuracies >= 0) & (accuracies <= 1)).all():
-        raise UserError("Expected tasks.csv to have accuracies from 0 to 1, got others")
+        raise UserError(
+            f"Expected tasks.csv to have accuracies from 0 to 1, got {accuracies.min():g} to {accuracies.max():g}"
+        )
     found = {"accuracy": float(accuracies.mean()), "ci95": interval_over_tasks(accuracies)}
     for name, value in found.items():
         if not np.isclose(value, getattr(row, name), rtol=0, atol=1e-9):

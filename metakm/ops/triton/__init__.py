@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def has_kernels(x: Tensor) -> bool:
-    """Whether the Triton kernels take `x`: float32 or bfloat16, on an NVIDIA GPU from Ampere on, with Triton installed.
+    """Whether the Triton kernels support `x`: float32 or bfloat16, on an NVIDIA GPU from Ampere on, with Triton.
 
-    METAKM_GPU_KERNELS=0 turns them off; PyTorch's own then do the same.
+    METAKM_GPU_KERNELS=0 turns them off; PyTorch's own kernels are used instead.
     """
     return x.is_cuda and x.dtype in (torch.float32, torch.bfloat16) and _can_run(x.get_device())
 

@@ -1,4 +1,4 @@
-"""Triton kernels for convolutions of many tasks at once, each task with kernels of its own, on a GPU.
+"""Triton kernels for convolutions of many tasks at once, each task with its own kernels, on a GPU.
 
 A convolution of T tasks is a grouped one, `groups = T`, channels-last. cuDNN would round it to TF32, PyTorch's default.
 Here each group is a matrix product with the window gathered on the way (implicit GEMM), and the three operations of

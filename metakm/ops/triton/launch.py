@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PROCESSORS = 132  # of a large GPU; a launch should have about as many programs or more
+PROCESSORS = 132  # of a large GPU; a launch should have about as many programs, or more
 
 
 def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *arguments: Any, **constants: Any) -> None:
@@ -17,5 +17,5 @@ def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *arguments: Any, *
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """`x` with its channels innermost in memory; itself if it has them there, as far as its size is not 1."""
+    """`x` with its channels innermost in memory; itself if they already are, ignoring axes of size 1."""
     return x.contiguous(memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
 """Triton kernels for `metakm.ops.modulator_mlp`, whose formulas they follow.
 
-A program holds some columns of C and goes through the tasks; what is summed over the columns is stored in parts, one a
-program, and added up by one more launch. Every sum has a fixed order. Tensors as there: C `[k, M]`, U1 and U2
+A program holds some columns of C and loops over the tasks. Sums over columns are stored as partial sums, one per
+program, and added up by a second launch. Every sum has a fixed order. Tensors are as there: C `[k, M]`, U1 and U2
 `[T, k, k]`, Y and G `[T, O, k, M/O]`, channels innermost.
 """
 
@@ -174,7 +174,7 @@ def second(
 
 
 def _results(columns: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for what is of C's shape, and for the parts of what is of U1's and U2's, `[parts, 2, T, k, k]`."""
+    """Buffers of C's shape, and for the partial sums of U1's and U2's shape, `[parts, 2, T, k, k]`."""
     k, m = columns.shape
     return columns.new_empty(k, m), columns.new_empty(triton.cdiv(m, BLOCK_M), 2, *first.shape)
 

@@ -1,4 +1,4 @@
-"""Batch norm, pooling and ReLU on a GPU: what `metakm.ops.norm_relu_pool` says, two launches for each derivative."""
+"""Batch norm, pooling and ReLU on a GPU, as in `metakm.ops.norm_relu_pool`, with two launches per derivative."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class _Plan:
         self.blocks = triton.cdiv(self.channels, self.block)
 
     def divided(self, total: int) -> tuple[int, int]:
-        """In how many parts to sum `total` rows, and rows in each."""
+        """The number of partial sums for `total` rows, and the rows in each."""
         parts = max(1, min(2 * PROCESSORS // self.blocks, 64, triton.cdiv(total, BLOCK_ROWS)))
         each = triton.cdiv(triton.cdiv(total, parts), BLOCK_ROWS) * BLOCK_ROWS
         return triton.cdiv(total, each), each
@@ -49,12 +49,12 @@ class _Plan:
         return triton.cdiv(total, BLOCK_ROWS), self.blocks
 
     def blocking(self, parts: int) -> dict[str, int]:
-        """Constants of the kernels that add up parts."""
+        """Constants of the kernels that add up partial sums."""
         return {"PARTS": triton.next_power_of_2(parts), "BLOCK_R": BLOCK_ROWS, "BLOCK_C": self.block}
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool) -> Forward:
-    """Normalise, pool if wanted, and rectify; `x` is channels-last.
+    """Normalise, optionally pool, and rectify; `x` is channels-last.
 
     Raises:
         ValueError: affine parameters of another size than the channels, or images without a window.
@@ -128,7 +128,7 @@ def _per_window(grad: Tensor, saved: Forward) -> tuple[Tensor, Tensor, Tensor]:
 def _reduced(
     plan: _Plan, v: Tensor | None, x: Tensor, per_window: tuple[Tensor, Tensor, Tensor], saved: Forward
 ) -> tuple[Tensor, int]:
-    """The sums by channel of the first derivative, or with `v` of the second, in parts, and how many."""
+    """The partial sums per channel of the first derivative, or with `v` of the second, and their number."""
     n_parts, each = plan.divided(plan.cells)
     parts = _by_channel(x, (2 if v is None else 3) * n_parts)
     launch(
@@ -140,5 +140,5 @@ def _reduced(
 
 
 def _by_channel(x: Tensor, rows: int) -> Tensor:
-    """Room for float32 numbers by channel, `[rows, C]`."""
+    """A buffer of float32 numbers per channel, `[rows, C]`."""
     return torch.empty(rows, x.shape[1], dtype=torch.float32, device=x.device)
