@@ -80,6 +80,8 @@ def reader(tmp_path, photographs, monkeypatch, cache):
 def test_the_python_blocks_of_a_page_run(page, capsys):
     if "import learn2learn" in page.read_text():
         pytest.importorskip("learn2learn", reason="learn2learn is not installed")
+    if "from peft import" in page.read_text():
+        pytest.importorskip("peft", reason="peft is not installed: pip install 'metakm[peft]'")
     run_blocks(page)
     said = capsys.readouterr().out
     for pattern in SAYS.get(page_id(page), []):
