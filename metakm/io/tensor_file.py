@@ -87,7 +87,7 @@ class TensorFile(NamedTuple):
         return header, tensors
 
 
-def feed(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
+def update_digest(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
     """Update `digest` with named tensors, in order of their names, each with its precision and shape."""
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -97,5 +97,5 @@ def feed(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
 
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    feed(digest, tensors)
+    update_digest(digest, tensors)
     return digest.hexdigest()

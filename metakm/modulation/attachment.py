@@ -1,4 +1,4 @@
-"""Modulate any ConvNet: freeze its convolutions, attach a modulator to each, train little else.
+"""Modulate any ConvNet: freeze its convolutions, attach a modulator to each, and train little else.
 
 W~ = g(W; U) is a `torch.nn.utils.parametrize` parametrization of each layer's weight, so the model's code stays as it
 is. W~ is computed once for each call of a layer. `with torch.nn.utils.parametrize.cached():` computes it once for all
@@ -58,33 +58,31 @@ def modulate(
     start: Start = "exact",
     statistics: Statistics = "task",
 ) -> nn.Module:
-    """Freeze `model` but for kernel modulators, the norms' affine parameters and the classifier (Sec. III).
+    """Freeze `model` except for kernel modulators, the norms' affine parameters and the classifier (Sec. III).
 
-    Changes `model` and returns it. All else is frozen: convolution biases, linear layers outside the classifier,
-    convolutions in one or three dimensions, transposed ones. Where `layers` does not choose, a warning is logged that
-    names such layers.
+    Changes `model` and returns it. Everything else is frozen: convolution biases, linear layers outside the classifier,
+    transposed convolutions, and those in one or three dimensions. Without `layers`, a warning names such layers.
 
     By default W~ starts at W, whatever the size of its values, and the model computes what it did before. With
-    `start="paper"` it starts at (I + E2) tanh((I + E1) W), as published, E of standard deviation 0.001, drawn from the
-    global generator on the CPU: that is tanh(W) to the noise, and right for small random kernels, but it destroys many
-    a trained network. See `metakm.modulation.modulators`.
+    `start="paper"` it starts at (I + E2) tanh((I + E1) W), as published, with E of standard deviation 0.001 from the
+    global generator on the CPU: tanh(W) up to noise. This suits small random kernels, but destroys many trained
+    networks. See `metakm.modulation.modulators`.
 
     Batch norm keeps its ordinary behaviour: in training mode it normalises by the batch and updates its running
-    statistics, with `implicit` or without, because they must follow what W~ does to the feature maps. They belong
-    to the task as the affine parameters do, and to its pack. To hold them, put the norm layers in evaluation mode, and
-    pass `statistics="base"`: packs are then smaller by them.
+    statistics, with `implicit` or without, because they must follow what W~ does to the feature maps. Like
+    the affine parameters, they belong to the task and its pack. To keep them fixed, put the norm layers in evaluation
+    mode and pass `statistics="base"`: packs then leave them out.
 
     Args:
         layers: the convolutions to modulate: a name or glob pattern (`"layer4.*"`; `*` matches dots), a list of
             them, or a predicate of (name, module). All by default; none for an empty list. The others stay frozen.
         implicit: train the affine parameters of the norm layers (Sec. III-B).
-        classifier: name of the submodule to train as it is, convolutions in it included; None for no such module.
+        classifier: name of the submodule to train as it is, including its convolutions; None for no such module.
         activation, init, depth: see `KernelModulator`.
-        modulator: the modulators' registered name, `kernel` or `channel` of the built-in ones, or their class; see
-            `register_modulator`. A class whose parameters depend on the number of channels has a class method
-            `for_weight(weight)`, which is called instead.
+        modulator: the modulators' registered name, such as `kernel`, `channel` or `low-rank`, or their class; see
+            `register_modulator`.
         start: `exact` (W~ = W) or `paper`.
-        statistics: whose batch norm's running statistics are, the task's or the base's.
+        statistics: whether batch norm's running statistics belong to the task or the base.
 
     Raises:
         UserError: a name that matches no convolution, an unknown classifier, modulator, activation, init or start, a
@@ -112,7 +110,7 @@ def modulate(
     modulators = {
         name: _modulator_for(convolutions[name], name, modulator, start, depth, activation, init) for name in chosen
     }
-    if layers is None:  # whoever chooses layers knows what is left out
+    if layers is None:  # a caller who chooses layers knows what is left out
         head = [] if classifier is None else list(model.get_submodule(classifier).modules())
         check_coverage(model, convolutions, head)
     model.requires_grad_(False)
@@ -126,10 +124,10 @@ def modulate(
     return model
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> nn.Module:
     """The network within `torch.compile`, `nn.DataParallel` and `nn.parallel.DistributedDataParallel`.
 
-    They put a prefix before each name; a task pack has the names of the network itself.
+    They prefix each name; a task pack has the names of the network itself.
     """
     while True:
         inner = model.module if isinstance(model, _PARALLEL) else getattr(model, "_orig_mod", None)
@@ -163,11 +161,11 @@ def modulated_layers(model: nn.Module) -> dict[str, nn.Conv2d]:
 def detach(model: nn.Module) -> None:
     """Take the modulators off; the layers' weights are W again.
 
-    Not by `parametrize.remove_parametrizations`: it takes the weight off the layer's class, which copies of the model
-    share.
+    Without `parametrize.remove_parametrizations`, which removes the weight from the layer's class, shared by copies of
+    the model.
 
     Raises:
-        UserError: a parametrization was added to a modulated layer since.
+        UserError: another parametrization was added to a modulated layer.
     """
     layers = modulated_layers(model)
     for name, layer in layers.items():
@@ -186,7 +184,7 @@ def _parametrizations(layer: nn.Conv2d) -> dict[str, parametrize.Parametrization
 
 
 def within(name: str, ancestor: str | None) -> bool:
-    """Whether the module or tensor `name` is `ancestor` or lies in it; nothing lies in None, all in the root `""`."""
+    """Whether the module or tensor `name` is `ancestor` or in it; None contains nothing, the root `""` everything."""
     return ancestor is not None and (ancestor == "" or name == ancestor or name.startswith(f"{ancestor}."))
 
 
@@ -198,7 +196,7 @@ def _select(convolutions: dict[str, nn.Conv2d], layers: Layers | None) -> tuple[
     if callable(layers):
         chosen = tuple(name for name, module in convolutions.items() if layers(name, module))
         if not chosen:
-            raise UserError(f"Expected layers to select a convolution, got none of {_listed(convolutions)}")
+            raise UserError(f"Expected layers to select a convolution, got none of {_format_names(convolutions)}")
         return chosen
     patterns = [layers] if isinstance(layers, str) else list(layers)
     for pattern in patterns:
@@ -207,13 +205,13 @@ def _select(convolutions: dict[str, nn.Conv2d], layers: Layers | None) -> tuple[
             near = difflib.get_close_matches(pattern, candidates, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UserError(
-                f"Expected layers to match convolutions outside the classifier ({_listed(convolutions)}), got "
+                f"Expected layers to match convolutions outside the classifier ({_format_names(convolutions)}), got "
                 f"{pattern!r}, which matches none{hint}"
             )
     return tuple(name for name in convolutions if any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
-def _listed(names: dict[str, nn.Conv2d], most: int = 6) -> str:
+def _format_names(names: dict[str, nn.Conv2d], most: int = 6) -> str:
     shown = ", ".join(list(names)[:most])
     return f"{shown}, ... ({len(names)} in all)" if len(names) > most else shown
 

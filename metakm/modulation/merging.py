@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from metakm.modulation.attachment import attachment, detach, modulated_layers, unwrapped
+from metakm.modulation.attachment import attachment, detach, modulated_layers, unwrap
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def merge(model: nn.Module, norms: bool = True) -> nn.Module:
     Warns:
         UserWarning: `norms`, and the model cannot be traced; only the weights were folded.
     """
-    model = unwrapped(model)
+    model = unwrap(model)
     attachment(model)  # refuses a plain model before copying it
     merged = copy.deepcopy(model).eval()
     kernels = [(layer, layer.weight) for layer in modulated_layers(merged).values()]

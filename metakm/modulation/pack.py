@@ -1,4 +1,4 @@
-"""Task packs of a model: save the task that it holds, put another in its place."""
+"""Task packs of a model: save the task that it holds, load another in its place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metakm.errors import UserError
-from metakm.modulation.attachment import Attachment, attachment, detach, is_modulated, modulate, unwrapped, within
+from metakm.modulation.attachment import Attachment, attachment, detach, is_modulated, modulate, unwrap, within
 from metakm.modulation.modulators.registry import classes_called
 from metakm.modulation.pack_file import Pack, class_names, read_pack, write_pack
 from metakm.modulation.partition import fingerprint, split
@@ -26,9 +26,9 @@ def make_pack(
     """Copy the task that a modulated model holds.
 
     Raises:
-        UserError: a model that is not modulated, or another number of classes than the classifier has outputs.
+        UserError: a model that is not modulated, or a number of classes that differs from the classifier's outputs.
     """
-    model = unwrapped(model)
+    model = unwrap(model)
     found = attachment(model)
     outputs, names = _outputs(model, found.classifier), class_names(classes)
     if names and outputs is not None and len(names) != outputs:
@@ -62,14 +62,14 @@ def save_pack(
 
 
 def load_pack(model: nn.Module, path: Path | str) -> Pack:
-    """Read a pack and put its task into `model`, after hashing the base to see that it is the pack's.
+    """Read a pack and put its task into `model`, after checking the hash of the base.
 
-    A plain model is modulated as the pack was. The classifier takes the pack's number of classes.
+    A plain model is modulated like the pack. The classifier gets the pack's number of classes.
 
     Raises:
         UserError: see `read_pack` and `swap`. `model` is then unchanged.
     """
-    pack, model = read_pack(path), unwrapped(model)
+    pack, model = read_pack(path), unwrap(model)
     if is_modulated(model):
         _install(model, pack, trusted=False)
         return pack
@@ -77,12 +77,12 @@ def load_pack(model: nn.Module, path: Path | str) -> Pack:
     modulators = classes_called(wanted["modulator"])
     if len(modulators) != 1:
         raise UserError(
-            f"Expected a modulated model for a pack of {wanted['modulator']}, got a plain one, and "
-            f"{len(modulators)} registered modulators of that class name; modulate it first"
+            f"Expected a modulated model for a pack of {wanted['modulator']}, got a plain one and "
+            f"{len(modulators)} registered modulators of that class; modulate it first"
         )
     _check_classifier(model, wanted["classifier"])
     check_base(fingerprint(model, wanted["implicit"], wanted["classifier"], wanted["statistics"]), pack)
-    with _undone_on_error(model):
+    with _roll_back_on_error(model):
         modulate_as(model, {**wanted, "modulator": modulators[0]})
         _install(model, pack, trusted=False)
     return pack
@@ -91,14 +91,14 @@ def load_pack(model: nn.Module, path: Path | str) -> Pack:
 def swap(model: nn.Module, pack: Pack) -> None:
     """Put the task of `pack` into a modulated model, in milliseconds: the base stays where it is.
 
-    The base is hashed once; later calls hash it again only if one of its tensors was replaced or written to since
-    (as PyTorch counts writes; those through `.data` go unseen). `parametrize.cached()` must not be active.
+    The base is hashed once; later calls hash it again only if one of its tensors was replaced or written to
+    (as counted by PyTorch, which misses writes through `.data`). `parametrize.cached()` must not be active.
 
     Raises:
         UserError: a pack of another base, other modulators, or tensors of other shapes (the classifier's number of
             outputs may differ). `model` is then unchanged.
     """
-    _install(unwrapped(model), pack, trusted=True)
+    _install(unwrap(model), pack, trusted=True)
 
 
 @torch.no_grad()
@@ -120,7 +120,7 @@ def _install(model: nn.Module, pack: Pack, trusted: bool) -> None:
 
 
 def _resident_fingerprint(model: nn.Module, found: Attachment, base: Mapping[str, Tensor], trusted: bool) -> str:
-    """The fingerprint of the model's base; with `trusted` the last one, unless a tensor was written to since."""
+    """The fingerprint of the model's base; with `trusted`, the last one unless a tensor was written to since."""
     state = [(tensor.data_ptr(), tensor._version) for tensor in base.values()]
     known_state, known = _resident.get(model, (None, ""))
     if not trusted or known_state != state:
@@ -135,13 +135,13 @@ def _arguments(found: Attachment) -> dict[str, Any]:
 
 def modulate_as(model: nn.Module, wanted: Mapping[str, Any]) -> None:
     """Modulate a plain model with arguments of `modulate`, and leave the global generator alone."""
-    with torch.random.fork_rng(devices=[]):  # the starting values are overwritten: leave the generator alone
+    with torch.random.fork_rng(devices=[]):  # initial values are overwritten, so leave the generator alone
         modulate(model, **wanted)
 
 
 @contextlib.contextmanager
-def _undone_on_error(model: nn.Module) -> Iterator[None]:
-    """If the block raises, take the modulators off again and restore what was trainable."""
+def _roll_back_on_error(model: nn.Module) -> Iterator[None]:
+    """If the block raises, remove the modulators and restore what was trainable."""
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
         yield
@@ -162,7 +162,7 @@ def check_base(base: str, pack: Pack) -> None:
     """Raise UserError unless the fingerprint `base` is that of the pack's base."""
     if base != pack.base:
         raise UserError(
-            f"Expected the base network of the pack (fingerprint {pack.base[:12]}), got another ({base[:12]}): other "
+            f"Expected the base network of the pack (fingerprint {pack.base[:12]}), got {base[:12]}: other "
             "frozen weights, layers or precision; load the base that the pack was trained on"
         )
 
@@ -172,11 +172,13 @@ def _check_modulation(have: Mapping[str, Any], wanted: Mapping[str, Any]) -> Non
     different = [key for key in have if key not in unread and have[key] != wanted[key]]
     if different:
         changes = ", ".join(f"{key}={wanted[key]!r} (the model has {have[key]!r})" for key in different)
-        raise UserError(f"Expected a model modulated as the pack is, got another: {changes}; load it onto a plain base")
+        raise UserError(
+            f"Expected a model modulated like the pack, got other arguments: {changes}; load it onto a plain base"
+        )
 
 
 def check_shapes(live: Mapping[str, Tensor], pack: Pack, classifier: str | None) -> None:
-    """Raise UserError unless the pack has the tensors of `live`, but for the number of classes."""
+    """Raise UserError unless the pack has the tensors of `live`, except for the number of classes."""
     if missing := sorted(live.keys() ^ pack.tensors.keys()):
         raise UserError(
             f"Expected the pack and the model to have the same tensors, got {len(missing)} in one of them only "

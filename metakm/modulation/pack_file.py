@@ -1,6 +1,6 @@
 """A task pack: one task's tensors in one safetensors file, for a base network that stays on the device.
 
-Its header, under the metadata's key `metakm`, says the base's fingerprint, the task, its classes, metrics and the
+Its header, under the metadata's key `metakm`, has the base's fingerprint, the task, its classes, metrics and the
 arguments of `modulate`; see `metakm.io.tensor_file`.
 """
 
@@ -29,7 +29,7 @@ class Pack:
         tensors: the task's tensors, on the CPU, under the names of `metakm.modulation.partition`.
         base: fingerprint of the base network that they belong to.
         task: its name.
-        classes: names of the classes in the order of the logits; empty where unknown.
+        classes: names of the classes in the order of the logits; empty if unknown.
         metrics: such as `{"accuracy": 0.91}`.
         modulation: the arguments of `modulate`, with the modulated layers' names and the modulator's class name.
         photos: what `metakm fit` adds, so that photographs can be classified: the base's name, preprocessing and
@@ -45,7 +45,7 @@ class Pack:
     photos: dict[str, Any] = field(default_factory=dict)
 
     def header(self) -> dict[str, Any]:
-        """What the file says beside the tensors."""
+        """What the file holds in addition to the tensors."""
         photos = {"photos": self.photos} if self.photos else {}
         return {
             **photos,
@@ -69,7 +69,7 @@ def class_names(classes: Iterable[Any]) -> tuple[str, ...]:
 
 
 def write_pack(pack: Pack, path: Path | str) -> None:
-    """Write `pack` as one file; `path` is replaced whole or left as it was."""
+    """Write `pack` as one file; `path` is replaced completely or left as it was."""
     data = _FILE.to_bytes(pack.header(), pack.tensors)
     with atomic_write(expanded(path, "the pack's path")) as file:
         file.write(data)

@@ -1,4 +1,4 @@
-"""Which tensors of a model are the task's and which the base's, and the base's fingerprint.
+"""Divide the tensors of a model into the task's and the base's, and fingerprint the base.
 
 The task's: the modulators; of every norm layer, with `implicit`, the affine parameters and, unless the base keeps
 them, the running statistics; the classifier. The base's: everything else in the state dict. Names are those of the
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from metakm.io.tensor_file import feed
+from metakm.io.tensor_file import update_digest
 from metakm.modulation.attachment import Statistics, within
 from metakm.modulation.norms import is_norm
 
@@ -21,9 +21,9 @@ _PARAMETRIZATION = ".parametrizations.weight."
 
 
 class Split(NamedTuple):
-    """A model's tensors by name: the live ones, so that writing into them changes the model.
+    """A model's own tensors by name: writing to them changes the model.
 
-    `base` is the same for a modulated model as before it was modulated.
+    `base` is the same before and after modulation.
     """
 
     task: dict[str, Tensor]
@@ -31,7 +31,7 @@ class Split(NamedTuple):
 
 
 def split(model: nn.Module, implicit: bool, classifier: str | None, statistics: Statistics = "task") -> Split:
-    """Tell the task's tensors from the base's, for `modulate`'s arguments of these names."""
+    """Split the tensors into the task's and the base's, for `modulate`'s arguments of these names."""
     modules = dict(model.named_modules(remove_duplicate=False))
     found = Split({}, {})
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -59,7 +59,7 @@ def fingerprint(model: nn.Module, implicit: bool, classifier: str | None, statis
     for name, module in model.named_modules():
         if not within(name, classifier) and ".parametrizations" not in name:
             digest.update(_behaviour(name, module).encode())
-    feed(digest, split(model, implicit, classifier, statistics).base)
+    update_digest(digest, split(model, implicit, classifier, statistics).base)
     return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from metakm.errors import UserError, unknown_name
-from metakm.modulation.attachment import attachment, detach, is_modulated, modulated_layers, unwrapped, within
+from metakm.modulation.attachment import attachment, detach, is_modulated, modulated_layers, unwrap, within
 from metakm.modulation.modulators.registry import classes_called
 from metakm.modulation.pack import check_base, check_shapes, modulate_as
 from metakm.modulation.pack_file import Pack, read_pack
@@ -55,7 +55,7 @@ class ResidentPacks:
     """
 
     def __init__(self, model: nn.Module, packs: Iterable[Pack | Path | str] = ()) -> None:
-        model = unwrapped(model)
+        model = unwrap(model)
         self._own: type[nn.Module] | None = None
         self._plain = _twin(model)
         if is_modulated(model):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from metakm.modulation.attachment import attachment, is_modulated, unwrapped, within
+from metakm.modulation.attachment import attachment, is_modulated, unwrap, within
 from metakm.modulation.norms import is_norm
 
 _MODULATORS = "modulators"
@@ -54,7 +54,7 @@ class TrainableReport:
 
 def count_trainable(model: nn.Module) -> TrainableReport:
     """Count the parameters of any model, modulated or not, each once."""
-    model = unwrapped(model)
+    model = unwrap(model)
     parts = (_MODULATORS, "norms", "classifier", "convolutions", "others")
     trainable, total = dict.fromkeys(parts, 0), dict.fromkeys(parts, 0)
     classifier = attachment(model).classifier if is_modulated(model) else None

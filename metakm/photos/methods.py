@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from metakm.modulation.attachment import modulate
-from metakm.modulation.low_rank import LowRank
+from metakm.modulation.modulators.low_rank import LowRank
 from metakm.modulation.norms import is_norm
 
 MethodName = Literal["km", "both", "norm", "head", "lora", "full"]

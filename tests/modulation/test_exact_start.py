@@ -107,7 +107,7 @@ def test_a_pack_says_its_start_and_goes_with_no_other(tmp_path, start):
     load_pack(model, tmp_path / "a")
     torch.testing.assert_close(model(x), load_into_plain(base, tmp_path / "a")(x), rtol=0, atol=0)
     other = modulate(copy.deepcopy(base), start="exact" if start == "paper" else "paper")
-    with pytest.raises(metakm.UserError, match=rf"got another: start='{start}' \(the model has"):
+    with pytest.raises(metakm.UserError, match=rf"got other arguments: start='{start}' \(the model has"):
         load_pack(other, tmp_path / "a")
 
 

@@ -1,11 +1,14 @@
 """Kernel modulation against Eq. 2-4 written out, and the parameter counts that pin its details."""
 
+import copy
+
 import pytest
 import torch
+from convnets import perturb
 from torch import nn
 
 import metakm
-from metakm.modulation import KernelModulator, KernelModulators
+from metakm.modulation import KernelModulator, KernelModulators, available_modulators, load_pack, modulate, save_pack
 
 
 def test_modulator_equals_the_equation_written_out():
@@ -105,3 +108,17 @@ def test_counts_of_the_papers_omniglot_network():
     }
     assert counts == {"maml": 112_724, "km": 2_204, "anil": 1_300}
     assert int(counts["maml"] / counts["km"]) == 51
+
+
+@pytest.mark.parametrize("name", available_modulators())
+def test_every_registered_modulator_starts_at_the_base_and_travels_in_a_pack(name, tmp_path):
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1, groups=2), nn.Flatten(), nn.Linear(144, 2))
+    images = torch.randn(2, 3, 8, 8)
+    model = modulate(copy.deepcopy(base), classifier="3", modulator=name)
+    torch.testing.assert_close(model(images), base(images))
+    perturb(model, 0.1)
+    assert (model(images) - base(images)).abs().max() > 0.01
+    save_pack(model, tmp_path / "task")
+    load_pack(base, tmp_path / "task")
+    torch.testing.assert_close(base(images), model(images), rtol=0, atol=0)

@@ -59,7 +59,9 @@ def test_a_wrong_base_is_refused_and_left_as_it_was(base, packed, change, plain)
     if not plain:
         modulate(base)
     before, trainable = state(base), [p.requires_grad for p in base.parameters()]
-    with pytest.raises(metakm.UserError, match=r"base network of the pack \(fingerprint [0-9a-f]{12}\), got another"):
+    with pytest.raises(
+        metakm.UserError, match=r"base network of the pack \(fingerprint [0-9a-f]{12}\), got [0-9a-f]{12}: other"
+    ):
         load_pack(base, packed[1])
     assert_bit_equal(base.state_dict(), before)
     assert [p.requires_grad for p in base.parameters()] == trainable

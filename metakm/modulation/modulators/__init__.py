@@ -10,6 +10,7 @@ from metakm.modulation.modulators.kernel import (
     kernel_scale,
     start_scale,
 )
+from metakm.modulation.modulators.low_rank import LowRank
 from metakm.modulation.modulators.registry import available_modulators, modulator_class, register_modulator
 from metakm.registry import import_modules
 
@@ -21,6 +22,7 @@ __all__ = [
     "Initialisation",
     "KernelModulator",
     "KernelModulators",
+    "LowRank",
     "Start",
     "available_modulators",
     "kernel_scale",

@@ -18,8 +18,9 @@ def register_modulator(name: str) -> Callable[[_M], _M]:
     """Class decorator: make a modulator known under `name`, for `modulate(model, modulator=name)`.
 
     The class is called as `modulator(kernel_size, depth, activation, init)` for each convolution, and with `scale=` too
-    for an exact start; see `KernelModulator`. Its `forward` maps a weight `[O, C / groups, kh, kw]` to one of the same
-    shape.
+    for an exact start; see `KernelModulator`. A class whose parameters depend on the number of channels has a class
+    method `for_weight(weight)`, which is called instead. Its `forward` maps a weight `[O, C / groups, kh, kw]` to one
+    of the same shape.
 
     Raises:
         UserError: the name is taken by another class, the class is no `nn.Module`, or its constructor cannot be called
@@ -30,7 +31,8 @@ def register_modulator(name: str) -> Callable[[_M], _M]:
         if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
             raise UserError(f"Expected {name!r} to decorate a subclass of torch.nn.Module, got {cls!r}")
         try:
-            inspect.signature(cls).bind((3, 3), 2, "tanh", "identity")
+            if not hasattr(cls, "for_weight"):
+                inspect.signature(cls).bind((3, 3), 2, "tanh", "identity")
         except TypeError as error:
             raise UserError(
                 f"Expected {full_name(cls)}.__init__ to take kernel_size, depth, activation and init, got "

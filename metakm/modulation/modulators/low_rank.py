@@ -14,15 +14,18 @@ import math
 import torch
 from torch import Tensor, nn
 
+from metakm.modulation.modulators.registry import register_modulator
+
 RANK = 4
 
 
+@register_modulator("low-rank")
 class LowRank(nn.Module):
     """The pair (A, B) of one layer.
 
     Args:
         rows, columns: of W read as a matrix.
-        rank: r; at most the smaller of both is of use.
+        rank: r, at most the smaller of both.
     """
 
     def __init__(self, rows: int, columns: int, rank: int = RANK) -> None:
