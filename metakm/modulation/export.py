@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from metakm.modulation.attachment import is_modulated
 from metakm.modulation.merging import merge
 
 
-def export_onnx(model: nn.Module, path: Path | str, images: Tensor) -> None:
+def export_onnx(model: nn.Module, path: Path | str, images: Tensor, metadata: Mapping[str, str] | None = None) -> None:
     """Write `model`, merged if it is modulated, in evaluation mode, to one ONNX file from `images` to `logits`.
 
     The number of images is dynamic; channels, height and width are those of `images`. Needs `metakm[onnx]` and PyTorch
@@ -22,6 +23,7 @@ def export_onnx(model: nn.Module, path: Path | str, images: Tensor) -> None:
 
     Args:
         images: an example `[n, C, H, W]` with n >= 2, on the model's device.
+        metadata: to store in the file.
 
     Raises:
         UserError: the exporter is not installed, or fewer than 2 images (PyTorch would fix n to 1).
@@ -47,5 +49,8 @@ def export_onnx(model: nn.Module, path: Path | str, images: Tensor) -> None:
     finally:
         plain.train(training)
     assert program is not None  # with dynamo=True it is returned
+    proto = program.model_proto
+    for key, value in (metadata or {}).items():
+        proto.metadata_props.add(key=key, value=value)
     with atomic_write(file_path) as file:
-        file.write(program.model_proto.SerializeToString())
+        file.write(proto.SerializeToString())

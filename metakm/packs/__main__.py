@@ -1,4 +1,4 @@
-"""`python -m metakm.packs`: how much storage task packs need (`plan`), and what a pack holds (`inspect`)."""
+"""`python -m metakm.packs`: what task packs would take (`plan`), what one holds (`inspect`), one as a network (`merge`)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from metakm.cli.flags import with_paths_expanded
 from metakm.modulation.attachment import within
 from metakm.modulation.pack_file import read_pack
 from metakm.modulation.storage import paper_plan, plan_storage, table
+from metakm.packs.merge_command import Merge
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,16 @@ class Inspect:
             "values": ", ".join(f"{part} {n:,}" for part, n in sorted(values.items())),
             "size": f"{self.file.stat().st_size:,} bytes",
         }
+        if pack.photos:
+            lines["photos"] = f"{pack.photos['method']} on {pack.photos['base']}, by metakm fit"
         return "\n".join(f"{name:<12}{value}" for name, value in lines.items())
 
 
-Command = Annotated[Plan, tyro.conf.subcommand("plan")] | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+Command = (
+    Annotated[Plan, tyro.conf.subcommand("plan")]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+    | Annotated[Merge, tyro.conf.subcommand("merge")]
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    command: Plan | Inspect = tyro.cli(Command, prog="python -m metakm.packs", args=arguments)
+    command: Plan | Inspect | Merge = tyro.cli(Command, prog="python -m metakm.packs", args=arguments)
     print(with_paths_expanded(command)())  # noqa: T201
     return 0
 

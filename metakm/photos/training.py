@@ -38,8 +38,8 @@ class Budget(NamedTuple):
 
 
 def budget(photos: int) -> Budget:
-    """Six passes over up to 40 photos, fewer over more: 4 from 2,000 on; at least 6 steps."""
-    passes = 6 - 2 * min(1.0, max(0.0, math.log(max(photos, 1) / 40) / math.log(50)))
+    """Five passes over up to 40 photos, fewer over more: 4 from 2,000 on; at least 6 steps."""
+    passes = 5 - min(1.0, max(0.0, math.log(max(photos, 1) / 40) / math.log(50)))
     batch = min(BATCH, max(4, photos))
     return Budget(max(6, round(passes * photos / batch)), batch)
 
