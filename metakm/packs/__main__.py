@@ -1,4 +1,4 @@
-"""`python -m metakm.packs`: what task packs would take (`plan`), what one holds (`inspect`), one as a network (`merge`)."""
+"""`python -m metakm.packs`: what task packs take (`plan`) and hold (`inspect`); one as a network (`merge`)."""
 
 from __future__ import annotations
 

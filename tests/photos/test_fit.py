@@ -16,6 +16,7 @@ import metakm
 from metakm import UserError
 from metakm.modulation import read_pack
 from metakm.modulation.pack_file import write_pack
+from metakm.packs.__main__ import main as packs_main
 from metakm.photos.classifier import NONE_OF_THESE
 from metakm.photos.fit_command import main as fit_main
 from metakm.photos.methods import METHODS
@@ -216,3 +217,12 @@ def test_a_pack_of_another_base_version_or_kind_is_refused(shop, base, tmp_path,
         assert predict_main([str(path), str(shop), "--base", base]) == 2
         assert capsys.readouterr().err.count("\n") == 1
         assert damaged != data
+
+
+def test_merge_writes_onnx_only_from_a_pack_of_fit(shop, base, tmp_path, capsys):
+    pack = tmp_path / "a.safetensors"
+    metakm.fit(shop, base=base, method="head", validation="none").save(pack)
+    assert packs_main(["merge", str(pack), "--onnx", str(tmp_path / "a.zip"), "--base", base]) == 2
+    assert "Expected --onnx to be a .onnx file" in capsys.readouterr().err
+    assert packs_main(["inspect", str(pack)]) == 0
+    assert f"head on {base}, by metakm fit" in capsys.readouterr().out
