@@ -34,7 +34,7 @@ class Source(abc.ABC):
         """List the files, sorted. Raises UserError if they cannot be listed."""
 
     @abc.abstractmethod
-    def opened(self) -> contextlib.AbstractContextManager[Read]:
+    def reader(self) -> contextlib.AbstractContextManager[Read]:
         """Open for reading: yields a function that maps a name to the file's bytes, and raises UserError."""
 
     @abc.abstractmethod
@@ -63,7 +63,7 @@ class ZipSource(Source):
             return sorted(info.filename for info in archive.infolist() if not info.is_dir())
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[Read]:
+    def reader(self) -> Iterator[Read]:
         """Keep the archive open; every read checks the member's CRC."""
         with self._archive() as archive:
 
@@ -98,7 +98,7 @@ class TarSource(Source):
         return sorted(name for name, _ in tar_files(self.path, LARGEST_FILE))
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[Read]:
+    def reader(self) -> Iterator[Read]:
         """Keep the unpacked files in memory; xz checks the archive as a whole."""
         files = dict(tar_files(self.path, LARGEST_FILE))
 
@@ -141,7 +141,7 @@ class FolderSource(Source):
         return [name for name, _ in self._walk()]
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[Read]:
+    def reader(self) -> Iterator[Read]:
         """Nothing is kept open."""
 
         def read(name: str) -> bytes:

@@ -92,7 +92,7 @@ def decode_classes(
             for member in members:
                 key = id(member.source)
                 if key not in readers:
-                    readers[key] = stack.enter_context(member.source.opened())
+                    readers[key] = stack.enter_context(member.source.reader())
                 arrays.append(decode(readers[key](member.name), member.where, mode, side, upright))
             yield np.stack(arrays)
 

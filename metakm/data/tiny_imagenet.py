@@ -84,7 +84,7 @@ def members_by_class(source: Source) -> dict[str, list[Member]]:
             found.setdefault(match[1], []).append(Member(source, name))
     if _ANNOTATIONS not in names:
         raise UserError(f"Expected {_ANNOTATIONS} in {source.path}, got none; fetch Tiny ImageNet again")
-    with source.opened() as read:
+    with source.reader() as read:
         lines = read(_ANNOTATIONS).decode("utf-8-sig", errors="replace").splitlines()
     present = set(names)
     for file, label in sorted(line.split("\t")[:2] for line in lines if "\t" in line):

@@ -67,7 +67,7 @@ class Pool:
         Raises:
             UserError: no cluster here.
         """
-        if self.queue is not None and (error := self.queue.look()):
+        if self.queue is not None and (error := self.queue.poll()):
             raise UserError(f"Expected a cluster for --executor slurm, got: {error}; start it where SLURM answers")
         return _executor(self.options, self.folder)
 
@@ -96,17 +96,17 @@ class Pool:
             with environment, _block_sigint():
                 job = self.executor.submit(run)
         except (FailedJobError, FailedSubmissionError) as error:
-            silent = self.queue is not None and self.queue.look() != ""
+            silent = self.queue is not None and self.queue.poll() != ""
             message = " ".join(str(error).split()) or "the cluster gave no reason"
             raise SubmissionError(message, silent=silent) from error
         if self.queue is not None:
-            self.queue.watch(job.job_id, config.run_id)
+            self.queue.track(job.job_id, config.run_id)
         return job
 
     def done(self, job: Job) -> bool:
         """Whether a job has ended; with `debug`, this call runs it."""
         if self.queue is not None:
-            return self.queue.ended(job)
+            return self.queue.has_ended(job)
         with self._threads_here():
             return job.done()
 

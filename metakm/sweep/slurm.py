@@ -71,11 +71,11 @@ class SlurmQueue:
         self._to_cancel: list[str] = []
         self._asked = time.monotonic()
 
-    def watch(self, job_id: str, name: str) -> None:
+    def track(self, job_id: str, name: str) -> None:
         """Track a job from now on, and call it `name` in messages."""
         self._names[job_id], self._states[job_id] = name, JobState("PENDING")
 
-    def ended(self, job: submitit.Job[Outcome]) -> bool:
+    def has_ended(self, job: submitit.Job[Outcome]) -> bool:
         """Whether a job has ended for good.
 
         A run that is done has. Any other result may be temporary: SLURM may have preempted and requeued the job. So the
@@ -84,7 +84,7 @@ class SlurmQueue:
         if _is_final(result_of(job)):
             return True
         if time.monotonic() - self._asked >= self.interval:
-            self.look()
+            self.poll()
         return job.job_id in self._settled
 
     def outcome(self, job: submitit.Job[Outcome]) -> Outcome:
@@ -100,11 +100,11 @@ class SlurmQueue:
     def cancel(self, job_ids: Iterable[str]) -> None:
         """Cancel jobs as soon as SLURM answers: SIGTERM, then SIGKILL after `KillWait`, 30 s by default."""
         self._to_cancel = list(job_ids)
-        self.look()
+        self.poll()
 
-    def look(self) -> str:
+    def poll(self) -> str:
         """Ask the controller for the state of all jobs. Returns its error message, or an empty text."""
-        answer = ask("squeue", f"--user={os.getuid()}", "--states=all", "--noheader", "--format=%A|%T|%r")
+        answer = run_slurm("squeue", f"--user={os.getuid()}", "--states=all", "--noheader", "--format=%A|%T|%r")
         self._asked = time.monotonic()
         if answer.returncode != 0:
             error = _one_line(answer.stderr) or "no answer"
@@ -114,7 +114,7 @@ class SlurmQueue:
             return error
         self._silent = False
         if self._to_cancel:
-            ask("scancel", *self._to_cancel)
+            run_slurm("scancel", *self._to_cancel)
             self._to_cancel = []
         rows = (line.split("|", 2) for line in answer.stdout.splitlines())
         listed = {row[0]: JobState(*row[1:]) for row in rows}
@@ -146,7 +146,7 @@ def outcome_of(state: str, details: dict[str, str], log: Path, result: Outcome |
     return _BY_NAME[state]
 
 
-def ask(*command: str) -> subprocess.CompletedProcess[str]:
+def run_slurm(*command: str) -> subprocess.CompletedProcess[str]:
     """Run a SLURM command quietly, shielded from the terminal's Ctrl-C."""
     try:
         return subprocess.run(
@@ -163,10 +163,10 @@ def _is_final(result: Outcome | None) -> bool:
 
 def _details(job_id: str) -> dict[str, str]:
     """Fields of `scontrol show job`; if the controller has forgotten the job, those of the accounting database."""
-    fields = dict(re.findall(r"(\w+)=(\S*)", ask("scontrol", "show", "job", "--oneliner", job_id).stdout))
+    fields = dict(re.findall(r"(\w+)=(\S*)", run_slurm("scontrol", "show", "job", "--oneliner", job_id).stdout))
     if "JobState" in fields:
         return fields
-    accounting = ask("sacct", "-nPX", f"--jobs={job_id}", "--format=State,ExitCode").stdout
+    accounting = run_slurm("sacct", "-nPX", f"--jobs={job_id}", "--format=State,ExitCode").stdout
     found = re.match(r"(\w+)[^|]*\|([\d:]*)", accounting)  # such as "CANCELLED by 1000|0:15"
     return {"JobState": found[1], "ExitCode": found[2]} if found else {}
 

@@ -26,13 +26,13 @@ def pair(tmp_path: Path) -> tuple[ZipSource, FolderSource]:
 def test_zip_and_folder_hold_the_same_names_and_bytes(pair: tuple[ZipSource, FolderSource]) -> None:
     for source in pair:
         assert source.names() == ["top/b.txt", "top/sub/a.txt"]
-        with source.opened() as read:
+        with source.reader() as read:
             assert [read(name) for name in source.names()] == [b"B", b"A"]
 
 
 def test_a_name_that_is_not_there_is_a_user_error(pair: tuple[ZipSource, FolderSource]) -> None:
     for source in pair:
-        with source.opened() as read, pytest.raises(UserError, match=r"top/c\.txt; fetch it again"):
+        with source.reader() as read, pytest.raises(UserError, match=r"top/c\.txt; fetch it again"):
             read("top/c.txt")
 
 
@@ -80,7 +80,7 @@ def test_a_member_that_unpacks_to_too_much_is_refused_without_unpacking_it(
     monkeypatch.setattr(sources, "LARGEST_FILE", 1000)
     tracemalloc.start()
     try:
-        with source.opened() as read:
+        with source.reader() as read:
             assert read("fits") == bytes(1000)
             with pytest.raises(UserError, match=r"at most 1000 bytes, got more from .*bomb\.zip: bomb"):
                 read("bomb")
@@ -100,7 +100,7 @@ def test_a_member_that_lies_about_its_size_is_refused_without_unpacking_it(
     assert zipfile.ZipFile(path).getinfo("bomb").file_size == 10
     tracemalloc.start()
     try:
-        with ZipSource(path).opened() as read, pytest.raises(UserError, match=r"got Bad CRC-32 .*liar\.zip: bomb"):
+        with ZipSource(path).reader() as read, pytest.raises(UserError, match=r"got Bad CRC-32 .*liar\.zip: bomb"):
             read("bomb")
         assert tracemalloc.get_traced_memory()[1] < 10**6
     finally:
@@ -114,7 +114,7 @@ def test_a_file_in_a_folder_is_bounded_too_and_a_pipe_is_no_file(
     (tmp_path / "top" / "large").write_bytes(bytes(1001))
     os.mkfifo(tmp_path / "top" / "pipe")
     monkeypatch.setattr(sources, "LARGEST_FILE", 1000)
-    with FolderSource(tmp_path / "top").opened() as read:
+    with FolderSource(tmp_path / "top").reader() as read:
         for name, said in (("large", "at most 1000 bytes"), ("pipe", "not a file")):
             with pytest.raises(UserError, match=said):
                 read(f"top/{name}")
@@ -128,7 +128,7 @@ def test_an_encrypted_member_and_an_unknown_method_are_user_errors(tmp_path: Pat
         changed = bytearray(whole)
         changed[position : position + 2] = changed[directory + position + 2 : directory + position + 4] = value
         path.write_bytes(changed)
-        with ZipSource(path).opened() as read, pytest.raises(UserError, match=r"a\.zip: a; fetch it again"):
+        with ZipSource(path).reader() as read, pytest.raises(UserError, match=r"a\.zip: a; fetch it again"):
             read("a")
 
 
@@ -146,6 +146,6 @@ def test_names_that_lead_out_of_an_archive_and_links_in_it_touch_no_file(tmp_pat
         file.writestr(link, b"../../secret")
     source = ZipSource(inside / "slip.zip")
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    with source.opened() as read:
+    with source.reader() as read:
         assert {read(name) for name in source.names()} == {b"mine", b"../../secret"}
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}

@@ -106,8 +106,8 @@ def test_the_archives_hold_the_same_images_in_the_tables_order(tmp_path: Path) -
 def test_an_archive_is_unpacked_once_for_all_its_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tables(tmp_path / "files")
     write_archives(tmp_path, tmp_path / "files")
-    unpacked, opened = [], TarSource.opened
-    monkeypatch.setattr(TarSource, "opened", lambda self: (unpacked.append(self.path.name), opened(self))[1])
+    unpacked, reader = [], TarSource.reader
+    monkeypatch.setattr(TarSource, "reader", lambda self: (unpacked.append(self.path.name), reader(self))[1])
     for split in (*SPLITS, *SPLITS):
         load_dataset("mini-imagenet", split, root=tmp_path)
     assert unpacked == list(ARCHIVES)

@@ -260,7 +260,7 @@ class Jobs:
         (self.folder / "script").write_text(f"#!/bin/bash\n{script}\n")
         command = ["sbatch", "--parsable", "--cpus-per-task=1", f"--output={log}", *flags, str(self.folder / "script")]
         self.jobs[name] = submitit.SlurmJob(self.folder, self.cluster.ask(*command).strip())
-        self.queue.watch(self[name], name)
+        self.queue.track(self[name], name)
 
     def __getitem__(self, name):
         return self.jobs[name].job_id
@@ -276,7 +276,7 @@ class Jobs:
         found = {}
 
         def all_ended():
-            new = {name for name, job in self.jobs.items() if name not in found and self.queue.ended(job)}
+            new = {name for name, job in self.jobs.items() if name not in found and self.queue.has_ended(job)}
             found.update({name: self.queue.outcome(self.jobs[name]) for name in new})
             return len(found) == len(self.jobs)
 
@@ -292,7 +292,7 @@ def jobs(cluster, tmp_path):
 def test_the_end_of_a_job_has_a_name(jobs, capsys):
     jobs.send("again", "sleep 60")
     jobs.until_running()
-    jobs.queue.look()
+    jobs.queue.poll()
     jobs.cluster.ask("scontrol", "requeue", jobs["again"])
     jobs.cluster.until(lambda: "BeginTime" in jobs.cluster.ask("squeue", "--noheader", "--format=%r"))
     jobs.send("exit", "exit 3")
@@ -304,7 +304,7 @@ def test_the_end_of_a_job_has_a_name(jobs, capsys):
     jobs.send("nothing", "true")
     jobs.send("held", "scontrol requeuehold $SLURM_JOB_ID; sleep 30")
     jobs.cluster.until(lambda: "held" in jobs.cluster.ask("squeue", "--noheader", "--format=%r").lower())
-    jobs.queue.look()
+    jobs.queue.poll()
     jobs.queue.cancel([jobs["again"], jobs["held"]])
     assert jobs.outcomes() == {
         "exit": Outcome("failed", "exit code 3"),
@@ -361,9 +361,9 @@ def test_a_controller_that_restarts_is_waited_for(jobs, capsys):
     with pytest.raises(SubmissionError, match="Unable to contact slurm controller") as caught:
         pool.submit(expand(options, rest)[0], 0)
     assert caught.value.silent
-    assert "Unable to contact" in jobs.queue.look()
+    assert "Unable to contact" in jobs.queue.poll()
     jobs.queue.cancel([jobs["waits"]])
-    assert not jobs.queue.ended(jobs.jobs["waits"])
+    assert not jobs.queue.has_ended(jobs.jobs["waits"])
     jobs.cluster.start_controller()
     assert jobs.outcomes() == {"waits": Outcome("interrupted", "cancelled")}
     said = capsys.readouterr().err
