@@ -38,8 +38,7 @@ class TableOptions:
     format: Format = "table"
     """table for a terminal, csv, markdown, latex (with booktabs) or json."""
     layout: Annotated[str | None, tyro.conf.arg(help_behavior_hint="(default: compact, or full with --all)")] = None
-    """compact: one page; full: every interval, claim and remark; or one from a plugin. In csv
-    or json it writes the layout's texts, where these formats otherwise hold numbers."""
+    """compact (one page), full, or one from a plugin. As csv or json: its texts instead of numbers."""
     out: Path | None = None
     """File to write instead of printing."""
     all: bool = False
