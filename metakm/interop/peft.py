@@ -16,7 +16,6 @@ from torch import nn
 
 from metakm.errors import UserError
 from metakm.modulation.attachment import within
-from metakm.modulation.coverage import check_plain
 from metakm.modulation.norms import is_norm
 
 try:
@@ -75,14 +74,13 @@ class KernelModulationModel(BaseTuner):
         current_key: str,
     ) -> None:
         if isinstance(target, ModulatedConv2d | ModulatedNorm):
-            target.update_layer(adapter_name, peft_config)
+            target.update_layer(adapter_name, peft_config, current_key)
             return
         layer: ModulatedConv2d | ModulatedNorm
         if isinstance(target, nn.Conv2d):
-            check_plain(target, current_key)
-            layer = ModulatedConv2d(target, adapter_name, peft_config)
+            layer = ModulatedConv2d(target, adapter_name, peft_config, current_key)
         else:
-            layer = ModulatedNorm(target, adapter_name, peft_config)
+            layer = ModulatedNorm(target, adapter_name, peft_config, current_key)
         self._replace_module(parent, target_name, layer, target)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:

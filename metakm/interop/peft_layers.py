@@ -12,7 +12,8 @@ from torch.func import functional_call
 
 from metakm.errors import UserError
 from metakm.interop.peft_config import KernelModulationConfig
-from metakm.modulation.modulators import modulator_class, start_scale
+from metakm.modulation.modulators import modulator_class
+from metakm.modulation.new_modulator import modulator_for
 
 
 class ModulationLayer(nn.Module, BaseTunerLayer):
@@ -61,24 +62,22 @@ class ModulatedConv2d(ModulationLayer):
     adapter_layer_names = ("km_modulators",)
     base_layer: nn.Conv2d
 
-    def __init__(self, base_layer: nn.Conv2d, adapter_name: str, config: KernelModulationConfig) -> None:
+    def __init__(self, base_layer: nn.Conv2d, adapter_name: str, config: KernelModulationConfig, name: str) -> None:
         super().__init__(base_layer, adapter_name)
         self.km_modulators = nn.ModuleDict()
-        self.update_layer(adapter_name, config)
+        self.update_layer(adapter_name, config, name)
 
-    def update_layer(self, adapter_name: str, config: KernelModulationConfig) -> None:
+    def update_layer(self, adapter_name: str, config: KernelModulationConfig, name: str) -> None:
         """Add an adapter.
 
         Raises:
             UserError: one is merged.
         """
         self.check_unmerged()
-        layer = self.base_layer
-        scale = start_scale(config.start, layer.weight)
-        scaled = {} if scale is None else {"scale": scale}
-        size = (layer.kernel_size[0], layer.kernel_size[1])
-        cls = modulator_class(config.modulator)
-        self.km_modulators[adapter_name] = cls(size, config.depth, config.activation, config.init, **scaled)
+        modulator = modulator_class(config.modulator)
+        self.km_modulators[adapter_name] = modulator_for(
+            self.base_layer, name, modulator, config.start, config.depth, config.activation, config.init
+        )
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -121,19 +120,20 @@ class ModulatedNorm(ModulationLayer):
 
     adapter_layer_names = ("km_norms",)
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: KernelModulationConfig) -> None:
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: KernelModulationConfig, name: str) -> None:
         super().__init__(base_layer, adapter_name)
         self.km_norms = nn.ModuleDict()
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
-        self.update_layer(adapter_name, config)
+        self.update_layer(adapter_name, config, name)
 
-    def update_layer(self, adapter_name: str, config: KernelModulationConfig) -> None:
-        """Add an adapter.
+    def update_layer(self, adapter_name: str, config: KernelModulationConfig, name: str) -> None:
+        """Add an adapter; `name` is the layer's, for messages.
 
         Raises:
             UserError: one is merged.
         """
         self.check_unmerged()
+        del name
         if not config.implicit:
             self.frozen_peft_weight_names[adapter_name] = self.adapter_layer_names
         self.km_norms[adapter_name] = copy.deepcopy(self.base_layer)

@@ -9,19 +9,18 @@ calls in the block: use it for a network that calls a layer repeatedly, or to ev
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, cast, get_args
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from metakm.errors import UserError, unknown_name
-from metakm.modulation.coverage import check_coverage, check_plain
-from metakm.modulation.modulators import Activation, Initialisation, Start, modulator_class, start_scale
+from metakm.modulation.coverage import check_coverage
+from metakm.modulation.modulators import Activation, Initialisation, Start, modulator_class
+from metakm.modulation.new_modulator import modulator_for
 from metakm.modulation.norms import is_norm
 
 Statistics = Literal["task", "base"]
@@ -108,7 +107,7 @@ def modulate(
     }
     chosen = _select(convolutions, layers)
     modulators = {
-        name: _modulator_for(convolutions[name], name, modulator, start, depth, activation, init) for name in chosen
+        name: modulator_for(convolutions[name], name, modulator, start, depth, activation, init) for name in chosen
     }
     if layers is None:  # a caller who chooses layers knows what is left out
         head = [] if classifier is None else list(model.get_submodule(classifier).modules())
@@ -189,7 +188,7 @@ def within(name: str, ancestor: str | None) -> bool:
 
 
 def _select(convolutions: dict[str, nn.Conv2d], layers: Layers | None) -> tuple[str, ...]:
-    if not convolutions and layers != ():  # all of them may be the classifier's
+    if not convolutions and layers not in ((), []):  # all of them may be the classifier's
         raise UserError("Expected a model with Conv2d layers to modulate, got one without; pass a ConvNet")
     if layers is None:
         return tuple(convolutions)
@@ -214,29 +213,3 @@ def _select(convolutions: dict[str, nn.Conv2d], layers: Layers | None) -> tuple[
 def _format_names(names: dict[str, nn.Conv2d], most: int = 6) -> str:
     shown = ", ".join(list(names)[:most])
     return f"{shown}, ... ({len(names)} in all)" if len(names) > most else shown
-
-
-def _modulator_for(
-    layer: nn.Conv2d,
-    name: str,
-    modulator: type[nn.Module],
-    start: Start,
-    depth: int,
-    activation: Activation,
-    init: Initialisation,
-) -> nn.Module:
-    check_plain(layer, name)
-    if is_lazy(layer.weight):
-        raise UserError(f"Expected an initialised weight in {name!r}, got a lazy one; run the model once first")
-    if hasattr(modulator, "for_weight"):
-        own: nn.Module = modulator.for_weight(layer.weight)
-        return own.to(layer.weight.device, layer.weight.dtype)
-    scale = start_scale(start, layer.weight)
-    if scale is not None and "scale" not in inspect.signature(modulator).parameters:
-        raise UserError(
-            f"Expected {modulator.__qualname__} to take a scale for an exact start, got none; add it, or pass "
-            'start="paper"'
-        )
-    scaled = {} if scale is None else {"scale": scale}
-    network = modulator((layer.kernel_size[0], layer.kernel_size[1]), depth, activation, init, **scaled)
-    return network.to(layer.weight.device, layer.weight.dtype)

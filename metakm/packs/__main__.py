@@ -1,4 +1,4 @@
-"""`python -m metakm.packs`: what task packs take (`plan`) and hold (`inspect`); one as a network (`merge`)."""
+"""`python -m metakm.packs`: what packs take (`plan`), what they hold (`inspect`); `merge`, `push` and `pull`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from metakm.cli.flags import with_paths_expanded
 from metakm.modulation.attachment import within
 from metakm.modulation.pack_file import read_pack
 from metakm.modulation.storage import paper_plan, plan_storage, table
+from metakm.packs.hub_commands import Pull, Push
 from metakm.packs.merge_command import Merge
 
 
@@ -77,6 +78,8 @@ Command = (
     Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Merge, tyro.conf.subcommand("merge")]
+    | Annotated[Push, tyro.conf.subcommand("push")]
+    | Annotated[Pull, tyro.conf.subcommand("pull")]
 )
 
 
@@ -86,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    command: Plan | Inspect | Merge = tyro.cli(Command, prog="python -m metakm.packs", args=arguments)
+    command: Plan | Inspect | Merge | Push | Pull = tyro.cli(Command, prog="python -m metakm.packs", args=arguments)
     print(with_paths_expanded(command)())  # noqa: T201
     return 0
 

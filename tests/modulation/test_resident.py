@@ -12,6 +12,7 @@ from torch import nn
 
 import metakm
 from metakm.modulation import ChannelModulator, ResidentPacks, make_pack, modulate, replace_norm, save_pack, swap
+from metakm.modulation.attachment import attachment
 
 CLASSIFIERS = {Mixed: "fc", resnet18: "fc", cifar_resnet: "head", mobilenet: "classifier"}
 
@@ -23,7 +24,14 @@ def seeded():
 
 def packs(model, n=3, **names):
     """`n` tasks of a modulated model."""
-    return [make_pack(perturb(model), task=f"task{i}", **names) for i in range(n)]
+    shared = [buffer.clone() for buffer in model.buffers()] if attachment(model).statistics == "base" else []
+    tasks = []
+    for i in range(n):
+        perturb(model)
+        for buffer, kept in zip(model.buffers() if shared else [], shared, strict=True):
+            buffer.copy_(kept)
+        tasks.append(make_pack(model, task=f"task{i}", **names))
+    return tasks
 
 
 def loop(model, tasks, x, rows):
@@ -80,9 +88,12 @@ def test_dilated_and_strided_convolutions_at_several_sizes(size):
         {"init": "diagonal"},
         {"modulator": ChannelModulator},
         {"implicit": False},
+        {"statistics": "base"},
+        {"implicit": False, "statistics": "base"},
         {"classifier": None},
         {"layers": ["stem", "pointwise"]},
         {"layers": []},
+        {"layers": (), "classifier": "", "statistics": "base"},
     ],
 )
 def test_every_kind_of_modulation(options):
