@@ -49,6 +49,7 @@ def trained(model, steps=3):
         (Mixed, "fc", {"start": "paper"}),
         (Mixed, "fc", {"implicit": False, "depth": 3, "activation": "sin"}),
         (Mixed, "fc", {"init": "diagonal", "modulator": "channel"}),
+        (Mixed, "fc", {"modulator": "low-rank"}),
         (resnet18, "fc", {}),
         (mobilenet, "classifier", {}),
     ],

@@ -87,6 +87,7 @@ def test_dilated_and_strided_convolutions_at_several_sizes(size):
         {"depth": 3},
         {"init": "diagonal"},
         {"modulator": ChannelModulator},
+        {"modulator": "low-rank"},
         {"implicit": False},
         {"statistics": "base"},
         {"implicit": False, "statistics": "base"},
