@@ -15,6 +15,7 @@ from metakm.cli.flags import read_options, require
 from metakm.cli.progress import Progress, duration, log_line
 from metakm.cli.signals import StopRequest
 from metakm.io.files import write_text
+from metakm.learning.malloc import keep_freed_memory
 from metakm.photos.api import fit_listing
 from metakm.photos.classifier import PhotoClassifier
 from metakm.photos.fitting import FitReport, Fitting
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fit(options: FitOptions) -> int:
+    keep_freed_memory()
     listing = list_folder(options.photos)
     checkpoint = options.out.with_name(f".{options.out.name}.checkpoint")
     with StopRequest() as stop, _Steps(stop) as steps:

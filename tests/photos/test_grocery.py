@@ -103,6 +103,34 @@ def test_onnxruntime_gives_the_probabilities_of_predict(exported, answers):
     assert np.abs(probabilities(session, answers) - expected).max() < 1e-4
 
 
+def test_int8_by_onnxruntime_keeps_the_accuracy(exported, answers, photos, tmp_path):
+    import onnxruntime
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            self.files = iter(sorted((photos / "shop").rglob("*.jpg"))[::2])
+
+        def get_next(self):
+            file = next(self.files, None)
+            return file and {"images": read_photo(file, SIZE)[None].astype(np.float32) / 255}
+
+    prepared, small = tmp_path / "prepared.onnx", tmp_path / "int8.onnx"
+    quant_pre_process(str(exported), str(prepared), skip_symbolic_shape=True)
+    quantize_static(str(prepared), str(small), Reader(), quant_format=QuantFormat.QDQ, per_channel=True)
+    names, right = sorted(CLASSES), {}
+    for path in (exported, small):
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        found = probabilities(session, answers).argmax(axis=1)
+        right[path.name] = np.mean(
+            [names[i] == Path(a["file"]).parent.name for i, a in zip(found, answers, strict=True)]
+        )
+    print(f"right of {len(answers)}: {right}")
+    assert small.stat().st_size < 0.35 * exported.stat().st_size
+    assert right[small.name] >= right[exported.name] - 0.15
+
+
 def test_a_pack_of_another_base_is_refused(pack, photos, tmp_path):
     import timm
     from safetensors.torch import save_file
