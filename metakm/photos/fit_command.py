@@ -122,6 +122,8 @@ def _summary(options: FitOptions, classifier: PhotoClassifier, report: FitReport
             f"{100 * held_out.accuracy:.1f} % of {len(held_out.numbers)} photos that were held out are right; below a "
             f"probability of {classifier.threshold:.2f} a photo is none of the classes"
         )
+        if held_out.mark == 0 and method != "head":
+            lines.append("The classifier alone did best on them, so the network was left as it was.")
     size, written = options.out.stat().st_size, f" and {page}" if options.report else ""
     lines.append(f"{options.out}: {method}, {size / 1000:,.0f} kB, in {duration(report.seconds)}{written}")
     return lines
