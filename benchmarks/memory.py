@@ -32,8 +32,14 @@ def main(algo: str = "km", iterations: int = 2000, tasks: int = 2, dataset: str 
     config = preset_config(algo=algo, dataset=dataset, meta_batch=tasks, queries=1, iterations=iterations)
     sampler = metakm.EpisodeSampler(metakm.load_dataset(dataset), ways=config.ways, shots=1, queries=1)
     torch.manual_seed(0)
-    strategy = metakm.make_strategy(algo, metakm.Conv4(1, 64, "stride"), config.ways)
-    loop = OuterLoop(strategy, sampler, config, torch.device("cpu"))
+    learner = metakm.Learner(
+        algo,
+        backbone=metakm.Conv4(1, 64, "stride"),
+        ways=config.ways,
+        inner_lr=config.inner_lr,
+        inner_steps=config.inner_steps,
+    )
+    loop = OuterLoop(learner, sampler, config, torch.device("cpu"))
     made_by = describe()
     print(made_by, flush=True)
     resident = []

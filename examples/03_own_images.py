@@ -34,13 +34,7 @@ def main() -> None:
     run = metakm.load_run("results/folder-5w1s/km/seed0")
     files = sorted(Path("photos/test").glob("*/0.png"))[:5]
     names = [path.parent.name for path in files]
-    classifier = metakm.adapt(
-        run.strategy,
-        metakm.read_images(files, run.image_shape),
-        names,
-        inner_lr=run.inner_lr,
-        inner_steps=run.inner_steps,
-    )
+    classifier = run.adapt(metakm.read_images(files, run.image_shape), names)
     new = [path.with_name("3.png") for path in files]
     for name, predicted in zip(names, classifier.predict(metakm.read_images(new, run.image_shape)), strict=True):
         print(f"{name}: recognised as {predicted}")

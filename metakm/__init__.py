@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     )
     from metakm.errors import UserError
     from metakm.learning.classifier import AdaptedClassifier, adapt
+    from metakm.learning.evaluation import Evaluation
     from metakm.learning.inner_loop import MetaLoss, evaluate_episodes, meta_loss
+    from metakm.learning.learner import Learner
     from metakm.learning.malloc import keep_freed_memory
     from metakm.models import CifarResNet, Conv4
     from metakm.models.registry import register_backbone
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from metakm.photos.api import fit
     from metakm.photos.classifier import PhotoClassifier, load_classifier
     from metakm.registry import load_plugin
+    from metakm.run.evaluate import evaluate
     from metakm.run.loading import TrainedRun, load_run
     from metakm.strategies import Strategy, available_strategies, make_strategy, register_strategy
     from metakm.table.layouts import register_table_layout
@@ -39,7 +42,9 @@ _modules = {
     ),
     "metakm.errors": ("UserError",),
     "metakm.learning.classifier": ("AdaptedClassifier", "adapt"),
+    "metakm.learning.evaluation": ("Evaluation",),
     "metakm.learning.inner_loop": ("MetaLoss", "evaluate_episodes", "meta_loss"),
+    "metakm.learning.learner": ("Learner",),
     "metakm.learning.malloc": ("keep_freed_memory",),
     "metakm.models": ("CifarResNet", "Conv4"),
     "metakm.models.registry": ("register_backbone",),
@@ -47,6 +52,7 @@ _modules = {
     "metakm.photos.api": ("fit",),
     "metakm.photos.classifier": ("PhotoClassifier", "load_classifier"),
     "metakm.registry": ("load_plugin",),
+    "metakm.run.evaluate": ("evaluate",),
     "metakm.run.loading": ("TrainedRun", "load_run"),
     "metakm.strategies": (
         "Strategy", "available_strategies", "make_strategy", "register_strategy",
@@ -61,7 +67,9 @@ __all__ = [
     "Conv4",
     "EpisodeSampler",
     "Episodes",
+    "Evaluation",
     "FewShotDataset",
+    "Learner",
     "MetaLoss",
     "PhotoClassifier",
     "Strategy",
@@ -70,6 +78,7 @@ __all__ = [
     "adapt",
     "available_datasets",
     "available_strategies",
+    "evaluate",
     "evaluate_episodes",
     "fit",
     "keep_freed_memory",

@@ -17,7 +17,7 @@ import tyro
 from metakm.cli.flags import flag, require
 from metakm.errors import UserError, unknown_name
 from metakm.models.modes import BatchNormMode
-from metakm.options import SHARED, Options, SharedOptions, flat_name, from_flat, option_types, to_flat
+from metakm.options import SHARED, Options, SharedOptions, flat_name, from_flat, option_types, shared_part, to_flat
 
 PresetName = Literal["quick", "paper", "table3", "tuned"]
 Schedule = Literal["constant", "cosine"]
@@ -37,8 +37,6 @@ NAMED_IN_ROW = frozenset({"algo", "dataset", "ways", "shots", "preset", "seed"})
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Meta-train one strategy, evaluate it on meta-test tasks, and write its row.
-
-    With --evaluate FOLDER, test a finished run again: see --evaluate --help.
 
     Defaults follow --algo, --dataset, --ways, --shots and --preset:
     --help beside these flags shows the defaults for them.
@@ -179,9 +177,8 @@ class RunConfig:
 
     @property
     def shared(self) -> SharedOptions:
-        """The options that strategies share; those that this one does not have are as in a run without them."""
-        own = option_types(type(self.options))
-        return SharedOptions(**{name: getattr(self.options, name) for name in SHARED if name in own})
+        """The options that strategies share; those that this one lacks have their default."""
+        return shared_part(self.options)
 
     def flat(self) -> dict[str, Any]:
         """All fields, with each option of the strategy in the place of `options`: see `metakm.options.flat_name`."""

@@ -118,6 +118,12 @@ NEEDS = {
 SHARED = tuple(field.name for field in dataclasses.fields(SharedOptions))
 
 
+def shared_part(options: Options) -> SharedOptions:
+    """The shared ones among the options of a strategy; those that it lacks have their default."""
+    own = option_types(type(options))
+    return SharedOptions(**{name: getattr(options, name) for name in SHARED if name in own})
+
+
 def option_types(options: type[Options]) -> dict[str, Any]:
     """The type of each option, in order."""
     hints = get_type_hints(options)

@@ -5,7 +5,9 @@ from small import random_episodes, small_strategy
 
 from metakm.data import Episodes
 from metakm.distributed.processes import ALONE
+from metakm.learning.learner import Learner
 from metakm.learning.outer_loop import OuterLoop
+from metakm.options import SHARED
 from metakm.presets import preset_config
 
 CPU = torch.device("cpu")
@@ -38,4 +40,16 @@ def config(**changes):
 
 
 def loop(algo="km", sampler=None, bn_mode="transductive", processes=ALONE, **changes):
-    return OuterLoop(small_strategy(algo, bn_mode=bn_mode), sampler or Sampler(), config(**changes), CPU, processes)
+    found = config(**changes)
+    learner = learner_of(small_strategy(algo, bn_mode=bn_mode), found)
+    return OuterLoop(learner, sampler or Sampler(), found, CPU, processes)
+
+
+def learner_of(strategy, config):
+    return Learner(
+        strategy,
+        inner_lr=config.inner_lr,
+        inner_steps=config.inner_steps,
+        test_inner_steps=config.test_inner_steps,
+        **{name: value for name, value in config.flat().items() if name in SHARED},
+    )

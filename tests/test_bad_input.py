@@ -20,6 +20,7 @@ from PIL import Image
 
 from metakm.data import omniglot
 from metakm.run.__main__ import main
+from metakm.run.evaluate import main as evaluate_main
 
 pytestmark = pytest.mark.float32
 
@@ -40,16 +41,17 @@ def offline(monkeypatch):
     monkeypatch.setattr("socket.create_connection", no_route)
 
 
-def refused(capsys, out, *flags, small=True):
+def refused(capsys, out, *flags, small=True, evaluate=False):
     """Run with `flags`; return the message after checking that it is one, and that nothing was written.
 
-    With --evaluate among them they are all there is.
+    Args:
+        evaluate: `flags` are the whole command line of `metakm evaluate` instead.
     """
     parent = out if os.path.exists(out) else out.parent  # noqa: PTH110 (which does not raise)
     before = files(parent)
-    settings = () if "--evaluate" in flags else (*(SMALL.split() if small else ()), "--out", str(out))
+    settings = (*(SMALL.split() if small else ()), "--out", str(out))
     try:
-        code = main([*settings, *flags])
+        code = evaluate_main([*flags]) if evaluate else main([*settings, *flags])
     except SystemExit as error:  # the parser's own exit
         code = error.code
     output = capsys.readouterr()
@@ -327,8 +329,9 @@ def test_a_checkpoint_that_is_none_is_refused_and_nothing_of_it_is_run(tmp_path,
     assert "--overwrite" in said
 
 
-BESIDE_EVALUATE = """
---ways 5 | --ways=5 | --seed 1 | --algo anil | --dataset glyphs | --iterations 3 | --inner-lr 1 | --inner_lr 1
+OF_EVALUATE = """
+--ways 5 | --ways=5 | --seed 1 | --algo anil | --iterations 3 | --inner-lr 1 | --inner_lr 1
+--dataset glyps | --shots 0 | --test-queries -1
 --val-tasks 2 | --bn-mode running | --precision bf16 | --preset paper | --preset slow | --queries x
 --resume | --overwrite | --dry-run | --out elsewhere | --log-dir elsewhere
 --no-such-flag 1 | --evl-tasks 4 | extra | -x
@@ -339,21 +342,18 @@ BESIDE_EVALUATE = """
 """
 
 
-@pytest.mark.parametrize("flags", corpus(BESIDE_EVALUATE), ids=" ".join)
-def test_flags_beside_evaluate_that_are_wrong_name_the_flag_or_the_value(
-    tmp_path, capsys, monkeypatch, finished, flags
-):
+@pytest.mark.parametrize("flags", corpus(OF_EVALUATE), ids=" ".join)
+def test_flags_of_evaluate_that_are_wrong_name_the_flag_or_the_value(tmp_path, capsys, monkeypatch, finished, flags):
     out = tmp_path / "out"
     shutil.copytree(finished / "glyphs-3w1s" / "km" / "seed0", out)
     monkeypatch.chdir(out)
-    for order in (["--evaluate", str(out), *flags], [*flags, "--evaluate", str(out)]):
-        said = refused(capsys, out, *order).replace("_", "-")
-        assert any(part.lstrip("-").partition("=")[0].replace("_", "-") in said for part in flags)
+    said = refused(capsys, out, str(out), *flags, evaluate=True).replace("_", "-")
+    assert any(part.lstrip("-").partition("=")[0].replace("_", "-") in said for part in flags)
 
 
-def test_split_without_evaluate_asks_for_it(tmp_path, capsys, monkeypatch):
+def test_the_flag_that_became_a_command_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "--evaluate" in refused(capsys, tmp_path, "--split", "val")
+    assert "python -m metakm evaluate RUN" in refused(capsys, tmp_path, "--evaluate=results", small=False)
 
 
 @pytest.mark.parametrize(
@@ -363,11 +363,11 @@ def test_a_folder_to_evaluate_that_holds_no_run_is_named(tmp_path, capsys, finis
     (tmp_path / "a file").write_text("")
     (tmp_path / "empty").mkdir()
     shutil.copytree(finished, tmp_path / "up")  # the folder of folders
-    assert str(tmp_path / name / "config.json") in refused(capsys, tmp_path, "--evaluate", str(tmp_path / name))
+    assert str(tmp_path / name / "config.json") in refused(capsys, tmp_path, str(tmp_path / name), evaluate=True)
 
 
 def test_evaluate_without_a_folder_is_refused(tmp_path, capsys):
-    assert "--evaluate" in refused(capsys, tmp_path, "--evaluate")
+    assert "RUN" in refused(capsys, tmp_path, evaluate=True)
 
 
 def rewritten(data, change):
@@ -421,7 +421,7 @@ def test_weights_that_are_none_are_refused_and_nothing_of_them_is_run(tmp_path, 
     shutil.copytree(finished / "glyphs-3w1s" / "km" / "seed0", out)
     path = out / "weights.safetensors"
     path.write_bytes(WEIGHTS[case](path.read_bytes()))
-    assert str(path) in refused(capsys, out, "--evaluate", str(out))
+    assert str(path) in refused(capsys, out, str(out), evaluate=True)
     assert not (tmp_path / "malicious").exists()
 
 

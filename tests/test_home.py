@@ -23,7 +23,8 @@ from metakm.report.__main__ import ReportOptions
 from metakm.report.__main__ import main as report_main
 from metakm.run.__main__ import main as run_main
 from metakm.run.command_line import parse
-from metakm.run.evaluate import parse_evaluation
+from metakm.run.evaluate import EvaluateOptions
+from metakm.run.evaluate import main as evaluate_main
 from metakm.sweep.__main__ import main as sweep_main
 from metakm.sweep.options import parse_sweep
 from metakm.sweep.plan import expand
@@ -50,7 +51,7 @@ def home(tmp_path, cache, monkeypatch):
 
 READERS = {
     "run": parse,
-    "run --evaluate": lambda flags: parse_evaluation(["--evaluate=~/run", *flags]),
+    "evaluate": lambda flags: read_options(EvaluateOptions, "evaluate", ["~/run", *flags]),
     "sweep": lambda flags: expand(*parse_sweep(["glyphs", *flags]))[0],
     "table": lambda flags: read_options(TableOptions, "table", flags),
     "report": lambda flags: read_options(ReportOptions, "report", flags),
@@ -65,7 +66,7 @@ READERS = {
 def test_every_flag_that_takes_a_path_expands_it(name, home):
     read = READERS[name]
     fields = {f.name: get_type_hints(type(read([])))[f.name] for f in dataclasses.fields(read([]))}
-    paths = {n: hint for n, hint in fields.items() if Path in (hint, *get_args(hint)) and n != "results"}
+    paths = {n: hint for n, hint in fields.items() if Path in (hint, *get_args(hint)) and n not in ("results", "run")}
     assert paths
     for field, hint in paths.items():
         if (name, field) == ("sweep", "plugin"):  # a sweep loads it at once; the flag is the run's
@@ -88,7 +89,7 @@ def test_the_home_of_an_unknown_user_is_refused_by_the_flag(capsys):
 def test_commands_write_below_the_home(home, capsys):
     assert run_main([*SMALL.split(), "--out=~/runs"]) == 0
     assert (home / "runs/glyphs-3w1s/km/seed0/weights.safetensors").is_file()
-    assert run_main(["--evaluate=~/runs/glyphs-3w1s/km/seed0"]) == 0
+    assert evaluate_main(["~/runs/glyphs-3w1s/km/seed0"]) == 0
     assert sweep_main(["glyphs", "--shots=1", "--seeds=1", "--algo", "km", *SMALL.split(), "--out=~/runs"]) == 0
     assert "1 done" in capsys.readouterr().out
     assert table_main(["~/runs", "--out=~/table.txt", "--plot=~/plot.png"]) == 0

@@ -19,7 +19,7 @@ from metakm.photos.fit_command import FitOptions
 from metakm.photos.predict_command import PredictOptions
 from metakm.run.__main__ import main
 from metakm.run.command_line import parse
-from metakm.run.evaluate import asks_for_evaluation, parse_evaluation
+from metakm.run.evaluate import EvaluateOptions
 from metakm.search.options import parse_search
 from metakm.search.space import read_space
 from metakm.sweep.options import parse_sweep
@@ -172,7 +172,9 @@ def check_metakm(page, name, arguments):
         small = f"--ways 3 --out out {SMALL}".split() if name == "run" else []
         assert command_module(name).main([*arguments, *small]) == 0
     elif name == "run":
-        (parse_evaluation if asks_for_evaluation(arguments) else parse)(arguments)
+        parse(arguments)
+    elif name == "evaluate":
+        read_options(EvaluateOptions, "evaluate", arguments)
     elif name in ("fit", "predict"):
         assert read_options({"fit": FitOptions, "predict": PredictOptions}[name], name, arguments)
     elif name == "sweep":

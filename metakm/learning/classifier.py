@@ -18,12 +18,14 @@ from metakm.strategies.base import InnerLR, Strategy
 
 Images = Tensor | npt.NDArray[Any]
 """`[n, C, H, W]`, uint8, or floats in [0, 1] as in metakm's episodes."""
+Labels = Sequence[Any] | Tensor | npt.NDArray[Any]
+"""`[n]`, one string or number an image."""
 
 
 def adapt(
     strategy: Strategy,
     support_images: Images,
-    support_labels: Sequence[Any] | Tensor | npt.NDArray[Any],
+    support_labels: Labels,
     *,
     inner_lr: InnerLR,
     inner_steps: int,
@@ -58,7 +60,7 @@ class AdaptedClassifier:
         self,
         strategy: Strategy,
         support_images: Images,
-        support_labels: Sequence[Any] | Tensor | npt.NDArray[Any],
+        support_labels: Labels,
         inner_lr: InnerLR,
         inner_steps: int,
     ) -> None:
@@ -70,7 +72,7 @@ class AdaptedClassifier:
         self,
         strategy: Strategy,
         support_images: Images,
-        support_labels: Sequence[Any] | Tensor | npt.NDArray[Any],
+        support_labels: Labels,
     ) -> None:
         self._strategy = copy.deepcopy(strategy).eval()
         self._support = self._batch(support_images)
@@ -144,7 +146,7 @@ class AdaptedClassifier:
         return encoded
 
 
-def _plain(labels: Sequence[Any] | Tensor | npt.NDArray[Any]) -> list[Any]:
+def _plain(labels: Labels) -> list[Any]:
     """The labels as Python's own numbers or strings, checked."""
     listed = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
     plain = [plain_label(label) for label in listed]

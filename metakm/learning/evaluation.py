@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +12,32 @@ import torch
 from metakm.data import EpisodeSource
 from metakm.learning.inner_loop import InnerLR, evaluate_episodes
 from metakm.learning.memory import halved, is_out_of_memory
+from metakm.learning.statistics import interval_over_tasks
 from metakm.strategies import Strategy
 
 # Meta-validation and meta-test episodes are the same for every run, strategy and seed, so that accuracies can be
 # compared in pairs.
 EVALUATION_SEED = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a learner came to on a number of tasks.
+
+    accuracies: fraction of queries that are right, float64 `[tasks]`.
+    """
+
+    accuracies: npt.NDArray[np.float64]
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over the tasks."""
+        return float(self.accuracies.mean())
+
+    @property
+    def interval(self) -> float | None:
+        """Half-width of the 95 % interval of that mean over tasks; None for a single task."""
+        return interval_over_tasks(self.accuracies) if len(self.accuracies) > 1 else None
 
 
 def accuracies(

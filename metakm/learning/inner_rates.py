@@ -5,29 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metakm.config import RunConfig
+from metakm.options import SharedOptions
 from metakm.strategies import Strategy
 
 
-class InnerRates(nn.Module):
+def learned_rates(strategy: Strategy, options: SharedOptions, inner_lr: float, inner_steps: int) -> nn.ParameterList:
     """One rate for each adapted tensor, `[]`, or with `inner_lr_per_step` one for each inner step too, `[inner_steps]`.
 
-    The latter are MAML++'s (Antoniou, Edwards & Storkey 2019, Sec. 4, "LSLR"). All start at `config.inner_lr`; that of
-    the head's weight in the first step starts at `config.shared.first_head_lr` where this is not 0.
+    The latter are MAML++'s (Antoniou, Edwards & Storkey 2019, Sec. 4, "LSLR"). All start at `inner_lr`; that of the
+    head's weight in the first step starts at `options.first_head_lr` where this is not 0. Empty without
+    `options.learn_inner_lr`.
     """
+    if not options.learn_inner_lr:
+        return nn.ParameterList()
+    shape = (inner_steps,) if options.inner_lr_per_step else ()
+    head = None if strategy.head_prefix is None else f"{strategy.head_prefix}weight"
 
-    def __init__(self, strategy: Strategy, config: RunConfig) -> None:
-        super().__init__()
-        shape = (config.inner_steps,) if config.shared.inner_lr_per_step else ()
-        head = None if strategy.head_prefix is None else f"{strategy.head_prefix}weight"
-        self.rates = nn.ParameterList(
-            nn.Parameter(_start(p, shape, config, is_head=name == head))
-            for name, p in strategy.adapted.named_parameters()
-        )
+    def start(parameter: Tensor, is_head: bool) -> Tensor:
+        rates = torch.full(shape, inner_lr, dtype=parameter.dtype, device=parameter.device)
+        if is_head and options.first_head_lr:
+            rates[0] = options.first_head_lr
+        return rates
 
-
-def _start(parameter: Tensor, shape: tuple[int, ...], config: RunConfig, is_head: bool) -> Tensor:
-    rates = torch.full(shape, config.inner_lr, dtype=parameter.dtype)
-    if is_head and config.shared.first_head_lr:
-        rates[0] = config.shared.first_head_lr
-    return rates
+    return nn.ParameterList(
+        nn.Parameter(start(parameter, name == head)) for name, parameter in strategy.adapted.named_parameters()
+    )

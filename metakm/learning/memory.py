@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from metakm.config import RunConfig
+from metakm.distributed.torchrun import processes_here
 from metakm.errors import UserError
 from metakm.strategies import Strategy
 
 _log = logging.getLogger(__name__)
 RUNS_HERE = "METAKM_RUNS_HERE"  # set by a sweep for its runs: how many of them share a device
+TESTED_AT_ONCE = 64  # tasks, on a GPU that has the memory
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 # Peak memory of a second-order meta-gradient in units of the backbone's activations: for one support image and inner
 # step, and for one query image. An estimate, not a bound: fixed costs come on top, which weigh most with few images and
@@ -33,6 +35,32 @@ def task_bytes(strategy: Strategy, image_shape: tuple[int, int, int], config: Ru
     support = config.ways * config.shots * config.inner_steps * SUPPORT_FACTOR
     query = config.ways * config.queries * QUERY_FACTOR
     return _activation_bytes(strategy, image_shape, config.ways, device) * (support + query)
+
+
+class TaskChunks:
+    """How many tasks of a run to hold in memory at once.
+
+    Attributes:
+        task_bytes: see the function of that name.
+        training: tasks whose graphs are held at once; `OuterLoop` lowers it when memory runs out.
+    """
+
+    def __init__(
+        self, strategy: Strategy, image_shape: tuple[int, int, int], config: RunConfig, device: torch.device
+    ) -> None:
+        self.task_bytes = task_bytes(strategy, image_shape, config, device)
+        self._config, self._device, self._sharing = config, device, sharing(device, processes_here())
+        self.training = config.task_chunk or self._automatic(config.meta_batch)
+
+    @property
+    def testing(self) -> int:
+        """Tasks to test at once: more on a GPU, as testing keeps no graph across steps and few leave it idle."""
+        if self._device.type == "cpu" or self._config.task_chunk:
+            return self.training
+        return max(self.training, self._automatic(TESTED_AT_ONCE))
+
+    def _automatic(self, tasks: int) -> int:
+        return automatic_chunk(self.task_bytes * self._sharing, tasks, self._device)
 
 
 def automatic_chunk(bytes_per_task: float, meta_batch: int, device: torch.device) -> int:

@@ -6,27 +6,22 @@ import contextlib
 import math
 import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metakm.config import RunConfig
 from metakm.data import Episodes, EpisodeSampler, EpisodeSource
 from metakm.distributed.processes import ALONE, Processes
-from metakm.distributed.torchrun import processes_here
 from metakm.learning.cuda_graphs import CudaGraphs, MetaGradient
 from metakm.learning.ema import ParameterAverage
-from metakm.learning.evaluation import accuracies
-from metakm.learning.inner_loop import InnerLR, meta_loss
-from metakm.learning.inner_rates import InnerRates
-from metakm.learning.memory import TooLittleMemoryError, automatic_chunk, halved, is_out_of_memory, sharing, task_bytes
-from metakm.strategies import Strategy
-
-TESTED_AT_ONCE = 64  # tasks, on a GPU that has the memory
+from metakm.learning.evaluator import Evaluator
+from metakm.learning.learner import Learner
+from metakm.learning.memory import TaskChunks, TooLittleMemoryError, halved, is_out_of_memory
 
 
 class DivergedError(RuntimeError):
@@ -50,43 +45,22 @@ class OuterLoop:
 
     def __init__(
         self,
-        strategy: Strategy,
+        learner: Learner,
         sampler: EpisodeSampler,
         config: RunConfig,
         device: torch.device,
         processes: Processes = ALONE,
     ) -> None:
         self.processes = processes
-        self.strategy, self.sampler, self.config, self.device = strategy.to(device), sampler, config, device
-        options = config.shared
-        self.rates = InnerRates(strategy, config).to(device) if options.learn_inner_lr else None
-        fixed = {id(parameter) for parameter in strategy.head_parameters().values()} if options.zero_head else set()
-        # All that the outer loop learns; a head that starts at zero in every task has nothing to learn.
-        self._learned = [p for p in strategy.parameters() if id(p) not in fixed] + self.inner_rates()
+        self.learner, self.sampler, self.config, self.device = learner.to(device), sampler, config, device
+        self._learned = learner.meta_parameters()
         self.optimiser = torch.optim.Adam(self._learned, lr=config.meta_lr)
         self._average = ParameterAverage(self._learned, config.ema) if config.ema else None
-        self.task_bytes = task_bytes(strategy, sampler.dataset.image_shape, config, device)
-        self._sharing = sharing(device, processes_here())
-        self.chunk = config.task_chunk or self._automatic_chunk(config.meta_batch)
-        self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.get_default_dtype()
-        recorded = strategy.supports_cuda_graph and not (config.eager or options.multi_step_loss)
+        self.chunks = TaskChunks(learner.strategy, sampler.dataset.image_shape, config, device)
+        self.evaluator = Evaluator(learner, config, self.chunks, device, processes)
+        recorded = learner.strategy.supports_cuda_graph and not (config.eager or config.shared.multi_step_loss)
         self._graphs = CudaGraphs() if recorded and device.type == "cuda" else None
         self.iteration = 0
-
-    @property
-    def inner_lr(self) -> InnerLR:
-        """The rate or rates of the inner loop."""
-        return list(self.rates.rates) if self.rates else self.config.inner_lr
-
-    @property
-    def test_chunk(self) -> int:
-        """Tasks to test at once: more on a GPU, as testing keeps no graph across steps and few leave it idle."""
-        if self.device.type == "cpu" or self.config.task_chunk:
-            return self.chunk
-        return max(self.chunk, self._automatic_chunk(TESTED_AT_ONCE))
-
-    def _automatic_chunk(self, tasks: int) -> int:
-        return automatic_chunk(self.task_bytes * self._sharing, tasks, self.device)
 
     def step(self) -> StepResult:
         """Learn from the next meta-batch.
@@ -101,43 +75,22 @@ class OuterLoop:
         if not self._finite(result.loss):
             raise DivergedError(self._divergence(episodes, result.loss))
         self._apply()
-        if "running" in self.strategy.bn_modes:
+        if "running" in self.learner.strategy.bn_modes:
             with self._evaluated():
-                self.strategy.track_statistics(episodes.query_images.to(self.device, self.dtype))
+                self.learner.strategy.track_statistics(episodes.query_images.to(self.device, self.evaluator.dtype))
         self.iteration += 1
         return result
 
     def accuracies(
-        self, sampler: EpisodeSource, tasks: int, progress: Callable[[int], None] = lambda _: None
+        self,
+        sampler: EpisodeSource,
+        tasks: int,
+        progress: Callable[[int], None] = lambda _: None,
+        inner_steps: int | None = None,
     ) -> npt.NDArray[np.float64]:
-        """Query accuracies `[tasks]` of the model, averaged with `config.ema`, on the sampler's first episodes.
-
-        Args:
-            progress: called with the number of tasks just done, by all processes.
-
-        Raises:
-            StopIteration: on all processes if `progress` raises it on any.
-            TooLittleMemoryError: a single task does not fit into memory.
-        """
-        mine = self.processes.shard(tasks)
-        with (
-            self.processes.counting(tasks, progress) as advance,
-            self.processes.raise_together(StopIteration, TooLittleMemoryError),
-            self._evaluated(),
-        ):
-            own = accuracies(
-                self.strategy,
-                sampler,
-                first=mine.start,
-                tasks=len(mine),
-                inner_lr=self.inner_lr,
-                inner_steps=self.config.test_inner_steps,
-                chunk=self.test_chunk,
-                device=self.device,
-                dtype=self.dtype,
-                progress=advance,
-            )
-        return np.concatenate(self.processes.gather(own))
+        """Accuracies `[tasks]` of the model, averaged with `config.ema`: see `Evaluator.accuracies`."""
+        with self._evaluated():
+            return self.evaluator.accuracies(sampler, tasks, progress, inner_steps)
 
     def trial_seconds(self) -> float:
         """Wall time of one iteration's meta-gradient, after one to warm up, or two on a GPU; changes nothing."""
@@ -166,14 +119,14 @@ class OuterLoop:
                     raise
             if self._graphs:
                 self._graphs.clear()
-            self.chunk = halved(min(self.chunk, len(episodes)))
+            self.chunks.training = halved(min(self.chunks.training, len(episodes)))
 
     def _sum_over_chunks(self, episodes: Episodes, tasks: int) -> StepResult:
-        self.strategy.train()
+        self.learner.train()
         self._forget_gradients()
         loss = accuracy = 0.0
-        for chunk in episodes.chunks(self.chunk):
-            here = chunk.to(self.device, self.dtype)
+        for chunk in episodes.chunks(self.chunks.training):
+            here = chunk.to(self.device, self.evaluator.dtype)
             part = self._graphs.run(self._differentiate, here) if self._graphs else self._differentiate(here)
             share = len(chunk) / tasks
             for parameter, gradient in zip(self._learned, part.gradients, strict=True):
@@ -186,15 +139,7 @@ class OuterLoop:
 
     def _differentiate(self, episodes: Episodes) -> MetaGradient:
         """The meta-gradient of episodes that are on the device."""
-        config = self.config
-        result = meta_loss(
-            self.strategy,
-            episodes,
-            inner_lr=self.inner_lr,
-            inner_steps=config.inner_steps,
-            first_order=config.shared.first_order,
-            step_weights=self._step_weights(),
-        )
+        result = self.learner.meta_loss(episodes, self._step_weights())
         wanted = [p for p in self._learned if p.requires_grad]
         gradients = iter(torch.autograd.grad(result.loss, wanted, allow_unused=True))
         of_each = tuple(next(gradients) if p.requires_grad else None for p in self._learned)
@@ -212,7 +157,7 @@ class OuterLoop:
         self.optimiser.step()
         if self.config.shared.nonnegative_inner_lr:
             with torch.no_grad():
-                for rate in self.inner_rates():
+                for rate in self.learner.rates:
                     rate.clamp_(min=0.0)
         if self._average is not None:
             self._average.update(self.iteration + 1)
@@ -249,36 +194,21 @@ class OuterLoop:
             f"meta-training episode {named}; try a smaller --inner-lr or --meta-lr"
         )
 
-    def model_state(self) -> dict[str, Any]:
-        """Everything that predictions depend on, with the parameters that are evaluated."""
+    def model_state(self) -> dict[str, Tensor]:
+        """Everything that predictions depend on, with the parameters that are evaluated; on the CPU."""
         with self._evaluated():
-            return self._learned_state()
+            return _copied(self.learner.state_dict())
 
-    def _learned_state(self) -> dict[str, Any]:
-        return {
-            "strategy": {k: v.detach().cpu().clone() for k, v in self.strategy.state_dict().items()},
-            "rates": [p.detach().cpu().clone() for p in self.rates.parameters()] if self.rates else [],
-        }
-
-    def load_model_state(self, state: dict[str, Any]) -> None:
+    def load_model_state(self, state: Mapping[str, Any]) -> None:
         """Inverse of `model_state`; an average starts again from it."""
-        self.strategy.load_state_dict(state["strategy"])
-        with torch.no_grad():
-            for rate, value in zip(self.inner_rates(), state["rates"], strict=True):
-                if rate.shape != value.shape:
-                    raise ValueError(f"an inner rate of {list(value.shape)}, where {list(rate.shape)} belongs")
-                rate.copy_(value)
+        self.learner.load_state_dict(state)
         if self._average is not None:
             self._average.reset()
-
-    def inner_rates(self) -> list[nn.Parameter]:
-        """The learnable rates; empty where the rate is a fixed number."""
-        return list(self.rates.parameters()) if self.rates else []
 
     def state(self) -> dict[str, Any]:
         """Everything that the next steps depend on, loadable with `weights_only=True`."""
         average = {} if self._average is None else {"average": [value.cpu() for value in self._average.values]}
-        learned, moments = self._learned_state(), self.optimiser.state_dict()
+        learned, moments = _copied(self.learner.state_dict()), self.optimiser.state_dict()
         return {"model": learned, "optimiser": moments, "iteration": self.iteration, **average}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -295,3 +225,7 @@ class OuterLoop:
             if not moments["exp_avg"].shape == moments["exp_avg_sq"].shape == parameter.shape:
                 raise ValueError(f"Adam's moments do not fit a parameter of {list(parameter.shape)}")
         self.iteration = operator.index(state["iteration"])
+
+
+def _copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}

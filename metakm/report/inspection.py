@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from metakm.data import Episodes, EpisodeSampler
 from metakm.errors import UserError
 from metakm.learning.inner_loop import evaluate_episodes
-from metakm.learning.outer_loop import OuterLoop
+from metakm.learning.learner import Learner
 from metakm.report.gallery import EpisodePictures, Inspection
 from metakm.report.modulated_kernels import LayerKernels, Weights
-from metakm.run.build import build_strategy, make_sampler, with_data_here
+from metakm.run.build import build_learner, make_sampler, with_data_here
 from metakm.run.loading import load_run
 from metakm.strategies import Strategy
 from metakm.table.cells import Cell
@@ -69,13 +69,13 @@ def inspect_run(run: RecordedRun, episodes: int, data_root: Path | None = None) 
             f"Expected the test episodes of {folder} (hash {run.row.episodes_hash}), got others; use the data of "
             "that run"
         )
-    loop = OuterLoop(build_strategy(config, sampler.dataset.image_shape), sampler, config, torch.device("cpu"))
     batch = sampler.batch(index=0, tasks=min(episodes, run.row.n_tasks))
-    start = _kernels(loop, batch[0], inner_steps=0)
-    loop.load_model_state(trained.model_state())
-    learned = _kernels(loop, batch[0], inner_steps=0)
-    with _record_kernels(loop.strategy) as used:
-        predictions = _predict(loop, batch, config.test_inner_steps)  # [E, N, Q]
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.get_default_dtype()
+    ready = batch.to(torch.device("cpu"), dtype)
+    start = _kernels(build_learner(config, sampler.dataset.image_shape).eval(), ready[0])
+    learned = _kernels(trained.learner, ready[0])
+    with _record_kernels(trained.strategy) as used:
+        predictions = _predict(trained.learner, ready, config.test_inner_steps)  # [E, N, Q]
     layers = [
         LayerKernels(
             name, *start[name], *learned[name], _to_numpy(used[name].expand(len(batch), *learned[name][0].shape))
@@ -85,11 +85,11 @@ def inspect_run(run: RecordedRun, episodes: int, data_root: Path | None = None) 
     return Inspection(_pictures(sampler, batch), predictions, tuple(layers))
 
 
-def _kernels(loop: OuterLoop, episode: Episodes, inner_steps: int) -> dict[str, tuple[Weights, Weights]]:
-    """W and what the network convolves with, by layer, each `[O, C, kh, kw]`."""
-    with _record_kernels(loop.strategy) as used:
-        _predict(loop, episode, inner_steps)
-    own = dict(loop.strategy.named_parameters())
+def _kernels(learner: Learner, episode: Episodes) -> dict[str, tuple[Weights, Weights]]:
+    """W and what the network convolves with before adaptation, by layer, each `[O, C, kh, kw]`."""
+    with _record_kernels(learner.strategy) as used:
+        _predict(learner, episode, inner_steps=0)
+    own = dict(learner.strategy.named_parameters())
     kernels = {name: own[f"{name}.weight"] for name in used if f"{name}.weight" in own}
     return {name: (_to_numpy(kernel), _to_numpy(used[name].reshape(kernel.shape))) for name, kernel in kernels.items()}
 
@@ -111,12 +111,10 @@ def _record_kernels(strategy: Strategy) -> Iterator[dict[str, Tensor]]:
             hook.remove()
 
 
-def _predict(loop: OuterLoop, episodes: Episodes, inner_steps: int) -> npt.NDArray[np.int64]:
+def _predict(learner: Learner, episodes: Episodes, inner_steps: int) -> npt.NDArray[np.int64]:
     """The predicted class of each query, `[E, N, Q]`."""
-    loop.strategy.eval()
-    ready = episodes.to(loop.device, loop.dtype)
-    logits = evaluate_episodes(loop.strategy, ready, inner_lr=loop.inner_lr, inner_steps=inner_steps).logits
-    return logits.argmax(dim=-1).reshape(len(episodes), loop.sampler.ways, -1).numpy()
+    logits = evaluate_episodes(learner.strategy, episodes, inner_lr=learner.inner_lr, inner_steps=inner_steps).logits
+    return logits.argmax(dim=-1).reshape(len(episodes), logits.shape[-1], -1).numpy()
 
 
 def _to_numpy(weights: Tensor) -> Weights:

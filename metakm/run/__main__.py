@@ -1,7 +1,4 @@
-"""`python -m metakm.run`: meta-train one strategy, evaluate it on meta-test tasks, write its row.
-
-With `--evaluate` it repeats the last step alone and writes nothing: see `metakm.run.evaluate`.
-"""
+"""`python -m metakm.run`: meta-train one strategy, evaluate it on meta-test tasks, write its row."""
 
 from __future__ import annotations
 
@@ -16,7 +13,6 @@ from metakm.distributed.torchrun import only_first_prints
 from metakm.errors import UserError
 from metakm.learning.malloc import keep_freed_memory
 from metakm.run.command_line import how_to_resume, parse
-from metakm.run.evaluate import asks_for_evaluation, evaluate_run, parse_evaluation
 from metakm.run.runner import Run
 
 
@@ -25,12 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     keep_freed_memory()
     with only_first_prints():
-        if asks_for_evaluation(arguments):
-            return exit_code(lambda: evaluate_run(parse_evaluation(arguments)), "repeat the same command")
         return exit_code(lambda: _run(arguments))
 
 
 def _run(arguments: Sequence[str]) -> int:
+    if any(argument.partition("=")[0] == "--evaluate" for argument in arguments):
+        raise UserError("Expected flags of a run, got --evaluate; it is now `python -m metakm evaluate RUN`")
     config = parse(arguments)
     with StopRequest() as stop, joined(f"to go on from the last checkpoint, {how_to_resume(config)}") as processes:
         if processes.restarted:

@@ -1,24 +1,20 @@
-"""What a run needs before it starts, made from its config: device, episodes, untrained strategy."""
+"""What a run needs before it starts, made from its config: device, episodes, untrained learner."""
 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from metakm.config import RunConfig
 from metakm.data import EpisodeSampler, load_dataset
 from metakm.errors import UserError
 from metakm.learning.evaluation import EVALUATION_SEED
-from metakm.models.build import make_backbone
+from metakm.learning.learner import ImageShape, Learner
 from metakm.models.registry import OWN
-from metakm.options import option_types
-from metakm.strategies import Strategy, make_strategy
+from metakm.options import to_flat
 from metakm.strategies.independence import require_independent_tasks
-from metakm.strategies.protonet import Prototypical
 from metakm.strategies.registry import strategy_class
 
 
@@ -41,8 +37,8 @@ def with_data_here(config: RunConfig, data_root: Path | None = None) -> RunConfi
     return dataclasses.replace(config, data_root=own if data_root is None else data_root)
 
 
-def build_strategy(config: RunConfig, image_shape: tuple[int, int, int]) -> Strategy:
-    """The untrained strategy of a config: a function of its seed, whatever the global generator's state.
+def build_learner(config: RunConfig, image_shape: ImageShape) -> Learner:
+    """The untrained learner of a config: a function of its seed, whatever the global generator's state.
 
     Raises:
         UserError: a name, backbone or option that does not exist or does not fit the strategy.
@@ -53,33 +49,21 @@ def build_strategy(config: RunConfig, image_shape: tuple[int, int, int]) -> Stra
             f"Expected --backbone {OWN} with {config.algo!r}, which brings a network of its own, got "
             f"{config.backbone!r}; name that"
         )
-    keywords = inspect.signature(cls).parameters
-    options = {name: getattr(config.options, name) for name in option_types(cls.options) if name in keywords}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
-        backbone = None if cls.own_network else make_backbone(config.backbone, image_shape, config.bn_mode)
-        strategy = make_strategy(config.algo, backbone, config.ways, **options)
-        _start_head(strategy, config)
-    require_independent_tasks(strategy.train())
-    if isinstance(strategy, Prototypical):
-        strategy.scaled_distance = config.shared.scaled_distance
-    return strategy
-
-
-def _start_head(strategy: Strategy, config: RunConfig) -> None:
-    """Give the head the start that the config asks for."""
-    head, options = strategy.head_parameters(), config.shared
-    for name in ("first_head_lr", "normal_head", "zero_head"):
-        if getattr(options, name) and not head:
-            raise UserError(
-                f"Expected {type(strategy).__qualname__}.head_prefix to name a head in `adapted` for {name}, got "
-                f"{strategy.head_prefix!r}; set it, or register the strategy with options that have no {name}"
-            )
-    if options.zero_head or options.normal_head:
-        for parameter in head.values():
-            nn.init.zeros_(parameter)
-    if options.normal_head:
-        nn.init.normal_(head[f"{strategy.head_prefix}weight"])
+        learner = Learner(
+            config.algo,
+            backbone=None if cls.own_network else config.backbone,
+            ways=config.ways,
+            inner_lr=config.inner_lr,
+            inner_steps=config.inner_steps,
+            test_inner_steps=config.test_inner_steps,
+            image_shape=image_shape,
+            bn_mode=config.bn_mode,
+            **to_flat(config.algo, config.options),
+        )
+    require_independent_tasks(learner.strategy.train())
+    return learner
 
 
 def resolve_device(name: str) -> torch.device:

@@ -13,7 +13,7 @@ import torch
 
 from metakm.config import RunConfig
 from metakm.data import EpisodeSampler
-from metakm.learning.outer_loop import OuterLoop
+from metakm.learning.evaluator import Evaluator
 from metakm.learning.statistics import interval_over_tasks
 from metakm.presets import changes_from_preset
 from metakm.run import provenance
@@ -23,7 +23,10 @@ SPLIT_NAMES = {"val": "meta-validation", "test": "meta-test"}
 
 
 def measured_columns(
-    loop: OuterLoop, sampler: EpisodeSampler, tested: npt.NDArray[np.float64] | None = None
+    config: RunConfig,
+    evaluator: Evaluator,
+    sampler: EpisodeSampler,
+    tested: npt.NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
     """The columns of a `ResultRow` that do not tell of the training.
 
@@ -31,8 +34,7 @@ def measured_columns(
         sampler: the episodes that `tested` is of.
         tested: accuracies `[n]`; None before the meta-test, whose numbers are then missing.
     """
-    config = loop.config
-    adapted, total = loop.strategy.parameter_counts()
+    adapted, total = evaluator.learner.strategy.parameter_counts()
     known = {**config.defaults(), **config.flat(), "run_id": config.run_id}
     own = {f.name: known[f.name] for f in dataclasses.fields(ResultRow) if f.name in known}
     return {
@@ -42,8 +44,8 @@ def measured_columns(
         "accuracy": None if tested is None else float(tested.mean()),
         "ci95": None if tested is None else interval_over_tasks(tested),
         "n_tasks": 0 if tested is None else len(tested),
-        "peak_memory_mb": provenance.peak_memory_mb(loop.device),
-        "device": provenance.device_name(loop.device, loop.processes.size),
+        "peak_memory_mb": provenance.peak_memory_mb(evaluator.device),
+        "device": provenance.device_name(evaluator.device, evaluator.processes.size),
         "threads": torch.get_num_threads(),
         "torch_version": torch.__version__,
         "metakm_version": version("metakm"),

@@ -1,26 +1,30 @@
-"""`metakm.run --evaluate FOLDER`: a finished run tested once more, beside what its row says."""
+"""`python -m metakm evaluate`: test a trained run again, beside what its row says, or on other data; writes nothing."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy.typing as npt
 import tyro
 
-from metakm.cli.flags import flag, read_some_options
+from metakm.cli.exit_code import exit_code
+from metakm.cli.flags import read_options
 from metakm.cli.progress import Progress
 from metakm.cli.signals import StopRequest, stop_on_request
-from metakm.distributed.processes import Processes, joined
-from metakm.distributed.torchrun import local_device
-from metakm.errors import UserError, unknown_name
-from metakm.learning.memory import TooLittleMemoryError
-from metakm.learning.outer_loop import OuterLoop
-from metakm.learning.statistics import interval_over_tasks
+from metakm.config import RunConfig
+from metakm.data import EpisodeSampler
+from metakm.distributed.processes import ALONE, Processes, joined
+from metakm.distributed.torchrun import local_device, only_first_prints
+from metakm.errors import UserError
+from metakm.learning.evaluation import Evaluation
+from metakm.learning.evaluator import Evaluator
+from metakm.learning.malloc import keep_freed_memory
+from metakm.learning.memory import TaskChunks, TooLittleMemoryError
 from metakm.registry import load_plugin
 from metakm.run.build import make_sampler, resolve_device, with_data_here
 from metakm.run.columns import SPLIT_NAMES, measured_columns, summary
@@ -29,18 +33,26 @@ from metakm.run.folder import RunFolder
 from metakm.run.loading import TrainedRun, load_run, read_settings
 from metakm.strategies import available_strategies
 
+Split = Literal["val", "test"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """Test a finished run again, beside what its row says.
+    """Test a trained run again, beside what its row says, or on other data.
 
-    Writes nothing. Other flags of metakm.run would change what was trained.
+    Writes nothing.
     """
 
-    evaluate: Path
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run: it has config.json, and weights.safetensors or checkpoint.pt."""
-    split: Literal["val", "test"] = "test"
+    split: Split = "test"
     """test: the meta-test tasks; val: the meta-validation tasks, to choose --test-inner-steps by."""
+    dataset: str | None = None
+    """Another dataset to draw the tasks from. Without it: the run's."""
+    shots: int | None = None
+    """Support images of each class. Without it: the run's."""
+    test_queries: int | None = None
+    """Query images of each class. Without it: the run's."""
     data_root: Path | None = None
     """Folder with the data. Without it: the run's own, else as in training."""
     device: str = "auto"
@@ -56,95 +68,145 @@ class EvaluateOptions:
     json: bool = False
     """For scripts: standard output has one JSON object a line, for progress and the result, and nothing else."""
     plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
-    """Python files that register strategies; they run with your rights. Those of the run are not run unless named."""
+    """Python files that register strategies or datasets; they run with your rights. The run's own must be named, too."""
 
 
-def asks_for_evaluation(arguments: Sequence[str]) -> bool:
-    """Whether --evaluate is among the arguments, or --split, which goes with it alone."""
-    return any(argument.partition("=")[0] in {"--evaluate", "--split"} for argument in arguments)
+class RunEvaluation:
+    """A trained run with the tasks to test it on.
 
-
-def parse_evaluation(arguments: Sequence[str]) -> EvaluateOptions:
-    """Read the command line; see `read_options`.
+    Args:
+        changes: fields of the run's config to replace, such as `dataset` or `eval_tasks`.
 
     Raises:
-        UserError: a flag that does not go with --evaluate.
+        UserError: data that are missing, or whose images the run's network does not fit.
     """
-    if {"-h", "--help"} & {*arguments}:
-        arguments = ["--help"]  # without asking for the folder first
-    options, rest = read_some_options(EvaluateOptions, "python -m metakm.run", arguments)
-    if rest:
-        known = [flag(field.name) for field in dataclasses.fields(EvaluateOptions) if field.name != "evaluate"]
-        raise unknown_name("a flag beside --evaluate", rest[0].partition("=")[0], known)
-    return options
+
+    def __init__(self, run: TrainedRun, split: Split, changes: Mapping[str, Any], processes: Processes = ALONE) -> None:
+        tasks = run.config.val_tasks if split == "val" else run.config.eval_tasks
+        moved = {"data_root": None} if "dataset" in changes else {}
+        self.config = dataclasses.replace(
+            with_data_here(run.config), **{"log_dir": None, "eval_tasks": tasks, **moved, **changes}
+        )
+        device = resolve_device(local_device(self.config.device))
+        self.sampler: EpisodeSampler = make_sampler(self.config, split)
+        if self.sampler.dataset.image_shape != run.image_shape:
+            raise UserError(
+                f"Expected images of {list(run.image_shape)}, which the run was trained on, got "
+                f"{list(self.sampler.dataset.image_shape)}; name the run's data by --data-root"
+            )
+        learner = run.learner if device.type == "cpu" else copy.deepcopy(run.learner).to(device)
+        chunks = TaskChunks(learner.strategy, run.image_shape, self.config, device)
+        self.evaluator = Evaluator(learner, self.config, chunks, device, processes)
+
+    def evaluate(self, progress: Callable[[int], None] = lambda _: None) -> Evaluation:
+        """Raises StopIteration if `progress` does."""
+        config = self.config
+        return Evaluation(self.evaluator.accuracies(self.sampler, config.eval_tasks, progress, config.test_inner_steps))
 
 
-def evaluate_run(options: EvaluateOptions) -> int:
-    """Evaluate, print; return the exit code of `metakm.run`."""
-    folder = RunFolder(options.evaluate)
+def evaluate(
+    run: TrainedRun | str | Path,
+    *,
+    split: Split = "test",
+    dataset: str | None = None,
+    shots: int | None = None,
+    queries: int | None = None,
+    tasks: int | None = None,
+    test_steps: int | None = None,
+    data_root: Path | None = None,
+    device: str = "auto",
+) -> Evaluation:
+    """Test a trained run; what is None is as in the run.
+
+    Args:
+        run: from `load_run` or `train`, or its folder.
+        split: `test` for meta-test tasks, `val` for meta-validation tasks.
+        dataset: another one, of images of the same shape.
+        shots, queries: support and query images of each class.
+        tasks: how many, from the first on.
+        test_steps: inner steps.
+
+    Raises:
+        UserError: a run that is damaged, or data that are missing or do not fit it.
+    """
+    trained = run if isinstance(run, TrainedRun) else load_run(run)
+    asked = {
+        "dataset": dataset,
+        "shots": shots,
+        "test_queries": queries,
+        "eval_tasks": tasks,
+        "test_inner_steps": test_steps,
+        "data_root": data_root,
+        "device": device,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    return RunEvaluation(trained, split, given).evaluate()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 1 too little memory, 2 the user's mistake, 130 interrupted."""
+    keep_freed_memory()
+    with only_first_prints():
+        return exit_code(
+            lambda: _evaluate(read_options(EvaluateOptions, "python -m metakm evaluate", arguments)),
+            "repeat the same command",
+            resumes=False,
+        )
+
+
+def _evaluate(options: EvaluateOptions) -> int:
+    folder = RunFolder(options.run)
     try:
         with StopRequest() as stop, joined() as processes:
             with processes.raise_together(UserError):
-                loop = _prepare(options, processes)
-            log = EventLog(loop.config)
-            tasks, name = loop.config.eval_tasks, SPLIT_NAMES[options.split]
+                prepared = _prepare(options, processes)
+            log = EventLog(prepared.config)
+            tasks, name = prepared.config.eval_tasks, SPLIT_NAMES[options.split]
             with Progress(name, tasks, unit="task", quiet=options.quiet, report=log.progressed) as progress:
-                tested = loop.accuracies(loop.sampler, tasks, stop_on_request(stop, progress.advance))
+                found = prepared.evaluate(stop_on_request(stop, progress.advance))
     except TooLittleMemoryError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except (StopIteration, KeyboardInterrupt):
         print("Stopped. Nothing was written.", file=sys.stderr)  # noqa: T201
         return 130
-    _report(loop, log, tested, folder, options.split)
+    _report(prepared, log, found, folder, options.split)
     return 0
 
 
-def _prepare(options: EvaluateOptions, processes: Processes) -> OuterLoop:
-    """The trained model with the episodes to test it on; its config has their number."""
-    trained = _load(options)
-    tasks = trained.config.val_tasks if options.split == "val" else trained.config.eval_tasks
-    own = ("evaluate", "split")  # no fields of the config
-    given = {name: value for name, value in vars(options).items() if name not in own and value is not None}
-    config = dataclasses.replace(with_data_here(trained.config), **{"log_dir": None, "eval_tasks": tasks, **given})
-    device = resolve_device(local_device(config.device))
-    sampler = make_sampler(config, options.split)
-    if sampler.dataset.image_shape != trained.image_shape:
-        raise UserError(
-            f"Expected images of {list(trained.image_shape)}, which the run was trained on, got "
-            f"{list(sampler.dataset.image_shape)}; name the run's data by --data-root"
-        )
-    loop = OuterLoop(trained.strategy, sampler, config, device, processes)
-    loop.load_model_state(trained.model_state())
-    return loop
-
-
-def _load(options: EvaluateOptions) -> TrainedRun:
+def _prepare(options: EvaluateOptions, processes: Processes) -> RunEvaluation:
     for plugin in options.plugin:
         load_plugin(plugin)
-    settings = read_settings(options.evaluate)
+    settings = read_settings(options.run)
     algo, plugins = settings.get("algo"), settings.get("plugin")
     if isinstance(plugins, list) and plugins and algo not in available_strategies():
         raise UserError(
             f"Expected --plugin for the strategy {algo!r}, got none that has it; the run was started with "
             f"--plugin {' '.join(str(path) for path in plugins)}"
         )
-    return load_run(options.evaluate)
+    own = ("run", "split")  # no fields of the config
+    given = {name: value for name, value in vars(options).items() if name not in own and value is not None}
+    return RunEvaluation(load_run(options.run), options.split, given, processes)
 
 
-def _report(loop: OuterLoop, log: EventLog, tested: npt.NDArray[Any], folder: RunFolder, split: str) -> None:
-    found = measured_columns(loop, loop.sampler, tested)
+def _report(prepared: RunEvaluation, log: EventLog, tested: Evaluation, folder: RunFolder, split: Split) -> None:
+    config = prepared.config
+    found = measured_columns(config, prepared.evaluator, prepared.sampler, tested.accuracies)
     row = folder.read_row()
-    row = row if row is not None and row["status"] == "done" else None
+    row = row if row is not None and row["status"] == "done" and _same_tasks(row, config) else None
     if row is not None and split == "val":
-        row = {**row, "accuracy": row["val_accuracy"], "ci95": None, "n_tasks": loop.config.val_tasks}
+        row = {**row, "accuracy": row["val_accuracy"], "ci95": None, "n_tasks": config.val_tasks}
     said = {f"row_{name}": row[name] if row else None for name in ("accuracy", "ci95", "n_tasks")}
     identity = {"run_id": row["run_id"] if row else found["run_id"], "split": split}
     log.line("result", {**found, **identity, **said})
     if not log.json:
         ending = _beside(found, row) + f": {folder.result if row else folder.path}"
-        interval = interval_over_tasks(tested)
-        print(summary(loop.config, float(tested.mean()), interval, ending, SPLIT_NAMES[split]))  # noqa: T201
+        print(summary(config, found["accuracy"], found["ci95"], ending, SPLIT_NAMES[split]))  # noqa: T201
+
+
+def _same_tasks(row: dict[str, Any], config: RunConfig) -> bool:
+    """Whether a row is of tasks of the same kind."""
+    return all(row[name] == getattr(config, name) for name in ("dataset", "ways", "shots", "test_queries"))
 
 
 def _beside(found: dict[str, Any], row: dict[str, Any] | None) -> str:

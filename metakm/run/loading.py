@@ -3,40 +3,60 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import Any
 
 from metakm.config import RunConfig
 from metakm.errors import UserError
 from metakm.io.files import expanded
-from metakm.learning.inner_rates import InnerRates
-from metakm.run.build import build_strategy
+from metakm.learning.classifier import AdaptedClassifier, Images, Labels
+from metakm.learning.inner_loop import InnerLR
+from metakm.learning.learner import ImageShape, Learner
+from metakm.run.build import build_learner
 from metakm.run.checkpoint import load_checkpoint
-from metakm.run.weights import ImageShape, read_weights
+from metakm.run.folder import RunFolder
+from metakm.run.weights import read_weights
 from metakm.strategies import Strategy
-from metakm.strategies.base import InnerLR
 
 
-class TrainedRun(NamedTuple):
-    """What a run learned, and how it was evaluated.
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run, or what there is of it: the model that was tested, and how it was tested.
 
-    strategy: the model that was tested, on the CPU, in evaluation mode.
-    inner_lr: the config's number, or the learned rates.
+    learner: on the CPU, in evaluation mode.
     image_shape: (C, H, W) of the images that it was trained on.
+    folder: where the run keeps its files.
+    accuracy, interval: on the meta-test tasks, as fractions; the half-width of the 95 % interval over tasks. None
+        before the run is done.
     """
 
-    strategy: Strategy
+    learner: Learner
     config: RunConfig
-    inner_lr: InnerLR
-    inner_steps: int
-    image_shape: tuple[int, int, int]
+    image_shape: ImageShape
+    folder: Path
+    accuracy: float | None = None
+    interval: float | None = None
 
-    def model_state(self) -> dict[str, Any]:
-        """The model as `OuterLoop.load_model_state` takes it."""
-        rates = [] if isinstance(self.inner_lr, float) else list(self.inner_lr)
-        return {"strategy": self.strategy.state_dict(), "rates": rates}
+    @property
+    def strategy(self) -> Strategy:
+        """The learner's."""
+        return self.learner.strategy
+
+    @property
+    def inner_lr(self) -> InnerLR:
+        """The config's number, or the learned rates."""
+        return self.learner.inner_lr
+
+    @property
+    def inner_steps(self) -> int:
+        """In evaluation."""
+        return self.learner.test_inner_steps
+
+    def adapt(self, images: Images, labels: Labels | Sequence[Any]) -> AdaptedClassifier:
+        """A classifier of the classes in a labelled support set: see `Learner.adapt`."""
+        return self.learner.adapt(images, labels)
 
 
 def load_run(folder: str | Path) -> TrainedRun:
@@ -50,8 +70,6 @@ def load_run(folder: str | Path) -> TrainedRun:
     Raises:
         UserError: files that are missing, damaged or not of the same run, or an unknown strategy.
     """
-    from metakm.run.folder import RunFolder  # brings pandas along, which `import metakm` should not
-
     run = RunFolder(expanded(folder, "the run's folder"))
     config = read_config(run.path)
     path = run.weights if run.weights.is_file() else run.checkpoint
@@ -59,37 +77,20 @@ def load_run(folder: str | Path) -> TrainedRun:
         raise UserError(f"Expected a trained run, got {run.path} without {run.weights.name} or {path.name}; train it")
     try:
         image_shape, model = read_weights(path, config) if path == run.weights else _from_checkpoint(path, config)
-        strategy = build_strategy(config, image_shape)
-        _check_values(strategy, model, config)
-        strategy.load_state_dict(model["strategy"])
-        rates = list(model["rates"])
+        learner = build_learner(config, image_shape)
+        learner.load_checked(model)
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
         said = " ".join(str(error).split())
         raise UserError(f"Expected the parameters of {config.algo} in {path}, got: {said}") from error
-    inner_lr: InnerLR = rates or config.inner_lr
-    return TrainedRun(strategy.eval(), config, inner_lr, config.test_inner_steps, image_shape)
+    row = run.read_row()
+    done = row if row is not None and row["status"] == "done" else {}
+    return TrainedRun(learner.eval(), config, image_shape, run.path, done.get("accuracy"), done.get("ci95"))
 
 
 def _from_checkpoint(path: Path, config: RunConfig) -> tuple[ImageShape, dict[str, Any]]:
     state = load_checkpoint(path, config)
     channels, height, width = map(int, state["image_shape"])
     return (channels, height, width), state["best"]["model"]
-
-
-def _check_values(strategy: Strategy, model: dict[str, Any], config: RunConfig) -> None:
-    """What `load_state_dict` accepts although no run writes it: values that would be rounded, and the rates."""
-    own, rates = strategy.state_dict(), list(InnerRates(strategy, config).rates) if config.shared.learn_inner_lr else []
-    if len(model["rates"]) != len(rates):
-        raise ValueError(f"{len(model['rates'])} learned inner rates, where {len(rates)} belong")
-    pairs = [(name, model["strategy"][name], tensor) for name, tensor in own.items() if name in model["strategy"]]
-    pairs += [(f"rate {i}", *pair) for i, pair in enumerate(zip(model["rates"], rates, strict=True))]
-    for name, new, like in pairs:
-        same_kind = new.is_floating_point() == like.is_floating_point()
-        if not (same_kind and torch.promote_types(new.dtype, like.dtype) == like.dtype):
-            raise TypeError(f"{name} of {new.dtype}, where the strategy has {like.dtype}")
-    for i, (rate, like) in enumerate(zip(model["rates"], rates, strict=True)):
-        if rate.shape != like.shape:
-            raise ValueError(f"rate {i} of {list(rate.shape)}, where {list(like.shape)} belongs")
 
 
 def read_config(folder: Path) -> RunConfig:

@@ -21,7 +21,7 @@ from metakm.learning.outer_loop import DivergedError, OuterLoop
 from metakm.learning.statistics import interval_over_tasks
 from metakm.registry import load_plugin
 from metakm.run import provenance
-from metakm.run.build import build_strategy, make_sampler, resolve_device
+from metakm.run.build import build_learner, make_sampler, resolve_device
 from metakm.run.checkpoint import load_checkpoint, restoring, save_checkpoint
 from metakm.run.columns import SPLIT_NAMES, measured_columns, summary
 from metakm.run.command_line import command, how_to_resume
@@ -48,8 +48,8 @@ class Run:
         strategy_class(config.algo)
         self.device = resolve_device(local_device(config.device))
         self.samplers = {split: make_sampler(config, split) for split in ("train", "val", "test")}
-        strategy = build_strategy(config, self.image_shape)
-        self.loop = OuterLoop(strategy, self.samplers["train"], config, self.device, processes)
+        learner = build_learner(config, self.image_shape)
+        self.loop = OuterLoop(learner, self.samplers["train"], config, self.device, processes)
         self._weights()  # to fail now, not after the training
         self.folder = RunFolder(config.folder)
         self.history, self.git_commit = History(), provenance.git_commit()
@@ -146,13 +146,13 @@ class Run:
     def _announce(self) -> None:
         if self.config.quiet:
             return
-        adapted, total = self.loop.strategy.parameter_counts()
+        adapted, total = self.loop.learner.strategy.parameter_counts()
         where = provenance.device_name(self.device, self.processes.size)
         log_line(
             f"{self.config.run_id}\n"
             f"  {self.config.algo} on {self.config.backbone}: adapts {adapted:,} of {total:,} parameters"
             f"{'' if adapted else '; the inner learning rate and steps have no effect'}\n"
-            f"  {where}, {torch.get_num_threads()} threads, {self.loop.chunk} tasks at a time\n"
+            f"  {where}, {torch.get_num_threads()} threads, {self.loop.chunks.training} tasks at a time\n"
             f"  {self._estimate()}\n"
             f"  {self.folder.path}" + (f"\n  resumes at iteration {self.loop.iteration}" if self.loop.iteration else "")
         )
@@ -163,7 +163,7 @@ class Run:
             return "no meta-training left"
         seconds = self.loop.trial_seconds()
         left = seconds * (self.config.iterations - self.loop.iteration)
-        gigabytes = self.loop.chunk * self.loop.task_bytes / 1e9
+        gigabytes = self.loop.chunks.training * self.loop.chunks.task_bytes / 1e9
         return f"about {1000 * seconds:.0f} ms an iteration, {duration(left)} of meta-training, {gigabytes:.1f} GB"
 
     def _train(self) -> None:
@@ -240,7 +240,7 @@ class Run:
         if not self.processes.first:
             return
         row = ResultRow(
-            **measured_columns(self.loop, self.samplers["test"], tested),
+            **measured_columns(self.config, self.loop.evaluator, self.samplers["test"], tested),
             **self._trained(),
             status=status,
             git_commit=self.git_commit,

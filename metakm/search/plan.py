@@ -11,7 +11,7 @@ from metakm.config import RunConfig
 from metakm.errors import UserError
 from metakm.io.files import expanded
 from metakm.registry import load_plugin
-from metakm.run.build import build_strategy, make_sampler, resolve_device
+from metakm.run.build import build_learner, make_sampler, resolve_device
 from metakm.run.command_line import parse
 from metakm.search.options import PROG, SearchOptions, fields_given
 from metakm.search.space import Space, check_space, read_space, split_for, with_values
@@ -109,4 +109,4 @@ def _check(search: StrategySearch) -> None:
     for field in ({}, *({f: v} for f in _SHAPING if f in search.space for v in search.space[f].probes)):
         changed = with_values(config, field)
         image_shape = make_sampler(changed, "train").dataset.image_shape
-        build_strategy(changed, image_shape)
+        build_learner(changed, image_shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from metakm.errors import UserError
 from metakm.io.files import write_text
 from metakm.learning.memory import TooLittleMemoryError
 from metakm.learning.outer_loop import DivergedError, OuterLoop
-from metakm.run.build import build_strategy, make_sampler, resolve_device
+from metakm.run.build import build_learner, make_sampler, resolve_device
 from metakm.run.checkpoint import load_checkpoint, restoring, save_checkpoint
 from metakm.run.folder import RunFolder
 from metakm.run.history import History
@@ -57,8 +56,8 @@ class TrialRun:
     def __init__(self, config: RunConfig, folder: RunFolder, tasks: int, test_steps: Sequence[int]) -> None:
         self.config, self.folder, self.tasks, self.test_steps = config, folder, tasks, test_steps
         self.samplers = {split: make_sampler(config, split) for split in ("train", "val")}
-        strategy = build_strategy(config, self.samplers["train"].dataset.image_shape)
-        self.loop = OuterLoop(strategy, self.samplers["train"], config, resolve_device(config.device))
+        learner = build_learner(config, self.samplers["train"].dataset.image_shape)
+        self.loop = OuterLoop(learner, self.samplers["train"], config, resolve_device(config.device))
         self.history = History()
         if folder.checkpoint.exists():
             self._load()
@@ -119,12 +118,7 @@ class TrialRun:
         return outcome
 
     def _accuracies(self, steps: int, stop: Stoppable) -> npt.NDArray[np.float64]:
-        loop, own = self.loop, self.loop.config
-        loop.config = dataclasses.replace(own, test_inner_steps=steps)
-        try:
-            return loop.accuracies(self.samplers["val"], self.tasks, stop_on_request(stop, lambda _: None))
-        finally:
-            loop.config = own
+        return self.loop.accuracies(self.samplers["val"], self.tasks, stop_on_request(stop, lambda _: None), steps)
 
     def _save(self) -> None:
         save_checkpoint(self.folder.checkpoint, self.config, self._state())

@@ -72,6 +72,11 @@ def strategy_class(name: str) -> type[Strategy]:
     return strategies.get(name)
 
 
+def registered_name(cls: type[Strategy]) -> str:
+    """The name that a class is registered by, or that of the class."""
+    return next((name for name, known in strategies.entries.items() if known is cls), cls.__qualname__)
+
+
 def make_strategy(name: str, backbone: nn.Module | None, ways: int, **options: Any) -> Strategy:
     """Build the strategy `name` on `backbone` for `ways` classes.
 

@@ -53,10 +53,10 @@ def measure(config: RunConfig) -> Cost | UserError:
     try:
         iteration = run.loop.trial_seconds()
         began = time.monotonic()
-        run.accuracies("val", run.loop.chunk)
+        run.accuracies("val", run.loop.chunks.training)
     except TooLittleMemoryError as error:
         return UserError(str(error))
-    return Cost(iteration, (time.monotonic() - began) / run.loop.chunk)
+    return Cost(iteration, (time.monotonic() - began) / run.loop.chunks.training)
 
 
 def seconds_left(planned: Planned, cost: Cost) -> float:

@@ -37,7 +37,7 @@ COMMANDS = {
     "run": f"run {SMALL} --out {{out}}",
     "run --json": f"run {SMALL} --json --out {{out}}",
     "run --dry-run": f"run {SMALL} --dry-run --out {{out}}",
-    "run --evaluate": "run --evaluate {trained}/glyphs-3w1s/km/seed0",
+    "evaluate": "evaluate {trained}/glyphs-3w1s/km/seed0",
     "sweep": f"sweep glyphs --shots 1 --seeds 1 --algo anil --executor debug {SMALL} --device cpu --out {{out}}",
     "sweep --dry-run": f"sweep glyphs --shots 1 --seeds 1 --algo anil --dry-run {SMALL} --out {{out}}",
     "table": "table {trained}",

@@ -20,11 +20,11 @@ def train(case, processes=ALONE):
     """Losses and accuracies of four iterations, the last meta-gradient, and the model then."""
     trained = loop(**case, processes=processes)
     steps = [tuple(trained.step()) for _ in range(4)]
-    learned = [*learned_parameters(trained.strategy).values(), *trained.inner_rates()]
+    learned = [*learned_parameters(trained.learner.strategy).values(), *trained.learner.rates]
     gradient = torch.cat([p.grad.flatten() for p in learned])
     return steps, gradient, vector(trained.model_state())
 
 
 def vector(model):
     """All numbers of a model's state."""
-    return torch.cat([t.flatten() for t in [*model["strategy"].values(), *model["rates"]]])
+    return torch.cat([t.flatten() for t in model.values()])

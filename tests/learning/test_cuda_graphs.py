@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from loops import learner_of
 from small import random_episodes, small_strategy, strategies_with
 
 import metakm
@@ -114,7 +115,7 @@ def loop(algo, **changes) -> OuterLoop:
         "iterations": 10,
     }
     config: RunConfig = preset_config(algo=algo, **(settings | changes))
-    return OuterLoop(small_strategy(algo).float(), Sampler(), config, torch.device("cuda"))
+    return OuterLoop(learner_of(small_strategy(algo).float(), config), Sampler(), config, torch.device("cuda"))
 
 
 @needs_gpu

@@ -60,8 +60,8 @@ def test_pictures_are_those_of_the_meta_test_episodes(trained):
 def test_kernels_equal_those_of_a_hand_written_inner_loop(trained):
     run = run_of(trained)
     found = inspect_run(run, episodes=2)
-    saved = torch.load(run.path.with_name("checkpoint.pt"), weights_only=True)["best"]["model"]["strategy"]
-    saved = {name: tensor.double() for name, tensor in saved.items()}
+    saved = torch.load(run.path.with_name("checkpoint.pt"), weights_only=True)["best"]["model"]
+    saved = {name.removeprefix("strategy."): tensor.double() for name, tensor in saved.items()}
     network = {k.removeprefix("network."): v for k, v in saved.items() if k.startswith("network.")}
     kernels = [name for name in network if name.endswith("conv.weight")]
     layers = [[saved[f"adapted.modulators.modulators.{i}.layers.{j}"] for j in (0, 1)] for i in range(4)]

@@ -1,5 +1,6 @@
-"""`metakm.run --evaluate`: a finished run tested again, from its folder alone."""
+"""`metakm evaluate`: a finished run tested again, from its folder alone."""
 
+import dataclasses
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from metakm.config import RunConfig
 from metakm.data import Episodes
 from metakm.registry import isolated
 from metakm.run.__main__ import main
+from metakm.run.evaluate import main as evaluate_main
 from metakm.run.folder import RunFolder
 from metakm.run.weights import read_weights, weights_file
 
@@ -64,7 +66,7 @@ def committed(path, copy):
 
 
 def evaluate(run, *flags):
-    return main(["--evaluate", str(run), "--device", "cpu", *flags])
+    return evaluate_main([str(run), "--device", "cpu", *flags])
 
 
 def result(capsys):
@@ -107,10 +109,10 @@ def test_the_learned_rates_and_the_running_statistics_are_in_the_weights(runs, t
     loaded = metakm.load_run(committed(path, tmp_path / "run"))
     best = torch.load(path / "checkpoint.pt", weights_only=True)["best"]["model"]
     assert len(loaded.inner_lr) == len(list(loaded.strategy.adapted.parameters())) > 10
-    assert all(torch.equal(a, b) for a, b in zip(loaded.inner_lr, best["rates"], strict=True))
+    assert all(torch.equal(rate, best[f"rates.{i}"]) for i, rate in enumerate(loaded.inner_lr))
     assert len({rate for rates in loaded.inner_lr for rate in rates.tolist()}) > 1, "they were learned"
-    assert same(loaded.strategy.state_dict(), best["strategy"])
-    assert any("running" in name for name in best["strategy"])
+    assert same(loaded.learner.state_dict(), best)
+    assert any("running" in name for name in best)
 
 
 def test_the_weights_are_the_best_model_not_the_last(tmp_path):
@@ -118,8 +120,8 @@ def test_the_weights_are_the_best_model_not_the_last(tmp_path):
     assert main(flags) == 0
     state = torch.load(folder(tmp_path) / "checkpoint.pt", weights_only=True)
     _, model = read_weights(folder(tmp_path) / "weights.safetensors", config_of(folder(tmp_path)))
-    assert same(model["strategy"], state["best"]["model"]["strategy"])
-    assert not same(model["strategy"], state["loop"]["model"]["strategy"])
+    assert same(model, state["best"]["model"])
+    assert not same(model, state["loop"]["model"])
 
 
 def same(a, b):
@@ -242,10 +244,10 @@ def test_ctrl_c_is_code_130_and_one_line(run, monkeypatch, capsys):
 def test_a_real_process_stopped_by_a_signal_exits_with_130(run):
     """Its first JSON line, which it is made to print at once, says that the meta-test is under way."""
     script = (
-        "import sys, metakm.cli.progress as progress; from metakm.run.__main__ import main; "
+        "import sys, metakm.cli.progress as progress; from metakm.run.evaluate import main; "
         "progress.LINE_SECONDS = 0; sys.exit(main())"
     )
-    flags = ["--evaluate", str(run), "--eval-tasks", "100000", "--task-chunk", "1", "--device", "cpu", "--json"]
+    flags = [str(run), "--eval-tasks", "100000", "--task-chunk", "1", "--device", "cpu", "--json"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", script, *flags], **pipes) as process:
         assert '"meta-test"' in process.stdout.readline()
@@ -318,10 +320,10 @@ def forge(run, spoil=lambda _: None, image_shape=None):
 
 def put(name, change):
     """Replace a tensor of the strategy by a function of it."""
-    return lambda model: model["strategy"].update({name: change(model["strategy"][name])})
+    return lambda model: model.update({name: change(model[name])})
 
 
-HEAD = "network.head.bias"
+HEAD = "strategy.network.head.bias"
 FORGED = {
     "double precision": (
         put(HEAD, torch.Tensor.double),
@@ -329,12 +331,12 @@ FORGED = {
     ),
     "integers": (put(HEAD, torch.Tensor.long), "head.bias of torch.int64, where"),
     "complex numbers": (put(HEAD, torch.Tensor.cfloat), "head.bias of torch.complex64, where"),
-    "another shape": (put(HEAD, lambda bias: bias[:2]), "size mismatch for network.head.bias"),
-    "no axes": (put(HEAD, lambda bias: bias[0]), "size mismatch for network.head.bias"),
-    "one more": (lambda model: model["strategy"].update(more=torch.zeros(1)), r"Unexpected key\(s\) .*more"),
-    "one less": (lambda model: model["strategy"].pop(HEAD), r"Missing key\(s\) .*head.bias"),
+    "another shape": (put(HEAD, lambda bias: bias[:2]), "size mismatch for strategy.network.head.bias"),
+    "no axes": (put(HEAD, lambda bias: bias[0]), "size mismatch for strategy.network.head.bias"),
+    "one more": (lambda model: model.update(more=torch.zeros(1)), r"Unexpected key\(s\) .*more"),
+    "one less": (lambda model: model.pop(HEAD), r"Missing key\(s\) .*head.bias"),
     "rates of a fixed rate": (
-        lambda m: m["rates"].append(torch.zeros(())),
+        lambda model: model.update({"rates.0": torch.zeros(())}),
         "1 learned inner rates, where 0 belong",
     ),
 }
@@ -344,7 +346,7 @@ SHAPES = {
     "two axes": ([28, 28], "header of a trained run in .*unpack"),
     "a broken number": ([1, 28, 28.0], "image_shape"),
     "text": ("abc", "image_shape"),
-    "other channels": ([3, 28, 28], "size mismatch for network"),
+    "other channels": ([3, 28, 28], "size mismatch for strategy.network"),
     "no end": ([10**15, 28, 28], "Expected the parameters"),
 }
 
@@ -368,15 +370,15 @@ def test_a_forged_image_shape_is_refused(run, case):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda rates: rates.pop(), r"\d+ learned inner rates, where \d+ belong"),
-        (lambda rates: rates.append(torch.zeros(())), r"\d+ learned inner rates, where \d+ belong"),
-        (lambda rates: rates.append(rates.pop()[:2].contiguous()), r"rate \d+ of \[2\], where \[5\] belongs"),
-        (lambda rates: rates.append(rates.pop().long()), r"rate \d+ of torch.int64"),
+        (lambda model: model.pop("rates.3"), r"\d+ learned inner rates, where \d+ belong"),
+        (lambda model: model.update({"rates.99": torch.zeros(())}), r"\d+ learned inner rates, where \d+ belong"),
+        (put("rates.3", lambda rates: rates[:2].contiguous()), r"size mismatch for rates.3: .*\[2\].*\[5\]"),
+        (put("rates.3", torch.Tensor.long), "rates.3 of torch.int64"),
     ],
 )
 def test_forged_rates_are_refused(runs, tmp_path, spoil, said):
     run = committed(folder(runs / "rates"), tmp_path / "run")
-    forge(run, lambda model: spoil(model["rates"]))
+    forge(run, spoil)
     with pytest.raises(metakm.UserError, match=said):
         metakm.load_run(run)
 
@@ -402,6 +404,8 @@ def test_episodes_are_drawn_once_each(run, monkeypatch):
 
 def test_images_of_another_shape_than_trained_on_are_refused(run, monkeypatch, capsys):
     load_run = metakm.load_run
-    monkeypatch.setattr("metakm.run.evaluate.load_run", lambda path: load_run(path)._replace(image_shape=(3, 84, 84)))
+    monkeypatch.setattr(
+        "metakm.run.evaluate.load_run", lambda path: dataclasses.replace(load_run(path), image_shape=(3, 84, 84))
+    )
     assert evaluate(run) == 2
     assert "Expected images of [3, 84, 84], which the run was trained on, got [1, 28, 28]" in capsys.readouterr().err

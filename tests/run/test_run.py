@@ -100,7 +100,7 @@ def test_the_last_model_is_tested_where_that_is_asked_for(tmp_path):
     saved = torch.load(path / "checkpoint.pt", weights_only=True)
     assert row.select == "last"
     assert row.val_accuracy == curve.val_accuracy.iloc[-1] < curve.val_accuracy.max(), "choose a run that tells"
-    tested, last = saved["best"]["model"]["strategy"], saved["loop"]["model"]["strategy"]
+    tested, last = saved["best"]["model"], saved["loop"]["model"]
     assert all(torch.equal(tested[name], last[name]) for name in last)
 
 
@@ -114,7 +114,7 @@ def test_meta_validation_and_meta_test_may_have_other_queries_than_meta_training
     assert np.allclose(right, right.round())
     config = metakm.config.RunConfig.from_json(json.loads((folder(tmp_path / "own") / "config.json").read_text()))
     assert [make_sampler(config, split).queries for split in ("train", "val", "test")] == [2, 5, 5]
-    assert main(["--evaluate", str(folder(tmp_path / "own"))]) == 0
+    assert metakm.evaluate(folder(tmp_path / "own")).accuracy == own.accuracy
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(tmp_path):
@@ -154,11 +154,11 @@ def test_a_validation_that_found_no_memory_is_made_up_for_on_resuming(tmp_path, 
     assert run(tmp_path / "whole", every=2) == 0
     found, calls = OuterLoop.accuracies, []
 
-    def scarce(self, *arguments):
+    def scarce(self, *arguments, **more):
         calls.append(self.iteration)
         if calls == [0, 2, 4]:
             raise TooLittleMemoryError("Expected memory, got none")
-        return found(self, *arguments)
+        return found(self, *arguments, **more)
 
     monkeypatch.setattr(OuterLoop, "accuracies", scarce)
     assert run(tmp_path / "broken", every=2) == 1
@@ -378,7 +378,7 @@ def test_too_little_memory_for_one_task_is_a_failed_run_with_advice(tmp_path, mo
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("metakm.learning.outer_loop.meta_loss", fail)
+        patch.setattr("metakm.learning.learner.meta_loss", fail)
         assert run(tmp_path) == 1
     assert caplog.messages == ["out of memory with 2 tasks at a time; going on with 1"]
     assert "lower --queries" in capsys.readouterr().err.splitlines()[-1]

@@ -8,7 +8,7 @@ from torch import nn
 import metakm
 from metakm.learning.inner_loop import evaluate_episodes, meta_loss
 from metakm.presets import preset_config
-from metakm.run.build import build_strategy
+from metakm.run.build import build_learner
 from metakm.strategies.anil import ANIL
 
 INNER = {"inner_lr": 0.1, "inner_steps": 2}
@@ -116,4 +116,4 @@ def test_a_run_refuses_it_before_it_starts():
             self.more = nn.BatchNorm1d(3).eval()  # training mode wakes it
 
     with pytest.raises(metakm.UserError, match="more: torch"):
-        build_strategy(preset_config(algo="asleep"), (1, 28, 28))
+        build_learner(preset_config(algo="asleep"), (1, 28, 28))

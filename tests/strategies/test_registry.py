@@ -111,7 +111,7 @@ def test_a_strategy_with_a_network_of_its_own_says_so_in_its_row(tmp_path, monke
     row = read_runs(tmp_path).runs[0]
     assert row.row.backbone == "own"
     assert [name for name, _ in row.changes] == ["eval_tasks", "iterations", "meta_batch", "val_tasks"]
-    assert main(["--evaluate", str(row.path.parent)]) == 0
+    assert metakm.evaluate(row.path.parent).accuracy == row.row.accuracy
     with pytest.raises(metakm.UserError, match="'own-net' to be None, as it brings a network of its own, got Conv4"):
         metakm.make_strategy("own-net", metakm.Conv4(1, 4), 5)
     with pytest.raises(metakm.UserError, match="'anil' to be a network, got NoneType"):

@@ -15,7 +15,7 @@ import metakm
 from metakm.config import RunConfig
 from metakm.learning.inner_loop import evaluate_episodes, meta_loss
 from metakm.presets import preset_config
-from metakm.run.build import build_strategy
+from metakm.run.build import build_learner
 from metakm.strategies import registry
 from metakm.strategies.anil import ANIL
 
@@ -227,7 +227,7 @@ def test_prototype_heads_start_as_a_prototypical_network_of_any_number_of_ways(a
 def test_a_run_from_before_distances_had_a_scale_keeps_its_predictions(algo):
     config = preset_config(algo=algo, dataset="omniglot", ways=3, backbone="conv4-12-stride")
     older = {name: value for name, value in config.to_json().items() if name != "scaled_distance"}
-    now, then = (build_strategy(c, (1, 14, 14)).double() for c in (config, RunConfig.from_json(older)))
+    now, then = (build_learner(c, (1, 14, 14)).strategy.double() for c in (config, RunConfig.from_json(older)))
     assert (now.scaled_distance, then.scaled_distance) == (True, False)
     episodes, first = random_episodes(ways=3), {"inner_lr": LR, "inner_steps": 0}
     apart = [evaluate_episodes(s, episodes, **first).logits.diff(dim=-1) for s in (now, then)]
@@ -237,7 +237,7 @@ def test_a_run_from_before_distances_had_a_scale_keeps_its_predictions(algo):
 @pytest.mark.parametrize("algo", ["protonet", *PROTOTYPE_HEADS])
 def test_on_photographs_the_loss_of_class_means_starts_near_that_of_a_guess(algo):
     config = preset_config(algo=algo, dataset="mini-imagenet", ways=5)
-    strategy = build_strategy(config, (3, 84, 84)).double()
+    strategy = build_learner(config, (3, 84, 84)).strategy.double()
     episodes = random_episodes(tasks=2, ways=5, shots=1, channels=3, size=84)
     loss = evaluate_episodes(strategy, episodes, inner_lr=config.inner_lr, inner_steps=0).loss
     assert loss < 2 * math.log(5)
@@ -279,8 +279,8 @@ def test_options_that_would_change_nothing_are_refused(algo, option):
 @pytest.mark.parametrize("algo", strategies_with("normal_head"))
 def test_a_normal_head_is_drawn_by_the_seed_and_changes_nothing_else(algo):
     config = preset_config(algo=algo, ways=20, backbone="conv4-64-stride", normal_head=True)
-    plain = build_strategy(preset_config(algo=algo, ways=20, backbone="conv4-64-stride"), (1, 28, 28))
-    strategy, again = (build_strategy(config, (1, 28, 28)) for _ in range(2))
+    plain = build_learner(preset_config(algo=algo, ways=20, backbone="conv4-64-stride"), (1, 28, 28)).strategy
+    strategy, again = (build_learner(config, (1, 28, 28)).strategy for _ in range(2))
     head = strategy.head_parameters()
     weight, bias = (next(p for name, p in head.items() if name.endswith(end)) for end in ("weight", "bias"))
     assert weight.std().item() == pytest.approx(1, abs=0.1)
@@ -296,7 +296,7 @@ def test_a_normal_head_is_drawn_by_the_seed_and_changes_nothing_else(algo):
 @pytest.mark.parametrize("zero", [True, False])
 def test_with_a_head_that_starts_at_zero_the_order_of_the_classes_does_not_matter(algo, zero):
     config = preset_config(algo=algo, ways=4, backbone="conv4-3-stride", zero_head=zero)
-    strategy = build_strategy(config, (1, 14, 14)).double()
+    strategy = build_learner(config, (1, 14, 14)).strategy.double()
     assert all((p.count_nonzero() == 0) == zero for p in strategy.head_parameters().values())
     episodes, order = random_episodes(), torch.tensor([2, 0, 3, 1])
     reordered = types.SimpleNamespace(**vars(episodes))
@@ -317,7 +317,7 @@ def test_an_option_for_a_head_that_a_plugin_does_not_name_is_refused(monkeypatch
     config = preset_config(algo="headless", ways=3, **flags | {option: 2.0 if option == "first_head_lr" else True})
     said = f"Headless.head_prefix to name a head in `adapted` for {option}, got {prefix!r}; set it, or register"
     with pytest.raises(metakm.UserError, match=re.escape(said)):
-        build_strategy(config, (1, 28, 28))
+        build_learner(config, (1, 28, 28))
 
 
 def test_a_strategy_that_adapts_nothing_must_say_how_it_adapts():

@@ -1,0 +1,248 @@
+"""The model that a run trains: a strategy with its inner learning rates and inner steps."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from metakm.data import EpisodeSource
+from metakm.errors import UserError
+from metakm.io.files import atomic_write, expanded
+from metakm.learning.classifier import AdaptedClassifier, Images, Labels, adapt
+from metakm.learning.evaluation import Evaluation, accuracies
+from metakm.learning.inner_loop import InnerLR, MetaLoss, meta_loss
+from metakm.learning.inner_rates import learned_rates
+from metakm.learning.learner_file import flat_state, learner_file, read_learner_file, require_same_kind
+from metakm.models.build import make_backbone
+from metakm.models.modes import BatchNormMode
+from metakm.models.registry import OWN
+from metakm.options import Options, SharedOptions, flat_name, from_flat, option_types, shared_part, to_flat
+from metakm.strategies import Strategy, make_strategy
+from metakm.strategies.base import EpisodeBatch
+from metakm.strategies.protonet import Prototypical
+from metakm.strategies.registry import registered_name, strategy_class
+
+ImageShape = tuple[int, int, int]
+_DESCRIBED = ("backbone", "bn_mode", "ways", "inner_lr", "inner_steps", "test_inner_steps")
+
+
+class Learner(nn.Module):
+    """A strategy with all that its inner loop needs: train it, evaluate it, adapt it to a task, save it.
+
+    Any optimiser of torch over `meta_parameters()` trains it on `meta_loss(episodes).loss`; a run uses Adam.
+
+    Attributes:
+        strategy: the network, and what of it the inner loop adapts.
+        rates: learned inner learning rates, one for each tensor of `strategy.adapted`; empty where the rate is fixed.
+        inner_steps: in meta-training.
+        test_inner_steps: in `evaluate` and `adapt`.
+        options: of the strategy, see `metakm.options`.
+    """
+
+    def __init__(
+        self,
+        strategy: str | Strategy,
+        *,
+        backbone: str | nn.Module | None = None,
+        ways: int | None = None,
+        inner_lr: float,
+        inner_steps: int,
+        test_inner_steps: int | None = None,
+        image_shape: ImageShape | None = None,
+        bn_mode: BatchNormMode = "transductive",
+        **options: Any,
+    ) -> None:
+        """Build an untrained learner; the initial weights follow `torch.manual_seed`.
+
+        Args:
+            strategy: the name of a registered one, which is then built for `ways` on `backbone`; or one that is built.
+            backbone: a network, or the name of a registered one, which also needs `image_shape` (C, H, W) and takes
+                `bn_mode`. None for a strategy that brings a network of its own.
+            inner_lr: the inner learning rate alpha; where learned rates start.
+            test_inner_steps: None for as many as in meta-training.
+            options: of the strategy, such as `first_order=True`, `learn_inner_lr=True`, or `depth=1` for km.
+
+        Raises:
+            UserError: a name or an option that does not exist, or a backbone that does not fit the strategy.
+        """
+        super().__init__()
+        cls = strategy_class(strategy) if isinstance(strategy, str) else type(strategy)
+        self.algo = strategy if isinstance(strategy, str) else registered_name(cls)
+        self.options = _read_options(self.algo, cls.options, options)
+        self.backbone = OWN if cls.own_network else backbone if isinstance(backbone, str) else None
+        self.ways, self.image_shape, self.bn_mode = ways, image_shape, bn_mode
+        if isinstance(strategy, str):
+            self.strategy = self._build(strategy, cls, backbone)
+        else:
+            self.strategy = strategy
+        self._start_head()
+        self._inner_lr, self.inner_steps = float(inner_lr), inner_steps
+        self.test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
+        self.rates = learned_rates(self.strategy, self.shared, self._inner_lr, inner_steps)
+
+    def _build(self, algo: str, cls: type[Strategy], backbone: str | nn.Module | None) -> Strategy:
+        if self.ways is None:
+            raise UserError(f"Expected ways, the number of classes of a task, to build {algo!r}, got none; pass it")
+        if isinstance(backbone, str):
+            if self.image_shape is None:
+                raise UserError(f"Expected image_shape (C, H, W) to build the backbone {backbone!r}, got none; pass it")
+            backbone = make_backbone(backbone, self.image_shape, self.bn_mode)
+        keywords = inspect.signature(cls).parameters
+        options = {name: getattr(self.options, name) for name in option_types(cls.options) if name in keywords}
+        strategy = make_strategy(algo, backbone, self.ways, **options)
+        if isinstance(strategy, Prototypical):
+            strategy.scaled_distance = self.shared.scaled_distance
+        return strategy
+
+    def _start_head(self) -> None:
+        """Give the head the start that the options ask for."""
+        head, options = self.strategy.head_parameters(), self.shared
+        for name in ("first_head_lr", "normal_head", "zero_head"):
+            if getattr(options, name) and not head:
+                raise UserError(
+                    f"Expected {type(self.strategy).__qualname__}.head_prefix to name a head in `adapted` for {name}, "
+                    f"got {self.strategy.head_prefix!r}; set it, or register the strategy with options that have no "
+                    f"{name}"
+                )
+        if options.zero_head or options.normal_head:
+            for parameter in head.values():
+                nn.init.zeros_(parameter)
+        if options.normal_head:
+            nn.init.normal_(head[f"{self.strategy.head_prefix}weight"])
+
+    @property
+    def shared(self) -> SharedOptions:
+        """The options that strategies share; those that this one lacks have their default."""
+        return shared_part(self.options)
+
+    @property
+    def inner_lr(self) -> InnerLR:
+        """The inner learning rate, or the learned ones, as `metakm.meta_loss` takes them."""
+        return list(self.rates) if len(self.rates) else self._inner_lr
+
+    def meta_parameters(self) -> list[nn.Parameter]:
+        """What an outer loop trains: every parameter, but for a head that starts at zero in each task."""
+        fixed = {id(p) for p in self.strategy.head_parameters().values()} if self.shared.zero_head else set()
+        return [p for p in (*self.strategy.parameters(), *self.rates) if id(p) not in fixed]
+
+    def meta_loss(self, episodes: EpisodeBatch, step_weights: Sequence[float] | None = None) -> MetaLoss:
+        """Adapt to each task and return the outer loss, ready for `backward()`: see `metakm.meta_loss`."""
+        return meta_loss(
+            self.strategy,
+            episodes,
+            inner_lr=self.inner_lr,
+            inner_steps=self.inner_steps,
+            first_order=self.shared.first_order,
+            step_weights=step_weights,
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `[T, n, N]` of images `[T, n, C, H, W]` before any adaptation."""
+        logits: Tensor = self.strategy(images)
+        return logits
+
+    def evaluate(
+        self,
+        sampler: EpisodeSource,
+        tasks: int = 600,
+        *,
+        inner_steps: int | None = None,
+        tasks_at_once: int = 8,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> Evaluation:
+        """Accuracy on the sampler's first episodes, in evaluation mode.
+
+        Args:
+            inner_steps: None for `test_inner_steps`.
+            tasks_at_once: how many to hold in memory; but for rounding the result does not depend on it.
+            progress: called with the number of tasks just done.
+
+        Raises:
+            UserError: tasks of other ways than the learner's.
+            TooLittleMemoryError: a single task does not fit into memory.
+        """
+        like = next(self.parameters())
+        found = accuracies(
+            self.strategy,
+            sampler,
+            tasks=tasks,
+            inner_lr=self.inner_lr,
+            inner_steps=self.test_inner_steps if inner_steps is None else inner_steps,
+            chunk=tasks_at_once,
+            device=like.device,
+            dtype=like.dtype,
+            progress=progress,
+        )
+        return Evaluation(found)
+
+    def adapt(self, images: Images, labels: Labels, *, inner_steps: int | None = None) -> AdaptedClassifier:
+        """A classifier of the classes in a labelled support set: see `metakm.adapt`.
+
+        Args:
+            images: `[n, C, H, W]`.
+            labels: `[n]`, as many different ones as the strategy has ways.
+            inner_steps: None for `test_inner_steps`.
+        """
+        steps = self.test_inner_steps if inner_steps is None else inner_steps
+        return adapt(self.strategy, images, labels, inner_lr=self.inner_lr, inner_steps=steps)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Inverse of `state_dict`; takes the form of checkpoints before metakm 0.3, too."""
+        return super().load_state_dict(flat_state(state_dict), strict, assign)
+
+    def load_checked(self, state: Mapping[str, Any]) -> None:
+        """Like `load_state_dict`, for tensors from a file: refuses precisions that would be rounded, too.
+
+        Raises:
+            RuntimeError, LookupError, TypeError, ValueError: not the state of this learner.
+        """
+        require_same_kind(flat_state(state), self.state_dict())
+        self.load_state_dict(state)
+
+    def save(self, path: Path | str) -> None:
+        """Write a file that `load` reads, in the format of a run's weights.safetensors.
+
+        Raises:
+            UserError: tensors that safetensors does not have, such as sparse ones.
+        """
+        own = {name: getattr(self, name) for name in _DESCRIBED} | {"inner_lr": self._inner_lr}
+        config = {"algo": self.algo, **own, **to_flat(self.algo, self.options)}
+        data = learner_file(config, self.image_shape, self.state_dict())
+        with atomic_write(expanded(path, "the learner's path")) as file:
+            file.write(data)
+
+    @classmethod
+    def load(cls, path: Path | str, *, backbone: nn.Module | None = None) -> Learner:
+        """Read a learner's file, or a run's weights.safetensors; in evaluation mode, on the CPU.
+
+        Args:
+            backbone: the network that the learner was built on, untrained, unless that was one of metakm's by name.
+
+        Raises:
+            UserError: a damaged or foreign file, an unknown strategy, or a backbone that is missing or does not fit.
+        """
+        config, image_shape, state = read_learner_file(path)
+        try:
+            algo = config["algo"]
+            known = {flat_name(algo, option) for option in option_types(strategy_class(algo).options)}
+            own = {name: config[name] for name in (*_DESCRIBED, *known) if name in config}
+            if backbone is None and own["backbone"] is None:
+                raise UserError(f"Expected backbone, the network that {path} was saved with, got none; pass it")
+            named = None if own["backbone"] == OWN else own["backbone"]
+            learner = cls(algo, image_shape=image_shape, **{**own, "backbone": backbone or named})
+            learner.load_checked(state)
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            said = " ".join(str(error).split())
+            raise UserError(f"Expected the learner of {path} to fit its description, got: {said}") from error
+        return learner.eval()
+
+
+def _read_options(algo: str, cls: type[Options], given: Mapping[str, Any]) -> Options:
+    """Options by their own names, or by their flat ones."""
+    own = {flat_name(algo, name) for name in option_types(cls)}
+    flat = {name if name in own else flat_name(algo, name): value for name, value in given.items()}
+    return from_flat(algo, cls, flat)

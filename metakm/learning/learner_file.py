@@ -1,0 +1,82 @@
+"""The safetensors file of a learner: how it was built, and what it has learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metakm.errors import UserError
+from metakm.io.tensor_file import TensorFile
+
+_FILE = TensorFile("weights file", key="metakm.run", version=1, source="a run writes one when it is done")
+
+
+def learner_file(
+    config: Mapping[str, Any], image_shape: tuple[int, int, int] | None, state: Mapping[str, Any]
+) -> bytes:
+    """The whole file.
+
+    Args:
+        config: how the learner was built, as JSON values by the names of a run's config.
+        image_shape: (C, H, W) of its images; None where its backbone says so itself.
+        state: its `state_dict()`.
+
+    Raises:
+        UserError: tensors that safetensors does not have, such as sparse ones.
+    """
+    shape = None if image_shape is None else list(image_shape)
+    return _FILE.to_bytes({"config": dict(config), "image_shape": shape}, state)
+
+
+def read_learner_file(path: Path | str) -> tuple[dict[str, Any], tuple[int, int, int] | None, dict[str, Tensor]]:
+    """Config, image shape and state, as `learner_file` takes them.
+
+    Raises:
+        UserError: the file is damaged, foreign or of another format.
+    """
+    header, tensors = _FILE.read(path)
+    try:
+        config, shape = header["config"], header["image_shape"]
+        if not isinstance(config, dict):
+            raise TypeError(f"the config is {config!r:.80}")
+        if shape is None:
+            return config, None, tensors
+        channels, height, width = shape
+        if not all(type(side) is int and side > 0 for side in shape):
+            raise ValueError(f"image_shape {shape!r:.80}")
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"Expected the header of a trained run in {path}, got another: {error}; copy it again"
+        ) from error
+    return config, (channels, height, width), tensors
+
+
+def flat_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The `state_dict()` of a learner; checkpoints before metakm 0.3 have its parts apart."""
+    if {*state} != {"strategy", "rates"}:
+        return dict(state)
+    rates = {f"rates.{i}": rate for i, rate in enumerate(state["rates"])}
+    return {**{f"strategy.{name}": tensor for name, tensor in state["strategy"].items()}, **rates}
+
+
+def require_same_kind(state: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:
+    """Refuse what `load_state_dict` would take although no run writes it.
+
+    Raises:
+        TypeError: a tensor whose values would be rounded.
+        ValueError: a learned rate too few or too many.
+    """
+    given, expected = ([name for name in names if name.startswith("rates.")] for names in (state, own))
+    if {*given} != {*expected}:
+        raise ValueError(f"{len(given)} learned inner rates, where {len(expected)} belong")
+    for name, like in own.items():
+        if name not in state:
+            continue
+        new = state[name]
+        same_kind = new.is_floating_point() == like.is_floating_point()
+        if not (same_kind and torch.promote_types(new.dtype, like.dtype) == like.dtype):
+            raise TypeError(f"{name} of {new.dtype}, where the strategy has {like.dtype}")
