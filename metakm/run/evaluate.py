@@ -68,7 +68,7 @@ class EvaluateOptions:
     json: bool = False
     """For scripts: standard output has one JSON object a line, for progress and the result, and nothing else."""
     plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
-    """Python files that register strategies or datasets; they run with your rights. The run's own must be named, too."""
+    """Python files that register strategies or datasets; they run with your rights. Name those of the run, too."""
 
 
 class RunEvaluation:
