@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import Any
 
 from metakm.config import NAMED_IN_ROW, RunConfig, options_of
+from metakm.config.protocol import BEFORE
 from metakm.data.registry import dataset_entry
 from metakm.models.registry import OWN
 from metakm.options import SHARED, option_types
@@ -50,6 +51,16 @@ def preset_config(
             range (see `RunConfig`).
     """
     ways = default_ways(dataset) if ways is None else ways
+    return RunConfig.from_flat({**preset_values(preset, algo, dataset, ways, shots), **overrides})
+
+
+def preset_values(preset: str, algo: str, dataset: str, ways: int | None, shots: int) -> dict[str, Any]:
+    """What a preset sets for one setting, by the flat names of a run's config, the setting included.
+
+    Raises:
+        UserError: an unknown strategy or dataset.
+    """
+    ways = default_ways(dataset) if ways is None else ways
     build = {"paper": _paper, "tuned": _tuned}.get(preset, _quick)
     values = _table3(algo, dataset, shots) if preset == "table3" else build(dataset, ways, shots)
     refused = {*SHARED} - {*option_types(options_of(algo))}
@@ -57,7 +68,7 @@ def preset_config(
     if strategy_class(algo).own_network:
         values["backbone"] = OWN
     setting = {"preset": preset, "algo": algo, "dataset": dataset, "ways": ways, "shots": shots}
-    return RunConfig.from_flat({**setting, **values, **overrides})
+    return {**BEFORE, **setting, **values}
 
 
 def changes_from_preset(config: RunConfig) -> dict[str, Any]:

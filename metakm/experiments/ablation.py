@@ -22,7 +22,7 @@ from metakm.experiments.classification import load_cifar10
 from metakm.experiments.command import run_all
 from metakm.experiments.config import ExperimentConfig, PresetName, parse
 from metakm.experiments.networks import cifar_classifier
-from metakm.experiments.run import ExperimentRun, Subject
+from metakm.experiments.run import ExperimentRun, MethodSetup
 from metakm.modulation import modulate
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -55,7 +55,7 @@ PRESETS: dict[PresetName, AblationConfig] = {
 }
 
 
-def subject(variant: str, seed: int) -> Subject:
+def method_setup(variant: str, seed: int) -> MethodSetup:
     """The untrained network of a variant; the convolutions are the same for all variants of a seed.
 
     Raises:
@@ -66,7 +66,7 @@ def subject(variant: str, seed: int) -> Subject:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = cifar_classifier(32, scratch.CLASSES)
-        return Subject("resnet32", modulate(network, start="paper", **VARIANTS[variant]))
+        return MethodSetup("resnet32", modulate(network, start="paper", **VARIANTS[variant]))
 
 
 def execute(config: AblationConfig) -> int:
@@ -77,8 +77,8 @@ def execute(config: AblationConfig) -> int:
     data = load_cifar10(config.image_size, data_roots(config.data_root))
 
     def make(variant: str, stop: StopRequest) -> ExperimentRun:
-        run = replace(scratch.run_config(config, "ablation", "km"), method=variant)  # at km's learning rate
-        return ExperimentRun(run, subject(variant, config.seed), data, stop)
+        run = replace(scratch.method_config(config, "ablation", "km"), method=variant)  # at km's learning rate
+        return ExperimentRun(run, method_setup(variant, config.seed), data, stop)
 
     return run_all(make, config.methods)
 

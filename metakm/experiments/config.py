@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from metakm.cli.flags import flag, read_options, require, texts_given
-from metakm.errors import UserError, unknown_name
+from metakm.config.execution import ExecutionOptions, json_value
+from metakm.errors import unknown_name
 from metakm.experiments.batches import Augmentation
 from metakm.experiments.row import EXECUTION_FIELDS
 
@@ -23,7 +24,7 @@ Schedule = Literal["steps", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExperimentConfig:
+class ExperimentConfig(ExecutionOptions):
     """Flags of every experiment; their defaults follow --preset."""
 
     preset: PresetName = "quick"
@@ -50,18 +51,6 @@ class ExperimentConfig:
     """Leave the test part alone; the row then has the accuracy on the validation part only."""
     seed: int = 0
     """Seed of the initial weights, the order of the images and their augmentation."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:<n>. auto is the first GPU if there is one, else the CPU."""
-    data_root: Path | None = None
-    """Folder with the data. Without it: the environment variable METAKM_DATA, else the user's cache folder."""
-    out: Path = Path("results")
-    """Folder for results; a run writes <out>/<experiment>/<method>/seed<seed>/."""
-    resume: bool = False
-    """Continue each run from its folder's checkpoint, to the numbers of an uninterrupted run; skip finished ones."""
-    overwrite: bool = False
-    """Replace earlier runs in the run folders. Without it an earlier run is never touched."""
-    dry_run: bool = False
-    """Print config and parameter counts of each run, write nothing, and stop."""
 
     def __post_init__(self) -> None:
         for field, low in {"image_size": 8, "train_images": 0, "epochs": 1, "batch": 2, "seed": 0}.items():
@@ -74,20 +63,14 @@ class ExperimentConfig:
         for field, names in choices.items():
             if getattr(self, field) not in get_args(names):
                 raise unknown_name(flag(field), getattr(self, field), get_args(names))
-        if self.resume and self.overwrite:
-            raise UserError("Expected --resume or --overwrite, got both; drop one of them")
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields as JSON values."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """One run: the experiment's config with the method's name and what the method settles."""
+class MethodConfig:
+    """One run: the experiment's flags with the method's name and what the method settles."""
 
-    config: ExperimentConfig
+    flags: ExperimentConfig
     experiment: str
     method: str
     learning_rate: float
@@ -95,28 +78,38 @@ class RunConfig:
     weight_decay: float
 
     @property
+    def execution(self) -> ExecutionOptions:
+        """How and where the run is executed."""
+        return self.flags
+
+    @property
     def folder(self) -> Path:
         """`<out>/<experiment>/<method>/seed<k>`."""
-        return self.config.out / self.experiment / self.method / f"seed{self.config.seed}"
+        return self.flags.out / self.experiment / self.method / f"seed{self.flags.seed}"
 
     @property
     def run_id(self) -> str:
         """Readable name of what this run computes, with a digest of every field that matters for it."""
         digest = hashlib.sha256(json.dumps(self.identity()).encode()).hexdigest()[:8]
-        return f"{self.experiment}-{self.method}-{self.config.preset}-seed{self.config.seed}-{digest}"
+        return f"{self.experiment}-{self.method}-{self.flags.preset}-seed{self.flags.seed}-{digest}"
 
     def identity(self) -> dict[str, Any]:
-        """The fields that determine the numbers of the run."""
+        """The fields that determine the results of the run."""
         return {k: v for k, v in self.to_json().items() if k not in EXECUTION_FIELDS}
 
+    def may_change(self, earlier: Mapping[str, Any]) -> frozenset[str]:
+        """None: the schedule of the learning rate follows the number of epochs."""
+        del earlier
+        return frozenset()
+
     def defaults(self) -> dict[str, Any]:
-        """What a run does whose identity lacks a field."""
-        return {f.name: f.default for f in dataclasses.fields(self) if f.default is not dataclasses.MISSING}
+        """None: every field has always been there."""
+        return {}
 
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON values; the method's own replace the experiment's."""
-        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "config"}
-        return {**self.config.to_json(), **own}
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "flags"}
+        return {name: json_value(value) for name, value in {**vars(self.flags), **own}.items()}
 
 
 C = TypeVar("C", bound=ExperimentConfig)

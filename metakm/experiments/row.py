@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from metakm.config.execution import SHARED_EXECUTION_FIELDS
 from metakm.errors import UserError
 from metakm.io.csv_file import read_csv
 from metakm.io.files import expanded
@@ -18,8 +19,8 @@ from metakm.learning.statistics import interval_over_seeds
 from metakm.run.row import CsvRow, Status
 from metakm.table.collect import read_config
 
-# Fields of config.json that say where and how a run is executed, and which runs with it, but not what it computes.
-EXECUTION_FIELDS = frozenset({"data_root", "out", "resume", "overwrite", "device", "dry_run", "methods"})
+# Fields of a run's config.json that say where and how it is executed, and which others with it: not what it computes.
+EXECUTION_FIELDS = SHARED_EXECUTION_FIELDS | {"methods"}
 _OF_METHOD = ("momentum", "weight_decay")
 _IN_ROW = frozenset({"seed", "tune", "train_images", "data", "classes"})  # by seed, accuracy, n_train, split_hash
 Settings = tuple[tuple[str, str], ...]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,25 +11,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from metakm.cli.progress import Progress, log_line
-from metakm.cli.signals import StopRequest
+from metakm.cli.signals import Stoppable
 from metakm.errors import UserError
 from metakm.experiments.classification import Classification
-from metakm.experiments.config import RunConfig
+from metakm.experiments.config import MethodConfig
 from metakm.experiments.row import ExperimentRow
 from metakm.experiments.training import GradientMap, Training
-from metakm.learning.outer_loop import DivergedError
 from metakm.modulation.attachment import attachment, is_modulated
 from metakm.run import provenance
 from metakm.run.build import resolve_device
-from metakm.run.checkpoint import load_checkpoint, restoring, save_checkpoint
 from metakm.run.folder import RunFolder
-from metakm.run.history import History
+from metakm.run.kind import Accuracies
 from metakm.run.row import Status
+from metakm.run.training_run import TrainingRun
 
 
 @dataclass(frozen=True)
-class Subject:
+class MethodSetup:
     """What a run trains.
 
     network: its name for the row; model: what requires a gradient is trained; save_pack: writes the task's file
@@ -43,183 +40,122 @@ class Subject:
     save_pack: Callable[[Any], object] | None = None
 
 
-class ExperimentRun:
+class ExperimentRun(TrainingRun[Training]):
     """One method of an experiment with one seed.
 
     Raises:
         UserError: on construction, for a folder that is in use or cannot be written, or a checkpoint of another run.
     """
 
-    def __init__(self, run: RunConfig, subject: Subject, data: Classification, stop: StopRequest) -> None:
-        self.run, self.subject, self.data, self.stop = run, subject, data, stop
-        self.device = resolve_device(run.config.device)
-        self.training = Training(subject.model, data, run, self.device, subject.map_gradient)
-        if self.training.train.per_epoch < 1:
+    def __init__(self, config: MethodConfig, setup: MethodSetup, data: Classification, stop: Stoppable) -> None:
+        self.config, self.setup, self.data = config, setup, data
+        self.device = resolve_device(config.execution.device)
+        training = Training(setup.model, data, config, self.device, setup.map_gradient)
+        if training.train.per_epoch < 1:
             raise UserError(
-                f"Expected at least one batch of {run.config.batch} training images, got "
-                f"{len(self.training.train.labels)} images; choose a smaller --batch"
+                f"Expected at least one batch of {config.flags.batch} training images, got "
+                f"{len(training.train.labels)} images; choose a smaller --batch"
             )
-        self.folder = RunFolder(run.folder, ExperimentRow)
-        self.history, self.git_commit = History(), provenance.git_commit()
         self.pack_bytes: int | None = None
-        self.finished = None if run.config.dry_run else self._open_folder()
+        super().__init__(
+            config,
+            training,
+            owner=config.method,
+            iterations=training.iterations,
+            val_every=training.train.per_epoch,
+            split_hash=data.train.split_hash,
+            folder=RunFolder(config.folder, ExperimentRow),
+            stop=stop,
+        )
 
-    def execute(self) -> int:
-        """Train, validate, test, write, let others into the folder; return the exit code of `main`."""
-        try:
-            return self._execute()
-        finally:
-            self.folder.release()
-
-    def _execute(self) -> int:
-        if self.finished is not None:
-            log_line(f"{self.run.run_id}: already done, {self.folder.result}")
-            return 0
-        if self.stop.requested:
-            raise KeyboardInterrupt
-        self._announce()
-        if self.run.config.dry_run:
-            print(json.dumps(self.run.to_json(), indent=2))  # noqa: T201
-            return 0
-        self._write_row("running")
-        try:
-            stopped = self._train()
-        except DivergedError as error:
-            self._write_row("failed")
-            log_line(f"error: {error}")
-            return 1
-        tune = self.run.config.tune
-        tested = None if stopped or tune else self._test()
-        if stopped or (tested is None and not tune):
-            self._write_row("interrupted")
-            change = "replace --overwrite by --resume in" if self.run.config.overwrite else "add --resume to"
-            log_line(f"Interrupted after {self.training.iteration} iterations. To go on, {change} the same command.")
-            return 130
-        self._finish(tested)
-        return 0
-
-    def _open_folder(self) -> dict[str, Any] | None:
-        """Claim the run folder; take up its checkpoint, or return its row, when resuming."""
-        config = self.run.config
-        return self.folder.begin(self.run.to_json(), self._load, resume=config.resume, overwrite=config.overwrite)
-
-    def _announce(self) -> None:
+    def announcement(self) -> str:
+        """Network, device and schedule."""
         trainable, total = self._counts()
-        log_line(
-            f"{self.run.run_id}\n  {self.subject.network}: trains {trainable:,} of {total:,} parameters\n"
-            f"  {self.device}, {torch.get_num_threads()} threads, {self.training.iterations} iterations, "
-            f"learning rate {self.run.learning_rate:g}\n  {self.folder.path}"
-            + (f"\n  resumes at iteration {self.training.iteration}" if self.training.iteration else "")
+        return (
+            f"  {self.setup.network}: trains {trainable:,} of {total:,} parameters\n"
+            f"  {self.device}, {torch.get_num_threads()} threads, {self.iterations} iterations, "
+            f"learning rate {self.config.learning_rate:g}"
         )
 
-    def _train(self) -> bool:
-        """Train and validate; return whether asked to stop."""
-        training = self.training
-        with Progress(f"{self.run.method}: train", training.iterations, training.iteration) as progress:
-            while training.iteration < training.iterations and not self.stop.requested:
-                result, _ = self.history.step(training)
-                progress.advance(1, result.loss, result.accuracy)
-                if training.iteration % training.train.per_epoch == 0:
-                    self._validate(progress)
-                elif self.history.save_due:
-                    self._save()
-        self._save()
-        return self.stop.requested
+    def validation_accuracy(self) -> float:
+        """On the validation part."""
+        return float(self.loop.correct("val").mean())
 
-    def _validate(self, progress: Progress) -> None:
-        point = self.history.validate(self.training.iteration, lambda: self.training.accuracy("val"))
-        self._save()
-        progress.note(f"iteration {point.iteration}: validation accuracy {point.val_accuracy:.4f}")
+    @property
+    def test_total(self) -> int:
+        """Images of the test part, which `--tune` leaves alone."""
+        return 0 if self.config.flags.tune else len(self.loop.parts["test"].labels)
 
-    def _test(self) -> float | None:
-        """Accuracy on the test part; None when asked to stop."""
-        with Progress(f"{self.run.method}: test", len(self.training.parts["test"].labels), unit="image") as progress:
+    def test_accuracies(self, progress: Callable[[int], None]) -> Accuracies:
+        """1 for each image of the test part that is classified correctly, else 0."""
+        return self.loop.correct("test", progress)
 
-            def advance(images: int) -> None:
-                progress.advance(images)
-                if self.stop.requested:
-                    raise StopIteration
-
-            try:
-                return self.training.accuracy("test", advance)
-            except StopIteration:
-                return None
-
-    def _finish(self, tested: float | None) -> None:
-        if self.subject.save_pack is not None:
+    def write_results(self, tested: Accuracies | None) -> None:
+        """The task's pack, if the method has one, and curve.png."""
+        del tested
+        if self.setup.save_pack is not None:
             path = self.folder.path / "pack.safetensors"
-            self.subject.save_pack(path)
+            self.setup.save_pack(path)
             self.pack_bytes = path.stat().st_size
-        self.folder.write_picture(self.history.curve, f"{self.run.experiment}, {self.run.method}", stage="")
-        self._write_row("done", tested)
-        word = "not tested (--tune)" if tested is None else f"test accuracy {100 * tested:.2f} %"
-        accuracy = 100 * self.history.curve[-1].val_accuracy
-        print(  # noqa: T201
-            f"{self.run.experiment} {self.run.method} ({self.run.config.preset}, seed {self.run.config.seed}): "
-            f"validation accuracy {accuracy:.2f} %, {word}, done: {self.folder.result}",
-            flush=True,
-        )
-
-    def _save(self) -> None:
-        state = {**self.history.state(), "training": self.training.state(), "split_hash": self.data.train.split_hash}
-        save_checkpoint(self.folder.checkpoint, self.run, state)
-        self.folder.write_curve(self.history.curve)
-        self.history.saved()
-
-    def _load(self) -> None:
-        state = load_checkpoint(self.folder.checkpoint, self.run)
-        with restoring(self.folder.checkpoint, state, self.data.train.split_hash, self.run.method):
-            self.history.load_state(state)
-            self.training.load_state(state["training"])
+        title = f"{self.config.experiment}, {self.config.method}"
+        self.folder.write_picture(self.history.curve, title, self.stage)
 
     def _counts(self) -> tuple[int, int]:
         """Trainable and all parameters; random bases train as many numbers as they have directions."""
-        total = sum(p.numel() for p in self.training.model.parameters())
-        directions = getattr(self.subject.map_gradient, "directions", None)
-        trained = sum(p.numel() for p in self.training.parameters)
+        total = sum(p.numel() for p in self.loop.model.parameters())
+        directions = getattr(self.setup.map_gradient, "directions", None)
+        trained = sum(p.numel() for p in self.loop.parameters)
         return (trained if directions is None else int(directions)), total
 
-    def _write_row(self, status: Status, tested: float | None = None) -> None:
-        config, training, curve = self.run.config, self.training, self.history.curve
+    def row(self, status: Status, tested: Accuracies | None) -> ExperimentRow:
+        """See `ExperimentRow`."""
+        config, flags, curve = self.config, self.config.flags, self.history.curve
         trainable, total = self._counts()
-        n_test = 0 if tested is None else len(training.parts["test"].labels)
-        row = ExperimentRow(
-            run_id=self.run.run_id,
+        accuracy, n_test = (None, 0) if tested is None else (float(tested.mean()), len(tested))
+        return ExperimentRow(
+            **self.progress_columns(),
+            run_id=config.run_id,
             status=status,
-            experiment=self.run.experiment,
-            method=self.run.method,
+            experiment=config.experiment,
+            method=config.method,
             dataset=self.data.train.name,
-            network=self.subject.network,
-            seed=config.seed,
-            preset=config.preset,
-            image_size=config.image_size,
-            n_train=len(training.train.labels),
-            epochs=config.epochs,
-            batch=config.batch,
-            optimiser=config.optimiser,
-            learning_rate=self.run.learning_rate,
-            iterations=training.iteration,
+            network=self.setup.network,
+            seed=flags.seed,
+            preset=flags.preset,
+            image_size=flags.image_size,
+            n_train=len(self.loop.train.labels),
+            epochs=flags.epochs,
+            batch=flags.batch,
+            optimiser=flags.optimiser,
+            learning_rate=config.learning_rate,
+            iterations=self.loop.iteration,
             trainable_parameters=trainable,
             total_parameters=total,
             pack_bytes=self.pack_bytes,
             train_accuracy=curve[-1].train_accuracy if curve else None,
             val_accuracy=curve[-1].val_accuracy if curve else None,
-            accuracy=tested,
-            ci95=None if tested is None else 1.96 * math.sqrt(tested * (1 - tested) / n_test),
+            accuracy=accuracy,
+            ci95=None if accuracy is None else 1.96 * math.sqrt(accuracy * (1 - accuracy) / n_test),
             n_test=n_test,
-            train_seconds=round(self.history.train_seconds, 3),
-            ms_per_iteration=self.history.ms_per_iteration(training.iteration),
             peak_memory_mb=provenance.peak_memory_mb(self.device),
             device=provenance.device_name(self.device),
             threads=torch.get_num_threads(),
             torch_version=torch.__version__,
             metakm_version=version("metakm"),
             git_commit=self.git_commit,
-            split_hash=self.data.train.split_hash,
+            split_hash=self.split_hash,
             started_at=self.history.started_at,
-            start=_start(training.model),
+            start=_start(self.loop.model),
         )
-        self.folder.write_row(row)
+
+    def summary(self, row: dict[str, Any], ending: str) -> str:
+        """The run, its validation and its test accuracy."""
+        tested = row["accuracy"]
+        test = "not tested (--tune)" if tested is None else f"test accuracy {100 * tested:.2f} %"
+        return (
+            f"{row['experiment']} {row['method']} ({row['preset']}, seed {row['seed']}): "
+            f"validation accuracy {100 * row['val_accuracy']:.2f} %, {test}, {ending}"
+        )
 
 
 def _start(model: nn.Module) -> str:

@@ -26,10 +26,10 @@ from metakm.cli.signals import StopRequest
 from metakm.data.loading import data_roots
 from metakm.experiments.classification import load_cifar10
 from metakm.experiments.command import run_all
-from metakm.experiments.config import ExperimentConfig, PresetName, RunConfig, parse
+from metakm.experiments.config import ExperimentConfig, MethodConfig, PresetName, parse
 from metakm.experiments.networks import cifar_classifier
 from metakm.experiments.random_bases import RandomBases
-from metakm.experiments.run import ExperimentRun, Subject
+from metakm.experiments.run import ExperimentRun, MethodSetup
 from metakm.modulation import ChannelModulator, modulate
 from metakm.modulation.norms import is_norm
 
@@ -80,51 +80,51 @@ _PAPER_RATES = {"ld": 3.0}
 DEFAULT_RATE = 0.1
 
 
-def run_config(config: ExperimentConfig, experiment: str, method: str, ld: bool = False) -> RunConfig:
-    """The config of one run: the method's learning rate unless one is given; plain SGD for `ld`."""
+def method_config(config: ExperimentConfig, experiment: str, method: str, ld: bool = False) -> MethodConfig:
+    """The config of one run: the method's learning rate where none is given; plain SGD for `ld`."""
     rates = _PAPER_RATES if config.preset == "paper" else _QUICK_RATES
     rate = config.learning_rate or rates.get(method, DEFAULT_RATE)
-    return RunConfig(config, experiment, method, rate, 0.0 if ld else 0.9, 0.0 if ld else config.weight_decay)
+    return MethodConfig(config, experiment, method, rate, 0.0 if ld else 0.9, 0.0 if ld else config.weight_decay)
 
 
-def subject(method: str, seed: int) -> Subject:
+def method_setup(method: str, seed: int) -> MethodSetup:
     """The untrained network of a method: a function of the seed, whatever the global generator's state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _BUILDERS[method](seed)
 
 
-def _full(_seed: int) -> Subject:
-    return Subject("resnet32", cifar_classifier(32, CLASSES))
+def _full(_seed: int) -> MethodSetup:
+    return MethodSetup("resnet32", cifar_classifier(32, CLASSES))
 
 
-def _bl(_seed: int) -> Subject:
-    return Subject("resnet32", modulate(cifar_classifier(32, CLASSES), layers=[]))
+def _bl(_seed: int) -> MethodSetup:
+    return MethodSetup("resnet32", modulate(cifar_classifier(32, CLASSES), layers=[]))
 
 
-def _km(_seed: int) -> Subject:
-    return Subject("resnet32", modulate(cifar_classifier(32, CLASSES), start="paper"))
+def _km(_seed: int) -> MethodSetup:
+    return MethodSetup("resnet32", modulate(cifar_classifier(32, CLASSES), start="paper"))
 
 
-def _km_channel(_seed: int) -> Subject:
-    return Subject("resnet32", modulate(cifar_classifier(32, CLASSES), modulator=ChannelModulator, start="paper"))
+def _km_channel(_seed: int) -> MethodSetup:
+    return MethodSetup("resnet32", modulate(cifar_classifier(32, CLASSES), modulator=ChannelModulator, start="paper"))
 
 
-def _sn(_seed: int) -> Subject:
-    return Subject("resnet8-width5-projection", cifar_classifier(8, CLASSES, width=5, shortcut="projection"))
+def _sn(_seed: int) -> MethodSetup:
+    return MethodSetup("resnet8-width5-projection", cifar_classifier(8, CLASSES, width=5, shortcut="projection"))
 
 
-def _ld(seed: int) -> Subject:
+def _ld(seed: int) -> MethodSetup:
     model = cifar_classifier(8, CLASSES, shortcut="projection")
-    return Subject("resnet8-projection", model, RandomBases(DIRECTIONS, COMPARTMENTS, seed))
+    return MethodSetup("resnet8-projection", model, RandomBases(DIRECTIONS, COMPARTMENTS, seed))
 
 
-def _tbn(_seed: int) -> Subject:
+def _tbn(_seed: int) -> MethodSetup:
     model = modulate(cifar_classifier(110, CLASSES, shortcut="projection"), layers=[], classifier=None)
     for module in model.modules():
         if is_norm(module):
             nn.init.uniform_(module.weight)  # type: ignore[arg-type]
-    return Subject("resnet110-projection", model)
+    return MethodSetup("resnet110-projection", model)
 
 
 _BUILDERS = {"full": _full, "bl": _bl, "km": _km, "km-channel": _km_channel, "sn": _sn, "ld": _ld, "tbn": _tbn}
@@ -135,8 +135,8 @@ def execute(config: ScratchConfig) -> int:
     data = load_cifar10(config.image_size, data_roots(config.data_root))
 
     def make(method: str, stop: StopRequest) -> ExperimentRun:
-        run = run_config(config, "scratch", method, ld=method == "ld")
-        return ExperimentRun(run, subject(method, config.seed), data, stop)
+        run = method_config(config, "scratch", method, ld=method == "ld")
+        return ExperimentRun(run, method_setup(method, config.seed), data, stop)
 
     return run_all(make, config.methods)
 

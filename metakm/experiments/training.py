@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from metakm.experiments.batches import Batch, Batches
 from metakm.experiments.classification import Classification, first_per_class
-from metakm.experiments.config import RunConfig
+from metakm.experiments.config import MethodConfig
 from metakm.learning.outer_loop import DivergedError, StepResult
 from metakm.ops.conv2d import is_strided_pointwise
 
@@ -42,11 +44,11 @@ class Training:
         self,
         model: nn.Module,
         data: Classification,
-        run: RunConfig,
+        run: MethodConfig,
         device: torch.device,
         map_gradient: GradientMap | None = None,
     ) -> None:
-        config = run.config
+        config = run.flags
         self.memory_format = _memory_format(model)
         self.model = model.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.run, self.device, self.map_gradient = run, device, map_gradient
@@ -64,7 +66,7 @@ class Training:
 
     def _optimiser(self) -> torch.optim.Optimizer:
         run = self.run
-        if run.config.optimiser == "adam":
+        if run.flags.optimiser == "adam":
             return torch.optim.Adam(self.parameters, lr=run.learning_rate, weight_decay=run.weight_decay)
         return torch.optim.SGD(
             self.parameters, lr=run.learning_rate, momentum=run.momentum, weight_decay=run.weight_decay
@@ -100,25 +102,25 @@ class Training:
 
     def _decay(self) -> float:
         done = self.iteration / self.iterations
-        if self.run.config.schedule == "cosine":
+        if self.run.flags.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * done))
         return 0.01 if done >= 0.75 else 0.1 if done >= 0.5 else 1.0
 
     @torch.no_grad()
-    def accuracy(self, split: str, progress: Callable[[int], None] = lambda _: None) -> float:
-        """Share of a part's images that are classified correctly, in evaluation mode.
+    def correct(self, split: str, progress: Callable[[int], None] = lambda _: None) -> npt.NDArray[np.float64]:
+        """1 for each image of a part that is classified correctly in evaluation mode, else 0; `[n]`.
 
         Args:
             progress: called with the number of images just done; may raise to stop.
         """
-        part, right = self.parts[split], 0
+        part, correct = self.parts[split], []
         self.model.eval()
         with parametrize.cached():  # the modulated kernels are the same for every batch
             for start in range(0, len(part.labels), EVALUATION_BATCH):
                 images, labels = self._to_device(part.sequential(start))
-                right += int((self.model(images).argmax(1) == labels).sum())
+                correct.append((self.model(images).argmax(1) == labels).double().cpu().numpy())
                 progress(len(labels))
-        return right / len(part.labels)
+        return np.concatenate(correct)
 
     def state(self) -> dict[str, Any]:
         """Everything that further steps depend on, loadable with `weights_only=True`."""

@@ -25,10 +25,10 @@ from metakm.data.loading import data_roots
 from metakm.errors import unknown_name
 from metakm.experiments.classification import Classification, load_image_folder, load_tiny_imagenet_classes
 from metakm.experiments.command import run_all
-from metakm.experiments.config import ExperimentConfig, PresetName, RunConfig, parse
+from metakm.experiments.config import ExperimentConfig, MethodConfig, PresetName, parse
 from metakm.experiments.fine_grained import FineGrained, load_fine_grained
 from metakm.experiments.networks import CLASSIFIER, Backbone, pretrained
-from metakm.experiments.run import ExperimentRun, Subject
+from metakm.experiments.run import ExperimentRun, MethodSetup
 from metakm.models.lite_residual import LiteResidual, insert_lite_residuals
 from metakm.modulation import modulate, replace_norm, save_pack
 from metakm.modulation.modulators import Start
@@ -130,12 +130,12 @@ _QUICK_RATES = {"tbl-1": 0.03, "nc": 0.01, "tkm-1": 0.01, "tkm-2": 0.01, "ttl": 
 DEFAULT_RATE = 1e-3
 
 
-def run_config(config: TransferConfig, method: str) -> RunConfig:
+def method_config(config: TransferConfig, method: str) -> MethodConfig:
     """The config of one run: Table II's learning rate for its datasets, unless one is given."""
     known = _QUICK_RATES.get(method) if config.preset == "quick" else None
     rate = known or (DEFAULT_RATE if config.data else RATES.get(config.dataset, DEFAULT_RATE))
     name = config.data.resolve().name if config.data else config.dataset
-    return RunConfig(config, f"transfer-{name}", method, config.learning_rate or rate, 0.9, config.weight_decay)
+    return MethodConfig(config, f"transfer-{name}", method, config.learning_rate or rate, 0.9, config.weight_decay)
 
 
 def load(config: TransferConfig) -> Classification:
@@ -150,7 +150,7 @@ def load(config: TransferConfig) -> Classification:
     return load_fine_grained(name, side, roots)
 
 
-def subject(config: TransferConfig, method: str, class_names: Sequence[str], task: str) -> Subject:
+def method_setup(config: TransferConfig, method: str, class_names: Sequence[str], task: str) -> MethodSetup:
     """The pre-trained network with what `method` trains: a function of the seed and the weights.
 
     Raises:
@@ -162,14 +162,14 @@ def subject(config: TransferConfig, method: str, class_names: Sequence[str], tas
         if config.norm == "group":
             replace_norm(model)
         if method == "tbl-2":
-            return Subject(config.backbone, model)
+            return MethodSetup(config.backbone, model)
         if method == "ttl":
-            return Subject(config.backbone, tiny_tl(model))
+            return MethodSetup(config.backbone, tiny_tl(model))
         parts = COMBINATIONS[method]
         layers = None if parts.explicit else ()
         classifier = CLASSIFIER if parts.classifier else None
         modulate(model, layers, parts.implicit, classifier, start=start(config))
-        return Subject(config.backbone, model, save_pack=lambda path: save_pack(model, path, task, class_names))
+        return MethodSetup(config.backbone, model, save_pack=lambda path: save_pack(model, path, task, class_names))
 
 
 def start(config: TransferConfig) -> Start:
@@ -199,8 +199,8 @@ def execute(config: TransferConfig) -> int:
     data = load(config)
 
     def make(method: str, stop: StopRequest) -> ExperimentRun:
-        run = run_config(config, method)
-        return ExperimentRun(run, subject(config, method, data.class_names, data.train.name), data, stop)
+        run = method_config(config, method)
+        return ExperimentRun(run, method_setup(config, method, data.class_names, data.train.name), data, stop)
 
     return run_all(make, config.methods)
 

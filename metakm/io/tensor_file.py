@@ -95,6 +95,13 @@ def update_digest(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
 
 
+def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of named tensors, in hexadecimal."""
+    digest = hashlib.sha256()
+    feed(digest, tensors)
+    return digest.hexdigest()
+
+
 def _digest(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     update_digest(digest, tensors)

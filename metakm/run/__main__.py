@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 from metakm.cli.exit_code import exit_code
 from metakm.cli.signals import StopRequest
+from metakm.config.execution import how_to_resume
 from metakm.distributed.processes import joined
 from metakm.distributed.torchrun import only_first_prints
 from metakm.errors import UserError
 from metakm.learning.malloc import keep_freed_memory
-from metakm.run.command_line import how_to_resume, parse
+from metakm.run.command_line import parse
 from metakm.run.runner import Run
 
 

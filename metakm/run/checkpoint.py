@@ -7,24 +7,15 @@ import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from metakm.config.settings import Identified
 from metakm.errors import UserError
 from metakm.io.files import atomic_write
 
 FORMAT = 1
-
-
-class Identified(Protocol):
-    """The config of a run."""
-
-    def identity(self) -> dict[str, Any]:
-        """The JSON values that determine the numbers of the run."""
-
-    def defaults(self) -> dict[str, Any]:
-        """What a run does whose identity lacks a field, by field."""
 
 
 def save_checkpoint(path: Path, config: Identified, state: dict[str, Any]) -> None:
@@ -54,6 +45,7 @@ def load_checkpoint(path: Path, config: Identified) -> dict[str, Any]:
         ) from error
     if not (isinstance(form, int) and form == FORMAT):
         raise UserError(f"Expected checkpoint format {FORMAT}, got {form!r:.9} in {path}; start again with --overwrite")
+    identity = {**identity, **{k: config.identity()[k] for k in config.may_change(identity)}}
     if changes := config_changes(identity, config):
         raise UserError(
             f"Expected the config of the run to resume, got another: {changes}; use the earlier values, or another "

@@ -67,12 +67,6 @@ def command(config: RunConfig) -> str:
     return shlex.join(words)
 
 
-def how_to_resume(config: RunConfig) -> str:
-    """How to change the command of a run so that it goes on."""
-    change = "replace --overwrite by --resume in" if config.overwrite else "add --resume to"
-    return f"{change} the same command"
-
-
 def _defaults(arguments: Sequence[str]) -> RunConfig:
     """The preset's config for the setting named in the arguments; values that do not parse are left to tyro."""
     given = texts_given(arguments, _SETTING)

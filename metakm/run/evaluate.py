@@ -160,7 +160,7 @@ def _evaluate(options: EvaluateOptions) -> int:
         with StopRequest() as stop, joined() as processes:
             with processes.raise_together(UserError):
                 prepared = _prepare(options, processes)
-            log = EventLog(prepared.config)
+            log = EventLog(prepared.config, prepared.config.run_id)
             tasks, name = prepared.config.eval_tasks, SPLIT_NAMES[options.split]
             with Progress(name, tasks, unit="task", quiet=options.quiet, report=log.progressed) as progress:
                 found = prepared.evaluate(stop_on_request(stop, progress.advance))

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from metakm.config import RunConfig
+from metakm.config import ExecutionOptions
 from metakm.errors import UserError
 from metakm.run.curve import CurvePoint
 
@@ -24,13 +24,17 @@ class EventLog:
     had logged past its checkpoint is marked as replaced. They are appended to, as TensorBoard does, and so the only
     files that may end in half a record when a process is killed; TensorBoard reads up to it.
 
+    Args:
+        stage: how the names of training, validation and test begin.
+        files: False writes none, whatever the options ask for.
+
     Raises:
         UserError: `--log-dir` without tensorboard installed, or a folder that cannot be written.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        self.json = config.json
-        self.folder = None if config.log_dir is None else config.log_dir / config.run_id
+    def __init__(self, options: ExecutionOptions, run_id: str, stage: str = "meta-", *, files: bool = True) -> None:
+        self.json, self.stage = options.json, stage
+        self.folder = options.log_dir / run_id if files and options.log_dir is not None else None
         self._writer: Any = None
         if self.folder is not None:
             _summary_writer()
@@ -50,7 +54,7 @@ class EventLog:
     def trained(self, iteration: int, loss: float, accuracy: float, seconds: float) -> None:
         """One meta-training iteration, to TensorBoard alone."""
         figures = {"loss": loss, "accuracy": accuracy, "ms_per_iteration": 1000 * seconds}
-        self._scalars("meta-train", iteration, figures)
+        self._scalars(f"{self.stage}train", iteration, figures)
 
     def progressed(self, figures: Mapping[str, Any]) -> None:
         """Where meta-training or meta-test stands, now and then (see `Progress`), as a JSON line alone."""
@@ -58,13 +62,13 @@ class EventLog:
 
     def validated(self, point: CurvePoint) -> None:
         """One point of the learning curve."""
-        self._scalars("meta-val", point.iteration, {"accuracy": point.val_accuracy})
+        self._scalars(f"{self.stage}val", point.iteration, {"accuracy": point.val_accuracy})
         self.line("validation", point._asdict())
 
     def ended(self, row: Mapping[str, Any]) -> None:
         """The run's row, whatever its status."""
         if row["accuracy"] is not None:
-            self._scalars("meta-test", row["iterations"], {"accuracy": row["accuracy"]})
+            self._scalars(f"{self.stage}test", row["iterations"], {"accuracy": row["accuracy"]})
         self.line("result", row)
 
     def line(self, event: str, values: Mapping[str, Any]) -> None:

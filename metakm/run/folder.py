@@ -91,27 +91,30 @@ class RunFolder:
         return f"{self.path}, which has weights, tasks or a row of an earlier run but no {self.checkpoint.name}"
 
     def begin(
-        self, config: dict[str, Any], load: Callable[[], None], *, resume: bool, overwrite: bool
+        self, config: dict[str, Any], load: Callable[[], None], *, resume: bool, overwrite: bool, iterations: int
     ) -> dict[str, Any] | None:
-        """Claim the folder for a run, `load` the checkpoint that is there, and write config.json.
+        """Claim the folder for a run of `iterations`, `load` the checkpoint that is there, and write config.json.
 
-        Returns the row of a finished run that is resumed, else None.
+        Returns the row of a run that is resumed but finished, else None.
 
         Raises:
             UserError: see `opening` and `earlier`.
         """
         with self.opening():
-            finished = self.earlier(resume=resume, overwrite=overwrite)
+            finished = self.earlier(resume=resume, overwrite=overwrite, iterations=iterations)
             if self.checkpoint.exists():
                 load()
             if finished is None:
                 self.write_config(config)
         return finished
 
-    def earlier(self, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+    def earlier(self, *, resume: bool, overwrite: bool, iterations: int = 0) -> dict[str, Any] | None:
         """Make sure that an earlier run in here is to be gone on with or replaced; with `overwrite`, remove it.
 
-        Returns the row of a finished run that is resumed, else None; a checkpoint that is there is to be loaded.
+        Returns the row of a run that is resumed but finished, else None; a checkpoint that is there is to be loaded.
+
+        Args:
+            iterations: a run of fewer is not finished.
 
         Raises:
             UserError: there is an earlier run and neither is wanted, or what it came to, without the checkpoint that
@@ -131,7 +134,7 @@ class RunFolder:
                 "continue it, --overwrite to replace it, or choose another --out"
             )
         row = self.read_row()
-        return row if row is not None and row["status"] == "done" else None
+        return row if row is not None and row["status"] == "done" and row["iterations"] >= iterations else None
 
     def clear(self) -> None:
         """Remove the files of an earlier run, and nothing else."""

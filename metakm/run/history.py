@@ -15,11 +15,19 @@ from metakm.run.curve import CurvePoint
 SAVE_SECONDS = 60.0  # between checkpoints: a killed run loses at most this much, and one iteration
 
 
-class Learner(Protocol):
-    """What is trained, one iteration after the other."""
+class Trainable(Protocol):
+    """What a run trains, one iteration after the other."""
+
+    iteration: int
 
     def step(self) -> StepResult:
         """The next iteration."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next steps depend on, loadable with `weights_only=True`."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`."""
 
 
 class History:
@@ -35,10 +43,10 @@ class History:
         self.started_at = provenance.now()
         self._saved = time.monotonic()
 
-    def step(self, learner: Learner) -> tuple[StepResult, float]:
+    def step(self, trained: Trainable) -> tuple[StepResult, float]:
         """One iteration, and its seconds."""
         began = time.monotonic()
-        result = learner.step()
+        result = trained.step()
         self.since.append((result.loss, result.accuracy))
         elapsed = time.monotonic() - began
         self.step_seconds += elapsed

@@ -25,12 +25,13 @@ def test_each_variant_changes_one_thing():
 
 
 def _first_modulator(variant):
-    return ablation.subject(variant, seed=0).model.backbone.conv.parametrizations.weight[0]
+    return ablation.method_setup(variant, seed=0).model.backbone.conv.parametrizations.weight[0]
 
 
 def test_all_variants_start_from_the_same_convolutions():
     weights = [
-        ablation.subject(v, seed=0).model.backbone.conv.parametrizations.weight.original for v in ("default", "depth-5")
+        ablation.method_setup(v, seed=0).model.backbone.conv.parametrizations.weight.original
+        for v in ("default", "depth-5")
     ]
     assert torch.equal(*weights)
 
@@ -47,7 +48,7 @@ def test_an_unknown_variant_is_named(small, capsys):
     assert ablation.main([*small, "--methods", "cosine"]) == 2
     assert "cosine" in capsys.readouterr().err
     with pytest.raises(UserError, match="default"):
-        ablation.subject("defualt", seed=0)
+        ablation.method_setup("defualt", seed=0)
 
 
 def test_a_variant_is_done_although_nobody_reads_and_no_picture_can_be_drawn(small, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.float32
 def test_trainable_parameters_are_the_papers():
     counts = {}
     for method in scratch.TABLE1:
-        subject = scratch.subject(method, seed=0)
+        subject = scratch.method_setup(method, seed=0)
         trained = sum(p.numel() for p in subject.model.parameters() if p.requires_grad)
         counts[method] = (trained, sum(p.numel() for p in subject.model.parameters()))
     assert counts["full"] == (464_154, 464_154)
@@ -26,18 +26,18 @@ def test_trainable_parameters_are_the_papers():
     assert counts["sn"] == (8_005, 8_005)  # 8.0 K
     assert counts["tbn"] == (8_288, 1_730_714)  # 8.3 K of 1.7 M
     assert counts["ld"] == (78_042, 78_042)  # moved along 8.0 K directions
-    assert scratch.subject("ld", seed=0).map_gradient.directions == 8000
+    assert scratch.method_setup("ld", seed=0).map_gradient.directions == 8000
 
 
 def test_the_convolutions_of_bl_and_km_are_the_same_random_ones():
-    bl, km = (scratch.subject(method, seed=3).model.state_dict() for method in ("bl", "km"))
+    bl, km = (scratch.method_setup(method, seed=3).model.state_dict() for method in ("bl", "km"))
     originals = {k.replace("parametrizations.", "").replace(".original", ""): v for k, v in km.items()}
     for name, weight in bl.items():
         torch.testing.assert_close(originals[name], weight, rtol=0, atol=0)
 
 
 def test_norm_scales_of_tbn_start_uniform():
-    scales = torch.cat([p for n, p in scratch.subject("tbn", 0).model.named_parameters() if _is_scale(n)])
+    scales = torch.cat([p for n, p in scratch.method_setup("tbn", 0).model.named_parameters() if _is_scale(n)])
     assert scales.min() >= 0
     assert 0.45 < scales.mean() < 0.55
 
@@ -116,7 +116,7 @@ def test_frozen_convolutions_stay_bit_equal(small, tmp_path):
     assert scratch.main([*small, "--methods", "km", "--epochs", "1"]) == 0
     folder = tmp_path / "out" / "scratch" / "km" / "seed0"
     after = torch.load(folder / "checkpoint.pt", weights_only=True)["training"]["model"]
-    before = scratch.subject("km", seed=0).model.state_dict()
+    before = scratch.method_setup("km", seed=0).model.state_dict()
     frozen = [name for name in before if name.endswith("original")]
     assert len(frozen) == 31
     for name in frozen:
@@ -198,5 +198,5 @@ def test_mistakes_are_told_in_one_line(small, flags, said, capsys):
 def test_the_paper_preset_is_the_published_schedule():
     config = scratch.PRESETS["paper"]
     assert (config.epochs, config.batch, config.weight_decay, config.image_size) == (200, 128, 1e-4, 32)
-    run = scratch.run_config(config, "scratch", "full")
+    run = scratch.method_config(config, "scratch", "full")
     assert (run.learning_rate, run.momentum) == (0.1, 0.9)

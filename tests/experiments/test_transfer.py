@@ -38,7 +38,7 @@ def config(**changes):
 
 
 def trained_parts(method):
-    subject = transfer.subject(config(), method, ["a", "b"], "task")
+    subject = transfer.method_setup(config(), method, ["a", "b"], "task")
     names = [name for name, p in subject.model.named_parameters() if p.requires_grad]
     return {
         "classifier": any(n.startswith("fc.") for n in names),
@@ -73,7 +73,7 @@ def test_tkm2_of_resnet50_trains_the_papers_share():
         with torch.device("meta"):
             model = torchvision.models.resnet50(num_classes=count)
         full.append(sum(p.numel() for p in model.parameters()))
-    subject = transfer.subject(config(backbone="resnet50", norm="group"), "tkm-2", ["c"] * 2, "task")
+    subject = transfer.method_setup(config(backbone="resnet50", norm="group"), "tkm-2", ["c"] * 2, "task")
     without = sum(p.numel() for n, p in subject.model.named_parameters() if p.requires_grad and "fc" not in n)
     trained = [without + 2049 * count for count in classes.values()]
     assert sum(full) / sum(trained) == pytest.approx(75.15, abs=0.005)
@@ -140,7 +140,7 @@ def test_a_lite_residual_starts_without_effect():
 
 
 def test_tiny_tl_trains_branches_biases_and_classifier():
-    subject = transfer.subject(config(), "ttl", ["a", "b"], "task")
+    subject = transfer.method_setup(config(), "ttl", ["a", "b"], "task")
     for name, parameter in subject.model.named_parameters():
         branch = any(part in name for part in ("grouped", "pointwise", "conv2.norm"))
         bias = name.endswith("bias") and "norm" in name
@@ -174,5 +174,5 @@ def test_missing_data_are_named(tmp_path, capsys):
 def test_the_paper_preset_is_table_2s():
     paper = transfer.PRESETS["paper"]
     assert (paper.epochs, paper.batch, paper.norm, paper.weights) == (50, 8, "group", "imagenet")
-    rates = [transfer.run_config(config(preset="paper", dataset=d), "tkm-2").learning_rate for d in transfer.RATES]
+    rates = [transfer.method_config(config(preset="paper", dataset=d), "tkm-2").learning_rate for d in transfer.RATES]
     assert rates == [16e-4, 8e-4, 2e-4, 2e-4]

@@ -46,7 +46,7 @@ import torch
 from metakm.experiments import scratch, training
 torch.manual_seed(0)
 for method in ("sn", "ld"):
-    model = scratch.subject(method, 0).model
+    model = scratch.method_setup(method, 0).model
     form = training._memory_format(model)
     for _ in range(20):
         model(torch.rand(4, 3, 32, 32).contiguous(memory_format=form)).square().sum().backward()

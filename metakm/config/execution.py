@@ -1,0 +1,54 @@
+"""How and where a run is executed, which does not change what it computes; alike for every kind of run."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metakm.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionOptions:
+    """Flags that a resumed run may change."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<n>. auto is the first GPU if there is one, else the CPU."""
+    data_root: Path | None = None
+    """Folder with the data. Without it: the environment variable METAKM_DATA, else the user's cache folder."""
+    out: Path = Path("results")
+    """Folder for results; each run has a folder of its own in it."""
+    resume: bool = False
+    """Continue from the run folder's checkpoint, with the results of an uninterrupted run; a finished run is left as it is."""
+    overwrite: bool = False
+    """Replace an earlier run in the run folder. Without it an earlier run is never touched."""
+    dry_run: bool = False
+    """Print the config, parameter counts and an estimate of time and memory, write nothing, and stop."""
+    log_dir: Path | None = None
+    """Folder for TensorBoard event files of loss, accuracies and ms an iteration, in <log-dir>/<run id>/; needs tensorboard."""
+    quiet: bool = False
+    """No progress on standard error; errors and the result stay."""
+    json: bool = False
+    """For scripts: standard output has one JSON object a line, for progress, each validation and the result, and nothing else."""
+
+    def __post_init__(self) -> None:
+        if self.resume and self.overwrite:
+            raise UserError("Expected --resume or --overwrite, got both; drop one of them")
+
+
+def how_to_resume(options: ExecutionOptions) -> str:
+    """How to change the command of a run so that it goes on."""
+    change = "replace --overwrite by --resume in" if options.overwrite else "add --resume to"
+    return f"{change} the same command"
+
+
+SHARED_EXECUTION_FIELDS = frozenset(field.name for field in dataclasses.fields(ExecutionOptions))
+
+
+def json_value(value: object) -> Any:
+    """A path as its text, a tuple as a list; the rest is JSON as it is."""
+    if isinstance(value, tuple):
+        return [json_value(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,132 @@
+"""What a run computes, apart from the options of its strategy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from metakm.cli.flags import flag, require
+from metakm.errors import unknown_name
+from metakm.models.modes import BatchNormMode
+from metakm.options import Options
+
+PresetName = Literal["quick", "paper", "table3", "tuned"]
+Schedule = Literal["constant", "cosine"]
+Precision = Literal["fp32", "bf16"]
+Selection = Literal["best", "last"]
+
+FROM_PRESET: Any = object()
+"""Default of a field whose value the preset gives."""
+BEFORE: dict[str, Any] = {"test_queries": 0, "ema": 0.0, "select": "best"}
+"""What a run did before there were these fields, which presets may set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunProtocol:
+    """Fields that determine the results. What is not given has the preset's value."""
+
+    algo: str = "km"
+    """Strategy: maml, anil, km, bn, boil, meta-sgd, reptile, protonet, maml-proto, anil-proto, km-proto, or one from a plugin. km is the paper's own."""
+    dataset: str = "glyphs"
+    """Dataset: glyphs (drawn by metakm, needs no file), omniglot, mini-imagenet, tiny-imagenet, or folder: your own images, one folder a class in train/, val/ and test/ of --data-root; or one from a plugin. glyphs by default, so that every machine can run it."""
+    ways: int = FROM_PRESET
+    """Classes in an episode. Default from --dataset: 20 for characters, 5 for photographs (Finn et al. 2017)."""
+    shots: int = 1
+    """Support images of each class. The published settings have 1 and 5."""
+    queries: int = FROM_PRESET
+    """Query images of each class. Default from --preset; paper: the shots for characters (MAML's code), 15 for photographs."""
+    test_queries: int = FROM_PRESET
+    """Query images of each class in meta-validation and meta-test; 0: as --queries. With --preset paper: the shots for photographs (MAML's code)."""
+    preset: PresetName = "quick"
+    """Where the other defaults come from. table3: that of results/table3/, equal for all strategies but for inner rates, inner steps, clipping and meta learning rate, which a search chose for km, maml and anil alike on meta-validation (results/search); other strategies take those of maml, and *-proto those of the strategy without a prototype head. quick: scaled down, chosen for km on the meta-validation of omniglot 20-way 1-shot and only estimated for other settings; paper: the published protocol of Finn et al. 2017 and Raghu et al. 2020 (metakm/presets.py lists what still differs); tuned: longer than quick, with smaller clipping, a zero head and 10 inner steps in the meta-test, for characters with pooling and learned inner rates too, searched on omniglot 20-way 1-shot, in part on 5-shot, and on tiny-imagenet 5-way 1-shot (results/search), and only estimated for other settings."""
+    backbone: str = FROM_PRESET
+    """conv4-<filters>-stride, conv4-<filters>-pool or resnet<depth>; own where a strategy brings a network of its own; or one from a plugin. Default from --preset; paper: conv4-64-stride for characters, conv4-32-pool for photographs."""
+    inner_lr: float = FROM_PRESET
+    """Inner learning rate on the mean support cross-entropy. Default from --preset; paper: 2.0 for characters (MAML's 0.1 on ways x mean, 0.4 with 5 ways), 0.05 for photographs (0.01 likewise)."""
+    inner_steps: int = FROM_PRESET
+    """Inner steps in meta-training. Default from --preset; paper: 5, for 5-way characters 1."""
+    test_inner_steps: int = FROM_PRESET
+    """Inner steps in meta-validation and meta-test. Default from --preset; paper: 5 for characters (5-way: 3), 10 for photographs."""
+    meta_batch: int = FROM_PRESET
+    """Tasks in a meta-batch. Default from --preset; paper: 16 for characters (5-way: 32), 4 or 2 for photographs with 1 or 5 shots."""
+    meta_lr: float = FROM_PRESET
+    """Adam's learning rate in the outer loop. Default from --preset; paper: 1e-3."""
+    iterations: int = FROM_PRESET
+    """Meta-training iterations. Default from --preset; paper: 60000. 0 evaluates the untrained start."""
+    schedule: Schedule = FROM_PRESET
+    """Schedule of the meta learning rate. Default from --preset; paper: constant."""
+    grad_clip: float = FROM_PRESET
+    """Clip each entry of the meta-gradient to +- this value; 0 clips nothing. Default from --preset; paper: 0.133 or 0.667 for photographs with 1 or 5 shots (MAML's 10 on the sum over queries / shots), 0 for characters."""
+    options: Options = FROM_PRESET
+    """The strategy's own; see --algo."""
+    ema: float = FROM_PRESET
+    """Decay of an exponential moving average of all that the outer loop learns, such as 0.999; the average is what is validated, tested and saved. 0, as published: none."""
+    augment: bool = False
+    """Crop and mirror each image of the meta-training episodes at random, support and query; photographs only. Off as published."""
+    bn_mode: BatchNormMode = "transductive"
+    """Where batch statistics come from. transductive, as published: the batch at hand; support: the support images alone; running: averages over meta-training when evaluating; frozen: never."""
+    precision: Precision = "fp32"
+    """Of the convolutions: fp32, on a GPU too (metakm's kernels there keep float32's accuracy), or bf16, faster where the processor has it; parameters, norm statistics and classifier stay fp32."""
+    seed: int = 0
+    """Seed of the initial weights and of the meta-training episodes. Meta-validation and meta-test episodes are the same for every seed."""
+    image_size: int = 0
+    """Side in pixels of the square to which the images of --dataset folder are resized; 0 is 84. The other datasets have a size of their own."""
+    init_from: Path | None = None
+    """Folder of a trained run whose weights this one starts from; its strategy, network and ways must be the same. Without it: weights by --seed."""
+    eval_tasks: int = 600
+    """Meta-test tasks. 600 as published (Finn et al. 2017)."""
+    val_tasks: int = FROM_PRESET
+    """Meta-validation tasks at each validation. Default from --preset."""
+    select: Selection = FROM_PRESET
+    """Which model the meta-test is of: the best on meta-validation, or the last. Last with --preset paper (MAML's code)."""
+    val_every: int = FROM_PRESET
+    """Iterations between validations; the last iteration always validates. Default from --preset."""
+
+    def __post_init__(self) -> None:
+        for name, low in _at_least.items():
+            require(getattr(self, name) >= low, name, f"at least {low}", getattr(self, name))
+        for name, high in _at_most.items():
+            require(getattr(self, name) <= high, name, f"at most {high}", getattr(self, name))
+        for name in ("inner_lr", "meta_lr"):
+            value = getattr(self, name)
+            require(math.isfinite(value) and value > 0, name, "a positive number", value)
+        require(math.isfinite(self.grad_clip) and self.grad_clip >= 0, "grad_clip", "0 or more", self.grad_clip)
+        require(0 <= self.ema < 1, "ema", "0 or more and below 1", self.ema)
+        require(self.seed < 2**63, "seed", "below 2**63", self.seed)
+        for name, choices in (
+            ("preset", PresetName),
+            ("schedule", Schedule),
+            ("bn_mode", BatchNormMode),
+            ("precision", Precision),
+            ("select", Selection),
+        ):
+            if getattr(self, name) not in get_args(choices):
+                raise unknown_name(flag(name), getattr(self, name), get_args(choices))
+
+
+_at_least = {
+    "ways": 2,
+    "shots": 1,
+    "queries": 1,
+    "test_queries": 0,
+    "inner_steps": 1,
+    "test_inner_steps": 0,
+    "meta_batch": 1,
+    "iterations": 0,
+    "seed": 0,
+    "eval_tasks": 2,
+    "val_tasks": 1,
+    "val_every": 1,
+    "image_size": 0,
+}
+# Beyond these a slip of the keyboard asks for more memory or time than there is, before the first iteration.
+_at_most = {
+    "inner_steps": 10_000,
+    "test_inner_steps": 10_000,
+    "meta_batch": 100_000,
+    "iterations": 10**9,
+    "eval_tasks": 100_000,
+    "val_tasks": 100_000,
+}

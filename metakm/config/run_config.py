@@ -1,0 +1,170 @@
+"""The configuration of one run: typed, frozen, validated. Flags, help and `config.json` all derive from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from metakm.cli.flags import require
+from metakm.config.execution import SHARED_EXECUTION_FIELDS, ExecutionOptions, json_value
+from metakm.config.protocol import BEFORE, FROM_PRESET, RunProtocol
+from metakm.errors import UserError
+from metakm.options import SHARED, Options, SharedOptions, from_flat, shared_part, to_flat
+
+# Fields that say where and how a run is executed, not what it computes; a resumed run may change them.
+EXECUTION_FIELDS = SHARED_EXECUTION_FIELDS | {"task_chunk", "eager", "plugin"}
+
+# Fields that say which run of which setting this is; every other one that computes belongs to the protocol.
+NAMED_IN_ROW = frozenset({"algo", "dataset", "ways", "shots", "preset", "seed"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(ExecutionOptions, RunProtocol):
+    """Meta-train one strategy, evaluate it on meta-test tasks, and write its row.
+
+    Defaults follow --algo, --dataset, --ways, --shots and --preset:
+    --help beside these flags shows the defaults for them.
+    """
+
+    task_chunk: int | None = None
+    """Tasks whose graphs are in memory at once; but for rounding the result does not depend on it. Without it: as many as fit into half of the memory, by an estimate; runs of a sweep on one device divide it."""
+    eager: bool = False
+    """On a GPU, launch the kernels of each meta-gradient one by one. Without it they are recorded once as a CUDA graph and replayed, which is faster; strategies that wait for the GPU cannot be recorded and run as with it."""
+    plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
+    """Python files that register strategies, datasets or backbones; they run with your rights."""
+
+    def __post_init__(self) -> None:
+        self._follow_preset()
+        RunProtocol.__post_init__(self)
+        ExecutionOptions.__post_init__(self)
+        require(self.task_chunk is None or self.task_chunk >= 1, "task_chunk", "at least 1", self.task_chunk)
+        wanted = options_of(self.algo)
+        if type(self.options) is Options:
+            object.__setattr__(self, "options", wanted())
+        if not isinstance(self.options, wanted):
+            raise UserError(
+                f"Expected options of {self.algo!r} to be {wanted.__name__}, got {type(self.options).__name__}"
+            )
+
+    def _follow_preset(self) -> None:
+        missing = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) is FROM_PRESET]
+        if not missing:
+            return
+        from metakm.presets import preset_values  # brings torch along
+
+        ways = None if "ways" in missing else self.ways
+        values = preset_values(self.preset, self.algo, self.dataset, ways, self.shots)
+        fields = {f.name for f in dataclasses.fields(self)}
+        options = {name: value for name, value in values.items() if name not in fields}
+        values["options"] = from_flat(self.algo, options_of(self.algo), options)
+        for name in missing:
+            object.__setattr__(self, name, values[name])
+
+    @property
+    def execution(self) -> ExecutionOptions:
+        """How and where the run is executed."""
+        return self
+
+    @property
+    def setting(self) -> str:
+        """The few-shot setting, such as `omniglot-20w1s`."""
+        return f"{self.dataset}-{self.ways}w{self.shots}s"
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps its files."""
+        return self.out / self.setting / self.algo / f"seed{self.seed}"
+
+    @property
+    def run_id(self) -> str:
+        """Readable name of what this run computes, with a digest of every field that matters for it."""
+        default = to_flat(self.algo, type(self.options)())
+        changed = {name: value for name, value in to_flat(self.algo, self.options).items() if value != default[name]}
+        variants = [_spoken(name.rpartition(".")[2], value) for name, value in changed.items()]
+        variants += [*(["augment"] if self.augment else []), *([self.precision] if self.precision != "fp32" else [])]
+        parts = [self.setting, self.algo, *variants, self.preset, f"seed{self.seed}"]
+        return "-".join([*parts, hashlib.sha256(json.dumps(self.identity()).encode()).hexdigest()[:8]])
+
+    def may_change(self, earlier: Mapping[str, Any]) -> frozenset[str]:
+        """With a constant learning rate a run may be resumed for more iterations."""
+        longer = self.schedule == "constant" and earlier.get("iterations", 0) <= self.iterations
+        return frozenset({"iterations"} if longer else ())
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that determine the results of the run."""
+        return {k: v for k, v in self.to_json().items() if k not in EXECUTION_FIELDS and (k, v) != ("init_from", None)}
+
+    @property
+    def shared(self) -> SharedOptions:
+        """The options that strategies share; those that this one lacks have their default."""
+        return shared_part(self.options)
+
+    def flat(self) -> dict[str, Any]:
+        """All fields, with each option of the strategy in the place of `options`: see `metakm.options.flat_name`."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "options"}
+        return values | to_flat(self.algo, self.options)
+
+    def defaults(self) -> dict[str, Any]:
+        """The defaults among what `flat` has, and of shared options that the strategy does not have."""
+        values = {f.name: f.default for f in dataclasses.fields(self) if f.default is not FROM_PRESET}
+        return values | BEFORE | dataclasses.asdict(SharedOptions()) | to_flat(self.algo, type(self.options)())
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Inverse of `flat`; options that are missing have their default, other fields the preset's value.
+
+        Raises:
+            UserError: an unknown strategy, an option that it does not have, or a value out of range.
+        """
+        fields = {field.name for field in dataclasses.fields(cls)}
+        options = {name: value for name, value in values.items() if name not in fields}
+        own = {name: value for name, value in values.items() if name in fields}
+        algo = values.get("algo", cls.algo)
+        return cls(**own, options=from_flat(algo, options_of(algo), options))
+
+    def replaced(self, **values: Any) -> RunConfig:
+        """The config with other values, given by their flat names.
+
+        Raises:
+            UserError: see `from_flat`.
+        """
+        return self.from_flat({**self.flat(), **values})
+
+    def to_json(self) -> dict[str, Any]:
+        """`flat` as JSON values."""
+        return {name: json_value(value) for name, value in self.flat().items()}
+
+    @classmethod
+    def from_json(cls, values: Any) -> RunConfig:
+        """Inverse of `to_json`.
+
+        Raises:
+            UserError: not an object, an unknown or missing key, or a value of the wrong type or out of range.
+        """
+        from metakm.config.json_values import checked_values
+
+        return cls.from_flat({**BEFORE, **checked_values(values)})
+
+
+def options_of(algo: str) -> type[Options]:
+    """The class of a strategy's options.
+
+    Raises:
+        UserError: an unknown strategy.
+    """
+    from metakm.strategies.registry import strategy_class  # brings torch along
+
+    return strategy_class(algo).options
+
+
+def _spoken(name: str, value: object) -> str:
+    """A changed option in a run id: its name, with its value unless that is "on"."""
+    said = name.replace("_", "-")
+    return said if isinstance(value, bool) or name in SHARED else f"{said}-{value}"
