@@ -98,7 +98,7 @@ def update_digest(digest: hashlib._Hash, tensors: Mapping[str, Tensor]) -> None:
 def fingerprint_of(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of named tensors, in hexadecimal."""
     digest = hashlib.sha256()
-    feed(digest, tensors)
+    update_digest(digest, tensors)
     return digest.hexdigest()
 
 

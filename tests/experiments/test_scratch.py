@@ -85,28 +85,28 @@ def test_a_stopped_run_resumes_to_the_same_numbers(small, tmp_path, monkeypatch,
     before = (folder / "experiment.csv").read_bytes()
     assert scratch.main([*flags, "--resume"]) == 0  # nothing left to do
     assert (folder / "experiment.csv").read_bytes() == before
-    assert "already done" in capsys.readouterr().err
+    assert "already done" in capsys.readouterr().out
 
 
 def test_a_stop_during_the_test_resumes_too(small, tmp_path, monkeypatch):
     flags = [*small, "--methods", "sn", "--epochs", "1"]
-    accuracy = Training.accuracy
+    correct = Training.correct
 
-    def accuracy_and_signal(self, split, progress=lambda _: None):
+    def correct_and_signal(self, split, progress=lambda _: None):
         if split == "test":
             signal.raise_signal(signal.SIGINT)
-        return accuracy(self, split, progress)
+        return correct(self, split, progress)
 
-    monkeypatch.setattr(Training, "accuracy", accuracy_and_signal)
+    monkeypatch.setattr(Training, "correct", correct_and_signal)
     assert scratch.main(flags) == 130
-    monkeypatch.setattr(Training, "accuracy", accuracy)
+    monkeypatch.setattr(Training, "correct", correct)
     assert scratch.main([*flags, "--resume"]) == 0
     row = pd.read_csv(tmp_path / "out" / "scratch" / "sn" / "seed0" / "experiment.csv").iloc[0]
     assert (row.status, row.n_test) == ("done", 30)
 
 
 def _numbers(folder):
-    state = torch.load(folder / "checkpoint.pt", weights_only=True)["training"]["model"]
+    state = torch.load(folder / "checkpoint.pt", weights_only=True)["loop"]["model"]
     row = pd.read_csv(folder / "experiment.csv").iloc[0]
     curve = pd.read_csv(folder / "curve.csv").drop(columns="seconds").to_numpy().ravel()
     return np.concatenate([curve, [row.accuracy], *(v.double().numpy().ravel() for v in state.values())])
@@ -115,7 +115,7 @@ def _numbers(folder):
 def test_frozen_convolutions_stay_bit_equal(small, tmp_path):
     assert scratch.main([*small, "--methods", "km", "--epochs", "1"]) == 0
     folder = tmp_path / "out" / "scratch" / "km" / "seed0"
-    after = torch.load(folder / "checkpoint.pt", weights_only=True)["training"]["model"]
+    after = torch.load(folder / "checkpoint.pt", weights_only=True)["loop"]["model"]
     before = scratch.method_setup("km", seed=0).model.state_dict()
     frozen = [name for name in before if name.endswith("original")]
     assert len(frozen) == 31
@@ -138,7 +138,7 @@ def test_a_checkpoint_of_another_network_is_refused(small, tmp_path, capsys):
     assert scratch.main(flags) == 0
     path = tmp_path / "out" / "scratch" / "sn" / "seed0" / "checkpoint.pt"
     state = torch.load(path, weights_only=True)
-    del state["training"]["model"]["fc.bias"]
+    del state["loop"]["model"]["fc.bias"]
     torch.save(state, path)
     assert scratch.main([*flags, "--resume"]) == 2
     assert "fc.bias" in capsys.readouterr().err
@@ -157,8 +157,8 @@ def test_a_run_does_not_go_on_with_other_data(small, tmp_path, data_root, capsys
 
 def test_a_tuning_run_leaves_the_test_part_alone(small, tmp_path, monkeypatch):
     asked = []
-    accuracy = Training.accuracy
-    monkeypatch.setattr(Training, "accuracy", lambda self, split, *a: asked.append(split) or accuracy(self, split, *a))
+    correct = Training.correct
+    monkeypatch.setattr(Training, "correct", lambda self, split, *a: asked.append(split) or correct(self, split, *a))
     assert scratch.main([*small, "--methods", "sn", "--tune", "--epochs", "1"]) == 0
     assert asked == ["val"]
     row = pd.read_csv(tmp_path / "out" / "scratch" / "sn" / "seed0" / "experiment.csv").iloc[0]

@@ -88,7 +88,7 @@ def test_rows_and_packs(quick, tmp_path, weights):
     assert rows["tkm-2"].trainable_parameters == 7_944
     assert read_pack(pack).classes == tuple(f"class{i}" for i in range(10))
     assert pd.isna(rows["tbl-2"].pack_bytes)
-    state = torch.load(out / "tkm-2" / "seed0" / "checkpoint.pt", weights_only=True)["training"]["model"]
+    state = torch.load(out / "tkm-2" / "seed0" / "checkpoint.pt", weights_only=True)["loop"]["model"]
     base = torch.load(weights, weights_only=True)
     kept = "backbone.conv.parametrizations.weight.original"
     assert torch.equal(state[kept], base["backbone.conv.weight"])  # frozen, and from the file
