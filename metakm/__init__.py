@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metakm.config import RunConfig
     from metakm.data import (
         Episodes,
         EpisodeSampler,
@@ -30,12 +31,14 @@ if TYPE_CHECKING:
     from metakm.registry import load_plugin
     from metakm.run.evaluate import evaluate
     from metakm.run.loading import TrainedRun, load_run
+    from metakm.run.train import train
     from metakm.strategies import Strategy, available_strategies, make_strategy, register_strategy
     from metakm.table.layouts import register_table_layout
 
     __version__: str
 
 _modules = {
+    "metakm.config": ("RunConfig",),
     "metakm.data": (
         "EpisodeSampler", "Episodes", "FewShotDataset", "available_datasets", "load_dataset", "read_images",
         "register_dataset",
@@ -54,6 +57,7 @@ _modules = {
     "metakm.registry": ("load_plugin",),
     "metakm.run.evaluate": ("evaluate",),
     "metakm.run.loading": ("TrainedRun", "load_run"),
+    "metakm.run.train": ("train",),
     "metakm.strategies": (
         "Strategy", "available_strategies", "make_strategy", "register_strategy",
     ),
@@ -72,6 +76,7 @@ __all__ = [
     "Learner",
     "MetaLoss",
     "PhotoClassifier",
+    "RunConfig",
     "Strategy",
     "TrainedRun",
     "UserError",
@@ -98,6 +103,7 @@ __all__ = [
     "register_strategy",
     "register_table_layout",
     "save_pack",
+    "train",
 ]
 
 

@@ -84,4 +84,4 @@ def numbers(path):
 
 def state(path):
     checkpoint = torch.load(path / "checkpoint.pt", weights_only=True)
-    return {k: v.tolist() for k, v in checkpoint["loop"]["model"]["strategy"].items()}
+    return {k: v.tolist() for k, v in checkpoint["loop"]["model"].items()}

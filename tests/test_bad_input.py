@@ -280,7 +280,7 @@ def one_bit(data):
     """Changed in the largest tensor, of which torch.load makes no complaint."""
     changed = bytearray(data)
     state = torch.load(io.BytesIO(data), weights_only=True)
-    weights = max(state["loop"]["model"]["strategy"].values(), key=torch.numel)
+    weights = max(state["loop"]["model"].values(), key=torch.numel)
     changed[
         data.index(weights.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).numpy().tobytes())
     ] ^= 1

@@ -29,7 +29,8 @@ def learner_file(
         UserError: tensors that safetensors does not have, such as sparse ones.
     """
     shape = None if image_shape is None else list(image_shape)
-    return _FILE.to_bytes({"config": dict(config), "image_shape": shape}, state)
+    apart = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}  # parts of a strategy share tensors
+    return _FILE.to_bytes({"config": dict(config), "image_shape": shape}, apart)
 
 
 def read_learner_file(path: Path | str) -> tuple[dict[str, Any], tuple[int, int, int] | None, dict[str, Tensor]]:

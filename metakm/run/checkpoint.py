@@ -15,7 +15,8 @@ from metakm.config.settings import Identified
 from metakm.errors import UserError
 from metakm.io.files import atomic_write
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)  # 1, of metakm 0.2, has the parts of a learner apart: see `metakm.learning.learner_file.flat_state`
 
 
 def save_checkpoint(path: Path, config: Identified, state: dict[str, Any]) -> None:
@@ -43,7 +44,7 @@ def load_checkpoint(path: Path, config: Identified) -> dict[str, Any]:
             f"Expected a metakm checkpoint, got a damaged or foreign file {path}; remove it, or start again with "
             "--overwrite"
         ) from error
-    if not (isinstance(form, int) and form == FORMAT):
+    if not (isinstance(form, int) and form in READABLE):
         raise UserError(f"Expected checkpoint format {FORMAT}, got {form!r:.9} in {path}; start again with --overwrite")
     identity = {**identity, **{k: config.identity()[k] for k in config.may_change(identity)}}
     if changes := config_changes(identity, config):
@@ -55,12 +56,13 @@ def load_checkpoint(path: Path, config: Identified) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def restoring(path: Path, state: Mapping[str, Any], split_hash: str, of: str, remedy: str = "") -> Iterator[None]:
+def restoring(path: Path, state: Mapping[str, Any], split_hash: str, owner: str, remedy: str = "") -> Iterator[None]:
     """Take up the state of a checkpoint in the block.
 
     Args:
         split_hash: of the data at hand. A data root may move, but must hold the same classes, of the same sizes.
-        of: what the parameters belong to; `remedy`: what to try before starting again.
+        owner: what the parameters belong to.
+        remedy: what to try before starting again.
 
     Raises:
         UserError: the state is of other data, or the block cannot take it up.
@@ -75,7 +77,7 @@ def restoring(path: Path, state: Mapping[str, Any], split_hash: str, of: str, re
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         said = " ".join(str(error).split())
         raise UserError(
-            f"Expected the parameters of {of} in {path}, got others: {said}; {remedy}start again with --overwrite"
+            f"Expected the parameters of {owner} in {path}, got others: {said}; {remedy}start again with --overwrite"
         ) from error
 
 

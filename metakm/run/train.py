@@ -1,0 +1,29 @@
+"""Training from Python."""
+
+from __future__ import annotations
+
+from metakm.cli.signals import StopRequest
+from metakm.config import RunConfig
+from metakm.run.loading import TrainedRun, load_run
+from metakm.run.runner import Run
+
+
+def train(config: RunConfig) -> TrainedRun:
+    """Do what `python -m metakm.run` does: meta-train, validate, test, write the run's folder; return the run.
+
+    Progress goes to standard error, unless `config.quiet`, and the result to standard output, unless `config.json`.
+
+    Raises:
+        UserError: for anything that would make the run fail later, before it starts: see `Run`.
+        DivergedError: the meta-loss or its gradient is not finite.
+        TooLittleMemoryError: a single task does not fit into memory.
+        KeyboardInterrupt: Ctrl-C; `dataclasses.replace(config, resume=True)` goes on.
+    """
+    with StopRequest() as stop:
+        run = Run(config, stop)
+        code = run.execute()
+    if run.failure is not None:
+        raise run.failure
+    if code:
+        raise KeyboardInterrupt
+    return load_run(config.folder)

@@ -1,0 +1,156 @@
+"""`metakm.Learner`: built, trained, evaluated, adapted, saved and loaded from Python."""
+
+import pytest
+import torch
+from loops import Sampler
+from small import random_episodes, small_strategy
+
+import metakm
+from metakm.models.conv4 import Conv4
+
+SETTINGS = {"inner_lr": 0.4, "inner_steps": 2}
+
+
+def learner(algo="km", **options):
+    torch.manual_seed(0)
+    backbone = None if algo == "own" else Conv4(1, 4, "stride", image_size=14).double()
+    return metakm.Learner(algo, backbone=backbone, ways=4, **SETTINGS, **options).double()
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("algo", ["km", "anil", "maml", "protonet", "meta-sgd"])
+def test_its_loss_is_that_of_the_functions_below_it(algo):
+    built, episodes = learner(algo), random_episodes(tasks=2)
+    expected = metakm.meta_loss(built.strategy, episodes, **SETTINGS)
+    found = built.meta_loss(episodes)
+    assert found.loss.item() == expected.loss.item()
+    assert torch.equal(found.logits, expected.logits)
+
+
+def test_options_reach_the_strategy_and_the_inner_loop():
+    deep = learner("km", depth=1, learn_inner_lr=True, inner_lr_per_step=True, first_order=True)
+    assert len(deep.rates) == len(list(deep.strategy.adapted.parameters()))
+    assert all(rate.tolist() == [0.4, 0.4] for rate in deep.rates)
+    assert len(list(deep.strategy.parameters())) < len(list(learner("km").strategy.parameters()))
+    loss = deep.meta_loss(random_episodes(tasks=2)).loss
+    first_order = metakm.meta_loss(
+        deep.strategy, random_episodes(tasks=2), inner_lr=list(deep.rates), inner_steps=2, first_order=True
+    )
+    parameter = deep.strategy.network.backbone.blocks[0].conv.weight
+    gradients = [torch.autograd.grad(each, parameter)[0] for each in (loss, first_order.loss)]
+    assert torch.equal(*gradients)
+
+
+def test_a_head_that_starts_at_zero_is_no_meta_parameter():
+    built = learner("anil", zero_head=True)
+    head = {id(p) for p in built.strategy.head_parameters().values()}
+    assert all(not p.any() for p in built.strategy.head_parameters().values())
+    assert not head & {id(p) for p in built.meta_parameters()}
+    assert len(built.meta_parameters()) == len(list(built.parameters())) - 2
+
+
+def test_a_loop_of_ones_own_learns():
+    built, sampler = learner("anil", learn_inner_lr=True), Sampler()
+    optimizer = torch.optim.Adam(built.meta_parameters(), lr=0.01)
+    losses = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = built.meta_loss(sampler.batch(0, 4)).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert built.rates[0].item() != 0.4
+
+
+def test_evaluation_is_that_of_the_functions_below_it_and_depends_on_the_steps():
+    built = learner("maml", test_inner_steps=3)
+    found = built.evaluate(Sampler(), tasks=5, tasks_at_once=2)
+    batch = Sampler().batch(0, 5)
+    expected = metakm.evaluate_episodes(built.strategy.eval(), batch, inner_lr=0.4, inner_steps=3).accuracy
+    assert found.accuracies.tolist() == expected.tolist()
+    assert found.accuracy == pytest.approx(expected.mean().item())
+    assert found.interval == pytest.approx(1.96 * expected.std().item() / 5**0.5)
+    assert built.evaluate(Sampler(), tasks=1).interval is None
+    unadapted = metakm.evaluate_episodes(built.strategy, batch, inner_lr=0.4, inner_steps=0).accuracy
+    assert built.evaluate(Sampler(), tasks=5, inner_steps=0).accuracies.tolist() == unadapted.tolist()
+
+
+def test_it_adapts_to_labelled_images():
+    built = learner("anil", test_inner_steps=20)
+    images = torch.rand(4, 1, 14, 14)
+    classifier = built.adapt(images, ["a", "b", "c", "d"])
+    by_hand = metakm.adapt(built.strategy, images, ["a", "b", "c", "d"], inner_lr=0.4, inner_steps=20)
+    assert torch.equal(classifier(images), by_hand(images))
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("algo", ["km", "anil-proto"])
+def test_what_is_saved_is_loaded_with_the_same_results(tmp_path, algo):
+    options = {"depth": 3} if algo == "km" else {"scaled_distance": True}
+    built = metakm.Learner(
+        algo, backbone="conv4-4-stride", image_shape=(1, 28, 28), ways=4, learn_inner_lr=True, **SETTINGS, **options
+    )
+    with torch.no_grad():
+        for rate in built.rates:
+            rate.add_(torch.rand(()))
+    built.save(tmp_path / "mine.safetensors")
+    loaded = metakm.Learner.load(tmp_path / "mine.safetensors")
+    assert same(loaded.state_dict(), built.state_dict())
+    assert loaded.options == built.options
+    images = torch.rand(4, 1, 28, 28)
+    assert torch.equal(loaded.adapt(images, "abcd")(images), built.adapt(images, "abcd")(images))
+
+
+@pytest.mark.float32
+def test_a_network_of_ones_own_is_given_again_on_loading(tmp_path):
+    def network():
+        return Conv4(1, 4, "pool")
+
+    built = metakm.Learner("maml", backbone=network(), ways=3, **SETTINGS)
+    built.save(tmp_path / "mine.safetensors")
+    with pytest.raises(metakm.UserError, match="Expected backbone, the network that"):
+        metakm.Learner.load(tmp_path / "mine.safetensors")
+    with pytest.raises(metakm.UserError, match="size mismatch"):
+        metakm.Learner.load(tmp_path / "mine.safetensors", backbone=Conv4(1, 8, "pool"))
+    loaded = metakm.Learner.load(tmp_path / "mine.safetensors", backbone=network())
+    assert same(loaded.state_dict(), built.state_dict())
+
+
+def test_states_of_metakm_0_2_are_read():
+    built = learner("anil", learn_inner_lr=True)
+    flat = built.state_dict()
+    older = {
+        "strategy": {name.removeprefix("strategy."): t for name, t in flat.items() if name.startswith("strategy.")},
+        "rates": [flat["rates.0"] + 1, flat["rates.1"]],
+    }
+    built.load_state_dict(older)
+    assert built.rates[0].item() == pytest.approx(1.4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"strategy": "klm"}, "did you mean 'km'"),
+        ({"ways": None}, "Expected ways"),
+        ({"backbone": "conv4-4-stride"}, "Expected image_shape"),
+        ({"backbone": None}, "'km' to be a network, got NoneType"),
+        ({"depht": 2}, "did you mean 'km.depth'"),
+        ({"strategy": "protonet", "first_order": True}, "--first-order changes, got 'protonet'"),
+        ({"strategy": "protonet", "zero_head": True}, "--zero-head changes, got 'protonet'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, said):
+    given = {"strategy": "km", "backbone": Conv4(1, 4), "ways": 4, **SETTINGS, **changes}
+    with pytest.raises(metakm.UserError, match=said):
+        metakm.Learner(given.pop("strategy"), **given)
+
+
+def test_a_strategy_that_is_built_can_be_given():
+    strategy = small_strategy("km")
+    built = metakm.Learner(strategy, **SETTINGS)
+    assert built.strategy is strategy
+    assert built.algo == "km"
