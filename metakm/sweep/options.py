@@ -48,25 +48,26 @@ class SweepOptions:
     """Show the progress of the sweep and when it will be done, from the files of its runs, and stop."""
     executor: ExecutorName = "local"
     """local: processes on this machine; slurm: jobs on a cluster; debug: one after another in this process."""
-    jobs: int = 0
-    """Runs at a time. 0: one for each GPU, or one, on local; all on slurm."""
-    cpus_per_task: int = 0
-    """CPU cores of a run. 0: on local OMP_NUM_THREADS, or cores divided by jobs; on slurm the cluster's default."""
+    jobs: int | None = None
+    """Runs at a time. Without it: one for each GPU, or one, on local; all on slurm."""
+    cpus_per_task: int | None = None
+    """CPU cores of a run. Without it: on local OMP_NUM_THREADS, or cores divided by jobs; on slurm the cluster's default."""
     gpus_per_node: int = 0
     """GPUs per run, on slurm."""
     partition: str = ""
     """Partition, on slurm."""
-    time: int = 0
-    """Time limit of a slurm job in minutes; after that it is requeued and resumes. 0: 240."""
+    time: int | None = None
+    """Time limit of a slurm job in minutes; after that it is requeued and resumes. Without it: 240."""
     poll_seconds: int = 15
     """Seconds between two queries to slurm about the jobs."""
     slurm: Names = ()
     """Further sbatch options as NAME=VALUE, such as account=lab."""
 
     def __post_init__(self) -> None:
-        least = {"seeds": 1, "jobs": 0, "cpus_per_task": 0, "gpus_per_node": 0, "time": 0, "poll_seconds": 1}
+        least = {"seeds": 1, "jobs": 1, "cpus_per_task": 1, "gpus_per_node": 0, "time": 1, "poll_seconds": 1}
         for field, low in least.items():
-            require(getattr(self, field) >= low, field, f"at least {low}", getattr(self, field))
+            value = getattr(self, field)
+            require(value is None or value >= low, field, f"at least {low}", value)
         for field in ("algo", "shots"):
             if not getattr(self, field):
                 raise UserError(f"Expected {flag_of(field)} to name at least one, got none; name one")
@@ -81,7 +82,7 @@ class SweepOptions:
                 raise UserError(f"Expected {flag_of(field)} with --executor slurm, got --executor {self.executor}")
         if self.dry_run and self.status:
             raise UserError("Expected --dry-run or --status, got both; drop one of them")
-        if self.executor == "debug" and self.jobs > 1:
+        if self.executor == "debug" and (self.jobs or 1) > 1:
             raise UserError(f"Expected --jobs 1 with --executor debug, got {self.jobs}; debug runs one after another")
 
 

@@ -191,7 +191,7 @@ def _default_jobs(options: SweepOptions, gpus: int) -> int:
 def _threads(options: SweepOptions, jobs: int) -> int:
     """Threads per job; 0 if the cluster decides."""
     if options.executor == "slurm":
-        return options.cpus_per_task
+        return options.cpus_per_task or 0
     inherited = os.environ.get("OMP_NUM_THREADS", "")
     threads = options.cpus_per_task or (int(inherited) if inherited.isdecimal() else 0) or max(1, cores() // jobs)
     if jobs * threads > cores():

@@ -314,9 +314,9 @@ def test_a_sweep_s_runs_divide_the_memory_of_what_they_share(monkeypatch):
     assert (sharing(CPU, 1), sharing(CPU, 2), sharing(gpu, 2)) == (5, 10, 5)
     memory = 20 * loop().chunks.task_bytes  # ten tasks in half of it
     monkeypatch.setattr("metakm.learning.memory.device_memory", lambda _: memory)
-    assert loop(task_chunk=0).chunks.training == 2
+    assert loop(task_chunk=None).chunks.training == 2
     monkeypatch.delenv("METAKM_RUNS_HERE")
-    assert loop(task_chunk=0).chunks.training == 4, "no more than the meta-batch"
+    assert loop(task_chunk=None).chunks.training == 4, "no more than the meta-batch"
 
 
 def test_automatic_chunk_is_bounded_by_memory_and_by_the_meta_batch(monkeypatch):
@@ -426,7 +426,7 @@ def test_running_out_of_memory_forgets_what_was_recorded(monkeypatch):
 
 
 def test_a_cpu_that_ran_out_of_memory_tests_as_few_tasks_at_once_as_it_trains():
-    small = loop(task_chunk=0)
+    small = loop(task_chunk=None)
     small.chunks.training = 1
     asked = []
 
