@@ -100,8 +100,8 @@ class ResultRow(CsvRow):
     started_at: str  # UTC, ISO 8601
     test_queries: int = 0  # of each class in meta-validation and meta-test; 0: `queries`
     select: str = "best"  # which model was tested: the best on meta-validation, or the last
-    init_weights: str = ""  # fingerprint of the weights that the run started from; empty: by its seed
     changes: str | None = None  # JSON: the settings that differ from the preset's; None: not recorded (older runs)
+    init_weights: str = ""  # fingerprint of the weights that the run started from; empty: by its seed
 
 
 COLUMNS = ResultRow.columns()

@@ -51,7 +51,7 @@ class SweepOptions:
     jobs: int | None = None
     """Runs at a time. Without it: one for each GPU, or one, on local; all on slurm."""
     cpus_per_task: int | None = None
-    """CPU cores of a run. Without it: on local OMP_NUM_THREADS, or cores divided by jobs; on slurm the cluster's default."""
+    """CPU cores of a run. Without it: on local OMP_NUM_THREADS, or cores divided by jobs; on slurm its default."""
     gpus_per_node: int = 0
     """GPUs per run, on slurm."""
     partition: str = ""
