@@ -133,7 +133,7 @@ def test_other_flags_go_to_every_run():
         (["glyphs", "--overwrite"], "Expected flag to be one of"),
         (["glyphs", "--seeds", "0"], "Expected --seeds to be at least 1, got 0"),
         (["glyphs", "--executor", "slrum"], "did you mean 'slurm'"),
-        (["glyphs", "--jobs", "-1"], "Expected --jobs to be at least 0"),
+        (["glyphs", "--jobs", "-1"], "Expected --jobs to be at least 1"),
         (["glyphs", "--jobs", "100000"], "Expected jobs x threads to be at most"),
         (["glyphs", "--executor", "debug", "--jobs", "2"], "Expected --jobs 1"),
         (["glyphs", "--iterations", "-1"], "Expected --iterations to be at least 0"),
@@ -371,7 +371,7 @@ def test_a_run_that_does_not_fit_into_memory_is_blocked_in_the_plan(monkeypatch,
 
 
 @pytest.mark.parametrize(
-    ("jobs", "cpus", "inherited", "threads"), [(2, 0, "", 4), (3, 0, "", 2), (4, 2, "1", 2), (8, 0, "1", 1)]
+    ("jobs", "cpus", "inherited", "threads"), [(2, None, "", 4), (3, None, "", 2), (4, 2, "1", 2), (8, None, "1", 1)]
 )
 def test_the_cores_are_divided_among_the_jobs(monkeypatch, tmp_path, jobs, cpus, inherited, threads):
     monkeypatch.setattr("metakm.sweep.pool.cores", lambda: 8)
