@@ -30,7 +30,7 @@ class RunProtocol:
     algo: str = "km"
     """Strategy: maml, anil, km, bn, boil, meta-sgd, reptile, protonet, maml-proto, anil-proto, km-proto, or one from a plugin. km is the paper's own."""
     dataset: str = "glyphs"
-    """Dataset: glyphs (drawn by metakm, needs no file), omniglot, mini-imagenet, tiny-imagenet, or folder: your own images, one folder a class in train/, val/ and test/ of --data-root; or one from a plugin. glyphs by default, so that every machine can run it."""
+    """Dataset: glyphs (drawn by metakm, needs no file), omniglot, mini-imagenet, tiny-imagenet, or folder: your own images, one folder per class in train/, val/ and test/ of --data-root; or one from a plugin. glyphs by default, so that every machine can run it."""
     ways: int = FROM_PRESET
     """Classes in an episode. Default from --dataset: 20 for characters, 5 for photographs (Finn et al. 2017)."""
     shots: int = 1

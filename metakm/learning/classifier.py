@@ -19,7 +19,7 @@ from metakm.strategies.base import InnerLR, Strategy
 Images = Tensor | npt.NDArray[Any]
 """`[n, C, H, W]`, uint8, or floats in [0, 1] as in metakm's episodes."""
 Labels = Sequence[Any] | Tensor | npt.NDArray[Any]
-"""`[n]`, one string or number an image."""
+"""`[n]`, one string or number per image."""
 
 
 def adapt(
@@ -78,7 +78,7 @@ class AdaptedClassifier:
         self._support = self._batch(support_images)
         marks = _plain(support_labels)
         if len(marks) != self._support.shape[1]:
-            raise UserError(f"Expected one label an image, got {len(marks)} for {self._support.shape[1]} images")
+            raise UserError(f"Expected one label per image, got {len(marks)} for {self._support.shape[1]} images")
         self.labels = sorted(set(marks))
         self._classes = torch.tensor([[self.labels.index(mark) for mark in marks]], device=self._support.device)
         self._adapted = self._adapt(self._encode(self._classes))

@@ -22,12 +22,12 @@ class ParameterAverage:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Start again from the parameters as they are."""
+        """Restart from the current parameters."""
         self.values = [p.detach().clone() for p in self.parameters]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the parameters after a step, the first of which is 1."""
+        """Update the average after a step; the first step is 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for value, parameter in zip(self.values, self.parameters, strict=True):
             value.lerp_(parameter, 1 - decay)
@@ -43,7 +43,7 @@ class ParameterAverage:
             self._write(own)
 
     def load(self, values: Sequence[Tensor]) -> None:
-        """Take up `values` of an earlier average.
+        """Restore `values` of an earlier average.
 
         Raises:
             ValueError: another number of tensors, or other shapes.

@@ -22,7 +22,7 @@ EVALUATION_SEED = 0
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a learner came to on a number of tasks.
+    """Accuracy of a learner on a number of tasks.
 
     accuracies: fraction of queries that are right, float64 `[tasks]`.
     """

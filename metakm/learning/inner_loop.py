@@ -99,7 +99,7 @@ class _Episodes(NamedTuple):
 
 
 def _outside_inference(episodes: EpisodeBatch) -> EpisodeBatch:
-    """Copies of tensors that were made within `torch.inference_mode`: the inner loop needs gradients."""
+    """Copies of inference tensors: the inner loop needs gradients."""
     tensors = [getattr(episodes, name) for name in _Episodes._fields]
     if not any(tensor.is_inference() for tensor in tensors):
         return episodes
@@ -223,7 +223,7 @@ def _optimiser(module: nn.Module, adapted: nn.Module, graph: bool) -> higher.opt
 
 
 def _fewest_launches(parameter: Tensor) -> bool:
-    """Whether each operation costs more by being launched than by what it computes."""
+    """Whether launching an operation costs more than computing it."""
     return parameter.is_cuda
 
 

@@ -1,4 +1,4 @@
-"""How much memory a meta-gradient takes, and how many tasks fit at once."""
+"""Memory of a meta-gradient, and how many tasks fit at once."""
 
 from __future__ import annotations
 
@@ -80,17 +80,17 @@ def sharing(device: torch.device, processes: int) -> int:
 
 
 class TooLittleMemoryError(RuntimeError):
-    """Not even one task at a time fits into memory."""
+    """Not even a single task fits into memory."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU, the CPU allocator of PyTorch or Python itself had no memory to give."""
+    """Whether a GPU, PyTorch's CPU allocator or Python ran out of memory."""
     # PyTorch's CPU allocator raises a plain RuntimeError: "DefaultCPUAllocator: can't allocate memory: you tried ..."
     return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def halved(chunk: int) -> int:
-    """The chunk to go on with after running out of memory; says so in the log.
+    """The chunk to continue with after running out of memory; logged as a warning.
 
     Raises:
         TooLittleMemoryError: the chunk is a single task already.

@@ -20,7 +20,7 @@ def interval_over_tasks(accuracies: npt.NDArray[np.float64]) -> float:
     """Half-width of the 95 % interval of the mean over tasks, 1.96 std / sqrt(n) (Finn et al. 2017).
 
     Args:
-        accuracies: `[n]` with n at least 2, one value a task; std is the sample's (n - 1).
+        accuracies: `[n]` with n at least 2, one value per task; std is the sample's (n - 1).
     """
     return float(1.96 * accuracies.std(ddof=1) / np.sqrt(len(accuracies)))
 
@@ -29,7 +29,7 @@ def interval_over_seeds(means: npt.NDArray[np.float64]) -> float | None:
     """Half-width of the 95 % Student-t interval of the mean over seeds, t(0.975, n - 1) std / sqrt(n).
 
     Args:
-        means: `[n]`, one mean accuracy a seed; std is the sample's (n - 1). None for fewer than 2.
+        means: `[n]`, one mean accuracy per seed; std is the sample's (n - 1). None for fewer than 2.
     """
     from scipy.special import stdtrit  # Student's t quantile; scipy.stats, which wraps it, is slow to import
 

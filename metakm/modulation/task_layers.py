@@ -42,7 +42,7 @@ class TaskLayer(nn.Module):
         if not args or not isinstance(args[0], Tensor) or args[0].shape[:1] != (rows.total,):
             shape = tuple(args[0].shape) if args and isinstance(args[0], Tensor) else "no tensor"
             raise UserError(
-                f"Expected {self.layer_name!r} to be called with one row an image ({rows.total}), got {shape}; use a "
+                f"Expected {self.layer_name!r} to be called with one row per image ({rows.total}), got {shape}; use a "
                 "model that keeps images on the first axis, or swap() task after task"
             )
         return self.mixed(rows, args[0], *args[1:], **kwargs)

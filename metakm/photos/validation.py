@@ -29,7 +29,7 @@ def plan_splits(labels: Tensor, validation: Validation, folds: int, seed: int) -
     `MANY` photos or more, folds below.
 
     Raises:
-        UserError: folds or a part asked for, and one photo a class.
+        UserError: folds or a part asked for, and one photo per class.
     """
     counts = torch.bincount(labels)
     spare = bool((counts > 1).any())

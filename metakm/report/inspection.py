@@ -29,7 +29,7 @@ def inspect_cells(
 ) -> tuple[dict[Path, Inspection], tuple[str, ...]]:
     """Inspect the first run of each cell that can be; return what was seen, by the path of the run's result.csv.
 
-    Also returns why the others could not be inspected, one sentence a cell. Arguments as of `inspect_run`.
+    Also returns why the others could not be inspected, one sentence per cell. Arguments as of `inspect_run`.
     """
     seen, reasons = {}, []
     for cell in cells:

@@ -1,4 +1,4 @@
-"""What a run needs before it starts, made from its config: device, episodes, untrained learner."""
+"""Builds what a run needs from its config: device, episodes, untrained learner."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make_sampler(config: RunConfig, split: str) -> EpisodeSampler:
     """Episodes of one split; only those of meta-training depend on the run's seed and on `augment`.
 
     Raises:
-        UserError: data that are missing, or episodes that cannot be drawn from them.
+        UserError: missing data, or data that such episodes cannot be drawn from.
     """
     dataset = load_dataset(config.dataset, split=split, root=config.data_root, image_size=config.image_size)
     if split == "train":
@@ -32,7 +32,7 @@ def make_sampler(config: RunConfig, split: str) -> EpisodeSampler:
 
 
 def with_data_here(config: RunConfig, data_root: Path | None = None) -> RunConfig:
-    """The config of a run, maybe of another machine: with `data_root`, else its own if that is a folder here."""
+    """The config with `data_root`, or with its own data root if that folder exists on this machine."""
     own = config.data_root if config.data_root is not None and config.data_root.is_dir() else None
     return dataclasses.replace(config, data_root=own if data_root is None else data_root)
 

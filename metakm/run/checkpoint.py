@@ -57,7 +57,7 @@ def load_checkpoint(path: Path, config: Identified) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def restoring(path: Path, state: Mapping[str, Any], split_hash: str, owner: str, remedy: str = "") -> Iterator[None]:
-    """Take up the state of a checkpoint in the block.
+    """Restore the state of a checkpoint in the block.
 
     Args:
         split_hash: of the data at hand. A data root may move, but must hold the same classes, of the same sizes.
@@ -65,7 +65,7 @@ def restoring(path: Path, state: Mapping[str, Any], split_hash: str, owner: str,
         remedy: what to try before starting again.
 
     Raises:
-        UserError: the state is of other data, or the block cannot take it up.
+        UserError: the state belongs to other data, or the block cannot restore it.
     """
     if state.get("split_hash") != split_hash:
         raise UserError(
@@ -82,9 +82,9 @@ def restoring(path: Path, state: Mapping[str, Any], split_hash: str, owner: str,
 
 
 def config_changes(identity: Mapping[str, Any], config: Identified) -> str:
-    """The fields of a saved identity that are others in `config`, with both values; empty where there are none.
+    """The fields whose saved value differs from that in `config`, with both values; empty if there are none.
 
-    A field with a default that the identity lacks came into being after the run, which did as its default does.
+    A field that the identity lacks was added after that run; its default is assumed.
     """
     defaults = config.defaults()
     wanted = {**defaults, **json.loads(json.dumps(config.identity()))}

@@ -1,4 +1,4 @@
-"""What a meta-test or meta-validation measured: its columns of a row, and its line on the terminal."""
+"""The columns of a row that a meta-test fills in, and its line on the terminal."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def measured_columns(
     sampler: EpisodeSampler,
     tested: npt.NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
-    """The columns of a `ResultRow` that do not tell of the training.
+    """All columns of a `ResultRow` but those about the training.
 
     Args:
         sampler: the episodes that `tested` is of.
-        tested: accuracies `[n]`; None before the meta-test, whose numbers are then missing.
+        tested: accuracies `[n]`; None before the meta-test, which leaves its numbers empty.
     """
     adapted, total = evaluator.learner.strategy.parameter_counts()
     known = {**config.defaults(), **config.flat(), "run_id": config.run_id}

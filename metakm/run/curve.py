@@ -14,7 +14,7 @@ from metakm.io.figure import new_figure
 
 
 class CurvePoint(NamedTuple):
-    """State at one validation; the training figures are means since the one before."""
+    """State at one validation; training figures are means since the previous one."""
 
     iteration: int
     train_loss: float | None
@@ -24,7 +24,7 @@ class CurvePoint(NamedTuple):
 
     @classmethod
     def checked(cls, values: Any) -> CurvePoint:
-        """A point from a file. Raises TypeError or ValueError for values that are none."""
+        """A point from a file. Raises TypeError or ValueError for values that do not make one."""
         iteration, loss, trained, accuracy, seconds = values
         loss, trained = (None if value is None else float(value) for value in (loss, trained))
         return cls(int(iteration), loss, trained, float(accuracy), float(seconds))

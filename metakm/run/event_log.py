@@ -20,8 +20,8 @@ from metakm.run.curve import CurvePoint
 class EventLog:
     """Writes what `--log-dir` and `--json` ask for; without them it does nothing.
 
-    TensorBoard's files are in `<log_dir>/<run_id>/`; a resumed run goes on in a new file there, and what the run before
-    had logged past its checkpoint is marked as replaced. They are appended to, as TensorBoard does, and so the only
+    TensorBoard's files are in `<log_dir>/<run_id>/`; a resumed run continues in a new file there, and what was
+    logged after the checkpoint is marked as replaced. They are appended to, as TensorBoard does, and so the only
     files that may end in half a record when a process is killed; TensorBoard reads up to it.
 
     Args:

@@ -67,7 +67,7 @@ class RunFolder:
             raise
 
     def release(self) -> None:
-        """Let other processes in."""
+        """Release the lock."""
         self.lock.release()
 
     @property
@@ -77,7 +77,7 @@ class RunFolder:
 
     @property
     def irreplaceable(self) -> bool:
-        """Whether there is what no checkpoint could bring back: a finished row, one that cannot be read, or weights."""
+        """Whether it has results without a checkpoint to redo them: a finished or unreadable row, or weights."""
         if self.checkpoint.exists():
             return False
         if any((self.path / name).exists() for name in (self.weights.name, *_OUTCOMES)):
@@ -109,7 +109,7 @@ class RunFolder:
         return finished
 
     def earlier(self, *, resume: bool, overwrite: bool, iterations: int = 0) -> dict[str, Any] | None:
-        """Make sure that an earlier run in here is to be gone on with or replaced; with `overwrite`, remove it.
+        """Check that an earlier run in here is to be resumed or replaced; with `overwrite`, remove it.
 
         Returns the row of a run that is resumed but finished, else None; a checkpoint that is there is to be loaded.
 
@@ -178,7 +178,7 @@ class RunFolder:
         write_text(self.result, row.to_csv())
 
     def mark_interrupted(self, columns: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Let a row that says running say interrupted, and take over `columns`; then let other processes in.
+        """Change a row's status from running to interrupted, with the given `columns`; then release the lock.
 
         Returns the row; None where there is none to change, or where another process works in the folder.
         """

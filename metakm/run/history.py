@@ -31,9 +31,9 @@ class Trainable(Protocol):
 
 
 class History:
-    """Takes iterations and validations, and keeps what they come to and their seconds.
+    """The learning curve of a run, and its timers.
 
-    curve: a point for each validation; train_seconds: of iterations and validations; step_seconds: of iterations alone.
+    curve: one point per validation; train_seconds: iterations and validations; step_seconds: iterations alone.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class History:
         self._saved = time.monotonic()
 
     def step(self, trained: Trainable) -> tuple[StepResult, float]:
-        """One iteration, and its seconds."""
+        """Run one iteration; return its result and its duration in seconds."""
         began = time.monotonic()
         result = trained.step()
         self.since.append((result.loss, result.accuracy))
@@ -54,7 +54,7 @@ class History:
         return result, elapsed
 
     def validate(self, iteration: int, accuracy: Callable[[], float]) -> CurvePoint:
-        """Measure the validation accuracy after an iteration: a point of the curve."""
+        """Add a point to the curve, timing `accuracy`, which measures the validation accuracy."""
         began = time.monotonic()
         measured = accuracy()
         self.train_seconds += time.monotonic() - began

@@ -23,7 +23,7 @@ from metakm.strategies import Strategy
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished run, or what there is of it: the model that was tested, and how it was tested.
+    """A run that has finished, or its best model so far.
 
     learner: on the CPU, in evaluation mode.
     image_shape: (C, H, W) of the images that it was trained on.

@@ -93,7 +93,7 @@ def test_protonet_takes_any_number_of_classes():
 @pytest.mark.parametrize(
     ("images", "labels", "said"),
     [
-        (torch.rand(6, 1, 14, 14), ["a", "b", "c"], "one label an image, got 3 for 6 images"),
+        (torch.rand(6, 1, 14, 14), ["a", "b", "c"], "one label per image, got 3 for 6 images"),
         (torch.rand(6, 1, 14, 14), list("aabbab"), "3 different labels, the ways of the strategy, got 2"),
         (torch.rand(6, 1, 14, 14), list("abcdef"), "3 different labels, the ways of the strategy, got 6"),
         (torch.rand(6, 1, 14, 14), ["a", "b", "c", 1, 2, 3], "all strings or all numbers"),

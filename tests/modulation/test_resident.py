@@ -243,7 +243,10 @@ class Folding(nn.Module):
 
 
 def test_networks_that_mix_rows_or_read_weights_are_refused():
-    for read, message in ((False, r"one row an image \(2\), got \(6, 3, 16, 16\)"), (True, "got a read of its weight")):
+    for read, message in (
+        (False, r"one row per image \(2\), got \(6, 3, 16, 16\)"),
+        (True, "got a read of its weight"),
+    ):
         model = modulate(Folding(read), classifier=None)
         resident = ResidentPacks(model, packs(model))
         with pytest.raises(metakm.UserError, match=message):
