@@ -35,9 +35,9 @@ Differentiate = Callable[[Episodes], MetaGradient]
 class CudaGraphs:
     """Meta-gradients on a GPU, recorded for each number of tasks that comes up twice.
 
-    The first call of each size runs eagerly, which also loads the kernels that a capture needs. The result of a replay is
-    overwritten by the next one. Code that synchronizes with the GPU cannot be captured and runs eagerly; the log says
-    so. Memory: one call's for each size, kept until `clear`.
+    The first call of each size runs eagerly, which also loads the kernels that a capture needs. The next replay
+    overwrites the result of the last. Code that synchronizes with the GPU cannot be captured and runs eagerly; the log
+    says so. Memory: one call's for each size, kept until `clear`.
     """
 
     def __init__(self) -> None:

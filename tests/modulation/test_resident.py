@@ -244,7 +244,7 @@ class Folding(nn.Module):
 
 def test_networks_that_mix_rows_or_read_weights_are_refused():
     for read, message in (
-        (False, r"one row per image \(2\), got \(6, 3, 16, 16\)"),
+        (False, r"row per image \(2\), got \(6, 3, 16, 16\)"),
         (True, "got a read of its weight"),
     ):
         model = modulate(Folding(read), classifier=None)
