@@ -54,3 +54,12 @@ def test_no_module_has_the_name_of_a_public_name_beside_it():
     packages = [module for module, path in MODULES.items() if path.name == "__init__.py"]
     public = {f"{each}.{name}" for each in packages for name in getattr(importlib.import_module(each), "__all__", ())}
     assert public & {*MODULES} == set()
+
+
+def test_no_two_things_have_one_name():
+    found = defaultdict(set)
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found[node.name].add(module)
+    assert {name: modules for name, modules in found.items() if len(modules) > 1} == {}

@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Plan:
+class CachePlan:
     """What decoding one split of a dataset will produce.
 
     classes: the classes of all three splits; image_shape: (C, H, W);
@@ -81,7 +81,7 @@ def cache_folder() -> Path:
         ) from error
 
 
-def cached(entry: Entry, plan: Callable[[], Plan]) -> FewShotDataset:
+def cached(entry: Entry, plan: Callable[[], CachePlan]) -> FewShotDataset:
     """Load a split from the cache, or decode it and store it there. `plan` is called only to decode.
 
     The images are a read-only memory map; if the cache cannot be written, an array in memory.
@@ -120,14 +120,14 @@ def _load(entry: Entry) -> FewShotDataset:
     return _dataset(entry, images, classes, str(side["split_hash"]))
 
 
-def _store(entry: Entry, plan: Plan) -> None:
+def _store(entry: Entry, plan: CachePlan) -> None:
     """Decode and write the split, and the further splits of its plan."""
     arrays = plan.arrays()
     for split in (entry.split, *plan.also):
         _store_split(replace(entry, split=split), plan, arrays)
 
 
-def _store_split(entry: Entry, plan: Plan, arrays: Iterator[npt.NDArray[np.uint8]]) -> None:
+def _store_split(entry: Entry, plan: CachePlan, arrays: Iterator[npt.NDArray[np.uint8]]) -> None:
     digest = hashlib.sha256()
     with atomic_write(entry.path) as file:
         out = _Hashing(file, digest)
@@ -156,7 +156,7 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _in_memory(entry: Entry, plan: Plan) -> FewShotDataset:
+def _in_memory(entry: Entry, plan: CachePlan) -> FewShotDataset:
     images = np.empty(_shape(entry, plan), dtype=np.uint8)
     start = 0
     for array in _progress(entry, plan, plan.arrays()):
@@ -177,11 +177,13 @@ def _dataset(entry: Entry, images: npt.NDArray[np.uint8], classes: Classes, pinn
     )
 
 
-def _shape(entry: Entry, plan: Plan) -> tuple[int, int, int, int]:
+def _shape(entry: Entry, plan: CachePlan) -> tuple[int, int, int, int]:
     return (sum(count for _, count in plan.classes[entry.split]), *plan.image_shape)
 
 
-def _progress(entry: Entry, plan: Plan, arrays: Iterator[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[np.uint8]]:
+def _progress(
+    entry: Entry, plan: CachePlan, arrays: Iterator[npt.NDArray[np.uint8]]
+) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield the arrays of the entry's split, with a bar on stderr if that is a terminal."""
     with tqdm(
         desc=f"decoding {entry.name} {entry.split}",

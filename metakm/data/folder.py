@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from metakm.data.archives import FolderSource, Member, fingerprint, missing, unwrap_folder
-from metakm.data.cache import Entry, Plan, cached
+from metakm.data.cache import CachePlan, Entry, cached
 from metakm.data.dataset import FewShotDataset
 from metakm.data.decode import decode_classes
 from metakm.data.hidden import is_hidden
@@ -52,12 +52,12 @@ def load_folder(split: str, roots: Sequence[Path], side: int = SIDE) -> FewShotD
     return cached(Entry("folder", split, rotations=False, fingerprint=stamp), partial(_plan, split, sources, side))
 
 
-def _plan(split: str, sources: Mapping[str, FolderSource], side: int) -> Plan:
+def _plan(split: str, sources: Mapping[str, FolderSource], side: int) -> CachePlan:
     members = {key: _members(source) for key, source in sources.items()}
     check_disjoint(members, sources[split].path.parent, "move its folder to one of them")
     classes = {key: [(name, len(found[name])) for name in sorted(found)] for key, found in members.items()}
     wanted = [members[split][name] for name, _ in classes[split]]
-    return Plan(classes, (3, side, side), lambda: decode_classes(wanted, "RGB", side, upright=True))
+    return CachePlan(classes, (3, side, side), lambda: decode_classes(wanted, "RGB", side, upright=True))
 
 
 def _members(source: FolderSource) -> dict[str, list[Member]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from metakm.data.cache import Entry, Plan, cached
+from metakm.data.cache import CachePlan, Entry, cached
 from metakm.data.dataset import FewShotDataset
 from metakm.data.registry import register_dataset
 from metakm.data.rng import raw_words, stream_key
@@ -53,7 +53,7 @@ def draw_character(number: int) -> npt.NDArray[np.uint8]:
     return _ink(points.reshape(DRAWERS, -1, 2), width)[:, None]
 
 
-def _plan(split: str) -> Plan:
+def _plan(split: str) -> CachePlan:
     numbers, start = {}, 0
     for key, size in SIZES.items():
         numbers[key] = range(start, start + size)
@@ -63,7 +63,7 @@ def _plan(split: str) -> Plan:
     def arrays() -> Iterator[npt.NDArray[np.uint8]]:
         return (draw_character(number) for number in numbers[split])
 
-    return Plan(classes, (1, SIDE, SIDE), arrays)
+    return CachePlan(classes, (1, SIDE, SIDE), arrays)
 
 
 def _character(unit: Floats) -> Floats:

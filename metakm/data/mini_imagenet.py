@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metakm.data.archives import FolderSource, Member, Source, TarSource, fingerprint, missing, unwrap_folder
-from metakm.data.cache import Entry, Plan, cached
+from metakm.data.cache import CachePlan, Entry, cached
 from metakm.data.dataset import FewShotDataset
 from metakm.data.decode import decode_classes
 from metakm.data.labels import as_text
@@ -106,7 +106,7 @@ class _Table(NamedTuple):
     folder: str
 
 
-def _plan_folder(split: str, paths: Mapping[str, Path], images: FolderSource) -> Plan:
+def _plan_folder(split: str, paths: Mapping[str, Path], images: FolderSource) -> CachePlan:
     try:
         tables = {key: _Table(path.read_bytes(), str(path), images, "images/") for key, path in paths.items()}
     except OSError as error:
@@ -114,7 +114,7 @@ def _plan_folder(split: str, paths: Mapping[str, Path], images: FolderSource) ->
     return _plan_tables(split, tables)
 
 
-def _plan_archives(split: str, archives: Mapping[str, TarSource]) -> Plan:
+def _plan_archives(split: str, archives: Mapping[str, TarSource]) -> CachePlan:
     names = {key: f"mini-imagenet/{key}.csv" for key in SPLITS}
     found = {archive: source.first(names.values()) for archive, source in archives.items()}
     first, *others = found.values()
@@ -130,14 +130,14 @@ def _plan_archives(split: str, archives: Mapping[str, TarSource]) -> Plan:
     return _plan_tables(split, tables, also)
 
 
-def _plan_tables(split: str, tables: Mapping[str, _Table], also: tuple[str, ...] = ()) -> Plan:
+def _plan_tables(split: str, tables: Mapping[str, _Table], also: tuple[str, ...] = ()) -> CachePlan:
     members = {key: _members(table) for key, table in tables.items()}
     check_disjoint(members, ", ".join(table.where for table in tables.values()), "fetch the tables again")
     _check_once(tables, [m.name for found in members.values() for own in found.values() for m in own])
     classes = {key: [(name, len(found[name])) for name in sorted(found)] for key, found in members.items()}
     wanted = [members[key][name] for key in (split, *also) for name, _ in classes[key]]
     _tell(split, classes)
-    return Plan(classes, (3, SIDE, SIDE), lambda: decode_classes(wanted, "RGB", SIDE), also)
+    return CachePlan(classes, (3, SIDE, SIDE), lambda: decode_classes(wanted, "RGB", SIDE), also)
 
 
 def _tell(split: str, classes: Mapping[str, Classes]) -> None:
@@ -180,7 +180,7 @@ def _check_once(tables: Mapping[str, _Table], names: Sequence[str]) -> None:
         )
 
 
-def _plan_pickles(split: str, pickles: dict[str, Path]) -> Plan:
+def _plan_pickles(split: str, pickles: dict[str, Path]) -> CachePlan:
     classes: dict[str, list[tuple[str, int]]] = {}
     for key, path in pickles.items():
         _, rows = _pickle(path)
@@ -192,7 +192,7 @@ def _plan_pickles(split: str, pickles: dict[str, Path]) -> Plan:
         pictures, rows = _pickle(pickles[split])
         return (pictures[rows[name]].transpose(0, 3, 1, 2) for name, _ in classes[split])
 
-    return Plan(classes, (3, SIDE, SIDE), arrays)
+    return CachePlan(classes, (3, SIDE, SIDE), arrays)
 
 
 def _pickle(path: Path) -> tuple[npt.NDArray[np.uint8], dict[str, list[int]]]:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metakm.data.archives import Member, Source, ZipSource, find_source, fingerprint, missing
-from metakm.data.cache import Entry, Plan, cached
+from metakm.data.cache import CachePlan, Entry, cached
 from metakm.data.dataset import FewShotDataset
 from metakm.data.decode import decode_classes
 from metakm.data.download import download
@@ -66,7 +66,7 @@ def _find(part: str, folders: Sequence[Path]) -> Source | None:
     return find_source(folders, (f"{part}.zip", part))
 
 
-def _plan(split: str, sources: Sequence[Source]) -> Plan:
+def _plan(split: str, sources: Sequence[Source]) -> CachePlan:
     members = _members(sources)
     whole = sum(len(drawn) == DRAWERS for drawn in members.values())
     if whole != sum(SIZES.values()) or len(members) != whole:
@@ -78,7 +78,7 @@ def _plan(split: str, sources: Sequence[Source]) -> Plan:
     divided = split_characters(list(members))
     classes = {key: [(name, DRAWERS) for name in names] for key, names in divided.items()}
     wanted = [members[name] for name in divided[split]]
-    return Plan(classes, (1, SIDE, SIDE), lambda: _inverted(wanted))
+    return CachePlan(classes, (1, SIDE, SIDE), lambda: _inverted(wanted))
 
 
 def _members(sources: Sequence[Source]) -> dict[str, list[Member]]:

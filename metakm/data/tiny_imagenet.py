@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metakm.data.archives import Member, Source, find_source, fingerprint, missing
-from metakm.data.cache import Entry, Plan, cached
+from metakm.data.cache import CachePlan, Entry, cached
 from metakm.data.dataset import FewShotDataset
 from metakm.data.decode import decode_classes
 from metakm.data.registry import register_dataset
@@ -62,7 +62,7 @@ def split_classes() -> dict[str, list[str]]:
     return {split: sorted(row["wnid"] for row in rows if row["split"] == split) for split in SPLITS}
 
 
-def _plan(split: str, source: Source) -> Plan:
+def _plan(split: str, source: Source) -> CachePlan:
     divided, members = split_classes(), members_by_class(source)
     for name in (name for names in divided.values() for name in names):
         if len(members.get(name, ())) != PER_CLASS:
@@ -72,7 +72,7 @@ def _plan(split: str, source: Source) -> Plan:
             )
     classes = {key: [(name, PER_CLASS) for name in names] for key, names in divided.items()}
     wanted = [members[name] for name in divided[split]]
-    return Plan(classes, (3, SIDE, SIDE), lambda: decode_classes(wanted, "RGB", SIDE))
+    return CachePlan(classes, (3, SIDE, SIDE), lambda: decode_classes(wanted, "RGB", SIDE))
 
 
 def members_by_class(source: Source) -> dict[str, list[Member]]:

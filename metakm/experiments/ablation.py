@@ -20,7 +20,7 @@ from metakm.errors import unknown_name
 from metakm.experiments import scratch
 from metakm.experiments.classification import load_cifar10
 from metakm.experiments.command import run_all
-from metakm.experiments.config import ExperimentConfig, PresetName, parse
+from metakm.experiments.config import ExperimentConfig, ExperimentPreset, parse
 from metakm.experiments.networks import cifar_classifier
 from metakm.experiments.run import ExperimentRun, MethodSetup
 from metakm.modulation import modulate
@@ -49,7 +49,7 @@ def _of(config: scratch.ScratchConfig, **changes: Any) -> AblationConfig:
     return AblationConfig(**{**shared, **changes})
 
 
-PRESETS: dict[PresetName, AblationConfig] = {
+PRESETS: dict[ExperimentPreset, AblationConfig] = {
     "quick": _of(scratch.PRESETS["quick"], epochs=4, train_images=6400),
     "paper": _of(scratch.PRESETS["paper"]),
 }

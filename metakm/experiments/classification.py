@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metakm.data.archives import FolderSource, Member, Source, find_source, fingerprint, missing, unwrap_folder
-from metakm.data.cache import Entry, Plan, cached
+from metakm.data.cache import CachePlan, Entry, cached
 from metakm.data.dataset import FewShotDataset, offsets_of
 from metakm.data.decode import decode_classes
 from metakm.data.folder import is_image
@@ -108,11 +108,11 @@ def load_members(
         upright: follow a camera's EXIF orientation.
     """
 
-    def plan(split: str) -> Plan:
+    def plan(split: str) -> CachePlan:
         found = members()
         classes = {s: [(c, len(m)) for c, m in parts.items()] for s, parts in found.items()}
         wanted = list(found[split].values())
-        return Plan(classes, (3, side, side), lambda: decode_classes(wanted, "RGB", side, upright))
+        return CachePlan(classes, (3, side, side), lambda: decode_classes(wanted, "RGB", side, upright))
 
     def part(split: str) -> FewShotDataset:
         return cached(Entry(f"{name}-{side}px", split, rotations=False, fingerprint=fingerprint), lambda: plan(split))

@@ -18,16 +18,16 @@ from metakm.errors import unknown_name
 from metakm.experiments.batches import Augmentation
 from metakm.experiments.row import EXECUTION_FIELDS
 
-PresetName = Literal["quick", "paper"]
+ExperimentPreset = Literal["quick", "paper"]
 Optimiser = Literal["sgd", "adam"]
-Schedule = Literal["steps", "cosine"]
+RateSchedule = Literal["steps", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig(ExecutionOptions):
     """Flags of every experiment; their defaults follow --preset."""
 
-    preset: PresetName = "quick"
+    preset: ExperimentPreset = "quick"
     """Where the defaults come from. quick: scaled down for one CPU thread; paper: the paper's schedule."""
     image_size: int
     """Side of the images in pixels."""
@@ -41,7 +41,7 @@ class ExperimentConfig(ExecutionOptions):
     """sgd with momentum 0.9, or adam."""
     learning_rate: float = 0.0
     """Learning rate. 0: the rate chosen for each method on the validation part, or published for it."""
-    schedule: Schedule
+    schedule: RateSchedule
     """Schedule of the learning rate. steps: a tenth after half of the epochs, a hundredth after 3/4; cosine: to 0."""
     weight_decay: float
     """Weight decay of the parameters that are trained."""
@@ -59,7 +59,12 @@ class ExperimentConfig(ExecutionOptions):
             value = getattr(self, field)
             require(math.isfinite(value) and value >= 0, field, "0 or more", value)
         require(self.seed < 2**63, "seed", "below 2**63", self.seed)
-        choices = {"preset": PresetName, "optimiser": Optimiser, "schedule": Schedule, "augmentation": Augmentation}
+        choices = {
+            "preset": ExperimentPreset,
+            "optimiser": Optimiser,
+            "schedule": RateSchedule,
+            "augmentation": Augmentation,
+        }
         for field, names in choices.items():
             if getattr(self, field) not in get_args(names):
                 raise unknown_name(flag(field), getattr(self, field), get_args(names))
@@ -115,7 +120,7 @@ class MethodConfig:
 C = TypeVar("C", bound=ExperimentConfig)
 
 
-def parse(presets: Mapping[PresetName, C], prog: str, arguments: Sequence[str] | None = None) -> C:
+def parse(presets: Mapping[ExperimentPreset, C], prog: str, arguments: Sequence[str] | None = None) -> C:
     """Read the command line; the flags' defaults are those of the preset asked for.
 
     Raises:

@@ -16,7 +16,7 @@ import numpy as np
 
 from metakm.experiments.row import Line, RecordedExperiment, line_names, lines_of, schedule_titles
 from metakm.learning.statistics import interval_over_seeds
-from metakm.table.grids import Grid, Layout, Listing
+from metakm.table.grids import Grid, Layout, TitledList
 
 PaperTable = Literal["table1", "table2", "fig5"]
 
@@ -75,10 +75,10 @@ def layout_paper(table: PaperTable, runs: Iterable[RecordedExperiment], problems
         own = [line for line in lines if line.schedule == schedule]
         grids += [build(title, own), _claims(schedule.preset, own, claims)]
     listings = (
-        Listing("Left out", tuple(left_out)),
-        Listing("Not read", tuple(problems)),
-        Listing("Notes", () if lines else (f"No finished run of python -m metakm.experiments.{name} was found.",)),
-        Listing("How to read this", _READING),
+        TitledList("Left out", tuple(left_out)),
+        TitledList("Not read", tuple(problems)),
+        TitledList("Notes", () if lines else (f"No finished run of python -m metakm.experiments.{name} was found.",)),
+        TitledList("How to read this", _READING),
     )
     return Layout(tuple(grids), tuple(listing for listing in listings if listing.items))
 

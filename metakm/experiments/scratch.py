@@ -26,15 +26,15 @@ from metakm.cli.signals import StopRequest
 from metakm.data.loading import data_roots
 from metakm.experiments.classification import load_cifar10
 from metakm.experiments.command import run_all
-from metakm.experiments.config import ExperimentConfig, MethodConfig, PresetName, parse
+from metakm.experiments.config import ExperimentConfig, ExperimentPreset, MethodConfig, parse
 from metakm.experiments.networks import cifar_classifier
 from metakm.experiments.random_bases import RandomBases
 from metakm.experiments.run import ExperimentRun, MethodSetup
 from metakm.modulation import ChannelModulator, modulate
 from metakm.modulation.norms import is_norm
 
-Method = Literal["full", "bl", "km", "km-channel", "sn", "ld", "tbn"]
-TABLE1: tuple[Method, ...] = ("full", "bl", "km", "sn", "ld", "tbn")
+ScratchMethod = Literal["full", "bl", "km", "km-channel", "sn", "ld", "tbn"]
+TABLE1: tuple[ScratchMethod, ...] = ("full", "bl", "km", "sn", "ld", "tbn")
 CLASSES = 10
 DIRECTIONS, COMPARTMENTS = 8000, 64
 
@@ -43,11 +43,11 @@ DIRECTIONS, COMPARTMENTS = 8000, 64
 class ScratchConfig(ExperimentConfig):
     """Train a ConvNet from scratch on CIFAR-10, as in the paper's Table I."""
 
-    methods: tuple[Method, ...] = TABLE1
+    methods: tuple[ScratchMethod, ...] = TABLE1
     """One run each: full, bl, km, km-channel, sn, ld, tbn. See the module for what they train."""
 
 
-PRESETS: dict[PresetName, ScratchConfig] = {
+PRESETS: dict[ExperimentPreset, ScratchConfig] = {
     "quick": ScratchConfig(
         preset="quick",
         image_size=16,

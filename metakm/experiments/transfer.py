@@ -25,7 +25,7 @@ from metakm.data.loading import data_roots
 from metakm.errors import unknown_name
 from metakm.experiments.classification import Classification, load_image_folder, load_tiny_imagenet_classes
 from metakm.experiments.command import run_all
-from metakm.experiments.config import ExperimentConfig, MethodConfig, PresetName, parse
+from metakm.experiments.config import ExperimentConfig, ExperimentPreset, MethodConfig, parse
 from metakm.experiments.fine_grained import FineGrained, load_fine_grained
 from metakm.experiments.networks import CLASSIFIER, Backbone, pretrained
 from metakm.experiments.run import ExperimentRun, MethodSetup
@@ -34,7 +34,7 @@ from metakm.modulation import modulate, replace_norm, save_pack
 from metakm.modulation.modulators import Start
 from metakm.modulation.norms import is_norm
 
-Method = Literal["tbl-1", "implicit", "explicit", "nc", "tkm-1", "implicit-explicit", "tkm-2", "tbl-2", "ttl"]
+TransferMethod = Literal["tbl-1", "implicit", "explicit", "nc", "tkm-1", "implicit-explicit", "tkm-2", "tbl-2", "ttl"]
 Dataset = Literal["aircraft", "cars", "flowers", "food", "tiny-imagenet"]
 Norm = Literal["batch", "group"]
 StartChoice = Literal["auto", "exact", "paper"]
@@ -63,7 +63,7 @@ COMBINATIONS: dict[str, _Parts] = {
 class TransferConfig(ExperimentConfig):
     """Adapt parts of a pre-trained network, as in the paper's Fig. 4, Table II."""
 
-    methods: tuple[Method, ...]
+    methods: tuple[TransferMethod, ...]
     """One run each: tbl-1, implicit, explicit, nc, tkm-1, implicit-explicit, tkm-2, tbl-2, ttl; see the module."""
     dataset: Dataset
     """aircraft, cars, flowers or food, in torchvision's layout, or classes of tiny-imagenet."""
@@ -87,7 +87,7 @@ class TransferConfig(ExperimentConfig):
                 raise unknown_name(f"--{field}", getattr(self, field), get_args(names))
 
 
-PRESETS: dict[PresetName, TransferConfig] = {
+PRESETS: dict[ExperimentPreset, TransferConfig] = {
     "quick": TransferConfig(
         preset="quick",
         methods=("tbl-1", "nc", "tkm-1", "tkm-2", "ttl", "tbl-2"),
@@ -107,7 +107,7 @@ PRESETS: dict[PresetName, TransferConfig] = {
     ),
     "paper": TransferConfig(
         preset="paper",
-        methods=get_args(Method),
+        methods=get_args(TransferMethod),
         dataset="aircraft",
         backbone="resnet50",
         weights="imagenet",

@@ -20,7 +20,7 @@ from metakm.modulation.norms import is_norm
 _PARAMETRIZATION = ".parametrizations.weight."
 
 
-class Split(NamedTuple):
+class TensorSplit(NamedTuple):
     """A model's own tensors by name: writing to them changes the model.
 
     `base` is the same before and after modulation.
@@ -30,10 +30,10 @@ class Split(NamedTuple):
     base: dict[str, Tensor]
 
 
-def split(model: nn.Module, implicit: bool, classifier: str | None, statistics: Statistics = "task") -> Split:
+def split(model: nn.Module, implicit: bool, classifier: str | None, statistics: Statistics = "task") -> TensorSplit:
     """Split the tensors into the task's and the base's, for `modulate`'s arguments of these names."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    found = Split({}, {})
+    found = TensorSplit({}, {})
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):  # a module's extra state
             continue

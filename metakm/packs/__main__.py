@@ -21,7 +21,7 @@ from metakm.packs.merge_command import Merge
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlanOptions:
     """Compare storage for many tasks: a network each, or one base and a pack each (Sec. V).
 
     Writes the files of an untrained network to a temporary folder and measures them.
@@ -75,7 +75,7 @@ class Inspect:
 
 
 Command = (
-    Annotated[Plan, tyro.conf.subcommand("plan")]
+    Annotated[PlanOptions, tyro.conf.subcommand("plan")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Merge, tyro.conf.subcommand("merge")]
     | Annotated[Push, tyro.conf.subcommand("push")]
@@ -89,7 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    command: Plan | Inspect | Merge | Push | Pull = tyro.cli(Command, prog="python -m metakm.packs", args=arguments)
+    command: PlanOptions | Inspect | Merge | Push | Pull = tyro.cli(
+        Command, prog="python -m metakm.packs", args=arguments
+    )
     print(with_paths_expanded(command)())  # noqa: T201
     return 0
 

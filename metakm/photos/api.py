@@ -15,7 +15,7 @@ from metakm.models.pretrained import load_pretrained
 from metakm.photos.checkpoint import Checkpoint
 from metakm.photos.classifier import PhotoClassifier
 from metakm.photos.fitting import Fitting, class_photos, fit_key
-from metakm.photos.listing import Listing, list_folder
+from metakm.photos.listing import PhotoListing, list_folder
 from metakm.photos.methods import faster_layout
 from metakm.photos.options import DEFAULT_METHOD, FitSettings, MethodChoice
 from metakm.photos.store import Photo, PhotoStore, as_photo
@@ -52,7 +52,7 @@ def fit(
 
 
 def fit_listing(
-    listing: Listing,
+    listing: PhotoListing,
     settings: FitSettings,
     *,
     checkpoint: Path | None = None,
@@ -86,7 +86,7 @@ def fit_listing(
     return fitting.run()
 
 
-def as_listing(images: Any, labels: Sequence[Any] | Tensor | None) -> Listing:
+def as_listing(images: Any, labels: Sequence[Any] | Tensor | None) -> PhotoListing:
     """What `fit` takes, as photos by class.
 
     Raises:
@@ -104,7 +104,7 @@ def as_listing(images: Any, labels: Sequence[Any] | Tensor | None) -> Listing:
             count = "none" if labels is None else len(labels)
             raise UserError(f"Expected one label a photo, got {count} for {len(photos)} photos")
         given = dict(class_photos(photos, labels))
-    return Listing(given, [])  # type: ignore[arg-type]
+    return PhotoListing(given, [])  # type: ignore[arg-type]
 
 
 def _device(name: str) -> torch.device:

@@ -25,7 +25,7 @@ from metakm.photos.options import FitSettings, as_header
 from metakm.photos.selection import HeldOut, best_of, comparison, judge
 from metakm.photos.store import PhotoStore
 from metakm.photos.training import Course, Fit, budget
-from metakm.photos.validation import Split, plan_splits
+from metakm.photos.validation import HeldOutSplit, plan_splits
 
 CANDIDATES: tuple[MethodName, ...] = ("head", "norm", "km", "both", "lora")
 
@@ -88,7 +88,7 @@ class Fitting:
         found = {method: held for method in self.methods if (held := self._judged(method)) is not None}
         best = best_of(found) if found else None
         method = best.method if best is not None else self.methods[0]
-        everything = Split(list(range(len(self.store))), [])
+        everything = HeldOutSplit(list(range(len(self.store))), [])
         network, course = self._part(f"{method}/all", method, everything, best.mark if best is not None else None)
         scale, threshold = STORED_TEMPERATURE, STORED_THRESHOLD
         metrics = {"images": float(len(self.store))}
@@ -108,7 +108,9 @@ class Fitting:
         courses = [self._part(f"{method}/{number}", method, split, None)[1] for number, split in enumerate(self.splits)]
         return judge(method, self.splits, courses, self.store.labels) if courses else None
 
-    def _part(self, name: str, method: MethodName, split: Split, mark: int | None) -> tuple[torch.nn.Module, Course]:
+    def _part(
+        self, name: str, method: MethodName, split: HeldOutSplit, mark: int | None
+    ) -> tuple[torch.nn.Module, Course]:
         """Train on a split, or take what the checkpoint has of it."""
         network = attach(copy.deepcopy(self.base.network), self.base.classifier, method, self.settings.seed)
         steps = 0 if method == "head" else budget(len(split.train)).marks()[-1 if mark is None else mark]

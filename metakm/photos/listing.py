@@ -22,14 +22,14 @@ class Skipped(NamedTuple):
     reason: str
 
 
-class Listing(NamedTuple):
+class PhotoListing(NamedTuple):
     """The files of each class, in the order of the classes' names; nothing of them has been read."""
 
     classes: dict[str, list[Path]]
     skipped: list[Skipped]
 
 
-def list_folder(folder: Path | str) -> Listing:
+def list_folder(folder: Path | str) -> PhotoListing:
     """One folder a class, with images at any depth below it.
 
     Hidden files and folders, and those that systems make (`.DS_Store`, `Thumbs.db`, `.ipynb_checkpoints`), are no
@@ -52,7 +52,7 @@ def list_folder(folder: Path | str) -> Listing:
         else:
             skipped.append(Skipped(path, "not in a class's folder"))
     _check_classes(root, classes)
-    return Listing(classes, skipped)
+    return PhotoListing(classes, skipped)
 
 
 def list_images(paths: Sequence[Path | str]) -> list[Path]:

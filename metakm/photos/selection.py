@@ -12,7 +12,7 @@ from torch import Tensor
 from metakm.photos.calibration import nll, temperature
 from metakm.photos.methods import MethodName
 from metakm.photos.training import Course
-from metakm.photos.validation import Split
+from metakm.photos.validation import HeldOutSplit
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class HeldOut:
         return torch.softmax(self.logits.double() / self.temperature, dim=1)
 
 
-def judge(method: MethodName, splits: Sequence[Split], courses: Sequence[Course], labels: Tensor) -> HeldOut:
+def judge(method: MethodName, splits: Sequence[HeldOutSplit], courses: Sequence[Course], labels: Tensor) -> HeldOut:
     """The answers at the mark with the least negative log-likelihood; a later mark has to be better by 1 %."""
     numbers = [number for split in splits for number in split.held_out]
     best: HeldOut | None = None

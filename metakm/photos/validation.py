@@ -15,14 +15,14 @@ MANY = 400
 PART = 0.2
 
 
-class Split(NamedTuple):
+class HeldOutSplit(NamedTuple):
     """Numbers of photos to train on, and of those to be classified by what was trained."""
 
     train: list[int]
     held_out: list[int]
 
 
-def plan_splits(labels: Tensor, validation: Validation, folds: int, seed: int) -> list[Split]:
+def plan_splits(labels: Tensor, validation: Validation, folds: int, seed: int) -> list[HeldOutSplit]:
     """Several folds, each photo held out once; one part; or nothing, where no class has a photo to spare.
 
     The folds are drawn class by class. A class's only photo is always trained on. `auto` is a part of a fifth for
@@ -42,7 +42,7 @@ def plan_splits(labels: Tensor, validation: Validation, folds: int, seed: int) -
     parts = min(folds, int(counts.max())) if validation == "folds" else round(1 / PART)
     places = _places(labels, parts, seed)
     splits = [
-        Split((places != part).nonzero().flatten().tolist(), (places == part).nonzero().flatten().tolist())
+        HeldOutSplit((places != part).nonzero().flatten().tolist(), (places == part).nonzero().flatten().tolist())
         for part in range(parts)
     ]
     return splits if validation == "folds" else splits[:1]

@@ -15,7 +15,7 @@ from metakm.report.sections import Section, build_sections
 from metakm.table.blocks import Table
 from metakm.table.collect import Collection, RecordedRun
 from metakm.table.forest import forest_picture
-from metakm.table.grids import Grid, Listing
+from metakm.table.grids import Grid, TitledList
 from metakm.table.layouts import lay_out
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def render_page(
     sections, without_curve = build_sections(table.cells, inspections)
     layout = lay_out(table, "full")
     missing = (*without_curve, *uninspected)
-    listings = (*([Listing("Not pictured", missing)] if missing else []), *layout.listings)
+    listings = (*([TitledList("Not pictured", missing)] if missing else []), *layout.listings)
     with page_style():
         forest = forest_picture(table, "svg").decode()
     return _template().render(

@@ -28,7 +28,7 @@ from metakm.run.folder import RunFolder
 from metakm.search.journal import WaitingLock, open_journal
 from metakm.search.plan import SearchPlan, StrategySearch
 from metakm.search.space import Dimension, Range, active
-from metakm.search.trial import Outcome
+from metakm.search.trial import TrialOutcome
 
 
 class Claimed(NamedTuple):
@@ -90,7 +90,7 @@ class Studies:
             live.report(accuracy, iteration)
         return live.should_prune()
 
-    def finish(self, claimed: Claimed, outcome: Outcome) -> None:
+    def finish(self, claimed: Claimed, outcome: TrialOutcome) -> None:
         """Record how a trial ended. The sampler counts one that diverged or was given up as bad."""
         frozen = claimed.study.get_trials(deepcopy=False)[claimed.number]
         attributes: dict[str, Any] = {"state": outcome.state, "note": outcome.note, "seconds": outcome.seconds}

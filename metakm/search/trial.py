@@ -24,16 +24,16 @@ from metakm.run.folder import RunFolder
 from metakm.run.history import History
 
 VALIDATION = "validation.csv"
-State = Literal["done", "pruned", "diverged", "out of memory"]
-Accuracies = dict[int, npt.NDArray[np.float64]]  # [tasks] by inner steps
+TrialState = Literal["done", "pruned", "diverged", "out of memory"]
+AccuraciesBySteps = dict[int, npt.NDArray[np.float64]]  # [tasks] by inner steps
 
 
-class Outcome(NamedTuple):
+class TrialOutcome(NamedTuple):
     """How a trial ended; `accuracies` are empty unless it is done."""
 
-    state: State
+    state: TrialState
     seconds: float
-    accuracies: Accuracies
+    accuracies: AccuraciesBySteps
     note: str = ""
 
     @property
@@ -63,7 +63,7 @@ class TrialRun:
             self._load()
         folder.write_config(config.to_json())
 
-    def run(self, stop: Stoppable, hopeless: Callable[[int, float], bool], name: str) -> Outcome | None:
+    def run(self, stop: Stoppable, hopeless: Callable[[int, float], bool], name: str) -> TrialOutcome | None:
         """Train and measure; None when asked to stop, with the state saved.
 
         Args:
@@ -72,12 +72,12 @@ class TrialRun:
         """
         try:
             if self._train(stop, hopeless, name):
-                return Outcome("pruned", self.history.train_seconds, {})
+                return TrialOutcome("pruned", self.history.train_seconds, {})
             return None if stop.requested else self._measure(stop)
         except DivergedError as error:
-            return Outcome("diverged", self.history.train_seconds, {}, str(error))
+            return TrialOutcome("diverged", self.history.train_seconds, {}, str(error))
         except TooLittleMemoryError as error:
-            return Outcome("out of memory", self.history.train_seconds, {}, str(error))
+            return TrialOutcome("out of memory", self.history.train_seconds, {}, str(error))
         except StopIteration:
             return None
 
@@ -105,12 +105,12 @@ class TrialRun:
     def _validation_accuracy(self) -> float:
         return float(self.loop.accuracies(self.samplers["val"], self.config.val_tasks).mean())
 
-    def _measure(self, stop: Stoppable) -> Outcome:
+    def _measure(self, stop: Stoppable) -> TrialOutcome:
         """Raises StopIteration when asked to stop."""
         began = time.monotonic()
         accuracies = {steps: self._accuracies(steps, stop) for steps in self.test_steps}
         seconds = self.history.train_seconds + time.monotonic() - began
-        outcome = Outcome("done", seconds, accuracies)
+        outcome = TrialOutcome("done", seconds, accuracies)
         table = pd.DataFrame({str(steps): values for steps, values in accuracies.items()})
         write_text(self.folder.path / VALIDATION, table.to_csv(index_label="task"))
         self.history.validate(self.loop.iteration, lambda: float(accuracies[outcome.best_steps].mean()))

@@ -11,7 +11,7 @@ from metakm.search.plan import SearchPlan, StrategySearch
 from metakm.search.records import read_records, winner, write_csv
 from metakm.search.space import with_values
 from metakm.search.studies import Claimed, Studies
-from metakm.search.trial import Outcome, TrialRun
+from metakm.search.trial import TrialOutcome, TrialRun
 
 
 class Worker:
@@ -55,7 +55,7 @@ class Worker:
             write_csv(self.studies.out, read_records(self.studies))
         return True
 
-    def _train(self, search: StrategySearch, claimed: Claimed) -> Outcome | None:
+    def _train(self, search: StrategySearch, claimed: Claimed) -> TrialOutcome | None:
         options = self.plan.options
         config = with_values(search.config, claimed.values)
         config = dataclasses.replace(config, plugin=search.config.plugin)
@@ -66,7 +66,7 @@ class Worker:
 
         return run.run(self.stop, hopeless, f"{search.algo}, trial {claimed.number}")
 
-    def _tell(self, search: StrategySearch, claimed: Claimed, outcome: Outcome) -> None:
+    def _tell(self, search: StrategySearch, claimed: Claimed, outcome: TrialOutcome) -> None:
         if self.quiet:
             return
         said = f"{outcome.state}: {outcome.note}" if outcome.note else outcome.state

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
 
-class Outcome(NamedTuple):
+class JobOutcome(NamedTuple):
     """How a job ended, and why."""
 
     kind: Literal["done", "in use", "interrupted", "preempted", "failed"]
@@ -41,7 +41,7 @@ class RunJob:
     on_cluster: bool = False  # keep CUDA_VISIBLE_DEVICES as it is where the job runs: a cluster assigns GPUs by it
     visible_devices: str | None = None  # else that of the sweep, which submitit's local executor replaces
 
-    def __call__(self) -> Outcome:
+    def __call__(self) -> JobOutcome:
         """Never raises: a debugger would open in submitit's debug executor."""
         keep_freed_memory()
         if not self.on_cluster:
@@ -49,18 +49,18 @@ class RunJob:
         try:
             with StopRequest(once=self.on_cluster) as stop:
                 if self.stop.exists():
-                    return Outcome("interrupted", "before it began")
+                    return JobOutcome("interrupted", "before it began")
                 return _outcome(Run(self.config, stop).execute())
         except InUseError as error:
-            return Outcome("in use", str(error))
+            return JobOutcome("in use", str(error))
         except (UserError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)  # noqa: T201
-            return Outcome("failed", str(error))
+            return JobOutcome("failed", str(error))
         except KeyboardInterrupt:
-            return Outcome("interrupted", "at once")
+            return JobOutcome("interrupted", "at once")
         except Exception as error:
             traceback.print_exc()
-            return Outcome("failed", f"{type(error).__name__}: {error}")
+            return JobOutcome("failed", f"{type(error).__name__}: {error}")
 
     def checkpoint(self) -> DelayedSubmission:
         """What submitit requeues when the cluster preempts the job: the same run, which resumes."""
@@ -69,7 +69,7 @@ class RunJob:
         return DelayedSubmission(self)
 
 
-def result_of(job: submitit.Job[Outcome]) -> Outcome | None:
+def result_of(job: submitit.Job[JobOutcome]) -> JobOutcome | None:
     """The result that a job has written; None if it has not, or not yet. Does not ask the cluster."""
     from submitit.core.utils import pickle_load
 
@@ -80,8 +80,8 @@ def result_of(job: submitit.Job[Outcome]) -> Outcome | None:
     except FileNotFoundError:
         return None
     if kind == "error":  # the traceback of an error outside RunJob, such as a package that the node lacks
-        return Outcome("failed", result.strip().rpartition("\n")[2])
-    return Outcome(*result)
+        return JobOutcome("failed", result.strip().rpartition("\n")[2])
+    return JobOutcome(*result)
 
 
 def set_environment(name: str, value: str | None) -> None:
@@ -92,8 +92,8 @@ def set_environment(name: str, value: str | None) -> None:
         os.environ[name] = value
 
 
-def _outcome(code: int) -> Outcome:
+def _outcome(code: int) -> JobOutcome:
     """Of the exit code of `Run.execute`."""
     if code == 0:
-        return Outcome("done")
-    return Outcome("interrupted") if code == 130 else Outcome("failed", f"exit code {code}")
+        return JobOutcome("done")
+    return JobOutcome("interrupted") if code == 130 else JobOutcome("failed", f"exit code {code}")

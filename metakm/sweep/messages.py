@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from metakm.sweep.job import Outcome
+from metakm.sweep.job import JobOutcome
 from metakm.sweep.plan import Planned, inspect
 
 
@@ -19,7 +19,7 @@ def counts_text(words: Iterable[str]) -> str:
     return ", ".join(f"{n} {word}" for word, n in sorted(Counter(words).items()))
 
 
-def outcome_text(plan: Sequence[Planned], outcomes: Mapping[str, Outcome]) -> str:
+def outcome_text(plan: Sequence[Planned], outcomes: Mapping[str, JobOutcome]) -> str:
     """The runs that are not done, with the reason, and a count of all; runs of other processes are inspected again."""
     lines, words = [], []
     for planned in plan:

@@ -15,7 +15,7 @@ from metakm.config import all_flat_types
 from metakm.data import available_datasets
 from metakm.errors import UserError, unknown_name
 
-TABLE3 = ("omniglot", "mini-imagenet")
+TABLE3_DATASETS = ("omniglot", "mini-imagenet")
 Names = Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")]
 ExecutorName = Literal["local", "debug", "slurm"]
 _PER_RUN = ("seed", "resume", "overwrite")  # fields of a run that the sweep itself sets
@@ -97,7 +97,7 @@ def parse_sweep(arguments: Sequence[str]) -> tuple[SweepOptions, list[str]]:
         raise UserError(f"Expected {first!r} or --dataset, got both; drop one of them")
     if first not in ("", "table3", *available_datasets()):
         raise unknown_name("sweep", first, ("table3", *available_datasets()))
-    datasets = TABLE3 if first == "table3" else (first,)
+    datasets = TABLE3_DATASETS if first == "table3" else (first,)
     named = ["--dataset", *datasets] if first else []
     options, rest = read_some_options(SweepOptions, "python -m metakm.sweep", [*named, *flags])
     check_flags(rest, SweepOptions, _PER_RUN)

@@ -20,14 +20,14 @@ from metakm.run.loading import read_config
 from metakm.strategies.registry import strategy_class
 from metakm.sweep.options import SweepOptions
 
-State = Literal["done", "in use", "to resume", "to do", "blocked"]
+RunState = Literal["done", "in use", "to resume", "to do", "blocked"]
 
 
 class Planned(NamedTuple):
     """One run and its state; `note` has the accuracy, the process that uses it, or why it is blocked."""
 
     config: RunConfig
-    state: State
+    state: RunState
     note: str = ""
     iteration: int = 0  # meta-training iterations done
 

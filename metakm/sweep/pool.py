@@ -18,14 +18,14 @@ import torch
 from metakm.config import RunConfig
 from metakm.errors import UserError, missing_extra
 from metakm.learning.memory import RUNS_HERE
-from metakm.sweep.job import Outcome, RunJob, result_of, set_environment
+from metakm.sweep.job import JobOutcome, RunJob, result_of, set_environment
 from metakm.sweep.options import SweepOptions
 from metakm.sweep.slurm import SlurmQueue
 
 if TYPE_CHECKING:
     import submitit
 
-    Job = submitit.Job[Outcome]
+    Job = submitit.Job[JobOutcome]
 
 _MINUTES = 240  # time limit of a slurm job by default
 _NO_LIMIT_MINUTES = 10 * 365 * 24 * 60  # because submitit ends local jobs after 2 minutes by default
@@ -110,14 +110,16 @@ class Pool:
         with self._threads_here():
             return job.done()
 
-    def outcome(self, job: Job) -> Outcome:
+    def outcome(self, job: Job) -> JobOutcome:
         """How a job ended; call it once the job is done."""
         if self.queue is not None:
             return self.queue.outcome(job)
         if self.in_process:
             return job.result()
         stopped = self.stop_file.exists()
-        nothing = Outcome("interrupted", "before it began") if stopped else Outcome("failed", "its process was killed")
+        nothing = (
+            JobOutcome("interrupted", "before it began") if stopped else JobOutcome("failed", "its process was killed")
+        )
         return result_of(job) or nothing
 
     def stop(self, jobs: Iterable[Job]) -> None:

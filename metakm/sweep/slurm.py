@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from metakm.cli.progress import log_line
-from metakm.sweep.job import Outcome, result_of
+from metakm.sweep.job import JobOutcome, result_of
 
 if TYPE_CHECKING:
     import submitit
@@ -29,17 +29,17 @@ _LOG_END = 8192  # bytes at the end of a job's log to search for SLURM's message
 
 
 _BY_NAME = {
-    "BOOT_FAIL": Outcome("interrupted", "its node did not boot"),
-    "CANCELLED": Outcome("interrupted", "cancelled"),
-    "COMPLETED": Outcome("failed", "ended without a result"),
-    "DEADLINE": Outcome("interrupted", "reached its deadline"),
-    "FAILED": Outcome("failed"),  # the reason is looked up
-    "NODE_FAIL": Outcome("interrupted", "its node failed"),
-    "OUT_OF_MEMORY": Outcome("failed", "out of memory; ask for more with --slurm mem=..."),
-    "PREEMPTED": Outcome("preempted", "and not requeued by SLURM"),
-    "REVOKED": Outcome("interrupted", "revoked"),
-    "TIMEOUT": Outcome("interrupted", "reached its time limit, and was not requeued"),
-    _GONE: Outcome("failed", "SLURM no longer knows the job"),
+    "BOOT_FAIL": JobOutcome("interrupted", "its node did not boot"),
+    "CANCELLED": JobOutcome("interrupted", "cancelled"),
+    "COMPLETED": JobOutcome("failed", "ended without a result"),
+    "DEADLINE": JobOutcome("interrupted", "reached its deadline"),
+    "FAILED": JobOutcome("failed"),  # the reason is looked up
+    "NODE_FAIL": JobOutcome("interrupted", "its node failed"),
+    "OUT_OF_MEMORY": JobOutcome("failed", "out of memory; ask for more with --slurm mem=..."),
+    "PREEMPTED": JobOutcome("preempted", "and not requeued by SLURM"),
+    "REVOKED": JobOutcome("interrupted", "revoked"),
+    "TIMEOUT": JobOutcome("interrupted", "reached its time limit, and was not requeued"),
+    _GONE: JobOutcome("failed", "SLURM no longer knows the job"),
 }
 
 
@@ -75,7 +75,7 @@ class SlurmQueue:
         """Track a job from now on, and call it `name` in messages."""
         self._names[job_id], self._states[job_id] = name, JobState("PENDING")
 
-    def has_ended(self, job: submitit.Job[Outcome]) -> bool:
+    def has_ended(self, job: submitit.Job[JobOutcome]) -> bool:
         """Whether a job has ended for good.
 
         A run that is done has. Any other result may be temporary: SLURM may have preempted and requeued the job. So the
@@ -87,7 +87,7 @@ class SlurmQueue:
             self.poll()
         return job.job_id in self._settled
 
-    def outcome(self, job: submitit.Job[Outcome]) -> Outcome:
+    def outcome(self, job: submitit.Job[JobOutcome]) -> JobOutcome:
         """How a job ended; it is no longer tracked."""
         state = self._states.pop(job.job_id)
         self._names.pop(job.job_id)
@@ -127,7 +127,7 @@ class SlurmQueue:
         return ""
 
 
-def outcome_of(state: str, details: dict[str, str], log: Path, result: Outcome | None) -> Outcome:
+def outcome_of(state: str, details: dict[str, str], log: Path, result: JobOutcome | None) -> JobOutcome:
     """How a job ended, from SLURM's name for its state.
 
     Args:
@@ -140,7 +140,9 @@ def outcome_of(state: str, details: dict[str, str], log: Path, result: Outcome |
     if stopped and details.get("PreemptTime", "None") != "None":
         state = "PREEMPTED"  # a job that ends within its grace time is COMPLETED to SLURM, and not requeued
     if state == "FAILED" and (stopped or result is None or _exit_signal(details)):
-        return _BY_NAME["OUT_OF_MEMORY"] if _ran_out_of_memory(details, log) else Outcome("failed", _exit_text(details))
+        return (
+            _BY_NAME["OUT_OF_MEMORY"] if _ran_out_of_memory(details, log) else JobOutcome("failed", _exit_text(details))
+        )
     if result is not None and state in ("FAILED", "COMPLETED", _GONE):
         return result if result.note else result._replace(note="by a signal")
     return _BY_NAME[state]
@@ -156,7 +158,7 @@ def run_slurm(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "", str(error))
 
 
-def _is_final(result: Outcome | None) -> bool:
+def _is_final(result: JobOutcome | None) -> bool:
     """Whether a run needs no further job, whatever SLURM does with this one."""
     return result is not None and result.kind in ("done", "in use")
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from metakm.cli.progress import log_line
 from metakm.cli.signals import StopRequest
-from metakm.sweep.job import Outcome
-from metakm.sweep.plan import Planned, State, inspect
+from metakm.sweep.job import JobOutcome
+from metakm.sweep.plan import Planned, RunState, inspect
 from metakm.sweep.pool import Pool, SubmissionError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Sweeper:
         self.waiting = deque(planned for planned in plan if planned.missing)
         self.total = len(self.waiting)
         self.active: dict[int, Active] = {}  # by slot
-        self.outcomes: dict[str, Outcome] = {}
+        self.outcomes: dict[str, JobOutcome] = {}
         self.capacity = pool.size  # runs at a time; lowered when the cluster takes no more
         self.silent_since: float | None = None  # when the cluster's controller stopped answering
         self.retry_at = 0.0  # when to submit again
@@ -72,7 +72,7 @@ class Sweeper:
         ):
             planned = inspect(self.waiting.popleft().config)  # another sweep may have run it meanwhile
             if not planned.missing:
-                self._end(planned, Outcome(_as_outcome(planned.state), planned.note))
+                self._end(planned, JobOutcome(_as_outcome(planned.state), planned.note))
                 continue
             slot = next(i for i in range(self.pool.size) if i not in self.active)
             try:
@@ -95,7 +95,7 @@ class Sweeper:
         elif waits := bool(self.active):  # it may be a limit on jobs: try again when one of ours has ended
             self.capacity = len(self.active)
         if not waits:
-            self._end(planned, Outcome("failed", str(error)))
+            self._end(planned, JobOutcome("failed", str(error)))
             return
         self.waiting.appendleft(planned)
         if new:
@@ -107,7 +107,7 @@ class Sweeper:
                 del self.active[slot]
                 self._end(planned, self.pool.outcome(job))
 
-    def _end(self, planned: Planned, outcome: Outcome) -> None:
+    def _end(self, planned: Planned, outcome: JobOutcome) -> None:
         run_id = planned.config.run_id
         if outcome.kind == "done":
             outcome = outcome._replace(note=inspect(planned.config).note)
@@ -121,5 +121,5 @@ class Sweeper:
         log_line(f"[{len(self.outcomes)}/{self.total}] {run_id}: {outcome.kind}; {outcome.note}")
 
 
-def _as_outcome(state: State) -> Literal["done", "in use", "failed"]:
+def _as_outcome(state: RunState) -> Literal["done", "in use", "failed"]:
     return state if state == "done" or state == "in use" else "failed"

@@ -13,7 +13,7 @@ class Grid(NamedTuple):
     lines: tuple[tuple[str, ...], ...]
 
 
-class Listing(NamedTuple):
+class TitledList(NamedTuple):
     """A title and its items."""
 
     title: str
@@ -24,5 +24,5 @@ class Layout(NamedTuple):
     """Grids, then lists with at least one item; a terminal breaks lines at `width` characters, or nowhere if None."""
 
     grids: tuple[Grid, ...]
-    listings: tuple[Listing, ...] = ()
+    listings: tuple[TitledList, ...] = ()
     width: int | None = None

@@ -10,7 +10,7 @@ from typing import Literal
 
 from metakm.io.csv_file import csv_text
 from metakm.table.blocks import Table
-from metakm.table.grids import Grid, Layout, Listing
+from metakm.table.grids import Grid, Layout, TitledList
 from metakm.table.layouts import lay_out, layout_comparisons
 from metakm.table.pairing import Comparison
 from metakm.table.records import RECORD_COLUMNS, Records, comparison_records, table_records
@@ -95,7 +95,7 @@ def _align(line: WrappedLine, widths: Sequence[int]) -> str:
     )
 
 
-def _list(listing: Listing, width: int | None) -> str:
+def _list(listing: TitledList, width: int | None) -> str:
     items = [f"- {item.replace('±', '+-')}" for item in listing.items]
     if width is not None:
         items = [textwrap.fill(item, width, subsequent_indent="  ") for item in items]

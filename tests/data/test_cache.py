@@ -10,7 +10,7 @@ import pytest
 
 from metakm.data import EpisodeSampler, FewShotDataset, load_dataset
 from metakm.data import cache as module
-from metakm.data.cache import Entry, Plan, cache_folder, cached
+from metakm.data.cache import CachePlan, Entry, cache_folder, cached
 from metakm.errors import UserError
 
 CLASSES = {"train": [("a", 2), ("b", 3)], "val": [("c", 1)], "test": [("d", 1)]}
@@ -24,8 +24,8 @@ class Decoder:
     def __init__(self) -> None:
         self.runs = 0
 
-    def __call__(self) -> Plan:
-        return Plan(CLASSES, (2, 3, 3), self.arrays)
+    def __call__(self) -> CachePlan:
+        return CachePlan(CLASSES, (2, 3, 3), self.arrays)
 
     def arrays(self) -> Iterator[np.ndarray]:
         self.runs += 1
@@ -85,8 +85,8 @@ def test_episodes_are_drawn_from_the_map_without_a_copy_of_it() -> None:
 class Together(Decoder):
     """A plan that decodes the test split along."""
 
-    def __call__(self) -> Plan:
-        return Plan(CLASSES, (2, 3, 3), self.arrays, also=("test",))
+    def __call__(self) -> CachePlan:
+        return CachePlan(CLASSES, (2, 3, 3), self.arrays, also=("test",))
 
     def arrays(self) -> Iterator[np.ndarray]:
         yield from super().arrays()
@@ -194,7 +194,7 @@ def test_an_error_of_decoding_leaves_nothing(cache: Path) -> None:
         raise UserError("Expected an image")
 
     with pytest.raises(UserError, match="Expected an image"):
-        cached(ENTRY, lambda: Plan(CLASSES, (2, 3, 3), broken))
+        cached(ENTRY, lambda: CachePlan(CLASSES, (2, 3, 3), broken))
     assert not [p for p in cache.rglob("*") if p.is_file()]
 
 

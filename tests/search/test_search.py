@@ -27,7 +27,7 @@ pytest.importorskip("optuna")
 from metakm.search.options import parse_search
 from metakm.search.plan import make_plan
 from metakm.search.studies import Studies
-from metakm.search.trial import Outcome
+from metakm.search.trial import TrialOutcome
 
 pytestmark = pytest.mark.float32
 
@@ -325,7 +325,7 @@ def test_a_trial_that_ends_while_another_process_looks_for_one_is_not_claimed_ag
     def late(folder):
         """The trial ends between the look at its state and the claim of its folder."""
         monkeypatch.setattr(RunFolder, "opening", opening)
-        first.finish(claimed, Outcome("diverged", 1.0, {}))
+        first.finish(claimed, TrialOutcome("diverged", 1.0, {}))
         claimed.folder.release()
         return opening(folder)
 

@@ -16,7 +16,7 @@ from slurm_cluster import ACCOUNTING_COMMANDS, Cluster, missing
 from submitit.core.utils import JobPaths
 
 from metakm.sweep.__main__ import main
-from metakm.sweep.job import Outcome, RunJob
+from metakm.sweep.job import JobOutcome, RunJob
 from metakm.sweep.options import parse_sweep
 from metakm.sweep.plan import expand, make_plan
 from metakm.sweep.pool import Pool, SubmissionError, _slurm_parameters
@@ -307,15 +307,15 @@ def test_the_end_of_a_job_has_a_name(jobs, capsys):
     jobs.queue.poll()
     jobs.queue.cancel([jobs["again"], jobs["held"]])
     assert jobs.outcomes() == {
-        "exit": Outcome("failed", "exit code 3"),
-        "killed": Outcome("failed", KILLED),
-        "killed below srun": Outcome("failed", KILLED),
-        "crashed": Outcome("failed", "its process was ended by SIGSEGV"),
-        "memory": Outcome("failed", OUT_OF_MEMORY),
-        "cancelled": Outcome("interrupted", "cancelled"),
-        "nothing": Outcome("failed", "ended without a result"),
-        "held": Outcome("interrupted", "cancelled"),
-        "again": Outcome("interrupted", "cancelled"),
+        "exit": JobOutcome("failed", "exit code 3"),
+        "killed": JobOutcome("failed", KILLED),
+        "killed below srun": JobOutcome("failed", KILLED),
+        "crashed": JobOutcome("failed", "its process was ended by SIGSEGV"),
+        "memory": JobOutcome("failed", OUT_OF_MEMORY),
+        "cancelled": JobOutcome("interrupted", "cancelled"),
+        "nothing": JobOutcome("failed", "ended without a result"),
+        "held": JobOutcome("interrupted", "cancelled"),
+        "again": JobOutcome("interrupted", "cancelled"),
     }
     said = capsys.readouterr().err
     assert "again: requeued by SLURM (BeginTime)\n" in said
@@ -325,12 +325,12 @@ def test_the_end_of_a_job_has_a_name(jobs, capsys):
 @pytest.mark.parametrize(
     ("state", "fields", "result", "expected"),
     [
-        ("COMPLETED", {}, Outcome("failed", "of its own"), Outcome("failed", "of its own")),
-        ("FAILED", {"ExitCode": "1:0"}, Outcome("failed", "of its own"), Outcome("failed", "of its own")),
-        ("FAILED", {"ExitCode": "1:0"}, Outcome("interrupted"), Outcome("failed", "exit code 1")),
-        ("COMPLETED", {"PreemptTime": "None"}, Outcome("interrupted"), Outcome("interrupted", "by a signal")),
-        ("TIMEOUT", {"ExitCode": "0:15"}, Outcome("failed"), Outcome("interrupted", TIMED_OUT)),
-        ("OUT_OF_MEMORY", {"ExitCode": "0:125"}, None, Outcome("failed", OUT_OF_MEMORY)),
+        ("COMPLETED", {}, JobOutcome("failed", "of its own"), JobOutcome("failed", "of its own")),
+        ("FAILED", {"ExitCode": "1:0"}, JobOutcome("failed", "of its own"), JobOutcome("failed", "of its own")),
+        ("FAILED", {"ExitCode": "1:0"}, JobOutcome("interrupted"), JobOutcome("failed", "exit code 1")),
+        ("COMPLETED", {"PreemptTime": "None"}, JobOutcome("interrupted"), JobOutcome("interrupted", "by a signal")),
+        ("TIMEOUT", {"ExitCode": "0:15"}, JobOutcome("failed"), JobOutcome("interrupted", TIMED_OUT)),
+        ("OUT_OF_MEMORY", {"ExitCode": "0:125"}, None, JobOutcome("failed", OUT_OF_MEMORY)),
     ],
 )
 def test_what_a_run_left_counts_where_slurm_knows_no_reason(state, fields, result, expected, tmp_path):
@@ -340,14 +340,14 @@ def test_what_a_run_left_counts_where_slurm_knows_no_reason(state, fields, resul
 def test_a_job_whose_node_fails_and_one_that_ends_in_its_time_of_grace(jobs):
     jobs.send("grace", "srun bash -c \"trap 'exit 0' TERM; sleep 60 & wait\"", "--partition=grace")
     jobs.until_running()
-    jobs.jobs["grace"].paths.result_pickle.write_bytes(pickle.dumps(("success", Outcome("interrupted"))))
+    jobs.jobs["grace"].paths.result_pickle.write_bytes(pickle.dumps(("success", JobOutcome("interrupted"))))
     jobs.cluster.ask("sbatch", "--partition=urgent", "--cpus-per-task=8", "--output=/dev/null", "--wrap=true")
-    assert jobs.outcomes() == {"grace": Outcome("preempted", "and not requeued by SLURM")}
+    assert jobs.outcomes() == {"grace": JobOutcome("preempted", "and not requeued by SLURM")}
     del jobs.jobs["grace"]
     jobs.send("node", "sleep 60", "--no-requeue")
     jobs.until_running()
     jobs.cluster.ask("scontrol", "update", f"NodeName={jobs.cluster.host}", "State=DOWN", "Reason=test")
-    assert jobs.outcomes() == {"node": Outcome("interrupted", "its node failed")}
+    assert jobs.outcomes() == {"node": JobOutcome("interrupted", "its node failed")}
     jobs.cluster.until(lambda: "idle" in jobs.cluster.ask("sinfo", "--noheader", "--format=%T"))
 
 
@@ -365,7 +365,7 @@ def test_a_controller_that_restarts_is_waited_for(jobs, capsys):
     jobs.queue.cancel([jobs["waits"]])
     assert not jobs.queue.has_ended(jobs.jobs["waits"])
     jobs.cluster.start_controller()
-    assert jobs.outcomes() == {"waits": Outcome("interrupted", "cancelled")}
+    assert jobs.outcomes() == {"waits": JobOutcome("interrupted", "cancelled")}
     said = capsys.readouterr().err
     assert said.count("SLURM does not answer; will try again: slurm_load_jobs error: Unable to contact") == 1
 
@@ -377,8 +377,8 @@ def test_a_job_that_the_controller_has_forgotten(jobs):
     if cluster.accounting:
         cluster.until(lambda: "CANCELLED" in cluster.ask("sacct", "-nX", f"--jobs={jobs['gone']}", "--format=State"))
     cluster.restart_controller(forget=True)
-    unknown = Outcome("failed", "SLURM no longer knows the job")
-    assert jobs.outcomes() == {"gone": Outcome("interrupted", "cancelled") if cluster.accounting else unknown}
+    unknown = JobOutcome("failed", "SLURM no longer knows the job")
+    assert jobs.outcomes() == {"gone": JobOutcome("interrupted", "cancelled") if cluster.accounting else unknown}
 
 
 def test_a_job_has_the_threads_that_it_was_allocated(jobs):

@@ -30,7 +30,7 @@ from metakm.run import __main__ as one_run
 from metakm.run.folder import RunFolder
 from metakm.sweep.__main__ import main
 from metakm.sweep.estimate import Cost, seconds_left
-from metakm.sweep.job import Outcome, RunJob
+from metakm.sweep.job import JobOutcome, RunJob
 from metakm.sweep.messages import outcome_text
 from metakm.sweep.options import SweepOptions, parse_sweep
 from metakm.sweep.plan import Planned, expand, inspect, make_plan
@@ -322,14 +322,14 @@ def test_a_run_that_others_had_in_hand_is_looked_at_again_at_the_end(planned):
     used = plan._replace(state="in use")
     assert re.match(r"to do +glyphs-3w1s-anil.*\n1 to do$", outcome_text([used], {}))
     assert RunJob(plan.config, pool.stop_file)().kind == "done"
-    assert outcome_text([used], {plan.config.run_id: Outcome("in use")}) == "1 done elsewhere"
+    assert outcome_text([used], {plan.config.run_id: JobOutcome("in use")}) == "1 done elsewhere"
 
 
 def test_a_job_that_starts_after_the_stop_does_nothing(planned):
     plan, pool = planned
     pool.folder.mkdir()
     pool.stop([])
-    assert RunJob(plan.config, pool.stop_file)() == Outcome("interrupted", "before it began")
+    assert RunJob(plan.config, pool.stop_file)() == JobOutcome("interrupted", "before it began")
     assert not plan.config.folder.exists()
 
 
@@ -506,7 +506,7 @@ def test_a_job_beyond_the_limit_of_a_cluster_waits_for_another_to_end(planned, m
 
     monkeypatch.setattr(pool, "size", 9)
     monkeypatch.setattr(pool, "submit", submit)
-    monkeypatch.setattr(pool, "outcome", lambda _: Outcome("interrupted"))
+    monkeypatch.setattr(pool, "outcome", lambda _: JobOutcome("interrupted"))
     monkeypatch.setattr(type(pool), "in_process", False)
     five = [plan._replace(config=dataclasses.replace(plan.config, seed=seed)) for seed in range(5)]
     sweeper = Sweeper(five, pool, StopRequest())
@@ -526,7 +526,7 @@ class Ended:
 
 def test_a_run_that_was_preempted_for_good_is_sent_again(planned, monkeypatch):
     plan, pool = planned
-    outcomes = [Outcome("preempted"), Outcome("preempted"), Outcome("failed")]
+    outcomes = [JobOutcome("preempted"), JobOutcome("preempted"), JobOutcome("failed")]
     monkeypatch.setattr(pool, "submit", lambda *_: Ended())
     monkeypatch.setattr(pool, "outcome", lambda _: outcomes.pop(0))
     monkeypatch.setattr(type(pool), "in_process", False)
@@ -551,10 +551,10 @@ def test_runs_wait_while_a_cluster_does_not_answer_but_not_without_end(planned, 
     monkeypatch.setattr("metakm.sweep.sweeper.POLL_SECONDS", 0.01)
     monkeypatch.setattr(pool, "options", dataclasses.replace(pool.options, poll_seconds=1))
     monkeypatch.setattr(pool, "submit", submit)
-    monkeypatch.setattr(pool, "outcome", lambda _: Outcome("in use"))
+    monkeypatch.setattr(pool, "outcome", lambda _: JobOutcome("in use"))
     sweeper = Sweeper([plan], pool, StopRequest())
     sweeper.run()
-    expected = Outcome("in use") if patience else Outcome("failed", "no answer")
+    expected = JobOutcome("in use") if patience else JobOutcome("failed", "no answer")
     assert list(sweeper.outcomes.values()) == [expected]
     assert len(tries) == (3 if patience else 1)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from metakm.table.blocks import Block, Table
 from metakm.table.cells import Cell
-from metakm.table.grids import Grid, Layout, Listing
+from metakm.table.grids import Grid, Layout, TitledList
 from metakm.table.layouts.full import MARKS, hidden_rows
 from metakm.table.layouts.registry import register_table_layout
 from metakm.table.pairing import Comparison
@@ -22,7 +22,7 @@ def layout_compact(table: Table) -> Layout:
     grids = [_accuracies(block) for block in table.blocks]
     if table.claims:
         grids.append(_claims(table))
-    listing = Listing("Remarks", (*_remarks(table), *_footnotes(table)))
+    listing = TitledList("Remarks", (*_remarks(table), *_footnotes(table)))
     return Layout(tuple(grids), (listing,), WIDTH)
 
 

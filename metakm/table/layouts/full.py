@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from metakm.table.blocks import Block, Claim, Table
 from metakm.table.cells import Cell
-from metakm.table.grids import Grid, Layout, Listing
+from metakm.table.grids import Grid, Layout, TitledList
 from metakm.table.layouts.registry import register_table_layout
 from metakm.table.pairing import Comparison
 from metakm.table.published import KM_CLAIMED_ABOVE, Published, published_results
@@ -41,7 +41,7 @@ def layout_comparisons(comparisons: Sequence[Comparison], refused: Sequence[str]
         for c in comparisons
     )
     grid = Grid("First minus second, in pairs on the same meta-test episodes", header, lines)
-    return _layout([grid], comparisons, [Listing("Not compared", tuple(refused))], table, _FOOTNOTES_OF_PAIRS)
+    return _layout([grid], comparisons, [TitledList("Not compared", tuple(refused))], table, _FOOTNOTES_OF_PAIRS)
 
 
 _FOOTNOTES_OF_PAIRS = (
@@ -64,20 +64,20 @@ _FOOTNOTES = (
 def _layout(
     grids: Sequence[Grid],
     comparisons: Sequence[Comparison],
-    first: Sequence[Listing],
+    first: Sequence[TitledList],
     table: Table,
     reading: Sequence[str],
 ) -> Layout:
     caveats = (f"{c.first.title} against {c.second.protocol.label}: {text}" for c in comparisons for text in c.caveats)
     listings = (
         *first,
-        Listing("What else differs between compared rows", tuple(caveats)),
-        Listing(
+        TitledList("What else differs between compared rows", tuple(caveats)),
+        TitledList(
             "Left out", tuple(f"{item.run.name} ({item.run.row.run_id}): {item.reason}" for item in table.left_out)
         ),
-        Listing("Not read", tuple(f"{problem.name}: {problem.reason}" for problem in table.problems)),
-        Listing("Notes", (*table.notes, *hidden_rows(table))),
-        Listing("How to read this", tuple(reading)),
+        TitledList("Not read", tuple(f"{problem.name}: {problem.reason}" for problem in table.problems)),
+        TitledList("Notes", (*table.notes, *hidden_rows(table))),
+        TitledList("How to read this", tuple(reading)),
     )
     return Layout(tuple(grids), tuple(listing for listing in listings if listing.items))
 
