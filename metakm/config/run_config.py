@@ -87,7 +87,7 @@ class RunConfig(ExecutionOptions, RunProtocol):
         """Readable name of what this run computes, with a digest of every field that matters for it."""
         default = to_flat(self.algo, type(self.options)())
         changed = {name: value for name, value in to_flat(self.algo, self.options).items() if value != default[name]}
-        variants = [_spoken(name.rpartition(".")[2], value) for name, value in changed.items()]
+        variants = [_id_part(name.rpartition(".")[2], value) for name, value in changed.items()]
         variants += [*(["augment"] if self.augment else []), *([self.precision] if self.precision != "fp32" else [])]
         parts = [self.setting, self.algo, *variants, self.preset, f"seed{self.seed}"]
         return "-".join([*parts, hashlib.sha256(json.dumps(self.identity()).encode()).hexdigest()[:8]])
@@ -164,7 +164,7 @@ def options_of(algo: str) -> type[Options]:
     return strategy_class(algo).options
 
 
-def _spoken(name: str, value: object) -> str:
-    """A changed option in a run id: its name, with its value unless that is "on"."""
-    said = name.replace("_", "-")
-    return said if isinstance(value, bool) or name in SHARED else f"{said}-{value}"
+def _id_part(name: str, value: object) -> str:
+    """A changed option in a run id: its name, followed by its value unless that is a switch."""
+    words = name.replace("_", "-")
+    return words if isinstance(value, bool) or name in SHARED else f"{words}-{value}"

@@ -16,8 +16,8 @@ from metakm.errors import UserError
 from metakm.io.csv_file import read_csv
 from metakm.io.files import expanded
 from metakm.learning.statistics import interval_over_seeds
+from metakm.run.config_file import read_config_file
 from metakm.run.row import CsvRow, Status
-from metakm.table.collect import read_config
 
 # Fields of a run's config.json that say where and how it is executed, and which others with it: not what it computes.
 EXECUTION_FIELDS = SHARED_EXECUTION_FIELDS | {"methods"}
@@ -146,7 +146,7 @@ def read_experiments(folder: str | Path) -> tuple[list[RecordedExperiment], list
             lines = read_csv(path)
             if len(lines) != 1:
                 raise UserError(f"Expected one row, got {len(lines)}; give each run its own folder")
-            config = read_config(path.parent / "config.json")
+            config = read_config_file(path.parent)
             runs.append(_recorded(ExperimentRow.from_cells(lines[0]), config))
         except UserError as error:
             problems.append(f"{path.relative_to(folder).as_posix()}: {error}")

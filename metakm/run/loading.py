@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from metakm.learning.inner_loop import InnerLR
 from metakm.learning.learner import ImageShape, Learner
 from metakm.run.build import build_learner
 from metakm.run.checkpoint import load_checkpoint
+from metakm.run.config_file import read_config_file
 from metakm.run.folder import RunFolder
 from metakm.run.weights import read_weights
 from metakm.strategies import Strategy
@@ -108,11 +108,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: no config.json, or not an object.
     """
-    path = folder / "config.json"
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"Expected the run's settings in {path}, got {error}; name a run's own folder") from error
-    if not isinstance(settings, dict):
-        raise UserError(f"Expected a config to be a JSON object in {path}, got {settings!r:.200}")
+    settings = read_config_file(folder)
+    if settings is None:
+        raise UserError(f"Expected the run's settings in {folder}/config.json, got no file; name a run's own folder")
     return settings

@@ -18,6 +18,7 @@ from metakm.errors import UserError, unknown_name
 from metakm.io.csv_file import read_csv
 from metakm.io.files import expanded
 from metakm.learning.statistics import interval_over_tasks
+from metakm.run.config_file import read_config_file
 from metakm.run.row import COLUMNS, ResultRow
 from metakm.table.older_rows import DEFAULTS, changes_of_older
 
@@ -75,7 +76,7 @@ def read_runs(folder: str | Path) -> Collection:
 def _read_run(path: Path, name: str) -> RecordedRun:
     row = _read_row(path)
     _check_row(row)
-    config = read_config(path.parent / "config.json")
+    config = read_config_file(path.parent)
     if config is not None:
         _check_config(row, config)
     changes = {k: v for k, v in _changes(row, config).items() if k not in EXECUTION_FIELDS}
@@ -103,19 +104,6 @@ def _check_row(row: ResultRow) -> None:
             raise UserError(f"Expected column {name} to be a fraction, got {value}; was the file changed?")
     if row.status == "done" and (row.accuracy is None or row.ci95 is None or row.n_tasks < 2):
         raise UserError("Expected a run that is done to have accuracy, ci95 and 2 or more n_tasks, got less")
-
-
-def read_config(path: Path) -> dict[str, Any] | None:
-    """The `config.json` of a run; None if there is none."""
-    if not path.exists():
-        return None
-    try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"Expected config.json to be JSON, got {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"Expected config.json to be an object, got {type(config).__name__}")
-    return config
 
 
 def _check_config(row: ResultRow, config: Mapping[str, Any]) -> None:
