@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from metakm.learning.learner import Learner
     from metakm.learning.malloc import keep_freed_memory
     from metakm.models import CifarResNet, Conv4
+    from metakm.models.conversion import carry_tasks
     from metakm.models.registry import register_backbone
     from metakm.modulation import load_pack, merge, modulate, register_modulator, save_pack
     from metakm.photos.api import fit
@@ -50,6 +51,7 @@ _modules = {
     "metakm.learning.learner": ("Learner",),
     "metakm.learning.malloc": ("keep_freed_memory",),
     "metakm.models": ("CifarResNet", "Conv4"),
+    "metakm.models.conversion": ("carry_tasks",),
     "metakm.models.registry": ("register_backbone",),
     "metakm.modulation": ("load_pack", "merge", "modulate", "register_modulator", "save_pack"),
     "metakm.photos.api": ("fit",),
@@ -83,6 +85,7 @@ __all__ = [
     "adapt",
     "available_datasets",
     "available_strategies",
+    "carry_tasks",
     "evaluate",
     "evaluate_episodes",
     "fit",

@@ -49,6 +49,8 @@ class Conv4(nn.Module):
         UserError: an unknown `downsample` or `bn_mode`, or images too small to be halved four times by pooling.
     """
 
+    carries_tasks = True
+
     def __init__(
         self,
         in_channels: int = 3,

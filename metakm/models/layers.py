@@ -125,6 +125,11 @@ def tracking_statistics() -> Iterator[None]:
         _statistics.reset(token)
 
 
+def statistics_are_tracked() -> bool:
+    """Whether this is within `tracking_statistics`."""
+    return _statistics.get().track
+
+
 class BatchNorm2d(nn.Module):
     """Batch normalisation of each task on its own, `[n, T*C, H, W]`; affine of `[C]` or `[T, C]`.
 

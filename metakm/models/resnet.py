@@ -89,6 +89,8 @@ class CifarResNet(nn.Module):
         UserError: `depth` is not 6n + 2, `width` below 1, or an unknown shortcut.
     """
 
+    carries_tasks = True
+
     def __init__(
         self,
         depth: int = 32,

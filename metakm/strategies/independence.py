@@ -24,8 +24,8 @@ def require_independent_tasks(network: nn.Module) -> None:
             raise UserError(
                 f"Expected layers that keep the tasks of a batch apart, got {name or 'a network that is'}: "
                 f"{kind.__module__}.{kind.__qualname__} in {'training' if module.training else 'evaluation'} mode, "
-                "whose statistics mix them; use metakm.models.BatchNorm2d or a norm without batch statistics, such as "
-                "nn.GroupNorm, or keep it in evaluation mode"
+                "whose statistics mix them; convert it with metakm.carry_tasks, or use metakm.models.BatchNorm2d "
+                "or a norm without batch statistics, such as nn.GroupNorm, or keep it in evaluation mode"
             )
 
 

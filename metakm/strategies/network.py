@@ -41,7 +41,8 @@ def make_head(backbone: nn.Module, ways: int) -> Linear:
     if not isinstance(features, int):
         raise UserError(
             f"Expected a backbone with an integer attribute out_features, got {type(backbone).__name__} with "
-            f"{features!r}; set it to the number of features that forward() returns"
+            f"{features!r}; set it to the number of features that forward() returns, or make a backbone of a plain "
+            "network with metakm.carry_tasks"
         )
     return Linear(features, ways)
 

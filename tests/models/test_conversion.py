@@ -1,0 +1,303 @@
+"""A plain network, converted, equals itself run task by task: in float64, forward, gradient and meta-gradient."""
+
+import copy
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from plain_networks import TIMM, TORCHVISION, alone, assert_equal, plain, twice_differentiable
+from torch import nn
+from torch.func import functional_call
+
+import metakm
+from metakm.models.conversion import TaskBackbone, carry_tasks
+from metakm.models.layers import statistics_from, tracking_statistics
+
+SHAPE = (3, 32, 32)
+MODES = {"batch": "transductive", "held": "frozen"}
+
+
+@pytest.mark.parametrize("statistics", ["batch", "held"])
+@pytest.mark.parametrize("name", [*TORCHVISION, *TIMM])
+def test_a_converted_network_equals_the_plain_one_task_by_task(name, statistics):
+    torch.manual_seed(0)
+    network = plain(name)
+    reference = twice_differentiable(copy.deepcopy(network)).train(statistics == "batch")
+    backbone = carry_tasks(network, SHAPE, MODES[statistics])
+    _compare_gradients(reference, backbone)
+    _compare_meta_gradients(reference, backbone)
+
+
+def _compare_gradients(reference, backbone, shape=SHAPE):
+    images = torch.randn(2, 3, *shape)
+    starts = {k: p.detach() * (1 + 0.1 * torch.randn(2, *p.shape)) for k, p in reference.named_parameters()}
+    own, given = ({k: p.clone().requires_grad_() for k, p in starts.items()} for _ in range(2))
+    expected = alone(reference, own, images)
+    found = functional_call(backbone, {f"network.{k}": p for k, p in given.items()}, (images,), tie_weights=False)
+    assert found.shape == (2, 3, backbone.out_features)
+    assert_equal({"features": found}, {"features": expected})
+    cotangent = torch.randn_like(expected)
+    gradients = torch.autograd.grad((expected * cotangent).sum(), list(own.values()))
+    converted = torch.autograd.grad((found * cotangent).sum(), list(given.values()))
+    assert_equal(dict(zip(own, converted, strict=True)), dict(zip(own, gradients, strict=True)))
+
+
+def _compare_meta_gradients(reference, backbone):
+    strategy = metakm.make_strategy("maml", backbone, 2, implicit=True).train()
+    episodes = _episodes()
+    result = metakm.meta_loss(strategy, episodes, inner_lr=0.1, inner_steps=1)
+    result.loss.backward()
+    names = {"head.weight": "linear.weight", "head.bias": "linear.bias"}
+    found = {names.get(k, k.removeprefix("backbone.network.")): p.grad for k, p in strategy.network.named_parameters()}
+    head = {f"linear.{k}": p for k, p in strategy.network.head.named_parameters()}
+    meta = {k: p.detach().clone().requires_grad_() for k, p in {**dict(reference.named_parameters()), **head}.items()}
+    losses = []
+    for t in range(2):
+        support = _loss(reference, meta, episodes.support_images[t], episodes.support_labels[t])
+        gradients = torch.autograd.grad(support, list(meta.values()), create_graph=True)
+        fast = {k: p - 0.1 * g for (k, p), g in zip(meta.items(), gradients, strict=True)}
+        losses.append(_loss(reference, fast, episodes.query_images[t], episodes.query_labels[t]))
+    loss = torch.stack(losses).mean()
+    expected = dict(zip(meta, torch.autograd.grad(loss, list(meta.values())), strict=True))
+    assert_equal({"loss": result.loss}, {"loss": loss})
+    assert_equal(found, expected)
+
+
+def _loss(network, parameters, images, labels):
+    own = {k: p for k, p in parameters.items() if not k.startswith("linear.")}
+    features = functional_call(network, own, (images,), tie_weights=False)
+    return F.cross_entropy(features @ parameters["linear.weight"].T + parameters["linear.bias"], labels)
+
+
+def _episodes():
+    labels = torch.tensor([[0, 1, 0, 1], [0, 1, 0, 1]])
+    return metakm.Episodes(torch.randn(2, 4, *SHAPE), labels, torch.randn(2, 4, *SHAPE), labels, range(2))
+
+
+class Lines(nn.Module):
+    """Convolutions with every kind of padding; norms of three kinds; linear layers on more than one axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(
+            [
+                nn.Conv2d(3, 4, 3, padding="same", dilation=2),
+                nn.Conv2d(4, 4, 4, padding="same", groups=2),
+                nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect", groups=4),
+                nn.Conv2d(4, 8, 3, padding="valid", stride=2, bias=False),
+            ]
+        )
+        self.group, self.layer, self.maps = nn.GroupNorm(2, 8), nn.LayerNorm(8), nn.LayerNorm((5, 8))
+        self.plain_batch = nn.BatchNorm2d(8, affine=False, eps=0.1)
+        self.mix, self.out, self.last = nn.Linear(8, 8), nn.Linear(8, 6, bias=False), nn.BatchNorm1d(6, eps=0.1)
+
+    def forward(self, x):
+        for conv in self.convs:
+            x = torch.tanh(conv(x))
+        x = self.plain_batch(self.group(x)).flatten(2).transpose(1, 2)[:, :5]  # [n, 5, 8]
+        return self.last(self.out(self.maps(self.mix(self.layer(x))).mean(1)))
+
+
+class Scaled(nn.Module):
+    """A parameter of its own beside its layers, and one of torch's layers that is not known."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.gain, self.act = nn.Conv2d(3, 4, 3), nn.Parameter(torch.ones(4, 1, 1)), nn.PReLU(4)
+        self.norm = nn.BatchNorm2d(4, eps=0.1)
+
+    def forward(self, x):
+        return self.norm(self.act(self.conv(x) * self.gain)).mean((2, 3))
+
+
+class Mixing(nn.Module):
+    """Its own code subtracts the batch's mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = Scaled()
+
+    def forward(self, x):
+        features = self.body(x)
+        return features - features.mean(0)
+
+
+class Shared(nn.Module):
+    """One convolution under two names, used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.second = nn.Conv2d(3, 3, 3, padding=1)
+        self.gain = nn.Parameter(torch.ones(3, 1, 1))
+
+    def forward(self, x):
+        return torch.tanh(self.second(torch.tanh(self.first(x)) * self.gain)).mean((2, 3))
+
+
+@pytest.mark.parametrize("statistics", ["batch", "held"])
+@pytest.mark.parametrize("kind", [Lines, Scaled, Mixing, Shared])
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # of torch, for the plain network
+def test_what_else_networks_are_made_of(kind, statistics):
+    torch.manual_seed(0)
+    network = kind()
+    reference = copy.deepcopy(network).train(statistics == "batch")
+    backbone = carry_tasks(network, SHAPE, MODES[statistics])
+    _compare_gradients(reference, backbone)
+    _compare_meta_gradients(reference, backbone)
+
+
+def test_layers_without_parameters_of_their_own_are_not_slow(caplog):
+    carry_tasks(plain("resnet"), SHAPE)
+    carry_tasks(Lines(), SHAPE)
+    assert caplog.records == []
+
+
+def test_what_runs_task_by_task_is_said_once_by_name(caplog):
+    caplog.set_level(logging.WARNING)
+    backbone = carry_tasks(Scaled(), SHAPE)
+    for _ in range(2):
+        backbone(torch.randn(2, 3, *SHAPE))
+    (record,) = caplog.records
+    assert "slow" in record.message
+    assert "Scaled" in record.message
+    caplog.clear()
+    carry_tasks(Mixing(), SHAPE)
+    (record,) = caplog.records
+    assert "Mixing runs task by task" in record.message
+
+
+def test_support_statistics_make_queries_independent():
+    torch.manual_seed(0)
+    network = plain("resnet")
+    reference = copy.deepcopy(network)
+    backbone, images = carry_tasks(network, SHAPE, "support"), torch.randn(2, 5, *SHAPE)
+    with statistics_from(3):
+        found = backbone(images)
+    for module in reference.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_hook(_by_the_first_three)
+    for t in range(2):
+        assert_equal({"": found[t]}, {"": reference.eval()(images[t])})
+
+
+def _by_the_first_three(layer, inputs, _):
+    (x,) = inputs
+    var, mean = torch.var_mean(x[:3], (0, 2, 3), correction=0, keepdim=True)
+    shape = (1, -1, 1, 1)
+    return (x - mean) / (var + layer.eps).sqrt() * layer.weight.view(shape) + layer.bias.view(shape)
+
+
+@pytest.mark.parametrize("kind", [lambda: plain("resnet"), Mixing])
+def test_running_averages_move_by_the_mean_over_tasks(kind):
+    torch.manual_seed(0)
+    network = kind()
+    copies = [copy.deepcopy(network).train() for _ in range(2)]
+    backbone, images = carry_tasks(network, SHAPE, "running").train(), torch.randn(2, 4, *SHAPE)
+    with tracking_statistics():
+        backbone(images)
+    for each, own in zip(copies, images, strict=True):
+        each(own)
+    one, other = (dict(each.named_buffers()) for each in copies)
+    found = dict(backbone.network.named_buffers())
+    expected = {k: (one[k] + other[k]) / 2 for k in found if "running" in k}
+    assert expected
+    assert_equal(found, expected)
+
+
+def test_one_image_set_is_one_task():
+    backbone, images = carry_tasks(plain("regnet"), SHAPE), torch.randn(3, *SHAPE)
+    torch.testing.assert_close(backbone(images), backbone(images[None])[0])
+
+
+def test_parameters_stay_the_same_objects_and_the_generator_is_not_moved():
+    network = plain("regnet")
+    before, state = dict(network.named_parameters()), torch.get_rng_state()
+    carry_tasks(network, SHAPE)
+    after = dict(network.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+class Says(nn.Module):
+    """Takes tasks itself."""
+
+    carries_tasks = True
+
+    def __init__(self):
+        super().__init__()
+        self.out_features = 2
+
+    def forward(self, images):
+        return images.mean((3, 4))[..., :2]
+
+
+def test_a_backbone_that_says_so_or_is_made_of_metakms_layers_stays_as_it_is():
+    for backbone in (Says(), metakm.Conv4(3, 4)):
+        assert carry_tasks(backbone, SHAPE) is backbone
+    assert isinstance(carry_tasks(Scaled(), SHAPE), TaskBackbone)
+
+
+class Returns(nn.Module):
+    """Returns what it is given to return."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.conv, self.make = nn.Conv2d(3, 4, 3), make
+
+    def forward(self, x):
+        return self.make(self, self.conv(x))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda _, x: (x.mean((2, 3)), x), "got tuple"),
+        (lambda _, x: {"features": x}, "got dict"),
+        (lambda _, x: x, r"got \[4, 4, 30, 30\]"),
+        (lambda _, x: x.mean((2, 3)) / 0, "got NaN or infinity"),
+        (lambda m, x: x.mean((2, 3))[:, : 3 if m.training else 4], "got 3 and 4"),
+        (lambda _, x: x.mean((2, 3))[:2], r"got \[2, 4\]"),
+        (lambda _, x: x.view(7), "RuntimeError"),
+    ],
+)
+def test_what_a_forward_may_not_return(make, said):
+    with pytest.raises(metakm.UserError, match=said):
+        carry_tasks(Returns(make), SHAPE)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_layers_that_cannot_be_converted_are_refused_by_name():
+    class Odd(nn.BatchNorm2d):
+        pass
+
+    body = {"a": nn.Conv2d(3, 4, 3)}
+    for layer, said in (
+        (Odd(4), "statistics cannot follow bn_mode"),
+        (nn.LazyConv2d(4, 3), "no parameters yet"),
+        (nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)), "spectral norm"),
+        (nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 3)), "spectral norm"),
+        (torch.jit.script(nn.ReLU()), "compiled"),
+    ):
+        network = nn.Sequential()
+        network.add_module("a", body["a"])
+        network.add_module("odd", layer)
+        with pytest.raises(metakm.UserError, match=rf"got odd: .*{said}"):
+            carry_tasks(network, SHAPE)
+        assert type(body["a"]) is nn.Conv2d
+
+
+def test_a_weight_that_is_computed_runs_task_by_task(caplog):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.Flatten())
+    reference = copy.deepcopy(network)
+    _compare_gradients(reference, carry_tasks(network, (3, 8, 8)), (3, 8, 8))
+    assert "slow" in caplog.text
+
+
+def test_modes_and_channels_are_checked():
+    with pytest.raises(metakm.UserError, match="bn_mode"):
+        carry_tasks(Scaled(), SHAPE, "eval")
+    with pytest.raises(metakm.UserError, match="3 channels, got 1"):
+        carry_tasks(Scaled(), SHAPE)(torch.randn(1, 2, 1, 32, 32))
