@@ -5,42 +5,57 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from metakm.errors import UserError
+from metakm.errors import UserError, unknown_name
 from metakm.modulation.attachment import Attachment, attachment, detach, is_modulated, modulate, unwrap, within
 from metakm.modulation.modulators.registry import classes_called
 from metakm.modulation.pack_file import Pack, class_names, read_pack, write_pack
 from metakm.modulation.partition import fingerprint, split
+from metakm.modulation.precision import Precision, rounded
 
 _resident: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()  # state of the base, fingerprint
 
 
 def make_pack(
-    model: nn.Module, task: str = "", classes: Sequence[str] = (), metrics: Mapping[str, float] | None = None
+    model: nn.Module,
+    task: str = "",
+    classes: Sequence[str] = (),
+    metrics: Mapping[str, float] | None = None,
+    precision: Precision = "full",
 ) -> Pack:
     """Copy the task that a modulated model holds.
 
+    Args:
+        precision: `fp16` rounds the tensors to half precision and stores them so, in half the bytes; in memory they
+            keep the model's precision. A tensor that float16 cannot hold, such as one of values above 65504, is left
+            as it is.
+
     Raises:
-        UserError: a model that is not modulated, or a number of classes that differs from the classifier's outputs.
+        UserError: a model that is not modulated, a number of classes that differs from the classifier's outputs, or an
+            unknown precision.
     """
+    if precision not in get_args(Precision):
+        raise unknown_name("precision", precision, get_args(Precision))
     model = unwrap(model)
     found = attachment(model)
     outputs, names = _outputs(model, found.classifier), class_names(classes)
     if names and outputs is not None and len(names) != outputs:
         raise UserError(f"Expected {outputs} class names, one for each output of the classifier, got {len(names)}")
     tensors = split(model, found.implicit, found.classifier, found.statistics)
+    copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.task.items()}
     return Pack(
-        {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.task.items()},
+        rounded(copies) if precision == "fp16" else copies,
         _resident_fingerprint(model, found, tensors.base, trusted=False),
         task,
         names,
         {name: float(value) for name, value in (metrics or {}).items()},
         _arguments(found),
+        precision=precision,
     )
 
 
@@ -50,13 +65,14 @@ def save_pack(
     task: str = "",
     classes: Sequence[str] = (),
     metrics: Mapping[str, float] | None = None,
+    precision: Precision = "full",
 ) -> Pack:
     """Write the task that a modulated model holds to one file, and return it.
 
     Raises:
         UserError: see `make_pack`.
     """
-    pack = make_pack(model, task, classes, metrics)
+    pack = make_pack(model, task, classes, metrics, precision)
     write_pack(pack, path)
     return pack
 

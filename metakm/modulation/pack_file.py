@@ -17,6 +17,7 @@ from metakm.data.labels import as_text, plain_label
 from metakm.errors import UserError
 from metakm.io.files import atomic_write, expanded
 from metakm.io.tensor_file import TensorFile
+from metakm.modulation.precision import Precision, halved, widened
 
 _FILE = TensorFile("pack", key="metakm", version=1, source="save_pack() writes one")
 
@@ -34,6 +35,7 @@ class Pack:
         modulation: the arguments of `modulate`, with the modulated layers' names and the modulator's class name.
         photos: what `metakm fit` adds, so that photographs can be classified: the base's name, preprocessing and
             calibration; empty for other packs.
+        precision: of the tensors in the file. In memory they always have the model's.
     """
 
     tensors: dict[str, Tensor]
@@ -43,6 +45,7 @@ class Pack:
     metrics: dict[str, float]
     modulation: dict[str, Any]
     photos: dict[str, Any] = field(default_factory=dict)
+    precision: Precision = "full"
 
     def header(self) -> dict[str, Any]:
         """What the file holds in addition to the tensors."""
@@ -70,7 +73,11 @@ def class_names(classes: Iterable[Any]) -> tuple[str, ...]:
 
 def write_pack(pack: Pack, path: Path | str) -> None:
     """Write `pack` as one file; `path` is replaced completely or left as it was."""
-    data = _FILE.to_bytes(pack.header(), pack.tensors)
+    header, tensors = pack.header(), pack.tensors
+    if pack.precision == "fp16":
+        tensors, former = halved(tensors)
+        header["halved"] = former
+    data = _FILE.to_bytes(header, tensors)
     with atomic_write(expanded(path, "the pack's path")) as file:
         file.write(data)
 
@@ -85,6 +92,6 @@ def read_pack(path: Path | str) -> Pack:
     header, tensors = _FILE.read(path)
     modulation = {"start": "paper", "statistics": "task", **header["modulation"]}  # of packs from before there was more
     return Pack(
-        tensors, header["base"], header["task"], tuple(header["classes"]), header["metrics"], modulation,
-        header.get("photos", {}),
+        widened(tensors, header.get("halved", {})), header["base"], header["task"], tuple(header["classes"]),
+        header["metrics"], modulation, header.get("photos", {}), "fp16" if "halved" in header else "full",
     )  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metakm.errors import UserError
 from metakm.models.pretrained import Preprocessing, Pretrained
-from metakm.modulation.pack import make_pack
+from metakm.modulation.pack import make_pack, swap
 from metakm.photos.calibration import STORED_TEMPERATURE, STORED_THRESHOLD, rejection_threshold
 from metakm.photos.checkpoint import Checkpoint
 from metakm.photos.classifier import PhotoClassifier, photos_header
@@ -24,7 +24,7 @@ from metakm.photos.methods import MethodName, attach, replace_classifier
 from metakm.photos.options import FitSettings, as_header
 from metakm.photos.selection import HeldOut, best_of, comparison, judge
 from metakm.photos.store import PhotoStore
-from metakm.photos.training import Course, Fit, budget
+from metakm.photos.training import Course, Fit, budget, plan_for
 from metakm.photos.validation import HeldOutSplit, plan_splits
 
 CANDIDATES: tuple[MethodName, ...] = ("head", "norm", "km", "both", "lora")
@@ -95,7 +95,9 @@ class Fitting:
         if best is not None:
             scale, threshold = best.temperature, rejection_threshold(best.probabilities, best.labels)
             metrics |= {"accuracy": best.accuracy, "nll": best.nll, "held_out": float(len(best.numbers))}
-        pack = make_pack(network, "", self.store.classes, metrics)
+        pack = make_pack(network, "", self.store.classes, metrics, self.settings.precision)
+        if pack.precision == "fp16":
+            swap(network, pack)  # predict as the file will
         pack.photos.update(
             photos_header(self.base, self.preprocessing, method, scale, threshold, as_header(self.settings))
         )
@@ -113,9 +115,10 @@ class Fitting:
     ) -> tuple[torch.nn.Module, Course]:
         """Train on a split, or take what the checkpoint has of it."""
         network = attach(copy.deepcopy(self.base.network), self.base.classifier, method, self.settings.seed)
-        steps = 0 if method == "head" else budget(len(split.train)).marks()[-1 if mark is None else mark]
+        plan = plan_for(method, len(split.train))
+        steps = plan.budget.marks()[-1 if mark is None else mark]
         fit = Fit(
-            network, self.base.classifier, method, self.store, self.preprocessing, split.train, split.held_out,
+            network, self.base.classifier, plan, self.store, self.preprocessing, split.train, split.held_out,
             self.bank, seed=self.settings.seed, augment=self.settings.augment, last_step=steps,
         )  # fmt: skip
         if name in self.checkpoint.done:

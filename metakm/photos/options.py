@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from metakm.cli.flags import require
+from metakm.modulation.precision import Precision
 
 MethodChoice = Literal["km", "both", "norm", "head", "lora", "full", "auto"]
 ValidationChoice = Literal["auto", "folds", "part", "none"]
@@ -38,6 +39,8 @@ class FitSettings:
     """How many."""
     augment: bool = True
     """Train on random crops, mirror images and light."""
+    precision: Precision = "full"
+    """Of the pack's tensors: full, or fp16 for half the bytes."""
     seed: int = 0
     """Of the folds, the views and the order of photos."""
     device: str = "auto"

@@ -44,6 +44,21 @@ def budget(photos: int) -> Budget:
     return Budget(max(6, round(passes * photos / batch)), batch)
 
 
+class Plan(NamedTuple):
+    """How a fit trains: AdamW's highest learning rates of the norms, of the head and of the rest, and for how long."""
+
+    rate: float
+    norm_rate: float
+    head_rate: float
+    budget: Budget
+
+
+def plan_for(method: MethodName, photos: int) -> Plan:
+    """The plan of a method that needs no tuning."""
+    rates = METHODS[method]
+    return Plan(rates.rate, rates.norm_rate, HEAD_RATE, budget(photos) if method != "head" else Budget(0, BATCH))
+
+
 @dataclass
 class Course:
     """How far a fit is: all that resuming needs beside the task's tensors.
@@ -63,7 +78,8 @@ class Fit:
     """One network in training, on some photos of a store.
 
     Args:
-        network: with a method attached, and a classifier of as many outputs as there are classes.
+        network: with a method attached, and a classifier of as many outputs as there are classes. What takes
+            gradients is trained.
         train: numbers of the photos to train on.
         held_out: of those to classify now and then; may be empty.
         bank: see `frozen_features`.
@@ -74,7 +90,7 @@ class Fit:
         self,
         network: nn.Module,
         classifier: str,
-        method: MethodName,
+        plan: Plan,
         store: PhotoStore,
         preprocessing: Preprocessing,
         train: Sequence[int],
@@ -85,11 +101,11 @@ class Fit:
         augment: bool = True,
         last_step: int | None = None,
     ) -> None:
-        self.network, self.classifier, self.method, self.store = network, classifier, method, store
+        self.network, self.classifier, self.plan, self.store = network, classifier, plan, store
         self.preprocessing, self.train, self.held_out = preprocessing, list(train), list(held_out)
         self.bank, self.seed, self.augment = bank, seed, augment
         self.device = next(network.parameters()).device
-        self.budget = budget(len(self.train)) if method != "head" else Budget(0, BATCH)
+        self.budget = plan.budget
         self.last_step = self.budget.steps if last_step is None else min(last_step, self.budget.steps)
         self.course = Course()
         self.labels = store.labels[self.train]
@@ -147,11 +163,10 @@ class Fit:
         head = {id(p) for p in self.network.get_submodule(self.classifier).parameters()}
         trained = [p for p in self.network.parameters() if p.requires_grad]
         norms = {id(p) for m in self.network.modules() if is_norm(m) for p in m.parameters(recurse=False)}
-        rates = METHODS[self.method].rate, METHODS[self.method].norm_rate
         groups = [
-            {"params": [p for p in trained if id(p) not in head | norms], "lr": rates[0]},
-            {"params": [p for p in trained if id(p) in norms], "lr": rates[1]},
-            {"params": [p for p in trained if id(p) in head], "lr": HEAD_RATE},
+            {"params": [p for p in trained if id(p) not in head | norms], "lr": self.plan.rate},
+            {"params": [p for p in trained if id(p) in norms], "lr": self.plan.norm_rate},
+            {"params": [p for p in trained if id(p) in head], "lr": self.plan.head_rate},
         ]
         return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.0)
 

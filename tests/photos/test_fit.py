@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from photo_cases import make_photos
 from PIL import Image
@@ -69,6 +70,17 @@ def test_the_same_seed_gives_the_same_pack_and_another_seed_another(shop, base):
     first, again, other = (metakm.fit(shop, base=base, seed=seed) for seed in (0, 0, 1))
     assert all(torch.equal(first.pack.tensors[name], tensor) for name, tensor in again.pack.tensors.items())
     assert not all(torch.equal(first.pack.tensors[name], tensor) for name, tensor in other.pack.tensors.items())
+
+
+def test_a_pack_in_half_precision_predicts_as_its_fit(shop, new, base, tmp_path):
+    sizes = []
+    for precision in ("full", "fp16"):
+        fitted = metakm.fit(shop, base=base, method="both", validation="none", precision=precision)
+        fitted.save(tmp_path / "shop.safetensors")
+        sizes.append(sum(t.nbytes for t in safetensors.torch.load_file(tmp_path / "shop.safetensors").values()))
+        loaded = metakm.load_classifier(tmp_path / "shop.safetensors", base=base)
+        assert np.array_equal(loaded.predict_proba(new), fitted.predict_proba(new))
+    assert sizes[1] < 0.51 * sizes[0]
 
 
 def test_photos_may_be_lists_images_arrays_or_a_mapping(shop, new, base):

@@ -1,0 +1,45 @@
+"""Half precision for the tensors of a pack, in its file: half the bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Precision = Literal["full", "fp16"]
+
+_WIDER = {"float32": torch.float32, "float64": torch.float64}
+LARGEST_ERROR = 2.0**-10
+"""Of a tensor in half precision, as a share of its largest value; float16 itself errs by 2^-11 in its normal range."""
+
+
+def halved(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors with those in float16 that float16 can hold, and the former precision of these, by name.
+
+    Others stay as they are: integers, and tensors with values beyond float16's range, or all below it.
+    """
+    stored, former = dict(tensors), {}
+    for name, tensor in tensors.items():
+        half = tensor.to(torch.float16)
+        if tensor.dtype in _WIDER.values() and _close(half, tensor):
+            stored[name], former[name] = half, str(tensor.dtype).removeprefix("torch.")
+    return stored, former
+
+
+def widened(stored: Mapping[str, Tensor], former: Mapping[str, str]) -> dict[str, Tensor]:
+    """Tensors in their former precision, with the values that float16 left them."""
+    return {name: tensor.to(_WIDER[former[name]]) if name in former else tensor for name, tensor in stored.items()}
+
+
+def rounded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What comes back of tensors that were stored in half precision."""
+    return widened(*halved(tensors))
+
+
+def _close(half: Tensor, tensor: Tensor) -> bool:
+    if not tensor.numel():
+        return True
+    error = (half.to(tensor.dtype) - tensor).abs().max()
+    return bool(error <= LARGEST_ERROR * tensor.abs().max())  # False where either is not finite
