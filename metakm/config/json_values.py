@@ -77,7 +77,7 @@ def _is_json_of(value: object, hint: Any) -> bool:
         return number or (isinstance(value, hint) and (hint is bool or not isinstance(value, bool)))
     if hint == tuple[Path, ...]:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
-    if hint == Path | None:
+    if hint in (Path | None, str | None):
         return value is None or isinstance(value, str)
     if hint == int | None:
         return value is None or _is_json_of(value, int)

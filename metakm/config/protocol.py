@@ -42,7 +42,7 @@ class RunProtocol:
     preset: PresetName = "quick"
     """Where the other defaults come from. table3: that of results/table3/, equal for all strategies but for inner rates, inner steps, clipping and meta learning rate, which a search chose for km, maml and anil alike on meta-validation (results/search); other strategies take those of maml, and *-proto those of the strategy without a prototype head. quick: scaled down, chosen for km on the meta-validation of omniglot 20-way 1-shot and only estimated for other settings; paper: the published protocol of Finn et al. 2017 and Raghu et al. 2020 (metakm/presets.py lists what still differs); tuned: longer than quick, with smaller clipping, a zero head and 10 inner steps in the meta-test, for characters with pooling and learned inner rates too, searched on omniglot 20-way 1-shot, in part on 5-shot, and on tiny-imagenet 5-way 1-shot (results/search), and only estimated for other settings."""
     backbone: str = FROM_PRESET
-    """conv4-<filters>-stride, conv4-<filters>-pool or resnet<depth>; own where a strategy brings a network of its own; or one from a plugin. Default from --preset; paper: conv4-64-stride for characters, conv4-32-pool for photographs."""
+    """conv4-<filters>-stride, conv4-<filters>-pool or resnet<depth>; any network as timm:NAME, torchvision:NAME or file.py:Class, which runs with your rights; own where a strategy brings a network of its own; or one from a plugin. Default from --preset; paper: conv4-64-stride for characters, conv4-32-pool for photographs."""
     inner_lr: float = FROM_PRESET
     """Inner learning rate on the mean support cross-entropy. Default from --preset; paper: 2.0 for characters (MAML's 0.1 on ways x mean, 0.4 with 5 ways), 0.05 for photographs (0.01 likewise)."""
     inner_steps: int = FROM_PRESET
@@ -75,6 +75,8 @@ class RunProtocol:
     """Side in pixels of the square to which the images of --dataset folder are resized; 0 is 84. The other datasets have a size of their own."""
     init_from: Path | None = None
     """Folder of a trained run whose weights this one starts from; its strategy, network and ways must be the same. Without it: weights by --seed."""
+    weights: str | None = None
+    """Trained weights that the backbone starts from: a file, or pretrained for those of timm or torchvision; images are then normalised as these expect. Without it: weights by --seed."""
     eval_tasks: int = 600
     """Meta-test tasks. 600 as published (Finn et al. 2017)."""
     val_tasks: int = FROM_PRESET

@@ -45,6 +45,8 @@ class RunConfig(ExecutionOptions, RunProtocol):
         RunProtocol.__post_init__(self)
         ExecutionOptions.__post_init__(self)
         require(self.task_chunk is None or self.task_chunk >= 1, "task_chunk", "at least 1", self.task_chunk)
+        if self.init_from is not None and self.weights is not None:
+            raise UserError("Expected --init-from or --weights, got both; drop one of them")
         wanted = options_of(self.algo)
         if type(self.options) is Options:
             object.__setattr__(self, "options", wanted())
@@ -99,7 +101,8 @@ class RunConfig(ExecutionOptions, RunProtocol):
 
     def identity(self) -> dict[str, Any]:
         """The fields that determine the results of the run."""
-        return {k: v for k, v in self.to_json().items() if k not in EXECUTION_FIELDS and (k, v) != ("init_from", None)}
+        later = {name for name in ("init_from", "weights") if getattr(self, name) is None}  # as before there were these
+        return {k: v for k, v in self.to_json().items() if k not in EXECUTION_FIELDS | later}
 
     @property
     def shared(self) -> SharedOptions:

@@ -54,6 +54,7 @@ class Learner(nn.Module):
         test_inner_steps: int | None = None,
         image_shape: ImageShape | None = None,
         bn_mode: BatchNormMode = "transductive",
+        weights: str | None = None,
         **options: Any,
     ) -> None:
         """Build an untrained learner; the initial weights follow `torch.manual_seed`.
@@ -63,6 +64,7 @@ class Learner(nn.Module):
             backbone: a network, or the name of a registered one, which also needs `image_shape` (C, H, W) and takes
                 `bn_mode`. None for a strategy that brings a network of its own.
             inner_lr: the inner learning rate alpha; where learned rates start.
+            weights: of a backbone that is named: a file, or "pretrained".
             test_inner_steps: None for as many as in meta-training.
             options: of the strategy, such as `first_order=True`, `learn_inner_lr=True`, or `depth=1` for km.
 
@@ -76,7 +78,7 @@ class Learner(nn.Module):
         self.backbone = OWN if cls.own_network else backbone if isinstance(backbone, str) else None
         self.ways, self.image_shape, self.bn_mode = ways, image_shape, bn_mode
         if isinstance(strategy, str):
-            self.strategy = self._build(strategy, cls, backbone)
+            self.strategy = self._build(strategy, cls, backbone, weights)
         else:
             self.strategy = strategy
         self._start_head()
@@ -84,13 +86,13 @@ class Learner(nn.Module):
         self.test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
         self.rates = learned_rates(self.strategy, self.shared, self._inner_lr, inner_steps)
 
-    def _build(self, algo: str, cls: type[Strategy], backbone: str | nn.Module | None) -> Strategy:
+    def _build(self, algo: str, cls: type[Strategy], backbone: str | nn.Module | None, weights: str | None) -> Strategy:
         if self.ways is None:
             raise UserError(f"Expected ways, the number of classes of a task, to build {algo!r}, got none; pass it")
         if isinstance(backbone, str):
             if self.image_shape is None:
                 raise UserError(f"Expected image_shape (C, H, W) to build the backbone {backbone!r}, got none; pass it")
-            backbone = make_backbone(backbone, self.image_shape, self.bn_mode)
+            backbone = make_backbone(backbone, self.image_shape, self.bn_mode, weights)
         keywords = inspect.signature(cls).parameters
         options = {name: getattr(self.options, name) for name in option_types(cls.options) if name in keywords}
         strategy = make_strategy(algo, backbone, self.ways, **options)

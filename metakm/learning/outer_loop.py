@@ -22,6 +22,7 @@ from metakm.learning.ema import ParameterAverage
 from metakm.learning.evaluator import Evaluator
 from metakm.learning.learner import Learner
 from metakm.learning.memory import TaskChunks, TooLittleMemoryError, halved, is_out_of_memory
+from metakm.learning.randomness import own_randomness
 
 
 class DivergedError(RuntimeError):
@@ -69,6 +70,10 @@ class OuterLoop:
             DivergedError: the loss or a gradient is not finite; the parameters are unchanged.
             TooLittleMemoryError: a single task does not fit into memory.
         """
+        with own_randomness(self.config.seed, self.iteration, self.device):
+            return self._step()
+
+    def _step(self) -> StepResult:
         first = self.iteration * self.config.meta_batch
         episodes = self.sampler.batch(index=first, tasks=self.config.meta_batch)
         result = self._meta_gradient(episodes)

@@ -7,28 +7,61 @@ import re
 from torch import nn
 
 from metakm.errors import UserError
+from metakm.io.tensor_file import fingerprint_of
+from metakm.models.conversion import carry_tasks
 from metakm.models.modes import BatchNormMode
+from metakm.models.named_network import is_named_network, load_backbone_weights, named_network
 from metakm.models.registry import backbones
 from metakm.registry import describe_error, import_modules
 
 import_modules("metakm.models")
 
-__all__ = ["backbones", "make_backbone"]
+__all__ = ["backbones", "make_backbone", "weights_fingerprint"]
+
+_FINGERPRINT = "_weights_fingerprint"
 
 
-def make_backbone(name: str, image_shape: tuple[int, int, int], bn_mode: BatchNormMode = "transductive") -> nn.Module:
+def make_backbone(
+    name: str,
+    image_shape: tuple[int, int, int],
+    bn_mode: BatchNormMode = "transductive",
+    weights: str | None = None,
+) -> nn.Module:
     """Build the backbone called `name` for images of `image_shape` (C, H, W).
 
+    Args:
+        name: of a registered one, or `timm:NAME`, `torchvision:NAME`, `file.py:Class`.
+        weights: to start from: a file, or "pretrained" for those of the library.
+
     Raises:
-        UserError: an unknown name, a backbone that does not fit such images, or a plugin's builder that fails.
+        UserError: an unknown name, a backbone that does not fit such images, a plugin's builder that fails, or weights
+            of another network.
     """
+    if is_named_network(name):
+        backbone = named_network(name, image_shape, bn_mode, weights)
+    else:
+        plain = _build_registered(name, image_shape, bn_mode)
+        load_backbone_weights(plain, name, weights)
+        backbone = carry_tasks(plain, image_shape, bn_mode)
+    if weights is not None:
+        object.__setattr__(backbone, _FINGERPRINT, fingerprint_of(backbone.state_dict()))
+    return backbone
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """SHA-256 of the trained weights from which the backbone in `module` started; empty without such."""
+    found = (getattr(part, _FINGERPRINT, "") for part in module.modules())
+    return next((each for each in found if each), "")
+
+
+def _build_registered(name: str, image_shape: tuple[int, int, int], bn_mode: BatchNormMode) -> nn.Module:
     for known in backbones.names():
         pattern = re.sub(r"<(\w+)>", r"(?P<\1>[1-9]\\d{0,3})", known)
         if match := re.fullmatch(pattern, name):
             build = backbones.get(known)
             numbers = {key: int(value) for key, value in match.groupdict().items()}
             try:
-                return build(image_shape, bn_mode, **numbers)
+                return _module(build(image_shape, bn_mode, **numbers), name)
             except UserError:
                 raise
             except Exception as error:  # a plugin's code may raise anything; a built-in's errors are passed on
@@ -36,4 +69,13 @@ def make_backbone(name: str, image_shape: tuple[int, int, int], bn_mode: BatchNo
                     raise
                 raise UserError(f"Expected the backbone {name!r} to be built, got {describe_error(error)}") from error
     known_names = ", ".join(backbones.names())
-    raise UserError(f"Expected backbone to be one of {known_names}, got {name!r}; for example conv4-64-stride")
+    raise UserError(
+        f"Expected backbone to be one of {known_names}, timm:NAME, torchvision:NAME or file.py:Class, got {name!r}; "
+        "for example conv4-64-stride"
+    )
+
+
+def _module(built: object, name: str) -> nn.Module:
+    if not isinstance(built, nn.Module):
+        raise UserError(f"Expected the builder of {name!r} to return an nn.Module, got {type(built).__name__}; do so")
+    return built

@@ -13,16 +13,19 @@ from metakm.io.files import expanded
 from metakm.registry import describe_error
 
 
-def build_from_file(path: Path, name: str) -> nn.Module:
+def build_from_file(path: Path, name: str, flag: str = "--base") -> nn.Module:
     """Run the file and build its class `name` without arguments.
+
+    Args:
+        flag: that named the file.
 
     Raises:
         UserError: no such file or class, the file or the class raises, or what it builds is no module.
     """
-    path = expanded(path, "--base")
+    path = expanded(path, flag)
     spec = importlib.util.spec_from_file_location(f"metakm_network_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
-        raise UserError(f"Expected a Python file as base, got no file {path}; write it as file.py:Class")
+        raise UserError(f"Expected a Python file as {flag[2:]}, got no file {path}; write it as file.py:Class")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:

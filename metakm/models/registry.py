@@ -23,7 +23,7 @@ def register_backbone(name: str) -> Callable[[_B], _B]:
 
     The function is called as `build(image_shape, bn_mode)` with (C, H, W) and the mode of its batch-norm layers, and
     returns a module that takes images `[T, n, C, H, W]` to features `[T, n, out_features]`, made of the layers of
-    `metakm.models`.
+    `metakm.models`; or a plain network, `[n, C, H, W]` to `[n, F]`, which then is converted by `metakm.carry_tasks`.
 
     Args:
         name: a name such as `resnet12`, or a pattern such as `conv4-<filters>-pool`, whose number is passed to the

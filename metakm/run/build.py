@@ -38,7 +38,7 @@ def with_data_here(config: RunConfig, data_root: Path | None = None) -> RunConfi
 
 
 def build_learner(config: RunConfig, image_shape: ImageShape) -> Learner:
-    """The untrained learner of a config: a function of its seed, whatever the global generator's state.
+    """The learner of a config before meta-training: a function of its seed, whatever the global generator's state.
 
     Raises:
         UserError: a name, backbone or option that does not exist or does not fit the strategy.
@@ -60,6 +60,7 @@ def build_learner(config: RunConfig, image_shape: ImageShape) -> Learner:
             test_inner_steps=config.test_inner_steps,
             image_shape=image_shape,
             bn_mode=config.bn_mode,
+            weights=config.weights,
             **to_flat(config.algo, config.options),
         )
     require_independent_tasks(learner.strategy.train())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,7 @@ def load_run(folder: str | Path) -> TrainedRun:
         raise UserError(f"Expected a trained run, got {run.path} without {run.weights.name} or {path.name}; train it")
     try:
         image_shape, model = read_weights(path, config) if path == run.weights else _from_checkpoint(path, config)
-        learner = build_learner(config, image_shape)
+        learner = build_learner(dataclasses.replace(config, weights=None), image_shape)  # the run has its own
         learner.load_checked(model)
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
         said = " ".join(str(error).split())

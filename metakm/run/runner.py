@@ -17,6 +17,7 @@ from metakm.errors import UserError
 from metakm.io.tensor_file import fingerprint_of
 from metakm.learning.learner import Learner
 from metakm.learning.outer_loop import OuterLoop
+from metakm.models.build import weights_fingerprint
 from metakm.registry import load_plugin
 from metakm.run import provenance
 from metakm.run.build import build_learner, make_sampler, resolve_device
@@ -52,9 +53,10 @@ class Run(TrainingRun[OuterLoop]):
         strategy_class(config.algo)
         self.device = resolve_device(local_device(config.device))
         self.samplers = {split: make_sampler(config, split) for split in ("train", "val", "test")}
-        learner = build_learner(config, self.image_shape)
         folder = RunFolder(config.folder)
-        self.init_weights = "" if config.resume and folder.checkpoint.is_file() else _warm_start(learner, config)
+        begun = config.resume and folder.checkpoint.is_file()  # has its weights there
+        learner = build_learner(dataclasses.replace(config, weights=None) if begun else config, self.image_shape)
+        self.init_weights = "" if begun else _warm_start(learner, config)
         loop = OuterLoop(learner, self.samplers["train"], config, self.device, processes)
         weights_file(config, self.image_shape, loop.model_state())  # to fail now, not after the training
         self.best: dict[str, Any] = {"val_accuracy": -1.0}
@@ -162,9 +164,9 @@ class Run(TrainingRun[OuterLoop]):
 
 
 def _warm_start(learner: Learner, config: RunConfig) -> str:
-    """Give the learner the weights of the run that `--init-from` names; return their fingerprint."""
+    """Give the learner the weights of the run that `--init-from` names; return the fingerprint of trained weights."""
     if config.init_from is None:
-        return ""
+        return weights_fingerprint(learner)
     try:
         learner.load_checked(load_run(config.init_from).learner.state_dict())
     except (RuntimeError, LookupError, TypeError, ValueError) as error:

