@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Literal
 
@@ -11,26 +12,37 @@ from torch import Tensor
 Precision = Literal["full", "fp16"]
 
 _WIDER = {"float32": torch.float32, "float64": torch.float64}
+_KINDS = {"float16": torch.float16, **_WIDER}
 LARGEST_ERROR = 2.0**-10
 """Of a tensor in half precision, as a share of its largest value; float16 itself errs by 2^-11 in its normal range."""
 
 
 def halved(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors with those in float16 that float16 can hold, and the former precision of these, by name.
+    """Tensors with those in float16 that float16 can hold, and the former precision of what is then in float16.
 
-    Others stay as they are: integers, and tensors with values beyond float16's range, or all below it.
+    The latter is by name; under the empty name is that of all tensors that are not named. Other tensors stay as they
+    are: integers, and those with values beyond float16's range, or all below it.
     """
     stored, former = dict(tensors), {}
     for name, tensor in tensors.items():
         half = tensor.to(torch.float16)
         if tensor.dtype in _WIDER.values() and _close(half, tensor):
-            stored[name], former[name] = half, str(tensor.dtype).removeprefix("torch.")
-    return stored, former
+            stored[name] = half
+        if stored[name].dtype == torch.float16:
+            former[name] = str(tensor.dtype).removeprefix("torch.")
+    if not former:
+        return stored, {}
+    usual = Counter(former.values()).most_common(1)[0][0]
+    return stored, {"": usual, **{name: kind for name, kind in former.items() if kind != usual}}
 
 
 def widened(stored: Mapping[str, Tensor], former: Mapping[str, str]) -> dict[str, Tensor]:
     """Tensors in their former precision, with the values that float16 left them."""
-    return {name: tensor.to(_WIDER[former[name]]) if name in former else tensor for name, tensor in stored.items()}
+    found = dict(stored)
+    for name, tensor in stored.items():
+        if former and tensor.dtype == torch.float16:
+            found[name] = tensor.to(_KINDS[former.get(name, former[""])])
+    return found
 
 
 def rounded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
