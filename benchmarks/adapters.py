@@ -8,7 +8,7 @@ best of the same four candidates on a draw of its own.
 
 A row is added to OUT/rows.csv for each cell (data set, images a class, draw, method, candidate), all methods of a draw
 before the next draw. The same command goes on where the last one stopped; `--seconds` ends it before that. `--status`
-says what is done and left.
+says what is done and left, `--page` writes OUT/README.md and OUT/frontier.png from the rows.
 """
 
 from __future__ import annotations
@@ -125,12 +125,13 @@ class Bench:
         left = self.left()
         lines = []
         for shots in self.shots:
+            images = f"{shots:>3} image{'s' if shots != '1' else ' '}" + (" a class" if shots != "all" else "        ")
             for name in self.datasets:
                 own = [cell for cell in self.cells() if cell[:2] == (name, shots)]
                 rest = [cell for cell in left if cell[:2] == (name, shots)]
                 estimate = sum(self.seconds_of(cell) for cell in rest)
                 done = f"{len(own) - len(rest)} of {len(own)} cells"
-                lines.append(f"{name:8} {shots:>3} images a class: {done:16} {duration(estimate):>8} left")
+                lines.append(f"{name:8} {images}: {done:16} {duration(estimate):>8} left")
         total = sum(self.seconds_of(cell) for cell in left)
         return "\n".join([*lines, f"in all {len(left)} cells, {duration(total)} of one processor left"])
 
@@ -174,6 +175,7 @@ def main(
     seconds: float | None = None,
     draws: int = 5,
     status: bool = False,
+    page: bool = False,
 ) -> None:
     """Run what is left.
 
@@ -184,6 +186,7 @@ def main(
         seconds: begin no cell after this time.
         draws: that are reported, of each number of images a class.
         status: say what is done and left, and end.
+        page: write the page from the rows, and end.
     """
     data, decoded = Path(os.environ.get("METAKM_DATA", "data")), cache or out / "cache"
     held: dict[str, Images] = {}
@@ -196,6 +199,11 @@ def main(
     bench = Bench(out, images, lambda: load_pretrained("efficientnet-lite0"), draws)
     if status:
         print(bench.status())
+        return
+    if page:
+        from adapter_page import write_page
+
+        print(write_page(out, bench.rows, bench.status()))
         return
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)

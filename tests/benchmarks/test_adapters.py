@@ -21,6 +21,7 @@ pytest.importorskip("peft", reason="peft is not installed: pip install 'metakm[p
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import adapter_cells
+import adapter_page
 import adapters
 from adapter_cells import Candidate, as_hex, from_hex, make_task, plan_of, run_cell
 from adapter_data import TEST, TRAIN, VALIDATION, Images, draw, load_images
@@ -222,3 +223,43 @@ def test_groceries_are_read_with_their_split_once(tmp_path):
         load_images("grocery", tmp_path, tmp_path / "other")
     with pytest.raises(UserError, match="Expected data set to be one of"):
         load_images("cars", tmp_path, tmp_path)
+
+
+def _row(method, number, accuracy, **values):
+    usual = {"dataset": "flowers", "shots": "5", "candidate": 0, "accuracy_fp16": accuracy, "images": 4, "trained": 30}
+    usual |= {"trained_head": 10, "bytes": 220, "bytes_fp16": 120, "fit_seconds": 1, "image_ms": 1, "right": ""}
+    row = {**usual, "method": method, "draw": number, "accuracy": accuracy, "made_by": "a test", **values}
+    return {key: str(value) for key, value in row.items()}
+
+
+def test_the_page_pairs_draws(tmp_path):
+    rows = [_row("norm", "tune", 0.1)]
+    for number, level in enumerate((0.5, 0.9)):
+        rows += [_row("norm", number, level), _row("both", number, level + 0.05, bytes_fp16=100)]
+    rows.append(_row("km", 0, 0.4))
+    block = adapter_page.Block(rows, "flowers", "5")
+    assert str(block.accuracy("norm")) == "70.0 ± 254.1"
+    assert str(block.difference("both", "norm")) == "5.0 ± 0.0"
+    assert str(block.difference("km", "norm")) == "-10.0"
+    assert block.difference("km", "head") is None
+    assert block.beside_head("both") == 80
+    assert block.frontier() == ["both"]
+    text = adapter_page.write_page(tmp_path, rows, "the status").read_text()
+    assert "| KM both | 75.0 ± 254.1 | **+5.0 ± 0.0** |" in text
+    assert "20 classes, 5 images, 1 to 2 draws (not yet: head alone" in text
+    assert "6 cells are done, 5 of them reported" in text
+    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_compares_all_images_one_by_one():
+    right = {"norm": [1, 1, 0, 0], "both": [1, 1, 1, 0]}
+    rows = [
+        _row(method, 0, sum(each) / 4, shots="all", right=as_hex(torch.tensor(each).bool()))
+        for method, each in right.items()
+    ]
+    found = adapter_page.Block(rows, "flowers", "all").difference("both", "norm")
+    assert found == pytest.approx((25.0, 100 * 1.96 * np.std([0, 0, 1, 0], ddof=1) / 2))
+
+
+def test_a_page_without_rows_says_what_is_left(tmp_path):
+    assert "in all 3 cells" in adapter_page.write_page(tmp_path, [], "in all 3 cells").read_text()

@@ -1,0 +1,213 @@
+"""The page and the picture of adapters.py, from its rows."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from adapter_cells import CANDIDATES, from_hex
+from adapter_methods import CONTESTANTS
+
+from metakm.io.figure import new_figure
+from metakm.io.files import atomic_write, write_text
+from metakm.learning.statistics import interval_over_seeds, interval_over_tasks
+
+Row = Mapping[str, str]
+TITLES = {"flowers": "Flowers-102, 96 px", "grocery": "Grocery Store, 128 px"}
+ORDER = ("1", "5", "10", "all")
+_COMPARED = (("both", "norm"), ("channel", "norm"), ("low-rank", "norm"), ("km", "lora1"), ("km", "lokr4"))
+_HEADER = (
+    "method | accuracy, % | to norm + head | from a half pack, % | parameters | pack, kB | half, kB | fit, s"
+    " | ms an image | rates x, epochs"
+)
+
+
+class Estimate(NamedTuple):
+    """A mean in percent, with the half-width of its 95 % interval, if there is one."""
+
+    mean: float
+    width: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f}" + ("" if self.width is None else f" ± {self.width:.1f}")
+
+
+class Block:
+    """The rows of a data set and a number of images a class that are reported, by method and draw."""
+
+    def __init__(self, rows: Sequence[Row], dataset: str, shots: str) -> None:
+        self.dataset, self.shots = dataset, shots
+        self.rows: dict[str, dict[str, Row]] = {}
+        for row in rows:
+            if (row["dataset"], row["shots"]) == (dataset, shots) and row["draw"] != "tune":
+                self.rows.setdefault(row["method"], {})[row["draw"]] = row
+
+    @property
+    def title(self) -> str:
+        """As a heading."""
+        images = "all classes, all images" if self.shots == "all" else f"20 classes, {self.shots} image"
+        return f"{TITLES.get(self.dataset, self.dataset)}: {images}{'s' if self.shots in ('5', '10') else ''}"
+
+    def accuracy(self, method: str, column: str = "accuracy") -> Estimate:
+        """Over the draws; where there is one of all images, over these."""
+        rows = self.rows[method]
+        if self.shots == "all":
+            mean = float(next(iter(rows.values()))[column])
+            return _estimate([mean], self._right(method) if column == "accuracy" else None)
+        return _estimate([float(row[column]) for row in rows.values()], None)
+
+    def difference(self, method: str, other: str) -> Estimate | None:
+        """In pairs: of the draws that both have, or of the same images."""
+        both = sorted(self.rows.get(method, {}).keys() & self.rows.get(other, {}).keys())
+        if not both:
+            return None
+        apart = [float(self.rows[method][d]["accuracy"]) - float(self.rows[other][d]["accuracy"]) for d in both]
+        return _estimate(apart, self._right(method) - self._right(other) if self.shots == "all" else None)
+
+    def mean(self, method: str, column: str) -> float:
+        """Of a column, over the draws."""
+        return statistics.mean(float(row[column]) for row in self.rows[method].values())
+
+    def beside_head(self, method: str) -> float:
+        """Bytes of a pack in half precision, without the head's values."""
+        return self.mean(method, "bytes_fp16") - 2 * self.mean(method, "trained_head")
+
+    def frontier(self) -> list[str]:
+        """Methods that no other beats with as few bytes, from small to large packs."""
+        found: list[str] = []
+        for method in sorted(self.rows, key=lambda m: (self.beside_head(m), -self.accuracy(m, "accuracy_fp16").mean)):
+            best = self.accuracy(found[-1], "accuracy_fp16").mean if found else -1.0
+            if self.accuracy(method, "accuracy_fp16").mean > best:
+                found.append(method)
+        return found
+
+    def table(self) -> list[str]:
+        """Lines of Markdown."""
+        lines = [f"| {_HEADER} |", "|---" * (_HEADER.count("|") + 1) + "|"]
+        return lines + [f"| {' | '.join(self._cells(method))} |" for method in CONTESTANTS if method in self.rows]
+
+    def _cells(self, method: str) -> list[str]:
+        difference = self.difference(method, "norm") if method != "norm" else None
+        rates = CANDIDATES[int(next(iter(self.rows[method].values()))["candidate"])]
+        return [
+            CONTESTANTS[method].label,
+            str(self.accuracy(method)),
+            "" if difference is None else signed(difference),
+            f"{100 * self.mean(method, 'accuracy_fp16'):.1f}",
+            f"{self.mean(method, 'trained'):,.0f}",
+            f"{self.mean(method, 'bytes') / 1000:,.0f}",
+            f"{self.mean(method, 'bytes_fp16') / 1000:,.0f}",
+            f"{self.mean(method, 'fit_seconds'):.1f}",
+            f"{self.mean(method, 'image_ms'):.2f}",
+            "" if method == "head" else f"{rates.factor:g}, {rates.epochs}",
+        ]
+
+    def _right(self, method: str) -> npt.NDArray[np.float64]:
+        row = next(iter(self.rows[method].values()))
+        return from_hex(row["right"], int(row["images"])).double().numpy()
+
+
+def _estimate(values: Sequence[float], images: npt.NDArray[np.float64] | None) -> Estimate:
+    """Mean of draws with its Student interval, or with that over the images of one."""
+    width = interval_over_seeds(np.array(values)) if images is None else interval_over_tasks(images)
+    return Estimate(100 * statistics.mean(values), None if width is None else 100 * width)
+
+
+def signed(estimate: Estimate) -> str:
+    """With its sign, in bold where the interval leaves zero out."""
+    text = f"{estimate.mean:+.1f}" + ("" if estimate.width is None else f" ± {estimate.width:.1f}")
+    return f"**{text}**" if estimate.width is not None and abs(estimate.mean) > estimate.width else text
+
+
+def write_page(out: Path, rows: Sequence[Row], status: str) -> Path:
+    """Write README.md and frontier.png; return the former's path."""
+    blocks = [Block(rows, dataset, shots) for shots in ORDER for dataset in TITLES]
+    blocks = [block for block in blocks if block.rows]
+    parts = [_INTRODUCTION, _progress(rows, status)]
+    if blocks:
+        draw_frontier(blocks, out / "frontier.png")
+        parts += ["![accuracy against bytes of the pack](frontier.png)", _comparison(blocks)]
+        parts += ["\n".join([f"## {block.title}, {_draws(block)}", "", *block.table()]) for block in blocks]
+    write_text(out / "README.md", "\n\n".join(parts) + "\n")
+    return out / "README.md"
+
+
+def _progress(rows: Sequence[Row], status: str) -> str:
+    reported = [row for row in rows if row["draw"] != "tune"]
+    made_by = Counter(row["made_by"] for row in rows).most_common()
+    lines = [f"{len(rows)} cells are done, {len(reported)} of them reported, the others of the draws that choose."]
+    return "\n".join([*lines, "", "```", status, "```", "", "Made by " + "; ".join(name for name, _ in made_by) + "."])
+
+
+def _draws(block: Block) -> str:
+    counts = sorted({len(rows) for rows in block.rows.values()})
+    missing = [CONTESTANTS[m].label for m in CONTESTANTS if m not in block.rows]
+    draws = (
+        f"{counts[0]} draw{'s' if counts[0] > 1 else ''}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} draws"
+    )
+    return draws + (f" (not yet: {', '.join(missing)})" if missing else "")
+
+
+def _comparison(blocks: Sequence[Block]) -> str:
+    """Points between two methods, and who holds the frontier."""
+    heads = [f"{CONTESTANTS[a].label} to {CONTESTANTS[b].label}" for a, b in _COMPARED]
+    lines = [f"| | {' | '.join(heads)} | frontier, from small to large |", "|---" * (len(heads) + 2) + "|"]
+    for block in blocks:
+        found = [block.difference(a, b) for a, b in _COMPARED]
+        cells = ["" if each is None else signed(each) for each in found]
+        frontier = ", ".join(CONTESTANTS[method].label for method in block.frontier())
+        lines.append(f"| {block.title} | {' | '.join(cells)} | {frontier} |")
+    return "\n".join(["## KM against its peers, in points", "", *lines])
+
+
+def draw_frontier(blocks: Sequence[Block], path: Path) -> None:
+    """A panel for each block: accuracy from half packs against their bytes without the head's values."""
+    columns = min(2, len(blocks))
+    rows = -(-len(blocks) // columns)
+    figure = new_figure(figsize=(6.5 * columns, 4.2 * rows), layout="constrained")
+    for number, block in enumerate(blocks):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        points = {m: (block.beside_head(m) / 1000, block.accuracy(m, "accuracy_fp16")) for m in block.rows}
+        for method, (size, accuracy) in points.items():
+            ours = CONTESTANTS[method].kind == "km"
+            axes.plot(size, accuracy.mean, "o" if ours else "s", color="tab:red" if ours else "tab:gray")
+            axes.annotate(method, (size, accuracy.mean), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        line = [points[method] for method in block.frontier()]
+        axes.step([size for size, _ in line], [a.mean for _, a in line], where="post", color="tab:blue", linewidth=0.8)
+        axes.set(xscale="log", title=f"{block.title}, {_draws(block).partition(' (')[0]}")
+        axes.set(xlabel="pack in half precision without the head's values, kB", ylabel="accuracy, %")
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+_INTRODUCTION = """# Adapters on EfficientNet-Lite0
+
+Rows and this page are made by
+
+    METAKM_DATA=FOLDER python benchmarks/adapters.py --out results/adapters --threads 1
+    python benchmarks/adapters.py --out results/adapters --page
+
+and the first command goes on where it was stopped. Support images are official training and validation images, queries
+all official test images of the same classes. An accuracy is the mean over draws with a Student 95 % interval, a
+difference to norm + head likewise, in pairs; bold where the interval leaves zero out. With all images there is one run,
+and intervals are over test images: they do not tell what another seed would give.
+
+All methods run in the loop of `metakm fit`, on one network, from one head (the best one for frozen features), with the
+same views of the same images in the same order, and batch norm's statistics held. Each takes the best of the same four
+candidates, 1 or 3 times its rates for 4 or 10 epochs, chosen for each data set and number of images on one draw of
+training and validation images that is not reported. At 1 the rates of AdamW are those of `metakm fit`: head 1e-3, norms
+2e-3 (1e-3 in full fine-tuning), kernel modulators 5e-4 alone and 3e-4 with norms, low-rank additions and all of peft's
+1e-3, everything 1e-4. So a method of two kinds of tensors has a rate for each.
+
+peft 0.21 refuses LoRA on depthwise convolutions, so it has the others; its LoKr fails on timm's convolutions with
+padding of their own (the strided ones), so it has the others, depthwise ones included. Norm + head is KM's implicit
+modulation, and what BitFit is for a network whose biases are in its norms.
+
+`pack` is the file's size in float32, `half` in float16, both with the head and with the names that a file holds.
+Seconds and milliseconds are of one thread of the processor, which was shared with other work: to fit, the head's
+solution included, and for an image of a batch of 32, merged as the library of each merges."""
