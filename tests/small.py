@@ -6,8 +6,12 @@ import torch
 
 import metakm
 from metakm.options import option_types
+from metakm.strategies.cavia import CAVIA
 from metakm.strategies.prototype_heads import PrototypeHead
 from metakm.strategies.registry import strategy_class
+
+WITHOUT_STEPS = ("protonet", "r2d2")
+"""Strategies that learn a task in closed form, of any number of classes."""
 
 
 def strategies_with(option):
@@ -48,10 +52,10 @@ def small_strategy(algo, ways=4, seed=0, downsample="stride", bn_mode="transduct
 
 
 def learned_parameters(strategy):
-    """By name: all but the head that `PrototypeHead` replaces."""
-    unread = (
-        ("head.weight", "head.bias", "adapted.weight", "adapted.bias") if isinstance(strategy, PrototypeHead) else ()
-    )
+    """By name: all but the head that `PrototypeHead` replaces, and CAVIA's context, which starts at zero."""
+    unread = ("adapted.phi",) if isinstance(strategy, CAVIA) else ()
+    if isinstance(strategy, PrototypeHead):
+        unread = ("head.weight", "head.bias", "adapted.weight", "adapted.bias")
     return {name: p for name, p in strategy.named_parameters() if not name.endswith(unread)}
 
 

@@ -12,6 +12,7 @@ Memory of a second-order loss grows with tasks x steps: the graph of every step 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import higher
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from metakm.errors import UserError, unknown_name
 from metakm.ops.sgd_step import SGDStep
-from metakm.strategies.base import EpisodeBatch, InnerLR, Strategy, cross_entropy, require_ways
+from metakm.strategies.base import EpisodeBatch, Gradients, InnerLR, Strategy, Transform, cross_entropy, require_ways
 from metakm.strategies.independence import require_independent_tasks
 
 __all__ = ["EpisodeBatch", "GradientDescent", "InnerLR", "MetaLoss", "evaluate_episodes", "meta_loss"]
@@ -59,9 +60,8 @@ def meta_loss(
             loss after the last step.
 
     Raises:
-        UserError: negative steps, as many rates as do not match the adapted parameters, as many weights as do not match
-            the steps, weights for a strategy that has an outer loss of its own or no inner steps, tasks of other ways
-            than the strategy's, or layers that mix the tasks.
+        UserError: negative steps, rates or weights of the wrong number, weights for a strategy that has an outer loss
+            of its own or no inner steps, tasks of other ways than the strategy's, or layers that mix the tasks.
     """
     inner = GradientDescent(strategy, inner_lr, inner_steps, first_order, graph=True)
     inner.step_weights = _checked_weights(step_weights, strategy, inner_steps)
@@ -136,6 +136,7 @@ class GradientDescent:
         *batches: tuple[Tensor, Tensor],
         factors: Iterable[Tensor] | None = None,
         start: Mapping[str, Tensor] | None = None,
+        transform: Transform | None = None,
         graph: bool = True,
     ) -> nn.Module:
         """See `metakm.strategies.base.InnerLoop`."""
@@ -149,7 +150,7 @@ class GradientDescent:
         adapted.update_params(_starts(self.strategy.adapted, tasks, start or {}, graph))
         optimiser = _optimiser(self.strategy.adapted, adapted, graph)
         # `higher`'s own track_higher_grads=False would cut the initial parameters off; constant gradients do not.
-        constant = _detach_all if self.first_order and graph else None
+        direction = partial(_direction, adapted, transform, self.first_order and graph)
         by_step = [_by_step(rate) for rate in self.rates]
         for step in range(self.steps):
             encoded, labels = batches[step % len(batches)]
@@ -159,7 +160,7 @@ class GradientDescent:
             losses = cross_entropy(logits, labels)  # [T]
             rates = [each[min(step, len(each) - 1)] for each in by_step]
             rates = rates if factors is None else [r * f for r, f in zip(rates, factors, strict=True)]
-            optimiser.step(losses.sum(), override={"lr": rates}, grad_callback=constant)
+            optimiser.step(losses.sum(), override={"lr": rates}, grad_callback=direction)
             if self._after_step is not None:
                 self._after_step(step, adapted)
         return adapted  # type: ignore[no-any-return]
@@ -244,5 +245,6 @@ def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.detach().argmax(dim=-1) == labels).to(torch.float64).mean(dim=1)
 
 
-def _detach_all(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-    return [None if g is None else g.detach() for g in gradients]
+def _direction(adapted: nn.Module, transform: Transform | None, constant: bool, gradients: Gradients) -> Gradients:
+    gradients = [g if g is None or not constant else g.detach() for g in gradients]
+    return gradients if transform is None else transform(adapted, gradients)

@@ -15,6 +15,9 @@ from metakm.models.modes import BatchNormMode
 from metakm.options import Options, RateOptions
 
 InnerLR = float | Sequence[Tensor]
+Gradients = Sequence[Tensor | None]
+Transform = Callable[[nn.Module, Gradients], Gradients]
+"""From `adapted` before a step and the gradient of each of its parameters, `[T, ...]`, to what the step subtracts."""
 
 
 class EpisodeBatch(Protocol):
@@ -56,6 +59,7 @@ class InnerLoop(Protocol):
         *batches: tuple[Tensor, Tensor],
         factors: Iterable[Tensor] | None = None,
         start: Mapping[str, Tensor] | None = None,
+        transform: Transform | None = None,
         graph: bool = True,
     ) -> nn.Module:
         """`adapted` after all inner steps, each parameter `[T, ...]`.
@@ -64,6 +68,8 @@ class InnerLoop(Protocol):
             batches: pairs of what `encode` returned and labels `[T, n]`; the steps use them in turn.
             factors: one per adapted parameter, of its shape or broadcast to it; multiplies its inner rate.
             start: initial values of the named parameters of `adapted` in place of their own, `[T, ...]`, one per task.
+            transform: what a step subtracts, times the rates, in place of the gradients; with `first_order` it gets
+                them as constants.
             graph: False discards the graph of the result, so that memory does not grow with the number of steps.
         """
 
@@ -193,6 +199,12 @@ class Strategy(nn.Module):
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of each task, `[T]`, from logits `[T, n, N]` and labels `[T, n]`."""
     return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(dim=1)
+
+
+def with_gradients(loss: Tensor, parameters: Iterable[Tensor], gradients: Iterable[Tensor]) -> Tensor:
+    """A scalar with the value of `loss` whose gradient by each of `parameters` is the given one."""
+    surrogate = torch.stack([(p * g).sum() for p, g in zip(parameters, gradients, strict=True)]).sum()
+    return loss + (surrogate - surrogate.detach())
 
 
 def require_ways(logits: Tensor, labels: Tensor, *, or_fewer: bool = False) -> None:

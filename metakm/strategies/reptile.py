@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from metakm.options import Options
-from metakm.strategies.base import EpisodeBatch, InnerLoop, cross_entropy, require_ways
+from metakm.strategies.base import EpisodeBatch, InnerLoop, cross_entropy, require_ways, with_gradients
 from metakm.strategies.parameter_subset import DirectStrategy
 from metakm.strategies.registry import register_strategy
 
@@ -42,9 +42,7 @@ class Reptile(DirectStrategy):
                 (phi - fast.mean(dim=0)) / rate
                 for phi, fast, rate in zip(self.adapted.parameters(), adapted.parameters(), inner.rates, strict=True)
             ]
-        products = [(phi * d).sum() for phi, d in zip(self.adapted.parameters(), directions, strict=True)]
-        surrogate = torch.stack(products).sum()  # only its gradient counts
-        return loss + (surrogate - surrogate.detach()), logits
+        return with_gradients(loss, self.adapted.parameters(), directions), logits
 
 
 def minibatches(episodes: EpisodeBatch) -> list[tuple[Tensor, Tensor]]:

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from runs import numbers, state
+from small import WITHOUT_STEPS
 
 import metakm
 from metakm.cli.progress import Progress
@@ -81,7 +82,7 @@ def test_every_strategy_runs_to_its_row(tmp_path, algo, capsys):
     assert (row.status, row.algo, row.n_tasks) == ("done", algo, 6)
     assert row.accuracy > 1 / 3
     no_effect = "the inner learning rate and steps have no effect" in capsys.readouterr().err
-    assert (row.adapted_parameters == 0) == no_effect == (algo == "protonet")
+    assert (row.adapted_parameters == 0) == no_effect == (algo in WITHOUT_STEPS)
 
 
 def test_the_checkpoint_tested_is_the_best_on_meta_validation(tmp_path):

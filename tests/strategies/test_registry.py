@@ -15,7 +15,8 @@ from metakm.table.collect import read_runs
 
 def test_built_in_strategies_are_known():
     proto = {"anil-proto", "km-proto", "maml-proto"}
-    built_in = {"anil", "bn", "boil", "km", "maml", "meta-sgd", "protonet", "reptile", *proto}
+    baselines = {"cavia", "imaml", "meta-curvature", "r2d2"}
+    built_in = {"anil", "bn", "boil", "km", "maml", "meta-sgd", "protonet", "reptile", *proto, *baselines}
     assert built_in <= set(metakm.available_strategies())
     assert list(metakm.available_strategies()) == sorted(metakm.available_strategies())
 
