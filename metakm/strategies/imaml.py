@@ -4,7 +4,9 @@
     d L_query(phi) / d theta = (I + H / lambda)^-1 grad L_query(phi),    H = Hessian of L_support at phi    (Lemma 1)
 
 The system is solved by conjugate gradient from products with H (Algorithm 2), at a memory that does not grow with the
-number of inner steps. It is exact where the inner loop has converged, and approximate after a few steps.
+number of inner steps. It is exact where the inner loop has converged, which the few steps of the presets do not reach:
+after 60 iterations of `quick` with conv4-16-stride on glyphs 5-way 1-shot (seed 0), `imaml` has 29 % with lambda = 2,
+39 % with 0.5 and 50 % with 0.1, where the untrained network has 25 % and `maml` 57 %.
 
 Deviations: as in Reptile here, the inner loop adapts the norm affine too, so that everything that is learned has the
 gradient above. A task whose system turns out to have negative curvature stops there; at the first step, its gradient is
@@ -30,7 +32,7 @@ from metakm.strategies.registry import register_strategy
 class IMAMLOptions(Options):
     """Options of iMAML."""
 
-    proximal: float = 2.0
+    proximal: float = 0.5
     """lambda, the weight of half the squared distance to the start. An inner rate above 2 / lambda diverges."""
     cg_steps: int = 5
     """Steps of conjugate gradient; each costs a product with the Hessian of the support loss."""
@@ -45,7 +47,7 @@ class IMAMLOptions(Options):
 class IMAML(DirectStrategy):
     """`adapted` = the network with its norm affine; nothing else is learned."""
 
-    def __init__(self, backbone: nn.Module, ways: int, proximal: float = 2.0, cg_steps: int = 5) -> None:
+    def __init__(self, backbone: nn.Module, ways: int, proximal: float = 0.5, cg_steps: int = 5) -> None:
         super().__init__(backbone, ways, lambda _network, _name: True)
         self.proximal, self.cg_steps = proximal, cg_steps
 
