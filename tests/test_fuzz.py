@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from metakm.cli.signals import StopRequest
 from metakm.config import RunConfig
-from metakm.data.cache import Entry, Plan, cached
+from metakm.data.cache import CachePlan, Entry, cached
 from metakm.errors import UserError
 from metakm.presets import preset_config
 from metakm.run.__main__ import main
@@ -148,7 +148,7 @@ def test_any_sidecar_in_the_cache_is_read_or_made_anew(tmp_path, monkeypatch, va
     monkeypatch.setenv("METAKM_CACHE", str(tmp_path))
     images = torch.zeros(3, 1, 2, 2, dtype=torch.uint8).numpy()
     entry = Entry("made", "train", rotations=False, fingerprint="f00d")
-    plan = Plan({"train": [("a", 1), ("b", 2)]}, (1, 2, 2), lambda: iter([images]))
+    plan = CachePlan({"train": [("a", 1), ("b", 2)]}, (1, 2, 2), lambda: iter([images]))
     cached(entry, lambda: plan)
     side = entry.path.with_suffix(".json")
     whole = json.loads(side.read_text())
