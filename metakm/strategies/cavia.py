@@ -10,6 +10,10 @@ shift gamma b + beta for the norm's w and b; so any backbone with affine norms w
 Deviations: a starts at gamma = 1 and beta = 0, where the network is the unmodulated one; the authors draw it near 0. By
 default every norm is modulated, with the same context; the authors modulate the third convolution of four alone, which
 is `--cavia.layer 3`. With a negative gamma, max-pooling after FiLM differs from the authors', who pool before it.
+
+The presets' inner rate is too small for it: with `quick`'s 0.5 it stayed at chance, for 58 iterations on glyphs 5-way
+1-shot with conv4-16-stride and 87 on Omniglot 20-way 1-shot with conv4-64-stride; on glyphs, `--inner-lr 5` had a
+training accuracy of 32 % after 50 (seed 0).
 """
 
 from __future__ import annotations
