@@ -14,7 +14,7 @@ MethodChoice = Literal["km", "both", "norm", "head", "lora", "full", "auto"]
 ValidationChoice = Literal["auto", "folds", "part", "none"]
 
 DEFAULT_METHOD: MethodChoice = "norm"
-"""As good as any on few photos, and the fastest that adapts more than the classifier."""
+"""Adapts more than the classifier without a search; `auto` compares it with the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
