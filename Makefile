@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: run test check docs install clean
+.PHONY: run test test-slow check docs install clean
 
 run: $(READY)
 	$(BIN)/python -m metakm.run --resume
@@ -12,6 +12,10 @@ run: $(READY)
 # One process a core, each with one thread; a file's tests stay together, as some share a server.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+# What `make test` leaves out.
+test-slow: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 check: $(READY)
 	$(BIN)/ruff check

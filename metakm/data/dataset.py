@@ -25,7 +25,7 @@ class FewShotDataset:
         images: uint8 `[M, C, H, W]`, possibly a read-only memory map; the images of class c are rows
             `offsets[c]:offsets[c + 1]`.
         offsets: int64 `[n_classes + 1]`, strictly increasing from 0 to M.
-        rotations: whether an episode turns each class by a multiple of 90 degrees drawn per class and task.
+        rotations: whether an episode rotates each class by a multiple of 90 degrees drawn per class and task.
         split_hash: 16 hex digits over the class names and image counts of all three splits (see `splits.py`).
 
     Raises:
@@ -67,15 +67,15 @@ class FewShotDataset:
         return np.diff(self.offsets)
 
     @cached_property
-    def turned(self) -> npt.NDArray[np.uint8]:
-        """The images turned counter-clockwise by 0, 90, 180 and 270 degrees, `[4*M, C, H, W]`; they are square.
+    def rotated(self) -> npt.NDArray[np.uint8]:
+        """The images rotated counter-clockwise by 0, 90, 180 and 270 degrees, `[4*M, C, H, W]`; they are square.
 
         Memory: four times that of the images, from the first use on.
         """
-        turned = np.empty((4, *self.images.shape), np.uint8)
-        for turn in range(4):
-            turned[turn] = np.rot90(self.images, turn, axes=(-2, -1))
-        return turned.reshape(-1, *self.image_shape)  # [4, M, C, H, W] -> [4*M, C, H, W]
+        rotated = np.empty((4, *self.images.shape), np.uint8)
+        for quarters in range(4):
+            rotated[quarters] = np.rot90(self.images, quarters, axes=(-2, -1))
+        return rotated.reshape(-1, *self.image_shape)  # [4, M, C, H, W] -> [4*M, C, H, W]
 
     @classmethod
     def from_arrays(

@@ -18,16 +18,16 @@ from metakm.data.dataset import FewShotDataset
 from metakm.data.rng import STREAMS, k_smallest, raw_words, stream_key
 from metakm.errors import UserError
 
-TURNED_BYTES = 2**26
+ROTATED_BYTES = 2**26
 """A dataset with rotations keeps its images in all four directions if one direction takes at most this many bytes."""
 
 
 class Draw(NamedTuple):
-    """What was drawn for T episodes: classes `[T, N]`, image rows `[T, N, K+Q]`, quarter turns 0..3 `[T, N]`."""
+    """What was drawn for T episodes: classes `[T, N]`, image rows `[T, N, K+Q]`, rotations in quarters `[T, N]`."""
 
     classes: npt.NDArray[np.int64]
     rows: npt.NDArray[np.int64]
-    turns: npt.NDArray[np.int64]
+    rotations: npt.NDArray[np.int64]
 
 
 _HASHED_WORDS = 2**22
@@ -70,12 +70,12 @@ class EpisodeSampler:
         """Build episodes number `index`, ..., `index + tasks - 1`, on the CPU.
 
         Memory: 5 bytes per pixel, four of which are kept. A dataset with rotations keeps its rotated images (see
-        `TURNED_BYTES`) from the first batch on.
+        `ROTATED_BYTES`) from the first batch on.
         Raises UserError if `tasks` is below 1 or `index` negative.
         """
         drawn = self.draw(index, tasks)
-        support = self._pictures(drawn.rows[:, :, : self.shots], drawn.turns)
-        queries = self._pictures(drawn.rows[:, :, self.shots :], drawn.turns)
+        support = self._pictures(drawn.rows[:, :, : self.shots], drawn.rotations)
+        queries = self._pictures(drawn.rows[:, :, self.shots :], drawn.rotations)
         if self.augment:
             words = self._augmentation(index, tasks)
             support = pad_crop_flip(support, words[:, :, : self.shots])
@@ -102,7 +102,7 @@ class EpisodeSampler:
         _check_numbers(index, tasks)
         at_once = max(1, _HASHED_WORDS // self._words)
         draws = [self.draw(i, min(at_once, index + tasks - i)) for i in range(index, index + tasks, at_once)]
-        for parts in zip(*draws, strict=True):  # all classes, then all rows, then all turns
+        for parts in zip(*draws, strict=True):  # all classes, then all rows, then all rotations
             for part in parts:
                 digest.update(np.ascontiguousarray(part, dtype="<i8").tobytes())
         return digest.hexdigest()[:16]
@@ -124,21 +124,21 @@ class EpisodeSampler:
         if counts.min() < largest:
             keys[np.arange(largest) >= counts[classes][..., None]] = np.iinfo(np.uint64).max  # no such image
         picked = k_smallest(keys, self.shots + self.queries)  # [T, N, K+Q]
-        turns = (slots[..., 0] >> np.uint64(62)).astype(np.int64)
+        rotations = (slots[..., 0] >> np.uint64(62)).astype(np.int64)
         if not self.dataset.rotations:
-            turns = np.zeros_like(turns)
-        return Draw(classes, self.dataset.offsets[classes][..., None] + picked, turns)
+            rotations = np.zeros_like(rotations)
+        return Draw(classes, self.dataset.offsets[classes][..., None] + picked, rotations)
 
-    def _pictures(self, rows: npt.NDArray[np.int64], turns: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """Rows `[T, N, n]` and quarter turns `[T, N]` -> images as uint8 `[T, N, n, C, H, W]`."""
+    def _pictures(self, rows: npt.NDArray[np.int64], rotations: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Rows `[T, N, n]` and rotations in quarters `[T, N]` -> images as uint8 `[T, N, n, C, H, W]`."""
         if not self.dataset.rotations:
             return self._images.take(rows, axis=0)
-        if self._images.nbytes <= TURNED_BYTES:
-            return self.dataset.turned.take(turns[..., None] * len(self._images) + rows, axis=0)
+        if self._images.nbytes <= ROTATED_BYTES:
+            return self.dataset.rotated.take(rotations[..., None] * len(self._images) + rows, axis=0)
         pictures = self._images.take(rows, axis=0)
-        for turn in (1, 2, 3):
-            turned = turns == turn
-            pictures[turned] = np.rot90(pictures[turned], turn, axes=(-2, -1))
+        for quarters in (1, 2, 3):
+            chosen = rotations == quarters
+            pictures[chosen] = np.rot90(pictures[chosen], quarters, axes=(-2, -1))
         return pictures
 
     def _augmentation(self, index: int, tasks: int) -> npt.NDArray[np.uint64]:

@@ -28,7 +28,7 @@ from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from metakm.distributed.rendezvous import RENDEZVOUS_SECONDS, Rendezvous, gather_peers, mark_begun
+from metakm.distributed.rendezvous import RENDEZVOUS_SECONDS, Rendezvous, gather_peers, mark_started
 from metakm.distributed.shutdown import ShutdownHandler
 from metakm.distributed.torchrun import from_torchrun, print_anyway
 from metakm.distributed.watchdog import Watch
@@ -73,18 +73,18 @@ class Processes:
         """Whether torchrun has restarted the processes after the run had started."""
         return self._links is not None and self._links.rendezvous.restarted
 
-    def mark_begun(self) -> None:
+    def mark_started(self) -> None:
         """Record that the run has started, so that a restart resumes it."""
         if self._links is not None:
-            mark_begun(self._links.store)
+            mark_started(self._links.store)
 
-    def when_lost(self, write: Callable[[], object]) -> None:
+    def on_peer_lost(self, write: Callable[[], object]) -> None:
         """Call `write`, from another thread, before this process exits because another one was lost."""
         if self._links is not None:
             self._links.shutdown.write = write
 
     @contextlib.contextmanager
-    def counting(self, total: int, progress: Callable[[int], None]) -> Iterator[Callable[[int], None]]:
+    def share_progress(self, total: int, progress: Callable[[int], None]) -> Iterator[Callable[[int], None]]:
         """Report to `progress` what all processes have done, while each counts its own work within the block.
 
         No process waits for another. At the end of the block `progress` is given what is left of `total`.
@@ -183,7 +183,7 @@ ALONE = Processes()
 
 
 @contextlib.contextmanager
-def joined(again: str = "repeat the same command") -> Iterator[Processes]:
+def join_processes(again: str = "repeat the same command") -> Iterator[Processes]:
     """The processes that torchrun has started; `ALONE` without it. Enter it once in a process.
 
     Args:

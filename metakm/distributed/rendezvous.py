@@ -56,7 +56,7 @@ def gather_peers(store: Store, rank: int, size: int, node: int) -> tuple[Rendezv
     return rendezvous, {0: connection}
 
 
-def mark_begun(store: Store) -> None:
+def mark_started(store: Store) -> None:
     """Record in the store, for the processes after a restart, that the run has started."""
     store.set(_STARTED, "yes")
 

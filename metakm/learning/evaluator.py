@@ -53,7 +53,7 @@ class Evaluator:
         """
         mine = self.processes.shard(tasks)
         with (
-            self.processes.counting(tasks, progress) as advance,
+            self.processes.share_progress(tasks, progress) as advance,
             self.processes.raise_together(StopIteration, TooLittleMemoryError),
         ):
             own = accuracies(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from metakm.cli.exit_code import exit_code
 from metakm.cli.signals import StopRequest
 from metakm.config.execution import how_to_resume
-from metakm.distributed.processes import joined
+from metakm.distributed.processes import join_processes
 from metakm.distributed.torchrun import only_first_prints
 from metakm.errors import UserError
 from metakm.learning.malloc import keep_freed_memory
@@ -29,7 +29,8 @@ def _run(arguments: Sequence[str]) -> int:
     if any(argument.partition("=")[0] == "--evaluate" for argument in arguments):
         raise UserError("Expected flags of a run, got --evaluate; it is now `python -m metakm evaluate RUN`")
     config = parse(arguments)
-    with StopRequest() as stop, joined(f"to go on from the last checkpoint, {how_to_resume(config)}") as processes:
+    again = f"to go on from the last checkpoint, {how_to_resume(config)}"
+    with StopRequest() as stop, join_processes(again) as processes:
         if processes.restarted:
             config = dataclasses.replace(config, resume=True, overwrite=False)
         with processes.raise_together(UserError):

@@ -18,7 +18,7 @@ from metakm.cli.progress import Progress
 from metakm.cli.signals import StopRequest, stop_on_request
 from metakm.config import RunConfig
 from metakm.data import EpisodeSampler
-from metakm.distributed.processes import ALONE, Processes, joined
+from metakm.distributed.processes import ALONE, Processes, join_processes
 from metakm.distributed.torchrun import local_device, only_first_prints
 from metakm.errors import UserError
 from metakm.learning.evaluation import Evaluation
@@ -157,12 +157,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _evaluate(options: EvaluateOptions) -> int:
     folder = RunFolder(options.run)
     try:
-        with StopRequest() as stop, joined() as processes:
+        with StopRequest() as stop, join_processes() as processes:
             with processes.raise_together(UserError):
                 prepared = _prepare(options, processes)
             log = EventLog(prepared.config, prepared.config.run_id)
             tasks, name = prepared.config.eval_tasks, SPLIT_NAMES[options.split]
-            with Progress(name, tasks, unit="task", quiet=options.quiet, report=log.progressed) as progress:
+            with Progress(name, tasks, unit="task", quiet=options.quiet, report=log.log_progress) as progress:
                 found = prepared.evaluate(stop_on_request(stop, progress.advance))
     except TooLittleMemoryError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
@@ -198,7 +198,7 @@ def _report(prepared: RunEvaluation, log: EventLog, tested: Evaluation, folder: 
         row = {**row, "accuracy": row["val_accuracy"], "ci95": None, "n_tasks": config.val_tasks}
     said = {f"row_{name}": row[name] if row else None for name in ("accuracy", "ci95", "n_tasks")}
     identity = {"run_id": row["run_id"] if row else found["run_id"], "split": split}
-    log.line("result", {**found, **identity, **said})
+    log.print_json("result", {**found, **identity, **said})
     if not log.json:
         ending = _beside(found, row) + f": {folder.result if row else folder.path}"
         print(summary(config, found["accuracy"], found["ci95"], ending, SPLIT_NAMES[split]))  # noqa: T201

@@ -41,7 +41,7 @@ class EventLog:
             _require_writable(self.folder)
 
     @contextlib.contextmanager
-    def recording(self, step: int) -> Iterator[None]:
+    def writing(self, step: int) -> Iterator[None]:
         """Keep TensorBoard's file open; earlier events of this run from iteration `step` on count no more."""
         if self.folder is not None:
             self._writer = _summary_writer()(str(self.folder), purge_step=step)
@@ -51,27 +51,27 @@ class EventLog:
             if self._writer is not None:
                 self._writer.close()
 
-    def trained(self, iteration: int, loss: float, accuracy: float, seconds: float) -> None:
+    def log_iteration(self, iteration: int, loss: float, accuracy: float, seconds: float) -> None:
         """One meta-training iteration, to TensorBoard alone."""
         figures = {"loss": loss, "accuracy": accuracy, "ms_per_iteration": 1000 * seconds}
         self._scalars(f"{self.stage}train", iteration, figures)
 
-    def progressed(self, figures: Mapping[str, Any]) -> None:
+    def log_progress(self, figures: Mapping[str, Any]) -> None:
         """Where meta-training or meta-test stands, now and then (see `Progress`), as a JSON line alone."""
-        self.line("progress", figures)
+        self.print_json("progress", figures)
 
-    def validated(self, point: CurvePoint) -> None:
+    def log_validation(self, point: CurvePoint) -> None:
         """One point of the learning curve."""
         self._scalars(f"{self.stage}val", point.iteration, {"accuracy": point.val_accuracy})
-        self.line("validation", point._asdict())
+        self.print_json("validation", point._asdict())
 
-    def ended(self, row: Mapping[str, Any]) -> None:
+    def log_result(self, row: Mapping[str, Any]) -> None:
         """The run's row, whatever its status."""
         if row["accuracy"] is not None:
             self._scalars(f"{self.stage}test", row["iterations"], {"accuracy": row["accuracy"]})
-        self.line("result", row)
+        self.print_json("result", row)
 
-    def line(self, event: str, values: Mapping[str, Any]) -> None:
+    def print_json(self, event: str, values: Mapping[str, Any]) -> None:
         """Print one JSON object on standard output, if asked to."""
         if self.json:
             print(json.dumps({"event": event, **values}, allow_nan=False), flush=True)  # noqa: T201

@@ -58,7 +58,7 @@ class TrainingRun(RunKind, Generic[L]):
 
     def execute(self) -> int:
         """Train, validate, test, write, let others into the folder; return the exit code of the command."""
-        self.processes.when_lost(self._mark_interrupted)
+        self.processes.on_peer_lost(self._mark_interrupted)
         try:
             return self._execute()
         finally:
@@ -68,7 +68,7 @@ class TrainingRun(RunKind, Generic[L]):
         """Called from another thread when a process is lost. The first process knows more than the row on disk."""
         row = self.folder.mark_interrupted(self.progress_columns() if self.processes.first else {})
         if row is not None:
-            self.log.ended(row)
+            self.log.log_result(row)
 
     def _execute(self) -> int:
         found = (self.finished, self._checkpoint() if self.history.curve else None)
@@ -76,7 +76,7 @@ class TrainingRun(RunKind, Generic[L]):
         if state is not None and not self.processes.first:
             self._restore(state)
         if self.finished is not None:
-            self.log.ended(self.finished)
+            self.log.log_result(self.finished)
             self._report(self.finished, "already done")
             return 0
         if self._stopping():
@@ -85,7 +85,7 @@ class TrainingRun(RunKind, Generic[L]):
             self._announce()
             if self.settings.execution.dry_run:
                 return self._print_config()
-            with self.log.recording(self.loop.iteration + 1 if self.history.curve else 0):
+            with self.log.writing(self.loop.iteration + 1 if self.history.curve else 0):
                 return self._run()
         except (DivergedError, TooLittleMemoryError) as error:
             return self._fail(error)
@@ -97,7 +97,7 @@ class TrainingRun(RunKind, Generic[L]):
 
     def _print_config(self) -> int:
         if self.log.json:
-            self.log.line("config", self.settings.to_json())
+            self.log.print_json("config", self.settings.to_json())
         else:
             print(json.dumps(self.settings.to_json(), indent=2))  # noqa: T201
         return 0
@@ -142,7 +142,7 @@ class TrainingRun(RunKind, Generic[L]):
             overwrite=execution.overwrite,
             iterations=self.iterations,
         )
-        self.processes.mark_begun()
+        self.processes.mark_started()
         return row
 
     def _train(self) -> None:
@@ -151,7 +151,7 @@ class TrainingRun(RunKind, Generic[L]):
         with self._progress(f"{self.stage}train", self.iterations, self.loop.iteration) as progress:
             while self.loop.iteration < self.iterations and not self._stopping():
                 result, elapsed = self.history.step(self.loop)
-                self.log.trained(self.loop.iteration, result.loss, result.accuracy, elapsed)
+                self.log.log_iteration(self.loop.iteration, result.loss, result.accuracy, elapsed)
                 progress.advance(1, result.loss, result.accuracy)
                 if self._validation_due():
                     self._validate(progress)
@@ -168,7 +168,7 @@ class TrainingRun(RunKind, Generic[L]):
     def _validate(self, progress: Progress | None = None) -> None:
         """Add a point to the learning curve, and save."""
         point = self.history.validate(self.loop.iteration, self.validation_accuracy)
-        self.log.validated(point)
+        self.log.log_validation(point)
         self.keep(point)
         self._save()
         if progress is not None:
@@ -185,7 +185,7 @@ class TrainingRun(RunKind, Generic[L]):
 
     def _progress(self, description: str, total: int, start: int = 0, unit: str = "it") -> Progress:
         quiet = self.settings.execution.quiet
-        return Progress(description, total, start, unit, quiet=quiet, report=self.log.progressed)
+        return Progress(description, total, start, unit, quiet=quiet, report=self.log.log_progress)
 
     def progress_columns(self) -> dict[str, Any]:
         """The columns of a row that tell of the training so far."""
@@ -217,7 +217,7 @@ class TrainingRun(RunKind, Generic[L]):
             row = self.row(status, tested)
             self.folder.write_row(row)
             if status != "running":
-                self.log.ended(vars(row))
+                self.log.log_result(vars(row))
             if status == "done":
                 self._report(vars(row), "done")
 

@@ -82,7 +82,7 @@ class Studies:
             study.add_trial(create_trial(state=TrialState.RUNNING, params=params, distributions=distributions))
             return self._take(study, study.get_trials(deepcopy=False)[-1], resumed=False)
 
-    def hopeless(self, claimed: Claimed, iteration: int, accuracy: float) -> bool:
+    def should_prune(self, claimed: Claimed, iteration: int, accuracy: float) -> bool:
         """Report a validation, and return whether the pruner gives up the trial."""
         frozen = claimed.study.get_trials(deepcopy=False)[claimed.number]
         live = optuna.trial.Trial(claimed.study, frozen._trial_id)

@@ -63,15 +63,15 @@ class TrialRun:
             self._load()
         folder.write_config(config.to_json())
 
-    def run(self, stop: Stoppable, hopeless: Callable[[int, float], bool], name: str) -> TrialOutcome | None:
+    def run(self, stop: Stoppable, should_prune: Callable[[int, float], bool], name: str) -> TrialOutcome | None:
         """Train and measure; None when asked to stop, with the state saved.
 
         Args:
-            hopeless: told each validation's iteration and accuracy, maybe twice; whether to give the trial up.
+            should_prune: called with a validation's iteration and accuracy, perhaps twice; whether to give up the trial.
             name: of the trial, for the progress.
         """
         try:
-            if self._train(stop, hopeless, name):
+            if self._train(stop, should_prune, name):
                 return TrialOutcome("pruned", self.history.train_seconds, {})
             return None if stop.requested else self._measure(stop)
         except DivergedError as error:
@@ -81,12 +81,12 @@ class TrialRun:
         except StopIteration:
             return None
 
-    def _train(self, stop: Stoppable, hopeless: Callable[[int, float], bool], name: str) -> bool:
+    def _train(self, stop: Stoppable, should_prune: Callable[[int, float], bool], name: str) -> bool:
         """Whether the trial was given up."""
         config, loop = self.config, self.loop
-        if self.history.curve:  # a kill may have come before the last was told
+        if self.history.curve:  # the run may have been killed before this was called with the last
             last = self.history.curve[-1]
-            if hopeless(last.iteration, last.val_accuracy):
+            if should_prune(last.iteration, last.val_accuracy):
                 return True
         with Progress(name, config.iterations, loop.iteration, quiet=config.quiet) as progress:
             while loop.iteration < config.iterations and not stop.requested:
@@ -95,7 +95,7 @@ class TrialRun:
                 if loop.iteration % config.val_every == 0 and loop.iteration < config.iterations:
                     point = self.history.validate(loop.iteration, self._validation_accuracy)
                     self._save()
-                    if hopeless(point.iteration, point.val_accuracy):
+                    if should_prune(point.iteration, point.val_accuracy):
                         return True
                 elif self.history.save_due:
                     self._save()

@@ -61,10 +61,10 @@ class Worker:
         config = dataclasses.replace(config, plugin=search.config.plugin)
         run = TrialRun(config, claimed.folder, options.tasks, sorted(set(options.test_steps)))
 
-        def hopeless(iteration: int, accuracy: float) -> bool:
-            return self.studies.hopeless(claimed, iteration, accuracy)
+        def should_prune(iteration: int, accuracy: float) -> bool:
+            return self.studies.should_prune(claimed, iteration, accuracy)
 
-        return run.run(self.stop, hopeless, f"{search.algo}, trial {claimed.number}")
+        return run.run(self.stop, should_prune, f"{search.algo}, trial {claimed.number}")
 
     def _tell(self, search: StrategySearch, claimed: Claimed, outcome: TrialOutcome) -> None:
         if self.quiet:

@@ -32,14 +32,14 @@ def test_from_arrays_keeps_the_order_of_many_images() -> None:
 
 def test_turned_images_follow_one_another_direction_by_direction() -> None:
     made = FewShotDataset.from_arrays(IMAGES, [0, 0, 1, 1, 1], rotations=True)
-    assert made.turned.shape == (20, 3, 2, 2)
-    assert made.turned.flags.c_contiguous
-    assert made.turned[0, 0].tolist() == [[0, 1], [2, 3]]
-    assert made.turned[5, 0].tolist() == [[1, 3], [0, 2]]  # counter-clockwise
-    assert made.turned[10, 0].tolist() == [[3, 2], [1, 0]]
-    assert made.turned[15, 0].tolist() == [[2, 0], [3, 1]]
-    assert made.turned[19, 2].tolist() == np.rot90(IMAGES[4, 2], 3).tolist()
-    assert made.turned is made.turned  # built once
+    assert made.rotated.shape == (20, 3, 2, 2)
+    assert made.rotated.flags.c_contiguous
+    assert made.rotated[0, 0].tolist() == [[0, 1], [2, 3]]
+    assert made.rotated[5, 0].tolist() == [[1, 3], [0, 2]]  # counter-clockwise
+    assert made.rotated[10, 0].tolist() == [[3, 2], [1, 0]]
+    assert made.rotated[15, 0].tolist() == [[2, 0], [3, 1]]
+    assert made.rotated[19, 2].tolist() == np.rot90(IMAGES[4, 2], 3).tolist()
+    assert made.rotated is made.rotated  # built once
 
 
 def test_the_split_hash_tells_names_counts_and_split_apart() -> None:

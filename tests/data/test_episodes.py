@@ -91,7 +91,7 @@ def test_the_stream_is_pinned(make: Make) -> None:
     drawn = sampler.draw(7, 1)
     assert drawn.classes.tolist() == [[0, 2, 6, 3]]
     assert drawn.rows.tolist() == [[[2, 0, 3], [16, 14, 15], [68, 66, 61], [21, 24, 22]]]
-    assert drawn.turns.tolist() == [[3, 0, 2, 2]]
+    assert drawn.rotations.tolist() == [[3, 0, 2, 2]]
     assert sampler.hash(7, 1) == "21332695277b0938"
 
 
@@ -129,10 +129,10 @@ def test_rotation_is_shared_by_support_and_query_and_goes_counter_clockwise(make
     dataset = make(UNEVEN, rotations=True)
     sampler = EpisodeSampler(dataset, 4, 2, 2)
     batch, drawn = sampler.batch(0, 40), sampler.draw(0, 40)
-    assert set(drawn.turns.ravel().tolist()) == {0, 1, 2, 3}
+    assert set(drawn.rotations.ravel().tolist()) == {0, 1, 2, 3}
     for task in range(40):
         for way in range(4):
-            turned = np.rot90(dataset.images[drawn.rows[task, way]], drawn.turns[task, way], axes=(-2, -1))
+            turned = np.rot90(dataset.images[drawn.rows[task, way]], drawn.rotations[task, way], axes=(-2, -1))
             expected = torch.tensor(turned.copy()).float() / 255  # [K+Q, 1, 4, 4]
             mine = slice(2 * way, 2 * way + 2)
             assert torch.equal(batch.support_images[task, mine], expected[:2])
@@ -141,8 +141,8 @@ def test_rotation_is_shared_by_support_and_query_and_goes_counter_clockwise(make
 
 def test_without_rotations_nothing_is_turned_and_the_draw_is_the_same(make: Make) -> None:
     plain, turned = (EpisodeSampler(make(UNEVEN, rotations=r), 4, 1, 1).draw(0, 20) for r in (False, True))
-    assert not plain.turns.any()
-    assert turned.turns.any()
+    assert not plain.rotations.any()
+    assert turned.rotations.any()
     assert np.array_equal(plain.rows, turned.rows)
 
 
@@ -153,21 +153,21 @@ def test_every_pixel_value_becomes_the_nearest_float_of_its_255th() -> None:
     assert found.tolist() == [float(np.float32(value / 255)) for value in range(256)]
 
 
-def test_images_are_kept_turned_only_if_asked_for_turning_and_not_too_large(
+def test_rotated_images_are_kept_only_if_asked_for_and_not_too_large(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def keeps(rotations: bool, ask: str) -> bool:
         dataset = make(UNEVEN, rotations=rotations)
         getattr(EpisodeSampler(dataset, 3, 1, 1), ask)(0, 4)
-        return "turned" in vars(dataset)
+        return "rotated" in vars(dataset)
 
     assert keeps(True, "batch")
     assert not keeps(False, "batch")
     assert not keeps(True, "draw")
     assert not keeps(True, "hash")
-    monkeypatch.setattr(episodes, "TURNED_BYTES", sum(UNEVEN) * 16)
+    monkeypatch.setattr(episodes, "ROTATED_BYTES", sum(UNEVEN) * 16)
     assert keeps(True, "batch")
-    monkeypatch.setattr(episodes, "TURNED_BYTES", sum(UNEVEN) * 16 - 1)
+    monkeypatch.setattr(episodes, "ROTATED_BYTES", sum(UNEVEN) * 16 - 1)
     assert not keeps(True, "batch")
 
 
@@ -177,7 +177,7 @@ def test_classes_images_and_turns_are_drawn_evenly(make: Make) -> None:
     drawn = EpisodeSampler(make(counts.tolist(), rotations=True), 5, 1, 2).draw(0, tasks)
     classes = np.bincount(drawn.classes.ravel(), minlength=10)
     assert _chi2(classes, np.full(10, tasks / 2)) < 33.7  # 9 degrees of freedom
-    assert _chi2(np.bincount(drawn.turns.ravel(), minlength=4), np.full(4, tasks * 5 / 4)) < 21.1  # 3
+    assert _chi2(np.bincount(drawn.rotations.ravel(), minlength=4), np.full(4, tasks * 5 / 4)) < 21.1  # 3
     rows = np.bincount(drawn.rows.ravel(), minlength=counts.sum())
     assert _chi2(rows, np.repeat(classes * 3 / counts, counts)) < 142.0  # 79
     first = np.bincount(drawn.classes[:, 0], minlength=10)

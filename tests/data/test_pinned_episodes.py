@@ -63,7 +63,7 @@ def pins(dataset: FewShotDataset) -> tuple[str, str]:
 @pytest.mark.parametrize("name", SHAPES)
 def test_draws_and_episodes_are_pinned(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pins(stand_in(name)) == PINS[name]
-    monkeypatch.setattr(episodes, "TURNED_BYTES", 0)  # as if the images were too large to be kept turned
+    monkeypatch.setattr(episodes, "ROTATED_BYTES", 0)  # as if the images were too large to be kept turned
     assert pins(stand_in(name)) == PINS[name]
 
 

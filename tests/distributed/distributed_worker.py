@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from distributed_cases import CASES, RUN, train, vector
 
-from metakm.distributed.processes import joined
+from metakm.distributed.processes import join_processes
 from metakm.distributed.torchrun import only_first_prints
 from metakm.errors import UserError
 from metakm.run.__main__ import main
@@ -42,7 +42,7 @@ def disagree(processes):
 
 def work(folder):
     found = {"mistake": main(["--ways", "1"])}
-    with joined() as processes, only_first_prints():
+    with join_processes() as processes, only_first_prints():
         found["size"] = processes.size
         found["disagreement"] = disagree(processes)
         found["cases"] = [train(case, processes) for case in CASES]

@@ -102,6 +102,7 @@ class Reader(threading.Thread):
             time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(missing() != "", reason=missing())
 def test_a_killed_process_or_a_cut_link_ends_both_hosts(tmp_path):
     arguments = [WORKER, "0:1:3", *RUN, "--iterations", "2000", "--out", str(tmp_path)]

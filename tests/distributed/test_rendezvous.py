@@ -9,7 +9,7 @@ import pytest
 from torch.distributed import HashStore
 
 from metakm.distributed import rendezvous as meeting
-from metakm.distributed.rendezvous import gather_peers, mark_begun
+from metakm.distributed.rendezvous import gather_peers, mark_started
 from metakm.errors import UserError
 
 
@@ -45,7 +45,7 @@ def test_traces_of_earlier_processes_do_not_mislead():
     store.set("metakm/where", json.dumps([port, "old"]))
     first = meet_all(store)
     assert not first.restarted, "they had not begun their run"
-    mark_begun(store)
+    mark_started(store)
     second = meet_all(store)
     assert second.restarted
     assert second.key != first.key

@@ -32,6 +32,7 @@ def assert_small(found):
     assert {case: e for case, e in found.items() if isinstance(e, str) or not e < limits[case]} == {}
 
 
+@pytest.mark.slow
 @needs_triton
 def test_the_kernels_equal_float64_in_the_interpreter():
     assert_small(errors("cpu", TRITON_INTERPRET="1"))

@@ -31,6 +31,7 @@ def program(*arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_five_kills_at_random_moments_end_in_the_same_checkpoint_as_an_unbroken_run():
     """`python benchmarks/kill_chain.py` does it twenty times."""
     assert "5 kills: the same checkpoint" in program(ROOT / "benchmarks" / "kill_chain.py", "--kills", "5")

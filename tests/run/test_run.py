@@ -194,7 +194,9 @@ def whole(tmp_path_factory, cache):
     return numbers(folder(out))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGINT, signal.SIGKILL))]
+)
 def test_a_process_stopped_by_a_signal_resumes_to_the_same_numbers(tmp_path, number, whole):
     with subprocess.Popen([*COMMAND, str(tmp_path)], stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
@@ -435,6 +437,7 @@ def test_zero_iterations_evaluate_the_untrained_start(tmp_path):
     assert 0 < row.accuracy < 1
 
 
+@pytest.mark.slow
 def test_km_learns_real_omniglot(tmp_path):
     """20-way 1-shot on a short budget: far above chance (5 %) and above its own untrained start."""
     root = os.environ.get("METAKM_DATA")

@@ -184,6 +184,7 @@ def endings(text):
     return {int(seed): (word, reason) for word, seed, reason in found}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_a_sweep_names_what_befell_its_jobs_and_the_same_command_goes_on(sweep, capfd):
     sweep.hold.touch()

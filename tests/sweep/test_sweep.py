@@ -559,6 +559,7 @@ def test_runs_wait_while_a_cluster_does_not_answer_but_not_without_end(planned, 
     assert len(tries) == (3 if patience else 1)
 
 
+@pytest.mark.slow
 def test_two_processes_killed_half_way_and_started_again_end_as_an_unbroken_sweep(tmp_path):
     """Ctrl-C to the whole group, as a terminal sends it, then kill -9 of the group, then to the end."""
     flags = ["glyphs", "--shots", "1", *TINY, "--iterations", "60", "--val-every", "10"]
