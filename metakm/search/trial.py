@@ -67,7 +67,7 @@ class TrialRun:
         """Train and measure; None when asked to stop, with the state saved.
 
         Args:
-            should_prune: called with a validation's iteration and accuracy, perhaps twice; whether to give up the trial.
+            should_prune: called with a validation's iteration and accuracy, maybe twice; whether to give it up.
             name: of the trial, for the progress.
         """
         try:
