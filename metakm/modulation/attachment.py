@@ -1,9 +1,9 @@
 """Modulate any ConvNet: freeze its convolutions, attach a modulator to each, and train little else.
 
 W~ = g(W; U) is a `torch.nn.utils.parametrize` parametrization of each layer's weight, so the model's code stays as it
-is. W~ is computed once for each call of a layer. `with torch.nn.utils.parametrize.cached():` computes it once for all
-calls in the block: use it for a network that calls a layer repeatedly, or to evaluate many batches. For inference,
-`merge` leaves no cost at all.
+is. In training W~ is computed once for each call of a layer. `with torch.nn.utils.parametrize.cached():` computes it
+once for all calls in the block: use it for a network that calls a layer repeatedly. In evaluation without gradients W~
+is kept until the task changes (see `weight_cache`). For inference, `merge` leaves no cost at all.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from metakm.modulation.coverage import check_coverage
 from metakm.modulation.modulators import Activation, Initialisation, Start, modulator_class
 from metakm.modulation.new_modulator import modulator_for
 from metakm.modulation.norms import is_norm
+from metakm.modulation.weight_cache import CachedParametrization
 
 Statistics = Literal["task", "base"]
 Layers = str | Sequence[str] | Callable[[str, nn.Module], bool]
@@ -114,7 +115,7 @@ def modulate(
         check_coverage(model, convolutions, head)
     model.requires_grad_(False)
     for name, network in modulators.items():
-        parametrize.register_parametrization(convolutions[name], "weight", network)
+        _attach(convolutions[name], network)
     for name, module in model.named_modules():
         if within(name, classifier) or (implicit and is_norm(module)):
             module.requires_grad_(True)
@@ -176,6 +177,12 @@ def detach(model: nn.Module) -> None:
         del layer.parametrizations
         layer.register_parameter("weight", original)
     delattr(model, _ATTACHMENT)
+
+
+def _attach(layer: nn.Conv2d, modulator: nn.Module) -> None:
+    parametrize.register_parametrization(layer, "weight", modulator)
+    _parametrizations(layer)["weight"].__class__ = CachedParametrization
+    layer.train(layer.training)  # what was attached, too
 
 
 def _parametrizations(layer: nn.Conv2d) -> dict[str, parametrize.ParametrizationList]:
