@@ -153,6 +153,12 @@ def from_flat(algo: str, options: type[Options], values: Mapping[str, Any]) -> O
     return options(**{own[name]: value for name, value in values.items() if name in own})
 
 
+def from_keywords(algo: str, options: type[Options], given: Mapping[str, Any]) -> Options:
+    """Options by their own names, or by their flat ones; see `from_flat`."""
+    own = {flat_name(algo, name) for name in option_types(options)}
+    return from_flat(algo, options, {n if n in own else flat_name(algo, n): value for n, value in given.items()})
+
+
 def refused_option(algo: str, name: str, is_switch: bool, known: Iterable[str]) -> UserError:
     """The error for an option, by its flat name, that a strategy does not have.
 

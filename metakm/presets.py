@@ -13,15 +13,20 @@ N*Q/K times that of their mean. Remaining differences from the published protoco
 - `protonet` and the strategies with prototypes scale distances (`metakm/strategies/protonet.py`).
 - `tiny-imagenet`, `folder`, `glyphs`, and ways and shots other than 5 or 20 and 1 or 5 have no published protocol: they
   use that of photographs (mini-ImageNet) or of characters (Omniglot), the 20-way one except for exactly 5 ways.
+
+A strategy whose own values differ says so in its file: `Strategy.preset_values`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+from collections.abc import Mapping
+from typing import Any, get_args
 
-from metakm.config import NAMED_IN_ROW, RunConfig, options_of
+from metakm.config import NAMED_IN_ROW, PresetName, RunConfig, options_of
 from metakm.config.protocol import BEFORE
-from metakm.data.registry import dataset_entry
+from metakm.data.registry import Family, dataset_entry
+from metakm.errors import UserError
 from metakm.models.registry import OWN
 from metakm.options import SHARED, option_types
 from metakm.strategies.registry import strategy_class
@@ -61,14 +66,27 @@ def preset_values(preset: str, algo: str, dataset: str, ways: int | None, shots:
         UserError: an unknown strategy or dataset.
     """
     ways = default_ways(dataset) if ways is None else ways
-    build = {"paper": _paper, "tuned": _tuned}.get(preset, _quick)
-    values = _table3(algo, dataset, shots) if preset == "table3" else build(dataset, ways, shots)
+    build = {"paper": _paper, "tuned": _tuned, "table3": _table3}.get(preset, _quick)
+    values = {**build(dataset, ways, shots), **_own_values(algo, preset, dataset)}
     refused = {*SHARED} - {*option_types(options_of(algo))}
     values = {name: value for name, value in values.items() if name not in refused}
     if strategy_class(algo).own_network:
         values["backbone"] = OWN
     setting = {"preset": preset, "algo": algo, "dataset": dataset, "ways": ways, "shots": shots}
     return {**BEFORE, **setting, **values}
+
+
+def _own_values(algo: str, preset: str, dataset: str) -> Mapping[str, Any]:
+    """What the strategy itself says: see `Strategy.preset_values`."""
+    own = strategy_class(algo).preset_values
+    known = {*itertools.product(get_args(PresetName), get_args(Family))}
+    if unknown := [key for key in own if key not in known]:
+        raise UserError(
+            f"Expected preset_values of {algo!r} to be by preset and family, such as ('quick', 'characters'), got "
+            f"{unknown[0]!r}; name a preset ({', '.join(get_args(PresetName))}) and a family "
+            f"({', '.join(get_args(Family))})"
+        )
+    return own.get((preset, dataset_entry(dataset).family), {})
 
 
 def changes_from_preset(config: RunConfig) -> dict[str, Any]:
@@ -163,26 +181,15 @@ def _tuned(dataset: str, ways: int, shots: int) -> dict[str, Any]:
     }
 
 
-# What the search chose for each strategy (results/search/table3-*/, rounded to two digits); others take MAML's.
-_LEARNED = {"learn_inner_lr": True, "inner_lr": 0.15, "inner_steps": 3, "meta_lr": 3.6e-3}
-_FIXED = {"inner_lr": 0.05, "inner_steps": 5, "meta_lr": 3e-3}
-_PER_STEP = {"learn_inner_lr": True, "inner_lr_per_step": True, "inner_steps": 5}
-_SEARCHED: dict[str, dict[str, dict[str, Any]]] = {
-    "characters": {
-        "maml": _LEARNED,
-        "anil": _LEARNED,
-        "km": {**_PER_STEP, "inner_lr": 0.1, "first_head_lr": 10.0, "meta_lr": 3e-3},
-    },
-    "photographs": {
-        "maml": _FIXED,
-        "anil": {**_PER_STEP, "inner_lr": 0.015, "meta_lr": 1e-3, "grad_clip": 0.0},
-        "km": _FIXED,
-    },
+# What the search chose for MAML (results/search/table3-*/, rounded to two digits); others have it unless they say so.
+_SEARCHED: dict[str, dict[str, Any]] = {
+    "characters": {"learn_inner_lr": True, "inner_lr": 0.15, "inner_steps": 3, "meta_lr": 3.6e-3},
+    "photographs": {"inner_lr": 0.05, "inner_steps": 5, "meta_lr": 3e-3},
 }
 _ITERATIONS = {"characters": {1: 12_000, 5: 8_000}, "photographs": {1: 8_000, 5: 6_000}}
 
 
-def _table3(algo: str, dataset: str, shots: int) -> dict[str, Any]:
+def _table3(dataset: str, ways: int, shots: int) -> dict[str, Any]:
     """Table III in 20 minutes to five hours per run on one core.
 
     The same for all strategies: iterations, tasks, queries, network, schedule, averaging, the tested model (the last),
@@ -190,8 +197,8 @@ def _table3(algo: str, dataset: str, shots: int) -> dict[str, Any]:
     constant and the parameters are averaged, so that a run can be extended beyond its iterations. Searched with 1 shot;
     5 shots use the same values, with half the tasks per iteration.
     """
+    del ways
     family = dataset_entry(dataset).family
-    searched = _SEARCHED[family]
     iterations = _ITERATIONS[family][1 if shots == 1 else 5]
     return {
         "backbone": "conv4-64-pool" if family == "characters" else "conv4-32-pool",
@@ -208,5 +215,5 @@ def _table3(algo: str, dataset: str, shots: int) -> dict[str, Any]:
         "zero_head": True,
         "grad_clip": 0.01,
         "test_inner_steps": 20 if family == "characters" else 5,
-        **searched.get(algo.removesuffix("-proto"), searched["maml"]),
+        **_SEARCHED[family],
     }

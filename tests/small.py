@@ -6,12 +6,17 @@ import torch
 
 import metakm
 from metakm.options import option_types
+from metakm.strategies.baseline import Baseline
 from metakm.strategies.cavia import CAVIA
+from metakm.strategies.finetune import Finetune
 from metakm.strategies.prototype_heads import PrototypeHead
-from metakm.strategies.registry import strategy_class
+from metakm.strategies.registry import strategy_class, takes_train_classes
 
-WITHOUT_STEPS = ("protonet", "r2d2")
+WITHOUT_STEPS = ("protonet", "r2d2", "simpleshot")
 """Strategies that learn a task in closed form, of any number of classes."""
+CLASS_TRAINING = ("baseline", "baseline++", "finetune", "simpleshot")
+"""Strategies whose outer loss is that of classifying the training classes, without adaptation."""
+TRAIN_CLASSES = 12
 
 
 def strategies_with(option):
@@ -36,6 +41,7 @@ def random_episodes(tasks=3, ways=4, shots=2, queries=3, channels=1, size=14, se
         support_labels=support_labels,
         query_images=query_images,
         query_labels=query_labels,
+        classes=(torch.arange(ways) + 5 * torch.arange(tasks).unsqueeze(1) + seed) % TRAIN_CLASSES,
     )
 
 
@@ -43,6 +49,8 @@ def small_strategy(algo, ways=4, seed=0, downsample="stride", bn_mode="transduct
     """A strategy on a small Conv4 whose norm affine is not at its start, so that no gradient is zero by symmetry."""
     torch.manual_seed(seed)
     backbone = metakm.Conv4(1, filters, downsample, image_size=size, bn_mode=bn_mode)
+    if takes_train_classes(strategy_class(algo)):
+        options = {"train_classes": TRAIN_CLASSES} | options
     strategy = metakm.make_strategy(algo, backbone, ways, **options)
     with torch.no_grad():
         for name, parameter in strategy.named_parameters():
@@ -52,9 +60,9 @@ def small_strategy(algo, ways=4, seed=0, downsample="stride", bn_mode="transduct
 
 
 def learned_parameters(strategy):
-    """By name: all but the head that `PrototypeHead` replaces, and CAVIA's context, which starts at zero."""
+    """By name: all but a head that each task starts anew, and CAVIA's context, which starts at zero."""
     unread = ("adapted.phi",) if isinstance(strategy, CAVIA) else ()
-    if isinstance(strategy, PrototypeHead):
+    if isinstance(strategy, PrototypeHead | Baseline | Finetune):
         unread = ("head.weight", "head.bias", "adapted.weight", "adapted.bias")
     return {name: p for name, p in strategy.named_parameters() if not name.endswith(unread)}
 

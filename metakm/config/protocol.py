@@ -28,7 +28,7 @@ class RunProtocol:
     """Fields that determine the results. What is not given has the preset's value."""
 
     algo: str = "km"
-    """Strategy: maml, anil, km, bn, boil, meta-sgd, reptile, protonet, maml-proto, anil-proto, km-proto, r2d2, cavia, meta-curvature, imaml, or one from a plugin. km is the paper's own."""
+    """Strategy: maml, anil, km, bn, boil, meta-sgd, reptile, protonet, maml-proto, anil-proto, km-proto, r2d2, cavia, meta-curvature, imaml, baseline, baseline++, simpleshot, finetune, or one from a plugin. km is the paper's own."""
     dataset: str = "glyphs"
     """Dataset: glyphs (drawn by metakm, needs no file), omniglot, mini-imagenet, tiny-imagenet, or folder: your own images, one folder per class in train/, val/ and test/ of --data-root; or one from a plugin. glyphs by default, so that every machine can run it."""
     ways: int = FROM_PRESET

@@ -24,6 +24,8 @@ class Episodes:
         query_images: `[T, N*Q, C, H, W]`.
         query_labels: `[T, N*Q]`.
         index: the numbers of the episodes, T of them.
+        classes: int64, `[T, N]`: the number of each task's class n among those of the split, in
+            0..`FewShotDataset.n_episode_classes`-1; None where the source of the episodes does not number them.
     """
 
     support_images: Tensor
@@ -31,6 +33,7 @@ class Episodes:
     query_images: Tensor
     query_labels: Tensor
     index: range
+    classes: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -49,6 +52,7 @@ class Episodes:
             self.query_images[tasks],
             self.query_labels[tasks],
             self.index[tasks],
+            None if self.classes is None else self.classes[tasks],
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Episodes:
@@ -59,6 +63,7 @@ class Episodes:
             self.query_images.to(device, dtype),
             self.query_labels.to(device),
             self.index,
+            None if self.classes is None else self.classes.to(device),
         )
 
     def chunks(self, size: int) -> Iterator[Episodes]:

@@ -62,6 +62,11 @@ class FewShotDataset:
         return len(self.class_names)
 
     @property
+    def n_episode_classes(self) -> int:
+        """Number of different classes in episodes: with rotations, a class turned by 90 degrees is another."""
+        return self.n_classes * (4 if self.rotations else 1)
+
+    @property
     def counts(self) -> npt.NDArray[np.int64]:
         """Images per class, `[n_classes]`."""
         return np.diff(self.offsets)

@@ -86,6 +86,7 @@ class EpisodeSampler:
             _to_unit(queries),
             self._labels(tasks, self.queries),
             range(index, index + tasks),
+            torch.from_numpy(drawn.rotations * self.dataset.n_classes + drawn.classes),  # [T, N]
         )
 
     def hash(self, index: int, tasks: int) -> str:

@@ -28,7 +28,7 @@ class MetaGradient(NamedTuple):
     gradients: tuple[Tensor | None, ...]  # of each learned parameter; None where the loss does not depend on it
 
 
-_TENSORS = ("support_images", "support_labels", "query_images", "query_labels")
+_TENSORS = ("support_images", "support_labels", "query_images", "query_labels", "classes")
 Differentiate = Callable[[Episodes], MetaGradient]
 
 
@@ -77,8 +77,8 @@ class CudaGraphs:
 
 class _CudaGraph:
     def __init__(self, differentiate: Differentiate, episodes: Episodes) -> None:
-        held = {name: getattr(episodes, name).clone() for name in _TENSORS}
-        self._held = dataclasses.replace(episodes, **held)
+        self._names = [name for name in _TENSORS if getattr(episodes, name) is not None]
+        self._held = dataclasses.replace(episodes, **{name: getattr(episodes, name).clone() for name in self._names})
         self._graph = torch.cuda.CUDAGraph()
         device = self._held.support_images.device
         # The outer stream is there to come back to: a recording that fails leaves its own one current.
@@ -86,7 +86,7 @@ class _CudaGraph:
             self._result = differentiate(self._held)
 
     def replay(self, episodes: Episodes) -> MetaGradient:
-        for name in _TENSORS:
+        for name in self._names:
             getattr(self._held, name).copy_(getattr(episodes, name))
         self._graph.replay()
         return self._result

@@ -16,15 +16,15 @@ from metakm.learning.classifier import AdaptedClassifier, Images, Labels, adapt
 from metakm.learning.evaluation import Evaluation, accuracies
 from metakm.learning.inner_loop import InnerLR, MetaLoss, meta_loss
 from metakm.learning.inner_rates import learned_rates
-from metakm.learning.learner_file import flat_state, learner_file, read_learner_file, require_same_kind
+from metakm.learning.learner_file import SavedLearner, flat_state, learner_file, read_learner_file, require_same_kind
 from metakm.models.build import make_backbone
 from metakm.models.modes import BatchNormMode
 from metakm.models.registry import OWN
-from metakm.options import Options, SharedOptions, flat_name, from_flat, option_types, shared_part, to_flat
+from metakm.options import SharedOptions, flat_name, from_keywords, option_types, shared_part, to_flat
 from metakm.strategies import Strategy, make_strategy
 from metakm.strategies.base import EpisodeBatch
 from metakm.strategies.protonet import Prototypical
-from metakm.strategies.registry import registered_name, strategy_class
+from metakm.strategies.registry import registered_name, strategy_class, takes_train_classes
 
 ImageShape = tuple[int, int, int]
 _DESCRIBED = ("backbone", "bn_mode", "ways", "inner_lr", "inner_steps", "test_inner_steps")
@@ -55,6 +55,7 @@ class Learner(nn.Module):
         image_shape: ImageShape | None = None,
         bn_mode: BatchNormMode = "transductive",
         weights: str | None = None,
+        train_classes: int | None = None,
         **options: Any,
     ) -> None:
         """Build an untrained learner; the initial weights follow `torch.manual_seed`.
@@ -65,6 +66,8 @@ class Learner(nn.Module):
                 `bn_mode`. None for a strategy that brings a network of its own.
             inner_lr: the inner learning rate alpha; where learned rates start.
             weights: of a backbone that is named: a file, or "pretrained".
+            train_classes: number of training classes (`FewShotDataset.n_episode_classes`), for a strategy that
+                learns to classify them, such as baseline.
             test_inner_steps: None for as many as in meta-training.
             options: of the strategy, such as `first_order=True`, `learn_inner_lr=True`, or `depth=1` for km.
 
@@ -74,9 +77,10 @@ class Learner(nn.Module):
         super().__init__()
         cls = strategy_class(strategy) if isinstance(strategy, str) else type(strategy)
         self.algo = strategy if isinstance(strategy, str) else registered_name(cls)
-        self.options = _read_options(self.algo, cls.options, options)
+        self.options = from_keywords(self.algo, cls.options, options)
         self.backbone = OWN if cls.own_network else backbone if isinstance(backbone, str) else None
         self.ways, self.image_shape, self.bn_mode = ways, image_shape, bn_mode
+        self.train_classes = train_classes if takes_train_classes(cls) else None
         if isinstance(strategy, str):
             self.strategy = self._build(strategy, cls, backbone, weights)
         else:
@@ -95,7 +99,7 @@ class Learner(nn.Module):
             backbone = make_backbone(backbone, self.image_shape, self.bn_mode, weights)
         keywords = inspect.signature(cls).parameters
         options = {name: getattr(self.options, name) for name in option_types(cls.options) if name in keywords}
-        strategy = make_strategy(algo, backbone, self.ways, **options)
+        strategy = make_strategy(algo, backbone, self.ways, train_classes=self.train_classes, **options)
         if isinstance(strategy, Prototypical):
             strategy.scaled_distance = self.shared.scaled_distance
         return strategy
@@ -213,7 +217,7 @@ class Learner(nn.Module):
         """
         own = {name: getattr(self, name) for name in _DESCRIBED} | {"inner_lr": self._inner_lr}
         config = {"algo": self.algo, **own, **to_flat(self.algo, self.options)}
-        data = learner_file(config, self.image_shape, self.state_dict())
+        data = learner_file(SavedLearner(config, self.image_shape, self.state_dict(), self.train_classes))
         with atomic_write(expanded(path, "the learner's path")) as file:
             file.write(data)
 
@@ -227,7 +231,7 @@ class Learner(nn.Module):
         Raises:
             UserError: a damaged or foreign file, an unknown strategy, or a backbone that is missing or does not fit.
         """
-        config, image_shape, state = read_learner_file(path)
+        config, image_shape, state, train_classes = read_learner_file(path)
         try:
             algo = config["algo"]
             known = {flat_name(algo, option) for option in option_types(strategy_class(algo).options)}
@@ -235,16 +239,10 @@ class Learner(nn.Module):
             if backbone is None and own["backbone"] is None:
                 raise UserError(f"Expected backbone, the network that {path} was saved with, got none; pass it")
             named = None if own["backbone"] == OWN else own["backbone"]
-            learner = cls(algo, image_shape=image_shape, **{**own, "backbone": backbone or named})
+            own |= {"backbone": backbone or named, "train_classes": train_classes}
+            learner = cls(algo, image_shape=image_shape, **own)
             learner.load_checked(state)
         except (RuntimeError, LookupError, TypeError, ValueError) as error:
             said = " ".join(str(error).split())
             raise UserError(f"Expected the learner of {path} to fit its description, got: {said}") from error
         return learner.eval()
-
-
-def _read_options(algo: str, cls: type[Options], given: Mapping[str, Any]) -> Options:
-    """Options by their own names, or by their flat ones."""
-    own = {flat_name(algo, name) for name in option_types(cls)}
-    flat = {name if name in own else flat_name(algo, name): value for name, value in given.items()}
-    return from_flat(algo, cls, flat)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,37 +15,48 @@ from metakm.io.tensor_file import TensorFile
 _FILE = TensorFile("weights file", key="metakm.run", version=1, source="a run writes one when it is done")
 
 
-def learner_file(
-    config: Mapping[str, Any], image_shape: tuple[int, int, int] | None, state: Mapping[str, Any]
-) -> bytes:
-    """The whole file.
+class SavedLearner(NamedTuple):
+    """What a learner's file holds.
 
-    Args:
-        config: how the learner was built, as JSON values by the names of a run's config.
-        image_shape: (C, H, W) of its images; None where its backbone says so itself.
-        state: its `state_dict()`.
+    config: how the learner was built, as JSON values by the names of a run's config.
+    image_shape: (C, H, W) of its images; None where its backbone says so itself.
+    state: its `state_dict()`.
+    train_classes: number of training classes; None where its strategy does not ask for it.
+    """
+
+    config: dict[str, Any]
+    image_shape: tuple[int, int, int] | None
+    state: dict[str, Any]
+    train_classes: int | None = None
+
+
+def learner_file(saved: SavedLearner) -> bytes:
+    """The whole file.
 
     Raises:
         UserError: tensors that safetensors does not have, such as sparse ones.
     """
-    shape = None if image_shape is None else list(image_shape)
-    apart = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}  # parts of a strategy share tensors
-    return _FILE.to_bytes({"config": dict(config), "image_shape": shape}, apart)
+    shape = None if saved.image_shape is None else list(saved.image_shape)
+    classes = {} if saved.train_classes is None else {"train_classes": saved.train_classes}
+    apart = {name: tensor.detach().cpu().clone() for name, tensor in saved.state.items()}  # parts share tensors
+    return _FILE.to_bytes({"config": dict(saved.config), "image_shape": shape, **classes}, apart)
 
 
-def read_learner_file(path: Path | str) -> tuple[dict[str, Any], tuple[int, int, int] | None, dict[str, Tensor]]:
-    """Config, image shape and state, as `learner_file` takes them.
+def read_learner_file(path: Path | str) -> SavedLearner:
+    """Inverse of `learner_file`.
 
     Raises:
         UserError: the file is damaged, foreign or of another format.
     """
     header, tensors = _FILE.read(path)
     try:
-        config, shape = header["config"], header["image_shape"]
+        config, shape, classes = header["config"], header["image_shape"], header.get("train_classes")
         if not isinstance(config, dict):
             raise TypeError(f"the config is {config!r:.80}")
+        if not (classes is None or (type(classes) is int and classes > 0)):
+            raise ValueError(f"train_classes {classes!r:.80}")
         if shape is None:
-            return config, None, tensors
+            return SavedLearner(config, None, tensors, classes)
         channels, height, width = shape
         if not all(type(side) is int and side > 0 for side in shape):
             raise ValueError(f"image_shape {shape!r:.80}")
@@ -53,7 +64,7 @@ def read_learner_file(path: Path | str) -> tuple[dict[str, Any], tuple[int, int,
         raise UserError(
             f"Expected the header of a trained run in {path}, got another: {error}; copy it again"
         ) from error
-    return config, (channels, height, width), tensors
+    return SavedLearner(config, (channels, height, width), tensors, classes)
 
 
 def flat_state(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def inspect_run(run: RecordedRun, episodes: int, data_root: Path | None = None) 
     batch = sampler.batch(index=0, tasks=min(episodes, run.row.n_tasks))
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.get_default_dtype()
     ready = batch.to(torch.device("cpu"), dtype)
-    start = _kernels(build_learner(config, sampler.dataset.image_shape).eval(), ready[0])
+    untrained = build_learner(config, sampler.dataset.image_shape, trained.learner.train_classes)
+    start = _kernels(untrained.eval(), ready[0])
     learned = _kernels(trained.learner, ready[0])
     with _record_kernels(trained.strategy) as used:
         predictions = _predict(trained.learner, ready, config.test_inner_steps)  # [E, N, Q]

@@ -37,8 +37,11 @@ def with_data_here(config: RunConfig, data_root: Path | None = None) -> RunConfi
     return dataclasses.replace(config, data_root=own if data_root is None else data_root)
 
 
-def build_learner(config: RunConfig, image_shape: ImageShape) -> Learner:
+def build_learner(config: RunConfig, image_shape: ImageShape, train_classes: int | None = None) -> Learner:
     """The learner of a config before meta-training: a function of its seed, whatever the global generator's state.
+
+    Args:
+        train_classes: `n_episode_classes` of the training split; needed to train some strategies, such as baseline.
 
     Raises:
         UserError: a name, backbone or option that does not exist or does not fit the strategy.
@@ -61,6 +64,7 @@ def build_learner(config: RunConfig, image_shape: ImageShape) -> Learner:
             image_shape=image_shape,
             bn_mode=config.bn_mode,
             weights=config.weights,
+            train_classes=train_classes,
             **to_flat(config.algo, config.options),
         )
     require_independent_tasks(learner.strategy.train())

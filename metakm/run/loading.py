@@ -77,8 +77,10 @@ def load_run(folder: str | Path) -> TrainedRun:
     if not path.is_file():
         raise UserError(f"Expected a trained run, got {run.path} without {run.weights.name} or {path.name}; train it")
     try:
-        image_shape, model = read_weights(path, config) if path == run.weights else _from_checkpoint(path, config)
-        learner = build_learner(dataclasses.replace(config, weights=None), image_shape)  # the run has its own
+        read = read_weights if path == run.weights else _from_checkpoint
+        image_shape, train_classes, model = read(path, config)
+        own = dataclasses.replace(config, weights=None)  # the run has its own
+        learner = build_learner(own, image_shape, train_classes)
         learner.load_checked(model)
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
         said = " ".join(str(error).split())
@@ -88,10 +90,11 @@ def load_run(folder: str | Path) -> TrainedRun:
     return TrainedRun(learner.eval(), config, image_shape, run.path, done.get("accuracy"), done.get("ci95"))
 
 
-def _from_checkpoint(path: Path, config: RunConfig) -> tuple[ImageShape, dict[str, Any]]:
+def _from_checkpoint(path: Path, config: RunConfig) -> tuple[ImageShape, int | None, dict[str, Any]]:
+    """As `read_weights`."""
     state = load_checkpoint(path, config)
     channels, height, width = map(int, state["image_shape"])
-    return (channels, height, width), state["best"]["model"]
+    return (channels, height, width), state.get("train_classes"), state["best"]["model"]
 
 
 def read_config(folder: Path) -> RunConfig:

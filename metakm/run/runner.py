@@ -55,9 +55,12 @@ class Run(TrainingRun[OuterLoop]):
         self.samplers = {split: make_sampler(config, split) for split in ("train", "val", "test")}
         folder = RunFolder(config.folder)
         begun = config.resume and folder.checkpoint.is_file()  # has its weights there
-        learner = build_learner(dataclasses.replace(config, weights=None) if begun else config, self.image_shape)
+        start = dataclasses.replace(config, weights=None) if begun else config
+        classes = self.samplers["train"].dataset.n_episode_classes
+        learner = build_learner(start, self.image_shape, classes)
         self.init_weights = "" if begun else _warm_start(learner, config)
         loop = OuterLoop(learner, self.samplers["train"], config, self.device, processes)
+        self.train_classes = learner.train_classes
         weights_file(config, self.image_shape, loop.model_state())  # to fail now, not after the training
         self.best: dict[str, Any] = {"val_accuracy": -1.0}
         super().__init__(
@@ -130,11 +133,13 @@ class Run(TrainingRun[OuterLoop]):
         if tested is not None:
             self.folder.write_tasks(tested)
         self.folder.write_picture(self.history.curve, f"{self.config.algo}, {self.config.setting}")
-        self.folder.write_weights(weights_file(self.config, self.image_shape, self.loop.model_state()))
+        weights = weights_file(self.config, self.image_shape, self.loop.model_state(), self.train_classes)
+        self.folder.write_weights(weights)
 
     def own_state(self) -> dict[str, Any]:
         """The model that was kept, and what it was trained on and from."""
-        return {"image_shape": list(self.image_shape), "best": self.best, "init_weights": self.init_weights}
+        built = {"image_shape": list(self.image_shape), "train_classes": self.train_classes}
+        return {**built, "best": self.best, "init_weights": self.init_weights}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Inverse of `own_state`."""

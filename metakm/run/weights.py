@@ -8,27 +8,32 @@ from typing import Any
 from metakm.config import RunConfig
 from metakm.errors import UserError
 from metakm.learning.learner import ImageShape
-from metakm.learning.learner_file import learner_file, read_learner_file
+from metakm.learning.learner_file import SavedLearner, learner_file, read_learner_file
 from metakm.run.checkpoint import config_changes
 
 
-def weights_file(config: RunConfig, image_shape: ImageShape, model: dict[str, Any]) -> bytes:
+def weights_file(
+    config: RunConfig, image_shape: ImageShape, model: dict[str, Any], train_classes: int | None = None
+) -> bytes:
     """The file of a model as `OuterLoop.model_state` gives it.
+
+    Args:
+        train_classes: that of the learner.
 
     Raises:
         UserError: tensors of a strategy that safetensors does not have, such as sparse ones.
     """
-    return learner_file(config.identity(), image_shape, model)
+    return learner_file(SavedLearner(config.identity(), image_shape, model, train_classes))
 
 
-def read_weights(path: Path, config: RunConfig) -> tuple[ImageShape, dict[str, Any]]:
-    """(C, H, W) of the images trained on, and the model as `Learner.load_state_dict` takes it.
+def read_weights(path: Path, config: RunConfig) -> tuple[ImageShape, int | None, dict[str, Any]]:
+    """(C, H, W) of the images trained on, the learner's `train_classes`, and the model for its `load_state_dict`.
 
     Raises:
         UserError: the file is damaged, foreign, of another format, or of a run with another config; the fields are
             named.
     """
-    header, image_shape, state = read_learner_file(path)
+    header, image_shape, state, train_classes = read_learner_file(path)
     try:
         trained = RunConfig.from_json(header)  # fields that are newer than the file have their defaults
     except UserError as error:
@@ -42,4 +47,4 @@ def read_weights(path: Path, config: RunConfig) -> tuple[ImageShape, dict[str, A
         )
     if image_shape is None:
         raise UserError(f"Expected the header of a trained run in {path}, got one without image_shape; copy it again")
-    return image_shape, state
+    return image_shape, train_classes, state

@@ -108,5 +108,5 @@ def _check(search: StrategySearch) -> None:
     make_sampler(config, "val")
     for field in ({}, *({f: v} for f in _SHAPING if f in search.space for v in search.space[f].probes)):
         changed = with_values(config, field)
-        image_shape = make_sampler(changed, "train").dataset.image_shape
-        build_learner(changed, image_shape)
+        dataset = make_sampler(changed, "train").dataset
+        build_learner(changed, dataset.image_shape, dataset.n_episode_classes)

@@ -56,7 +56,8 @@ class TrialRun:
     def __init__(self, config: RunConfig, folder: RunFolder, tasks: int, test_steps: Sequence[int]) -> None:
         self.config, self.folder, self.tasks, self.test_steps = config, folder, tasks, test_steps
         self.samplers = {split: make_sampler(config, split) for split in ("train", "val")}
-        learner = build_learner(config, self.samplers["train"].dataset.image_shape)
+        dataset = self.samplers["train"].dataset
+        learner = build_learner(config, dataset.image_shape, dataset.n_episode_classes)
         self.loop = OuterLoop(learner, self.samplers["train"], config, resolve_device(config.device))
         self.history = History()
         if folder.checkpoint.exists():

@@ -14,6 +14,7 @@ from metakm.models.layers import BatchNorm2d, statistics_from, tracking_statisti
 from metakm.models.modes import BatchNormMode
 from metakm.options import Options, RateOptions
 
+PresetValues = Mapping[tuple[str, str], Mapping[str, Any]]
 InnerLR = float | Sequence[Tensor]
 Gradients = Sequence[Tensor | None]
 Transform = Callable[[nn.Module, Gradients], Gradients]
@@ -90,6 +91,10 @@ class Strategy(nn.Module):
     options: ClassVar[type[Options]] = RateOptions
     """What a run may change of this strategy, see `metakm.options`; `register_strategy` sets it. Options of the
     strategy's own, and `implicit`, are keywords of its constructor."""
+
+    preset_values: ClassVar[PresetValues] = {}
+    """What a preset sets otherwise for this strategy: fields of a run and options, by their flat names, for a preset
+    and a family of data such as `("quick", "characters")`. Derived classes have the same unless they say so."""
 
     own_network: ClassVar[bool] = False
     """True: the strategy has a network of its own and gets None as `backbone`; its runs have `--backbone own`."""

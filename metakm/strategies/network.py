@@ -37,6 +37,15 @@ def make_head(backbone: nn.Module, ways: int) -> Linear:
     """
     if ways < 2:
         raise UserError(f"Expected ways to be at least 2, got {ways}; an episode tells classes apart")
+    return Linear(feature_count(backbone), ways)
+
+
+def feature_count(backbone: nn.Module) -> int:
+    """How many features a backbone returns.
+
+    Raises:
+        UserError: it does not say so.
+    """
     features = getattr(backbone, "out_features", None)
     if not isinstance(features, int):
         raise UserError(
@@ -44,7 +53,7 @@ def make_head(backbone: nn.Module, ways: int) -> Linear:
             f"{features!r}; set it to the number of features that forward() returns, or make a backbone of a plain "
             "network with metakm.carry_tasks"
         )
-    return Linear(features, ways)
+    return features
 
 
 class SharedParameters(nn.Module):

@@ -15,6 +15,7 @@ from metakm.strategies.base import Strategy
 from metakm.strategies.independence import require_independent_tasks
 
 _S = TypeVar("_S", bound=type[Strategy])
+TRAIN_CLASSES = "train_classes"
 # Class attributes of before, which would be ignored in silence.
 _RENAMED = {
     "variants": "the dataclass register_strategy(name, options=...)",
@@ -77,11 +78,20 @@ def registered_name(cls: type[Strategy]) -> str:
     return next((name for name, known in strategies.entries.items() if known is cls), cls.__qualname__)
 
 
-def make_strategy(name: str, backbone: nn.Module | None, ways: int, **options: Any) -> Strategy:
+def takes_train_classes(cls: type[Strategy]) -> bool:
+    """Whether a strategy is told the number of training classes: its constructor has a keyword for it."""
+    return TRAIN_CLASSES in inspect.signature(cls).parameters
+
+
+def make_strategy(
+    name: str, backbone: nn.Module | None, ways: int, *, train_classes: int | None = None, **options: Any
+) -> Strategy:
     """Build the strategy `name` on `backbone` for `ways` classes.
 
     Args:
         backbone: None for a strategy with a network of its own (`own_network`).
+        train_classes: number of classes in the episodes of meta-training (`FewShotDataset.n_episode_classes`), for a
+            strategy whose constructor has this keyword; others do not get it.
 
     Raises:
         UserError: an unknown name, an option that the strategy does not have, a constructor that fails, a
@@ -91,14 +101,15 @@ def make_strategy(name: str, backbone: nn.Module | None, ways: int, **options: A
     if cls.own_network != (backbone is None):
         wanted = "None, as it brings a network of its own" if cls.own_network else "a network"
         raise UserError(f"Expected the backbone of {name!r} to be {wanted}, got {type(backbone).__name__}; pass that")
-    known = [p for p in inspect.signature(cls).parameters if p not in ("backbone", "ways")]
+    known = [p for p in inspect.signature(cls).parameters if p not in ("backbone", "ways", TRAIN_CLASSES)]
     for option in options:
         if option not in known:
             raise UserError(
                 f"Expected options of {name!r} out of {', '.join(known) or '(none)'}, got {option!r}; leave it out"
             )
+    told = {TRAIN_CLASSES: train_classes} if takes_train_classes(cls) else {}
     try:
-        strategy = cls(backbone, ways, **options)
+        strategy = cls(backbone, ways, **told, **options)
     except UserError:
         raise
     except Exception as error:  # a plugin's code may raise anything

@@ -57,6 +57,25 @@ def test_labels_are_class_major_and_images_belong_to_them(make: Make) -> None:
     ]:
         classes = np.searchsorted(dataset.offsets, rows_of(images), side="right") - 1
         assert np.array_equal(classes, np.take_along_axis(drawn, labels.numpy(), axis=1))
+        assert np.array_equal(classes, batch.classes.gather(1, labels).numpy())
+    assert (batch.classes.dtype, dataset.n_episode_classes) == (torch.int64, 7)
+
+
+def test_a_class_in_each_rotation_has_a_number_of_its_own(make: Make) -> None:
+    dataset = make(UNEVEN, rotations=True)
+    sampler = EpisodeSampler(dataset, ways=5, shots=1, queries=2)
+    batch, drawn = sampler.batch(3, 400), sampler.draw(3, 400)
+    turned = [*zip(drawn.classes.ravel().tolist(), drawn.rotations.ravel().tolist(), strict=True)]
+    numbers = batch.classes.ravel().tolist()
+    assert len({*turned}) == len({*zip(turned, numbers, strict=True)}) == 28
+    assert sorted({*numbers}) == list(range(28)) == list(range(dataset.n_episode_classes))
+
+
+def test_class_numbers_go_with_their_tasks(make: Make) -> None:
+    batch = EpisodeSampler(make(UNEVEN), ways=3, shots=1, queries=2).batch(0, 6)
+    assert torch.equal(batch[2:5].classes, batch.classes[2:5])
+    assert torch.equal(batch[1].to("cpu", torch.float64).classes, batch.classes[1:2])
+    assert dataclasses.replace(batch, classes=None)[1:3].to("cpu").classes is None
 
 
 def test_classes_of_a_task_differ_and_no_image_comes_twice(make: Make) -> None:

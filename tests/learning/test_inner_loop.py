@@ -4,6 +4,7 @@ import pytest
 import torch
 from oracle import conv4, higher_loss, modulate, unrolled_loss
 from small import (
+    CLASS_TRAINING,
     WITHOUT_STEPS,
     assert_close,
     gradients,
@@ -29,7 +30,7 @@ CASES = {
 }
 LR, STEPS = 0.4, 3
 WITH_STEPS = [name for name in metakm.available_strategies() if name not in WITHOUT_STEPS]
-WITH_A_HEAD = [name for name in WITH_STEPS if "proto" not in name]
+WITH_A_HEAD = [name for name in WITH_STEPS if "proto" not in name and name not in CLASS_TRAINING]
 
 
 def per_task(algo, strategy, options, downsample, bn_mode="transductive"):
@@ -165,8 +166,8 @@ def test_inner_loop_leaves_every_parameter_and_buffer_as_it_was(algo):
 
 
 def small_lr(algo):
-    """A head of prototypes starts steep."""
-    return LR / 20 if "proto" in algo else LR
+    """A head of class means starts steep."""
+    return LR / 20 if "proto" in algo or algo == "finetune" else LR
 
 
 @pytest.mark.parametrize("algo", WITH_STEPS)
@@ -179,7 +180,10 @@ def test_adaptation_lowers_the_support_loss(algo):
     assert losses[1] < losses[0]
 
 
-@pytest.mark.parametrize("algo", [a for a in metakm.available_strategies() if a != "reptile"])  # it trains on queries
+ADAPTS_IN_TRAINING = [a for a in metakm.available_strategies() if a not in ("reptile", *CLASS_TRAINING)]
+
+
+@pytest.mark.parametrize("algo", ADAPTS_IN_TRAINING)  # to the support images
 def test_evaluation_gives_the_same_logits_without_any_graph(algo):
     strategy, episodes = small_strategy(algo), random_episodes()
     trained = meta_loss(strategy, episodes, inner_lr=LR, inner_steps=STEPS)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small import random_episodes, small_strategy
+from small import CLASS_TRAINING, random_episodes, small_strategy
 
 import metakm
 from metakm.learning.inner_loop import evaluate_episodes, meta_loss
@@ -43,7 +43,7 @@ def queries_see_each_other(algo, mode, phase):
 def test_what_a_query_depends_on(algo, mode, phase):
     case = Case(algo, mode, phase)
     assert case.influence("query_images", 0, 0) > 1e-3, "on itself"
-    for image in (0, 7):
+    for image in (0, 7) if phase == "evaluation" or algo not in CLASS_TRAINING else ():
         assert case.influence("support_images", 0, image) > 1e-6, "on each support image of its task"
     for image in (1, 11):  # of its own class and of another
         found = case.influence("query_images", 0, image)

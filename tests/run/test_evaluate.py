@@ -119,7 +119,7 @@ def test_the_weights_are_the_best_model_not_the_last(tmp_path):
     flags = [*SMALL.replace("0.05", "0.5").split(), "--iterations", "8", "--val-every", "1", "--out", str(tmp_path)]
     assert main(flags) == 0
     state = torch.load(folder(tmp_path) / "checkpoint.pt", weights_only=True)
-    _, model = read_weights(folder(tmp_path) / "weights.safetensors", config_of(folder(tmp_path)))
+    _, _, model = read_weights(folder(tmp_path) / "weights.safetensors", config_of(folder(tmp_path)))
     assert same(model, state["best"]["model"])
     assert not same(model, state["loop"]["model"])
 
@@ -299,7 +299,7 @@ def test_what_says_how_a_run_is_executed_may_differ(run):
 def test_weights_from_before_a_field_was_added_are_read(run):
     """A field that is missing has its default, as in config.json."""
     config = config_of(run)
-    shape, model = read_weights(run / "weights.safetensors", config)
+    shape, _, model = read_weights(run / "weights.safetensors", config)
     identity = {k: v for k, v in config.identity().items() if k not in ("precision", "image_size")}
 
     class Older:
@@ -313,7 +313,7 @@ def test_weights_from_before_a_field_was_added_are_read(run):
 def forge(run, spoil=lambda _: None, image_shape=None):
     """Rewrite the weights, with a right digest but other contents."""
     config = config_of(run)
-    shape, model = read_weights(run / "weights.safetensors", config)
+    shape, _, model = read_weights(run / "weights.safetensors", config)
     spoil(model)
     (run / "weights.safetensors").write_bytes(weights_file(config, image_shape or shape, model))
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,6 +84,23 @@ def test_every_strategy_runs_to_its_row(tmp_path, algo, capsys):
     assert row.accuracy > 1 / 3
     no_effect = "the inner learning rate and steps have no effect" in capsys.readouterr().err
     assert (row.adapted_parameters == 0) == no_effect == (algo in WITHOUT_STEPS)
+
+
+def test_a_run_that_classifies_is_built_again_from_its_files(tmp_path):
+    assert run(tmp_path, "--algo", "baseline", iterations=2, every=1) == 0
+    path, classes = folder(tmp_path, "baseline"), metakm.load_dataset("glyphs").n_episode_classes
+    row = pd.read_csv(path / "result.csv").iloc[0]
+    for kept, dropped in (("weights.safetensors", "checkpoint.pt"), ("checkpoint.pt", "weights.safetensors")):
+        copied = tmp_path / kept
+        shutil.copytree(path, copied)
+        (copied / dropped).unlink()
+        loaded = metakm.load_run(copied)
+        assert loaded.strategy.classifier.out_features == loaded.learner.train_classes == classes
+        assert metakm.evaluate(copied).accuracy == row.accuracy
+    saved = torch.load(path / "checkpoint.pt", weights_only=True)
+    assert saved["train_classes"] == classes
+    assert run(tmp_path, "--algo", "anil", iterations=0) == 0
+    assert torch.load(folder(tmp_path, "anil") / "checkpoint.pt", weights_only=True)["train_classes"] is None
 
 
 def test_the_checkpoint_tested_is_the_best_on_meta_validation(tmp_path):

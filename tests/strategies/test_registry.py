@@ -1,12 +1,15 @@
 import copy
+import re
 import textwrap
 from importlib.metadata import EntryPoint
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 
 import metakm
+from metakm.presets import changes_from_preset, preset_config
 from metakm.run.__main__ import main
 from metakm.strategies import registry
 from metakm.strategies.anil import ANIL
@@ -15,14 +18,14 @@ from metakm.table.collect import read_runs
 
 def test_built_in_strategies_are_known():
     proto = {"anil-proto", "km-proto", "maml-proto"}
-    baselines = {"cavia", "imaml", "meta-curvature", "r2d2"}
+    baselines = {"baseline", "baseline++", "cavia", "finetune", "simpleshot", "imaml", "meta-curvature", "r2d2"}
     built_in = {"anil", "bn", "boil", "km", "maml", "meta-sgd", "protonet", "reptile", *proto, *baselines}
     assert built_in <= set(metakm.available_strategies())
     assert list(metakm.available_strategies()) == sorted(metakm.available_strategies())
 
 
 def test_unknown_name_lists_the_known_and_the_nearest():
-    with pytest.raises(metakm.UserError, match=r"one of anil, .*reptile, got 'mmal'; did you mean 'maml'"):
+    with pytest.raises(metakm.UserError, match=r"one of anil, .*reptile, simpleshot, got 'mmal'; did you mean 'maml'"):
         metakm.make_strategy("mmal", metakm.Conv4(1, 4), 5)
 
 
@@ -222,3 +225,33 @@ def test_an_entry_point_that_does_not_load_is_named(monkeypatch):
     install(monkeypatch, ("gone", "metakm.no_such_module:Gone"))
     with pytest.raises(metakm.UserError, match=r"'metakm\.no_such_module:Gone' to load, got ModuleNotFoundError"):
         registry.strategy_class("gone")
+
+
+def test_what_a_preset_sets_otherwise_is_in_the_strategys_own_file():
+    @metakm.register_strategy("eager")
+    class Eager(ANIL):
+        preset_values: ClassVar = {("quick", "characters"): {"inner_lr": 7.0, "first_order": True}}
+
+    config = preset_config("quick", "eager", "omniglot")
+    assert (config.inner_lr, config.options.first_order) == (7.0, True)
+    assert config == metakm.RunConfig(algo="eager", dataset="omniglot")
+    assert changes_from_preset(config) == {}
+    assert changes_from_preset(config.replaced(inner_lr=0.5)) == {"inner_lr": 0.5}
+    for preset, dataset in (("paper", "omniglot"), ("quick", "mini-imagenet")):
+        assert preset_config(preset, "eager", dataset).inner_lr == preset_config(preset, "anil", dataset).inner_lr
+
+
+def test_a_derived_strategy_has_what_a_preset_sets_otherwise_and_drops_options_that_it_lacks():
+    table3 = preset_config("table3", "km-proto", "omniglot"), preset_config("table3", "km", "omniglot")
+    assert [config.inner_lr for config in table3] == [0.1, 0.1]
+    assert [config.shared.first_head_lr for config in table3] == [0.0, 10.0]
+
+
+@pytest.mark.parametrize("key", [("quik", "characters"), ("quick", "letters"), "quick"])
+def test_values_for_an_unknown_preset_or_family_are_refused(key):
+    @metakm.register_strategy("mistaken")
+    class Mistaken(ANIL):
+        preset_values: ClassVar = {key: {"inner_lr": 7.0}}
+
+    with pytest.raises(metakm.UserError, match=rf"preset_values of 'mistaken' .*got {re.escape(repr(key))}; name a"):
+        preset_config("paper", "mistaken", "omniglot")

@@ -1,0 +1,48 @@
+"""Baseline++: as Baseline, with classifiers of cosines (Chen et al. 2019, "A Closer Look ...", Sec. 3.2).
+
+    logit of class k = s cos(w_k, f(x))
+
+for the training classes and for those of a task, whose w the inner loop trains from the same random start in every task
+(see `baseline.py`, which has the citation's training of a task and how this one deviates from it).
+
+Deviations: the paper's equation has no s; the authors' code has s = 2 for up to 200 classes and 10 for more, and learns
+a length of each w_k, too. Here s is `--baseline++.scale`, one for the training classes and for tasks, and w_k counts by
+its direction alone, as in the paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from metakm.cli.flags import require
+from metakm.options import Options
+from metakm.strategies.baseline import Baseline
+from metakm.strategies.class_training import CosineLinear
+from metakm.strategies.network import feature_count
+from metakm.strategies.registry import register_strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselinePlusPlusOptions(Options):
+    """Options of Baseline++."""
+
+    scale: float = 10.0
+    """s, the factor on the cosines, for the training classes and in a task."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.scale < float("inf"), "baseline++.scale", "above 0", self.scale)
+
+
+@register_strategy("baseline++", options=BaselinePlusPlusOptions)
+class BaselinePlusPlus(Baseline):
+    """`adapted` = the head of a task, of cosines."""
+
+    def __init__(self, backbone: nn.Module, ways: int, train_classes: int | None = None, scale: float = 10.0) -> None:
+        super().__init__(backbone, ways, train_classes)  # its linear heads give way to those of cosines
+        features = feature_count(backbone)
+        self.adapted = CosineLinear(features, ways, scale)
+        if train_classes is not None:
+            self.classifier = CosineLinear(features, train_classes, scale)
