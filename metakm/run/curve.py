@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from metakm.errors import UserError
+from metakm.io.csv_file import csv_text, read_csv
 from metakm.io.figure import new_figure
 
 
@@ -32,7 +31,7 @@ class CurvePoint(NamedTuple):
 
 def curve_csv(points: Sequence[CurvePoint]) -> str:
     """The points as CSV with a header."""
-    return str(pd.DataFrame(points, columns=list(CurvePoint._fields)).to_csv(index=False))
+    return csv_text([point._asdict() for point in points], CurvePoint._fields)
 
 
 def read_curve(path: Path) -> list[CurvePoint]:
@@ -42,13 +41,14 @@ def read_curve(path: Path) -> list[CurvePoint]:
         UserError: no such file, or one that is no learning curve.
     """
     try:
-        table = pd.read_csv(path)[list(CurvePoint._fields)]
-        table = table.astype({"iteration": int, **dict.fromkeys(CurvePoint._fields[1:], float)})
-        if table[["val_accuracy", "seconds"]].isna().any(axis=None):
-            raise ValueError("an empty val_accuracy or seconds")
-    except (OSError, ValueError, KeyError, OverflowError) as error:
+        lines = read_csv(path)
+        if not lines:
+            raise ValueError("no point")
+        return [CurvePoint.checked([line[name] or None for name in CurvePoint._fields]) for line in lines]
+    except KeyError as error:
+        raise UserError(f"Expected a learning curve in {path}, got no column {error}") from error
+    except (UserError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"Expected a learning curve in {path}, got {error}") from error
-    return [CurvePoint.checked([None if pd.isna(v) else v for v in p]) for p in table.itertuples(index=False)]
 
 
 def curve_png(points: Sequence[CurvePoint], title: str, stage: str = "meta-") -> bytes:
