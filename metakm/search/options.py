@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +78,16 @@ def parse_search(arguments: Sequence[str]) -> tuple[SearchOptions, list[str]]:
     options, rest = read_some_options(SearchOptions, PROG, arguments)
     check_flags(rest, SearchOptions, _PER_TRIAL)
     return options, rest
+
+
+def search_command(options: SearchOptions, rest: Sequence[str]) -> str:
+    """The shell command of a search; the inverse of `parse_search`."""
+    words = PROG.split()
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if value != field.default:
+            words += [flag_of(field.name), *map(str, value if isinstance(value, tuple) else [value])]
+    return shlex.join([*words, *rest])
 
 
 def fields_given(rest: Sequence[str]) -> frozenset[str]:

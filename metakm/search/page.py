@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import optuna
+import pandas as pd
 
 from metakm.cli.progress import duration
 from metakm.config import RunConfig
@@ -18,18 +20,20 @@ from metakm.search.space import refuses, with_values
 from metakm.search.studies import Studies
 from metakm.search.trial import read_accuracies
 
-PICTURE = "importances.png"
+PICTURE, SUMMARY = "importances.png", "summary.csv"
 
 
 def write_page(studies: Studies) -> None:
-    """Write `search.csv`, `README.md` and, if there are enough trials, the picture of the importances."""
+    """Write `search.csv`, `summary.csv`, `README.md` and, with enough trials, the picture of the importances."""
     records, found = read_records(studies), studies.all_studies()
     write_csv(studies.out, records)
+    rows = [_summary_row(studies, algo, [record for record in records if record.algo == algo]) for algo in found]
+    write_text(studies.out / SUMMARY, pd.DataFrame(rows).astype({"test_steps": "Int64"}).to_csv(index=False))
     shares = {algo: values for algo, study in found.items() if (values := importances(study))}
     if shares:
         with atomic_write(studies.out / PICTURE) as file:
             file.write(importances_png(shares))
-    parts = [_head(studies)]
+    parts = [_head(studies), _summary_table(rows)]
     for algo, study in found.items():
         parts.append(_strategy(studies, algo, study, [record for record in records if record.algo == algo]))
     parts.append(_importance(list(shares)))
@@ -46,7 +50,9 @@ def _head(studies: Studies) -> str:
 Accuracies are those of meta-validation; meta-test was not touched. Each trial is {config.iterations:,} iterations of
 meta-training with seed {config.seed}; its last model is measured on {protocol["tasks"]} tasks, the same for all, with
 {steps} inner steps, and the best of these is kept. Trials below the median of the earlier ones at the same iteration
-are given up (pruned). `search.csv` has every trial.
+are given up (pruned). `search.csv` has every trial, `summary.csv` one row a strategy. To go on, or to make it again:
+
+    {studies.plan.command}
 
 The winner was picked for its accuracy, so on new tasks it will be a little lower than here. ± are half-widths of 95 %
 intervals over tasks; those of differences are paired. They do not tell of other seeds.
@@ -54,6 +60,31 @@ intervals over tasks; those of differences are paired. They do not tell of other
 | field | values |
 |---|---|
 {space}"""
+
+
+def _summary_row(studies: Studies, algo: str, own: list[Record]) -> dict[str, Any]:
+    """What a strategy was given, what came out, and the command of its winner; None where no trial was measured."""
+    best = winner(own)
+    spent = {"algo": algo, "trials": len(own), "measured": sum(r.accuracy is not None for r in own)}
+    spent["seconds"] = round(sum(record.seconds or 0.0 for record in own), 1)
+    if best is None:
+        return spent | dict.fromkeys(("accuracy", "ci95", "test_steps", "trial", "command"))
+    measured = {"accuracy": best.accuracy, "ci95": best.ci95, "test_steps": best.test_steps, "trial": best.number}
+    return spent | measured | {"command": command(winning_config(studies, best))}
+
+
+def _summary_table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| strategy | trials | measured | seconds of training | best, % | inner steps |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        found = ("", "")
+        if row["accuracy"] is not None:
+            found = (f"{_percent(row['accuracy'])} ± {_percent(row['ci95'])}", str(row["test_steps"]))
+        given = (f"`{row['algo']}`", row["trials"], row["measured"], f"{row['seconds']:.0f}")
+        lines.append(f"| {' | '.join(map(str, (*given, *found)))} |")
+    return "\n".join(lines)
 
 
 def _strategy(studies: Studies, algo: str, study: optuna.Study, own: list[Record]) -> str:

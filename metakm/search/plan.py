@@ -13,12 +13,13 @@ from metakm.io.files import expanded
 from metakm.registry import load_plugin
 from metakm.run.build import build_learner, make_sampler, resolve_device
 from metakm.run.command_line import parse
-from metakm.search.options import PROG, SearchOptions, fields_given
+from metakm.search.options import PROG, SearchOptions, fields_given, search_command
 from metakm.search.space import Space, check_space, read_space, split_for, with_values
 from metakm.strategies.registry import strategy_class
 
 FOLLOWS = {"km-proto": "km"}  # a strategy that takes the values of another one's winner
 _SHARED = ("dataset", "ways", "shots", "image_size", "seed", "iterations", "val_tasks", "val_every")
+_INNER = ("inner_lr", "inner_steps")
 _SHAPING = ("backbone", "queries", "augment", "bn_mode", "implicit")  # fields that data or strategy may refuse
 
 
@@ -48,6 +49,12 @@ class SearchPlan:
     options: SearchOptions
     space: Space
     searches: tuple[StrategySearch, ...]
+    rest: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """The shell command that makes this plan again."""
+        return search_command(self.options, self.rest)
 
     @property
     def out(self) -> Path:
@@ -82,13 +89,33 @@ def make_plan(options: SearchOptions, rest: Sequence[str]) -> SearchPlan:
         strategy_class(algo)
         own, dropped = split_for(algo, space, fields_given(rest))
         if not own:
-            raise UserError(f"Expected a space that {algo} can vary, got none of its fields left; add some to it")
+            raise _nothing_to_vary(algo)
         followers = tuple(configs[other] for other in algos if FOLLOWS.get(other) == algo)
         searches.append(StrategySearch(configs[algo], own, dropped, followers))
-    plan = SearchPlan(options, space, tuple(searches))
-    for search in plan.searches:
+    for search in searches:
         _check(search)
-    return plan
+    return SearchPlan(options, space, tuple(map(_that_matter, searches)), tuple(rest))
+
+
+def _that_matter(search: StrategySearch) -> StrategySearch:
+    """Without the fields of the inner loop, if the strategy adapts nothing in one.
+
+    Raises:
+        UserError: no field is left.
+    """
+    dataset = make_sampler(search.config, "train").dataset
+    learner = build_learner(search.config, dataset.image_shape, dataset.n_episode_classes)
+    if learner.strategy.parameter_counts()[0]:
+        return search
+    dropped = {field: "this strategy adapts nothing in an inner loop" for field in _INNER if field in search.space}
+    own = {field: dimension for field, dimension in search.space.items() if field not in dropped}
+    if not own:
+        raise _nothing_to_vary(search.algo)
+    return dataclasses.replace(search, space=own, dropped=search.dropped | dropped)
+
+
+def _nothing_to_vary(algo: str) -> UserError:
+    return UserError(f"Expected a space that {algo} can vary, got none of its fields left; add some to it")
 
 
 def _config(algo: str, options: SearchOptions, rest: Sequence[str]) -> RunConfig:

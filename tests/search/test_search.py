@@ -123,6 +123,44 @@ def test_the_page_has_the_winner_its_lead_and_the_command_that_runs_it(searched)
     assert (follower.algo, follower.meta_lr, follower.shared.zero_head) == ("km-proto", best["meta_lr"], False)
 
 
+def test_there_is_one_summary_row_a_strategy_with_the_winners_command(searched):
+    summary, trials = pd.read_csv(searched / "summary.csv"), pd.read_csv(searched / "search.csv")
+    assert sorted(summary["algo"]) == ["anil", "km"]
+    page = (searched / "README.md").read_text()
+    for _, row in summary.iterrows():
+        own = trials[trials["algo"] == row["algo"]].set_index("trial")
+        best = own.loc[row["trial"]]
+        assert (row["trials"], row["measured"]) == (3, own["accuracy"].notna().sum())
+        assert row["seconds"] == pytest.approx(own["seconds"].sum(), abs=0.1)
+        assert row["accuracy"] == best["accuracy"] == own["accuracy"].max()
+        assert (row["ci95"], row["test_steps"]) == (best["ci95"], best["test_steps"])
+        assert parse(shlex.split(row["command"])[3:]).meta_lr == best["meta_lr"]
+        accuracy = f"{100 * row['accuracy']:.2f} ± {100 * row['ci95']:.2f}"
+        assert (
+            f"| `{row['algo']}` | 3 | {row['measured']} | {row['seconds']:.0f} | {accuracy} | {row['test_steps']} |"
+            in page
+        )
+
+
+def test_the_command_of_the_page_makes_the_same_search(searched, space):
+    (line,) = re.findall(r"^    (python -m metakm\.search .*)$", (searched / "README.md").read_text(), re.MULTILINE)
+    options, rest = parse_search(shlex.split(line)[3:])
+    expected = parse_search(["--algo", "km", "anil", "km-proto", *flags(space, searched)])
+    assert (options, rest) == expected
+    assert make_plan(options, rest).command == line
+
+
+def test_a_strategy_without_an_inner_loop_does_not_vary_its_rate(space, tmp_path):
+    assert main(["--algo", "protonet", *flags(space, tmp_path, trials=1, iterations=2)]) == 0
+    page = (tmp_path / "README.md").read_text()
+    assert "Not varied: `inner_steps` (this strategy adapts nothing in an inner loop)." in page
+    assert "inner_steps" not in pd.read_csv(tmp_path / "search.csv").columns
+    (tmp_path / "inner.toml").write_text("inner_lr = [0.1, 0.2]")
+    options, rest = parse_search(["--algo", "protonet", *flags(str(tmp_path / "inner.toml"), tmp_path / "new")])
+    with pytest.raises(metakm.UserError, match="a space that protonet can vary, got none of its fields left"):
+        make_plan(options, rest)
+
+
 def test_meta_test_is_never_drawn_from(space, tmp_path, monkeypatch):
     import metakm.run.build as build
 
