@@ -20,7 +20,7 @@ from metakm.errors import unknown_name
 from metakm.experiments import scratch
 from metakm.experiments.classification import load_cifar10
 from metakm.experiments.command import run_all
-from metakm.experiments.config import ExperimentConfig, ExperimentPreset, parse
+from metakm.experiments.config import ExperimentPreset, parse
 from metakm.experiments.networks import cifar_classifier
 from metakm.experiments.run import ExperimentRun, MethodSetup
 from metakm.modulation import modulate
@@ -37,7 +37,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class AblationConfig(ExperimentConfig):
+class AblationConfig(scratch.FromScratchConfig):
     """Train variants of the kernel modulator, as in the paper's Fig. 5."""
 
     methods: tuple[str, ...] = tuple(VARIANTS)
@@ -45,17 +45,18 @@ class AblationConfig(ExperimentConfig):
 
 
 def _of(config: scratch.ScratchConfig, **changes: Any) -> AblationConfig:
-    shared = {f.name: getattr(config, f.name) for f in fields(ExperimentConfig)}
+    shared = {f.name: getattr(config, f.name) for f in fields(scratch.FromScratchConfig)}
     return AblationConfig(**{**shared, **changes})
 
 
 PRESETS: dict[ExperimentPreset, AblationConfig] = {
     "quick": _of(scratch.PRESETS["quick"], epochs=4, train_images=6400),
+    "short": _of(scratch.PRESETS["short"], epochs=2),
     "paper": _of(scratch.PRESETS["paper"]),
 }
 
 
-def method_setup(variant: str, seed: int) -> MethodSetup:
+def method_setup(variant: str, seed: int, residual_start: float = 1.0) -> MethodSetup:
     """The untrained network of a variant; the convolutions are the same for all variants of a seed.
 
     Raises:
@@ -65,7 +66,7 @@ def method_setup(variant: str, seed: int) -> MethodSetup:
         raise unknown_name("variant", variant, VARIANTS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = cifar_classifier(32, scratch.CLASSES)
+        network = cifar_classifier(32, scratch.CLASSES, residual_start=residual_start)
         return MethodSetup("resnet32", modulate(network, start="paper", **VARIANTS[variant]))
 
 
@@ -78,7 +79,7 @@ def execute(config: AblationConfig) -> int:
 
     def make(variant: str, stop: StopRequest) -> ExperimentRun:
         run = replace(scratch.method_config(config, "ablation", "km"), method=variant)  # at km's learning rate
-        return ExperimentRun(run, method_setup(variant, config.seed), data, stop)
+        return ExperimentRun(run, method_setup(variant, config.seed, run.residual_start), data, stop)
 
     return run_all(make, config.methods)
 

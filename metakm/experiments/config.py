@@ -18,7 +18,7 @@ from metakm.errors import unknown_name
 from metakm.experiments.batches import Augmentation
 from metakm.experiments.row import EXECUTION_FIELDS
 
-ExperimentPreset = Literal["quick", "paper"]
+ExperimentPreset = Literal["quick", "short", "paper"]
 Optimiser = Literal["sgd", "adam"]
 RateSchedule = Literal["steps", "cosine"]
 
@@ -28,7 +28,7 @@ class ExperimentConfig(ExecutionOptions):
     """Flags of every experiment; their defaults follow --preset."""
 
     preset: ExperimentPreset = "quick"
-    """Where the defaults come from. quick: scaled down for one CPU thread; paper: the paper's schedule."""
+    """Where the defaults come from. quick: small and few images; short: the paper's images, fewer epochs; paper: its schedule."""  # noqa: E501
     image_size: int
     """Side of the images in pixels."""
     train_images: int
@@ -81,6 +81,8 @@ class MethodConfig:
     learning_rate: float
     momentum: float  # of SGD
     weight_decay: float
+    residual_start: float = 1.0  # of the scale of each residual block's last norm
+    annealed: bool = True  # whether the learning rate follows the experiment's schedule, or stays as it is
 
     @property
     def execution(self) -> ExecutionOptions:
@@ -108,8 +110,8 @@ class MethodConfig:
         return frozenset()
 
     def defaults(self) -> dict[str, Any]:
-        """None: every field has always been there."""
-        return {}
+        """Of the fields that older files lack."""
+        return {"residual_start": 1.0, "annealed": True}
 
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON values; the method's own replace the experiment's."""
@@ -127,5 +129,8 @@ def parse(presets: Mapping[ExperimentPreset, C], prog: str, arguments: Sequence[
         UserError: see `read_options`.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    default = presets["paper" if texts_given(arguments, ("preset",))["preset"] == "paper" else "quick"]
+    given = texts_given(arguments, ("preset",))["preset"]
+    default = next((config for name, config in presets.items() if name == (given or "quick")), None)
+    if default is None:
+        raise unknown_name("--preset", str(given), presets)
     return read_options(type(default), f"python -m {prog}", arguments, default)

@@ -22,9 +22,11 @@ Backbone = Literal["resnet32", "resnet50"]
 CLASSIFIER = "fc"
 
 
-def cifar_classifier(depth: int, classes: int, width: int = 16, shortcut: Shortcut = "padding") -> nn.Module:
-    """A CIFAR ResNet with its classifier `fc`."""
-    backbone = CifarResNet(depth, width=width, shortcut=shortcut, layers=PLAIN)
+def cifar_classifier(
+    depth: int, classes: int, width: int = 16, shortcut: Shortcut = "padding", residual_start: float = 1.0
+) -> nn.Module:
+    """A CIFAR ResNet with its classifier `fc`; see `CifarResNet`."""
+    backbone = CifarResNet(depth, width=width, shortcut=shortcut, layers=PLAIN, residual_start=residual_start)
     return nn.Sequential(OrderedDict([("backbone", backbone), (CLASSIFIER, nn.Linear(backbone.out_features, classes))]))
 
 

@@ -21,7 +21,8 @@ from metakm.run.row import CsvRow, Status
 
 # Fields of a run's config.json that say where and how it is executed, and which others with it: not what it computes.
 EXECUTION_FIELDS = SHARED_EXECUTION_FIELDS | {"methods"}
-_OF_METHOD = ("momentum", "weight_decay")
+_OF_METHOD = ("momentum", "weight_decay", "residual_start", "annealed")
+_USUAL = {"residual_start": "1.0", "annealed": "true"}  # also where a file lacks them
 _IN_ROW = frozenset({"seed", "tune", "train_images", "data", "classes"})  # by seed, accuracy, n_train, split_hash
 Settings = tuple[tuple[str, str], ...]
 
@@ -67,6 +68,7 @@ class ExperimentRow(CsvRow):
     split_hash: str
     started_at: str  # UTC, ISO 8601
     start: str = ""  # of the kernel modulators: exact or paper; empty without any, or where a row is older: then paper
+    residual_start: float = 1.0  # of the scale of each residual block's last norm; tbn draws its own
 
 
 @dataclass(frozen=True)
@@ -156,10 +158,11 @@ def read_experiments(folder: str | Path) -> tuple[list[RecordedExperiment], list
 def _recorded(row: ExperimentRow, config: Mapping[str, Any] | None) -> RecordedExperiment:
     if config is None:
         return RecordedExperiment(row, (("config.json", "missing"),), ())
-    told = EXECUTION_FIELDS | _IN_ROW | {f.name for f in fields(ExperimentRow)}
+    told = (EXECUTION_FIELDS | _IN_ROW | {f.name for f in fields(ExperimentRow)}) - {*_OF_METHOD}
     texts = {name: v if isinstance(v, str) else json.dumps(v) for name, v in config.items() if name not in told}
     shared = tuple(sorted((name, text) for name, text in texts.items() if name not in _OF_METHOD))
-    return RecordedExperiment(row, shared, tuple((name, texts[name]) for name in _OF_METHOD if name in texts))
+    own = tuple((n, texts[n]) for n in _OF_METHOD if n in texts and texts[n] != _USUAL.get(n))
+    return RecordedExperiment(row, shared, own)
 
 
 def lines_of(runs: Iterable[RecordedExperiment]) -> tuple[list[Line], list[str]]:

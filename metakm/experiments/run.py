@@ -145,6 +145,7 @@ class ExperimentRun(TrainingRun[Training]):
             git_commit=self.git_commit,
             split_hash=self.split_hash,
             started_at=self.history.started_at,
+            residual_start=config.residual_start,
             start=_start(self.loop.model),
         )
 

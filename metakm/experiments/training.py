@@ -102,6 +102,8 @@ class Training:
 
     def _decay(self) -> float:
         done = self.iteration / self.iterations
+        if not self.run.annealed:
+            return 1.0
         if self.run.flags.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * done))
         return 0.01 if done >= 0.75 else 0.1 if done >= 0.5 else 1.0

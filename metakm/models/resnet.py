@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +84,8 @@ class CifarResNet(nn.Module):
         width: channels of the first stage; the second and third have two and four times as many.
         shortcut: where the shape changes: `padding` is option A, without parameters; `projection` is option B.
         layers: the layers to build from, for example `PLAIN`; None: layers whose weights may have a task axis.
+        residual_start: where the scale of the last norm of each block starts. 0 makes each block the identity at first
+            (Goyal et al. 2017, Sec. 5.1); 1 is as published.
 
     Raises:
         UserError: `depth` is not 6n + 2, `width` below 1, or an unknown shortcut.
@@ -100,6 +102,7 @@ class CifarResNet(nn.Module):
         width: int = 16,
         shortcut: Shortcut = "padding",
         layers: Layers | None = None,
+        residual_start: float = 1.0,
     ) -> None:
         super().__init__()
         if shortcut not in get_args(Shortcut):
@@ -123,6 +126,8 @@ class CifarResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
+            if isinstance(module, BasicBlock):
+                nn.init.constant_(cast(nn.Parameter, module.norm2.weight), residual_start)
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""

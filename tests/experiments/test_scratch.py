@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 import signal
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from metakm.experiments import scratch
-from metakm.experiments.row import ExperimentRow
+from metakm.experiments.row import ExperimentRow, lines_of, read_experiments
 from metakm.experiments.training import Training
 
 pytestmark = pytest.mark.float32
@@ -26,6 +27,7 @@ def test_trainable_parameters_are_the_papers():
     assert counts["sn"] == (8_005, 8_005)  # 8.0 K
     assert counts["tbn"] == (8_288, 1_730_714)  # 8.3 K of 1.7 M
     assert counts["ld"] == (78_042, 78_042)  # moved along 8.0 K directions
+    assert counts["ld-constant"] == counts["ld"]
     assert scratch.method_setup("ld", seed=0).map_gradient.directions == 8000
 
 
@@ -184,6 +186,7 @@ def test_a_dry_run_writes_nothing(small, tmp_path, capsys):
         (["--batch", "500"], "--batch"),
         (["--epochs", "0"], "--epochs"),
         (["--learning-rate", "-1"], "--learning-rate"),
+        (["--residual-start", "-0.1"], "--residual-start"),
         (["--resume", "--overwrite"], "drop one"),
         (["--data-root", "nowhere"], "cifar10-jpeg.tar.xz"),
     ],
@@ -200,3 +203,51 @@ def test_the_paper_preset_is_the_published_schedule():
     assert (config.epochs, config.batch, config.weight_decay, config.image_size) == (200, 128, 1e-4, 32)
     run = scratch.method_config(config, "scratch", "full")
     assert (run.learning_rate, run.momentum) == (0.1, 0.9)
+
+
+def test_the_last_norm_of_each_residual_block_starts_where_it_is_told():
+    model = scratch.method_setup("km", seed=0, residual_start=0.2).model
+    scales = {name: p for name, p in model.named_parameters() if "norm" in name and name.endswith("weight")}
+    last = {name for name in scales if name.endswith("norm2.weight")}
+    assert len(last) == 15
+    assert all((scale == (0.2 if name in last else 1.0)).all() for name, scale in scales.items())
+    plain = scratch.method_setup("km", seed=0).model.state_dict()
+    assert all(torch.equal(plain[name], p) for name, p in model.named_parameters() if name not in last)
+
+
+def test_the_start_is_that_of_the_preset_unless_it_is_given():
+    short = scratch.PRESETS["short"]
+    starts = {method: scratch.method_config(short, "scratch", method).residual_start for method in scratch.TABLE1}
+    assert starts == {method: 0.2 if method == "km" else 1.0 for method in scratch.TABLE1}
+    given = dataclasses.replace(short, residual_start=0.5)
+    assert scratch.method_config(given, "scratch", "full").residual_start == 0.5
+    assert scratch.method_config(scratch.PRESETS["paper"], "scratch", "km").residual_start == 1.0
+
+
+def test_the_published_ld_keeps_its_rate(small, tmp_path, monkeypatch):
+    rates = {}
+    step = torch.optim.SGD.step
+
+    def record(optimiser, *arguments):
+        rates.setdefault(method, []).append(optimiser.param_groups[0]["lr"])
+        return step(optimiser, *arguments)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", record)
+    for method in ("ld", "ld-constant"):
+        assert scratch.main([*small, "--methods", method, "--residual-start", "0.5"]) == 0
+    assert set(rates["ld-constant"]) == {3.0}
+    assert rates["ld"][-1] < 0.1 * rates["ld"][0]
+    folder = tmp_path / "out" / "scratch" / "ld-constant" / "seed0"
+    assert json.loads((folder / "config.json").read_text())["annealed"] is False
+    assert pd.read_csv(folder / "experiment.csv").residual_start[0] == 0.5
+
+
+def test_a_config_from_before_these_fields_is_the_same_line(small, tmp_path):
+    for seed in (0, 1):
+        assert scratch.main([*small, "--methods", "sn", "--epochs", "1", "--seed", str(seed)]) == 0
+    older = tmp_path / "out" / "scratch" / "sn" / "seed0" / "config.json"
+    values = json.loads(older.read_text())
+    older.write_text(json.dumps({k: v for k, v in values.items() if k not in ("residual_start", "annealed")}))
+    lines, left_out = lines_of(read_experiments(tmp_path / "out")[0])
+    assert [len(line.rows) for line in lines] == [2]
+    assert left_out == []

@@ -176,3 +176,8 @@ def test_the_paper_preset_is_table_2s():
     assert (paper.epochs, paper.batch, paper.norm, paper.weights) == (50, 8, "group", "imagenet")
     rates = [transfer.method_config(config(preset="paper", dataset=d), "tkm-2").learning_rate for d in transfer.RATES]
     assert rates == [16e-4, 8e-4, 2e-4, 2e-4]
+
+
+def test_a_preset_that_only_other_experiments_have_is_refused(capsys):
+    assert transfer.main(["--preset", "short"]) == 2
+    assert "Expected --preset to be one of paper, quick, got 'short'" in capsys.readouterr().err
