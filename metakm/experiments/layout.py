@@ -61,7 +61,8 @@ _READING = (
     "over the n test images, which says nothing about other seeds.",
     "Above or below: the difference exceeds its interval, which is paired over seeds; with fewer than two seeds in "
     "common it is the root of the summed squares of both intervals.",
-    "Only rows of preset paper follow the published schedule and speak for or against a claim; quick and short are scaled down.",
+    "Only rows of preset paper follow the published schedule and speak for or against a claim; quick and short are "
+    "scaled down.",
 )
 
 
