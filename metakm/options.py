@@ -46,9 +46,14 @@ class GradientOptions(Options):
     """Treat the inner gradients as constants (first-order MAML). Off as published."""
     multi_step_loss: SharedInt = 0
     """Iterations over which the outer loss moves from the mean of the query losses after all inner steps to the one after the last (MAML++, Antoniou et al. 2019); each step then costs a pass over the queries. 0, as published: the last alone."""
+    second_order_from: SharedFloat = 0.0
+    """Fraction of --iterations with first-order gradients, before second-order ones from there on (MAML++'s derivative-order annealing), such as 0.3. 0, as published: second-order from the start."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(0 <= self.second_order_from < 1, "second_order_from", "0 or more and below 1", self.second_order_from)
+        if self.first_order and self.second_order_from:
+            raise UserError("Expected --first-order or --second-order-from, got both; drop one of them")
         require(self.multi_step_loss >= 0, "multi_step_loss", "at least 0", self.multi_step_loss)
 
 

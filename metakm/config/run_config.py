@@ -95,9 +95,12 @@ class RunConfig(ExecutionOptions, RunProtocol):
         return "-".join([*parts, hashlib.sha256(json.dumps(self.identity()).encode()).hexdigest()[:8]])
 
     def may_change(self, earlier: Mapping[str, Any]) -> frozenset[str]:
-        """With a constant learning rate a run may be resumed for more iterations."""
-        longer = self.schedule == "constant" and earlier.get("iterations", 0) <= self.iterations
-        return frozenset({"iterations"} if longer else ())
+        """A run may be resumed for more iterations if nothing that it did depends on their number."""
+        from metakm.strategies.registry import strategy_class  # brings torch along
+
+        same = self.schedule == "constant" and not self.shared.second_order_from
+        longer = same and not strategy_class(self.algo).uses_progress
+        return frozenset({"iterations"} if longer and earlier.get("iterations", 0) <= self.iterations else ())
 
     def identity(self) -> dict[str, Any]:
         """The fields that determine the results of the run."""
@@ -141,8 +144,9 @@ class RunConfig(ExecutionOptions, RunProtocol):
         return self.from_flat({**self.flat(), **values})
 
     def to_json(self) -> dict[str, Any]:
-        """`flat` as JSON values."""
-        return {name: json_value(value) for name, value in self.flat().items()}
+        """`flat` as JSON values; without `second_order_from` where it is not given, as before there was one."""
+        values = {name: json_value(value) for name, value in self.flat().items()}
+        return {k: v for k, v in values.items() if v or k != "second_order_from"}
 
     @classmethod
     def from_json(cls, values: Any) -> RunConfig:

@@ -1,4 +1,4 @@
-"""The differentiable inner loop, batched over tasks. The one module that imports `higher`.
+"""The differentiable inner loop, batched over tasks. With `inner_sgd` the module that imports `higher`.
 
 `higher` patches `strategy.adapted` alone, because its optimiser differentiates every patched parameter; each patched
 parameter then gets a leading task axis, and one step on the sum of the tasks' support losses moves every task by its
@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from metakm.errors import UserError, unknown_name
-from metakm.ops.sgd_step import SGDStep
-from metakm.strategies.base import EpisodeBatch, Gradients, InnerLR, Strategy, Transform, cross_entropy, require_ways
+from metakm.learning.inner_rates import one_rate_each, rates_by_step
+from metakm.learning.inner_sgd import inner_optimiser
+from metakm.strategies.base import EpisodeBatch, Gradients, InnerLR, Strategy, Transform, require_ways
 from metakm.strategies.independence import require_independent_tasks
+from metakm.strategies.losses import one_per_task
 
 __all__ = ["EpisodeBatch", "GradientDescent", "InnerLR", "MetaLoss", "evaluate_episodes", "meta_loss"]
 
@@ -30,8 +32,8 @@ __all__ = ["EpisodeBatch", "GradientDescent", "InnerLR", "MetaLoss", "evaluate_e
 class MetaLoss(NamedTuple):
     """Outcome of one batch of episodes."""
 
-    loss: Tensor  # scalar: the strategy's outer loss, as a rule the mean over tasks of the mean query cross-entropy
-    accuracy: Tensor  # [T], fraction of queries that are right
+    loss: Tensor  # scalar: the strategy's outer loss, by default the mean over tasks of the query loss
+    accuracy: Tensor  # [T], float64: the strategy's metric, by default the fraction of queries that are right
     logits: Tensor  # [T, N*Q, N]
 
 
@@ -43,6 +45,7 @@ def meta_loss(
     inner_steps: int,
     first_order: bool = False,
     step_weights: Sequence[float] | None = None,
+    progress: float | None = None,
 ) -> MetaLoss:
     """Adapt to each task's support set and return the outer loss, ready for `backward()`.
 
@@ -51,24 +54,26 @@ def meta_loss(
     `grad=None`.
 
     Args:
-        inner_lr: alpha on the mean support cross-entropy: one number, or one tensor for each parameter of
-            `strategy.adapted` in its order (learnable rates): `[]`, or `[n]` for a rate of its own in each of the first
-            n steps, the last of which is also that of all further steps.
+        inner_lr: alpha on the support loss, by default the mean cross-entropy: one number, or one tensor for each
+            parameter of `strategy.adapted` in its order (learnable rates): `[]`, or `[n]` for a rate of its own in
+            each of the first n steps, the last of which is also that of all further steps.
         inner_steps: 0 predicts with the unadapted parameters.
         step_weights: one for each inner step: the outer loss is the sum of the query losses after each step with these
             weights (MAML++: Antoniou, Edwards & Storkey 2019, Sec. 4, "Multi-Step Loss Optimization"). None: the query
             loss after the last step.
+        progress: the part of meta-training that is done, 0 to 1, for a strategy that uses it.
 
     Raises:
         UserError: negative steps, rates or weights of the wrong number, weights for a strategy that has an outer loss
-            of its own or no inner steps, tasks of other ways than the strategy's, or layers that mix the tasks.
+            without them or no inner steps, tasks of other ways than the strategy's, or layers that mix the tasks.
     """
-    inner = GradientDescent(strategy, inner_lr, inner_steps, first_order, graph=True)
-    inner.step_weights = _checked_weights(step_weights, strategy, inner_steps)
+    _check_weights(step_weights, inner_steps)
+    inner = GradientDescent(strategy, inner_lr, inner_steps, first_order, True, step_weights, progress)
     loss, logits = strategy.outer_loss(inner, episodes)
+    inner.require_weights_used()
     require_ways(logits, episodes.support_labels)
     inner.release()
-    return MetaLoss(loss, _accuracy(logits, episodes.query_labels), logits.detach())
+    return MetaLoss(loss, _metric(strategy, logits, episodes.query_labels), logits.detach())
 
 
 @torch.inference_mode(False)
@@ -82,13 +87,13 @@ def evaluate_episodes(strategy: Strategy, episodes: EpisodeBatch, *, inner_lr: I
         UserError: see `meta_loss`.
     """
     episodes = _outside_inference(episodes)
-    inner = GradientDescent(strategy, inner_lr, inner_steps)
+    inner = GradientDescent(strategy, inner_lr, inner_steps, progress=1.0)
     adapted = strategy.adapt(inner, strategy.encode(episodes.support_images), episodes.support_labels)
     logits = strategy.query_logits(adapted, episodes.support_images, episodes.query_images)
     inner.release()
     require_ways(logits, episodes.support_labels)
-    loss = cross_entropy(logits, episodes.query_labels).mean()
-    return MetaLoss(loss, _accuracy(logits, episodes.query_labels), logits)
+    loss = strategy.inner_loss(logits, episodes.query_labels).mean()
+    return MetaLoss(loss, _metric(strategy, logits, episodes.query_labels), logits)
 
 
 class _Episodes(NamedTuple):
@@ -110,21 +115,53 @@ class GradientDescent:
     """The inner loop of one batch of tasks.
 
     Args:
-        inner_lr, steps, first_order: see `meta_loss`.
+        inner_lr, steps, first_order, step_weights, progress: see `meta_loss`.
         graph: keep what a meta-gradient needs.
     """
 
     def __init__(
-        self, strategy: Strategy, inner_lr: InnerLR, steps: int, first_order: bool = False, graph: bool = False
+        self,
+        strategy: Strategy,
+        inner_lr: InnerLR,
+        steps: int,
+        first_order: bool = False,
+        graph: bool = False,
+        step_weights: Sequence[float] | None = None,
+        progress: float | None = None,
     ) -> None:
         if steps < 0:
             raise UserError(f"Expected inner_steps to be at least 0, got {steps}")
         require_independent_tasks(strategy)
         self.strategy, self.steps, self.first_order, self.graph = strategy, steps, first_order, graph
-        self.rates = _one_each(inner_lr, len(list(strategy.adapted.parameters())))
-        self.step_weights: Sequence[float] | None = None
+        self.rates = one_rate_each(inner_lr, len(list(strategy.adapted.parameters())))
+        self._step_weights, self._progress = step_weights, progress
+        self._weights_used = False
         self._after_step: Callable[[int, nn.Module], None] | None = None
         self._patched: list[nn.Module] = []
+
+    @property
+    def step_weights(self) -> Sequence[float] | None:
+        """See `metakm.strategies.base.InnerLoop`."""
+        self._weights_used = True
+        return self._step_weights
+
+    @property
+    def progress(self) -> float:
+        """See `metakm.strategies.base.InnerLoop`."""
+        name = type(self.strategy).__qualname__
+        if not self.strategy.uses_progress:
+            raise UserError(f"Expected {name} to say that it uses the progress, got none; set uses_progress = True")
+        if self._progress is None:
+            raise UserError(f"Expected the progress of training, which {name} uses, got none; pass progress=")
+        return self._progress
+
+    def require_weights_used(self) -> None:
+        """Refuse weights that the outer loss did not ask for. Raises UserError."""
+        if self._step_weights is not None and not self._weights_used:
+            raise UserError(
+                f"Expected an outer loss with step_weights, got that of {type(self.strategy).__qualname__}, which has "
+                "none; leave them out"
+            )
 
     def after_each_step(self, call: Callable[[int, nn.Module], None]) -> None:
         """See `metakm.strategies.base.InnerLoop`."""
@@ -148,22 +185,26 @@ class GradientDescent:
         self._patched.append(adapted)
         tasks = batches[0][1].shape[0]
         adapted.update_params(_starts(self.strategy.adapted, tasks, start or {}, graph))
-        optimiser = _optimiser(self.strategy.adapted, adapted, graph)
+        optimiser = inner_optimiser(self.strategy.adapted, adapted, graph)
         # `higher`'s own track_higher_grads=False would cut the initial parameters off; constant gradients do not.
         direction = partial(_direction, adapted, transform, self.first_order and graph)
-        by_step = [_by_step(rate) for rate in self.rates]
+        by_step = [rates_by_step(rate) for rate in self.rates]
         for step in range(self.steps):
             encoded, labels = batches[step % len(batches)]
             logits = self.strategy.predict(adapted, encoded)
             if step == 0:
                 require_ways(logits, labels, or_fewer=True)
-            losses = cross_entropy(logits, labels)  # [T]
+            losses = one_per_task(self.strategy.inner_loss(logits, labels), tasks, self._loss_name)  # [T]
             rates = [each[min(step, len(each) - 1)] for each in by_step]
             rates = rates if factors is None else [r * f for r, f in zip(rates, factors, strict=True)]
             optimiser.step(losses.sum(), override={"lr": rates}, grad_callback=direction)
             if self._after_step is not None:
                 self._after_step(step, adapted)
         return adapted  # type: ignore[no-any-return]
+
+    @property
+    def _loss_name(self) -> str:
+        return f"{type(self.strategy).__qualname__}.inner_loss"
 
     def release(self) -> None:
         """Drop `higher`'s references to the fast weights: its patched classes are cycles only the collector frees."""
@@ -175,36 +216,9 @@ class GradientDescent:
         self._patched.clear()
 
 
-def _one_each(inner_lr: InnerLR, count: int) -> list[float | Tensor]:
-    """A rate for each of `count` adapted parameters."""
-    if isinstance(inner_lr, int | float):
-        return [inner_lr] * count
-    if len(inner_lr) != count:
-        raise UserError(
-            f"Expected one inner learning rate, or {count}, one for each adapted parameter; got {len(inner_lr)}"
-        )
-    for rate in inner_lr:
-        if rate.dim() > 1 or rate.numel() == 0:
-            raise UserError(f"Expected inner learning rates of shape [] or [steps], got {list(rate.shape)}")
-    return list(inner_lr)
-
-
-def _checked_weights(weights: Sequence[float] | None, strategy: Strategy, steps: int) -> Sequence[float] | None:
-    if weights is None:
-        return None
-    if len(weights) != steps:
+def _check_weights(weights: Sequence[float] | None, steps: int) -> None:
+    if weights is not None and len(weights) != steps:
         raise UserError(f"Expected {steps} step_weights, one for each inner step, got {len(weights)}")
-    if type(strategy).outer_loss is not Strategy.outer_loss:
-        raise UserError(
-            f"Expected a strategy with the usual outer loss for step_weights, got {type(strategy).__qualname__}, which "
-            "has its own; leave them out"
-        )
-    return weights
-
-
-def _by_step(rate: float | Tensor) -> Sequence[float | Tensor]:
-    """The rates of the first steps; the last is also that of all further ones."""
-    return rate.unbind() if isinstance(rate, Tensor) and rate.dim() else (rate,)
 
 
 def _starts(module: nn.Module, tasks: int, given: Mapping[str, Tensor], graph: bool) -> list[Tensor]:
@@ -216,33 +230,9 @@ def _starts(module: nn.Module, tasks: int, given: Mapping[str, Tensor], graph: b
     return [s if graph else s.detach().requires_grad_(own[name].requires_grad) for name, s in starts.items()]
 
 
-def _optimiser(module: nn.Module, adapted: nn.Module, graph: bool) -> higher.optim.DifferentiableOptimizer:
-    parameters = list(module.parameters())
-    plain = torch.optim.SGD([{"params": [p]} for p in parameters], lr=0.0)
-    kind = _LeanSGD if _fewest_launches(parameters[0]) else higher.optim.DifferentiableSGD
-    return kind(plain, parameters, fmodel=adapted, track_higher_grads=graph)
-
-
-def _fewest_launches(parameter: Tensor) -> bool:
-    """Whether launching an operation costs more than computing it."""
-    return parameter.is_cuda
-
-
-class _LeanSGD(higher.optim.DifferentiableSGD):  # type: ignore[misc]
-    """`higher`'s SGD without momentum or decay, in fewer launches."""
-
-    def _update(self, grouped_grads: list[list[Tensor | None]], **_: object) -> None:
-        for group, (gradient,) in zip(self.param_groups, grouped_grads, strict=True):
-            if gradient is not None:
-                (parameter,), rate = group["params"], group["lr"]
-                fixed = not isinstance(rate, Tensor)
-                group["params"] = [
-                    torch.add(parameter, gradient, alpha=-rate) if fixed else SGDStep.apply(parameter, gradient, rate)
-                ]
-
-
-def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    return (logits.detach().argmax(dim=-1) == labels).to(torch.float64).mean(dim=1)
+def _metric(strategy: Strategy, logits: Tensor, labels: Tensor) -> Tensor:
+    found = strategy.metric(logits.detach(), labels)
+    return one_per_task(found, len(labels), f"{type(strategy).__qualname__}.metric").detach().to(torch.float64)
 
 
 def _direction(adapted: nn.Module, transform: Transform | None, constant: bool, gradients: Gradients) -> Gradients:

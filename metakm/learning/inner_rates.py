@@ -1,12 +1,16 @@
-"""Learnable inner learning rates."""
+"""Inner learning rates: one for each adapted tensor, fixed or learned."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from metakm.errors import UserError
 from metakm.options import SharedOptions
 from metakm.strategies import Strategy
+from metakm.strategies.base import InnerLR
 
 
 def learned_rates(strategy: Strategy, options: SharedOptions, inner_lr: float, inner_steps: int) -> nn.ParameterList:
@@ -30,3 +34,26 @@ def learned_rates(strategy: Strategy, options: SharedOptions, inner_lr: float, i
     return nn.ParameterList(
         nn.Parameter(start(parameter, name == head)) for name, parameter in strategy.adapted.named_parameters()
     )
+
+
+def one_rate_each(inner_lr: InnerLR, count: int) -> list[float | Tensor]:
+    """A rate for each of `count` adapted parameters.
+
+    Raises:
+        UserError: rates of another number, or of shapes other than `[]` and `[steps]`.
+    """
+    if isinstance(inner_lr, int | float):
+        return [inner_lr] * count
+    if len(inner_lr) != count:
+        raise UserError(
+            f"Expected one inner learning rate, or {count}, one for each adapted parameter; got {len(inner_lr)}"
+        )
+    for rate in inner_lr:
+        if rate.dim() > 1 or rate.numel() == 0:
+            raise UserError(f"Expected inner learning rates of shape [] or [steps], got {list(rate.shape)}")
+    return list(inner_lr)
+
+
+def rates_by_step(rate: float | Tensor) -> Sequence[float | Tensor]:
+    """The rates of the first steps; the last is also that of all further ones."""
+    return rate.unbind() if isinstance(rate, Tensor) and rate.dim() else (rate,)

@@ -14,6 +14,7 @@ from metakm.errors import UserError
 from metakm.io.files import atomic_write, expanded
 from metakm.learning.classifier import AdaptedClassifier, Images, Labels, adapt
 from metakm.learning.evaluation import Evaluation, accuracies
+from metakm.learning.head_start import start_head
 from metakm.learning.inner_loop import InnerLR, MetaLoss, meta_loss
 from metakm.learning.inner_rates import learned_rates
 from metakm.learning.learner_file import SavedLearner, flat_state, learner_file, read_learner_file, require_same_kind
@@ -85,7 +86,7 @@ class Learner(nn.Module):
             self.strategy = self._build(strategy, cls, backbone, weights)
         else:
             self.strategy = strategy
-        self._start_head()
+        start_head(self.strategy, self.shared)
         self._inner_lr, self.inner_steps = float(inner_lr), inner_steps
         self.test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
         self.rates = learned_rates(self.strategy, self.shared, self._inner_lr, inner_steps)
@@ -104,22 +105,6 @@ class Learner(nn.Module):
             strategy.scaled_distance = self.shared.scaled_distance
         return strategy
 
-    def _start_head(self) -> None:
-        """Give the head the start that the options ask for."""
-        head, options = self.strategy.head_parameters(), self.shared
-        for name in ("first_head_lr", "normal_head", "zero_head"):
-            if getattr(options, name) and not head:
-                raise UserError(
-                    f"Expected {type(self.strategy).__qualname__}.head_prefix to name a head in `adapted` for {name}, "
-                    f"got {self.strategy.head_prefix!r}; set it, or register the strategy with options that have no "
-                    f"{name}"
-                )
-        if options.zero_head or options.normal_head:
-            for parameter in head.values():
-                nn.init.zeros_(parameter)
-        if options.normal_head:
-            nn.init.normal_(head[f"{self.strategy.head_prefix}weight"])
-
     @property
     def shared(self) -> SharedOptions:
         """The options that strategies share; those that this one lacks have their default."""
@@ -135,16 +120,28 @@ class Learner(nn.Module):
         fixed = {id(p) for p in self.strategy.head_parameters().values()} if self.shared.zero_head else set()
         return [p for p in (*self.strategy.parameters(), *self.rates) if id(p) not in fixed]
 
-    def meta_loss(self, episodes: EpisodeBatch, step_weights: Sequence[float] | None = None) -> MetaLoss:
-        """Adapt to each task and return the outer loss, ready for `backward()`: see `metakm.meta_loss`."""
+    def meta_loss(
+        self, episodes: EpisodeBatch, step_weights: Sequence[float] | None = None, progress: float | None = None
+    ) -> MetaLoss:
+        """Adapt to each task and return the outer loss, ready for `backward()`: see `metakm.meta_loss`.
+
+        Raises:
+            UserError: with the option `second_order_from`, no `progress`; see `metakm.meta_loss` for others.
+        """
         return meta_loss(
             self.strategy,
             episodes,
             inner_lr=self.inner_lr,
             inner_steps=self.inner_steps,
-            first_order=self.shared.first_order,
+            first_order=self._first_order(progress),
             step_weights=step_weights,
+            progress=progress,
         )
+
+    def _first_order(self, progress: float | None) -> bool:
+        if self.shared.second_order_from and progress is None:
+            raise UserError("Expected the progress of training for second_order_from, got none; pass progress=")
+        return self.shared.first_order or (progress is not None and progress < self.shared.second_order_from)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[T, n, N]` of images `[T, n, C, H, W]` before any adaptation."""

@@ -59,7 +59,8 @@ class OuterLoop:
         self._average = ParameterAverage(self._learned, config.ema) if config.ema else None
         self.chunks = TaskChunks(learner.strategy, sampler.dataset.image_shape, config, device)
         self.evaluator = Evaluator(learner, config, self.chunks, device, processes)
-        recorded = learner.strategy.supports_cuda_graph and not (config.eager or config.shared.multi_step_loss)
+        changes = config.shared.multi_step_loss or learner.strategy.uses_progress
+        recorded = learner.strategy.supports_cuda_graph and not (config.eager or changes)
         self._graphs = CudaGraphs() if recorded and device.type == "cuda" else None
         self.iteration = 0
 
@@ -74,6 +75,8 @@ class OuterLoop:
             return self._step()
 
     def _step(self) -> StepResult:
+        if self._graphs and self._second_order_begins:
+            self._graphs.clear()
         first = self.iteration * self.config.meta_batch
         episodes = self.sampler.batch(index=first, tasks=self.config.meta_batch)
         result = self._meta_gradient(episodes)
@@ -144,7 +147,7 @@ class OuterLoop:
 
     def _differentiate(self, episodes: Episodes) -> MetaGradient:
         """The meta-gradient of episodes that are on the device."""
-        result = self.learner.meta_loss(episodes, self._step_weights())
+        result = self.learner.meta_loss(episodes, self._step_weights(), self.progress)
         wanted = [p for p in self._learned if p.requires_grad]
         gradients = iter(torch.autograd.grad(result.loss, wanted, allow_unused=True))
         of_each = tuple(next(gradients) if p.requires_grad else None for p in self._learned)
@@ -170,6 +173,17 @@ class OuterLoop:
     def _evaluated(self) -> contextlib.AbstractContextManager[None]:
         """In the block the parameters are those that are evaluated."""
         return contextlib.nullcontext() if self._average is None else self._average.applied()
+
+    @property
+    def progress(self) -> float:
+        """The part of the iterations that is done, from 0 to 1."""
+        return self.iteration / max(1, self.config.iterations)
+
+    @property
+    def _second_order_begins(self) -> bool:
+        """Whether this iteration is the first one with second-order gradients, after first-order ones."""
+        before = max(0, self.iteration - 1) / max(1, self.config.iterations)
+        return before < self.config.shared.second_order_from <= self.progress
 
     def _step_weights(self) -> list[float] | None:
         """Of the loss after each inner step: equal at first, all on the last from iteration `multi_step_loss` on."""

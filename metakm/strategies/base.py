@@ -2,77 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metakm.errors import UserError
 from metakm.models.layers import BatchNorm2d, statistics_from, tracking_statistics
 from metakm.models.modes import BatchNormMode
 from metakm.options import Options, RateOptions
+from metakm.strategies.interfaces import EpisodeBatch, Gradients, InnerLoop, InnerLR, QueryResult, Transform
+from metakm.strategies.losses import accuracy, cross_entropy, one_per_task, require_ways, with_gradients
+
+__all__ = [
+    "EpisodeBatch",
+    "Gradients",
+    "InnerLR",
+    "InnerLoop",
+    "PresetValues",
+    "QueryResult",
+    "Strategy",
+    "Transform",
+    "cross_entropy",
+    "require_ways",
+    "with_gradients",
+]
 
 PresetValues = Mapping[tuple[str, str], Mapping[str, Any]]
-InnerLR = float | Sequence[Tensor]
-Gradients = Sequence[Tensor | None]
-Transform = Callable[[nn.Module, Gradients], Gradients]
-"""From `adapted` before a step and the gradient of each of its parameters, `[T, ...]`, to what the step subtracts."""
-
-
-class EpisodeBatch(Protocol):
-    """T episodes; see `metakm.data.Episodes`."""
-
-    @property
-    def support_images(self) -> Tensor:
-        """`[T, N*K, C, H, W]`."""
-
-    @property
-    def support_labels(self) -> Tensor:
-        """`[T, N*K]`, in 0..N-1."""
-
-    @property
-    def query_images(self) -> Tensor:
-        """`[T, N*Q, C, H, W]`."""
-
-    @property
-    def query_labels(self) -> Tensor:
-        """`[T, N*Q]`, in 0..N-1."""
-
-
-class InnerLoop(Protocol):
-    """What a strategy can use of the inner loop, implemented by `metakm.learning.inner_loop.GradientDescent`."""
-
-    @property
-    def rates(self) -> Sequence[float | Tensor]:
-        """The inner learning rate of each adapted parameter, or `[n]` with one for each of the first n steps."""
-
-    @property
-    def step_weights(self) -> Sequence[float] | None:
-        """The weight of the query loss after each inner step; None puts all weight on the last."""
-
-    def after_each_step(self, call: Callable[[int, nn.Module], None]) -> None:
-        """Make `descend` call this after each step, with the number of the step and the current `adapted`."""
-
-    def descend(
-        self,
-        *batches: tuple[Tensor, Tensor],
-        factors: Iterable[Tensor] | None = None,
-        start: Mapping[str, Tensor] | None = None,
-        transform: Transform | None = None,
-        graph: bool = True,
-    ) -> nn.Module:
-        """`adapted` after all inner steps, each parameter `[T, ...]`.
-
-        Args:
-            batches: pairs of what `encode` returned and labels `[T, n]`; the steps use them in turn.
-            factors: one per adapted parameter, of its shape or broadcast to it; multiplies its inner rate.
-            start: initial values of the named parameters of `adapted` in place of their own, `[T, ...]`, one per task.
-            transform: what a step subtracts, times the rates, in place of the gradients; with `first_order` it gets
-                them as constants.
-            graph: False discards the graph of the result, so that memory does not grow with the number of steps.
-        """
 
 
 class Strategy(nn.Module):
@@ -82,7 +39,7 @@ class Strategy(nn.Module):
     outer loop learns all other parameters, which get their meta-gradient through the graph.
 
     A strategy sets `adapted` in its constructor (`__init__(self, backbone, ways, **options)`), defines `predict` and
-    may override `encode`, `adapt` and `outer_loss`. It knows nothing about data or files.
+    may override `encode`, `adapt`, `inner_loss`, `outer_loss` and `metric`. It knows nothing about data or files.
     """
 
     adapted: nn.Module
@@ -102,6 +59,10 @@ class Strategy(nn.Module):
     supports_cuda_graph: ClassVar[bool] = True
     """Whether the meta-gradient can be replayed as a CUDA graph, without running its Python code again. False if the
     code synchronizes with the GPU, as for counting classes, or differs between calls (a counter, a random number)."""
+
+    uses_progress: ClassVar[bool] = False
+    """Whether the strategy reads `inner.progress`. Its meta-gradient is then not replayed as a CUDA graph, and a
+    finished run of it cannot be resumed for more iterations."""
 
     def encode(self, images: Tensor) -> Tensor:
         """Compute what does not depend on `adapted`, once per batch of episodes.
@@ -131,31 +92,66 @@ class Strategy(nn.Module):
         """
         return inner.descend((encoded, labels))
 
+    def inner_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each task, `[T]`: what the inner steps descend on, and by default the query loss, too.
+
+        By default the mean cross-entropy. With a loss of your own, labels may be targets `[T, n, D]`.
+
+        Args:
+            logits: what `predict` returned, `[T, n, N]`.
+            labels: `[T, n]`.
+        """
+        return cross_entropy(logits, labels)
+
+    def metric(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """How good the predictions of each task are, `[T]`; more is better. By default the fraction of right answers.
+
+        It chooses the best model on meta-validation, and it is what rows and results call accuracy.
+        """
+        return accuracy(logits, labels)
+
     def outer_loss(self, inner: InnerLoop, episodes: EpisodeBatch) -> tuple[Tensor, Tensor]:
         """The scalar loss that the outer loop minimises, and the query logits `[T, N*Q, N]`.
 
-        By default the mean query cross-entropy after adaptation (Finn et al. 2017, Eq. 1), or with `step_weights` after
-        each inner step, times its weight (MAML++: Antoniou, Edwards & Storkey 2019, Eq. 3).
+        By default the mean query loss after adaptation (Finn et al. 2017, Eq. 1), or with `step_weights` after each
+        inner step, times its weight (MAML++: Antoniou, Edwards & Storkey 2019, Eq. 3).
         """
-        weights = list(inner.step_weights or [1.0])
-        earlier: list[Tensor] = []
+        weights = inner.step_weights
+        results = self.query_results(inner, episodes, every_step=weights is not None)
+        weighted = [w * r.losses.mean() for w, r in zip(weights or [1.0], results, strict=True)]
+        return torch.stack(weighted).sum(), results[-1].logits
 
-        def query(adapted: Any) -> tuple[Tensor, Tensor]:
+    def query_results(self, inner: InnerLoop, episodes: EpisodeBatch, *, every_step: bool = False) -> list[QueryResult]:
+        """Adapt to each task, and return the queries' losses and logits after the last inner step.
+
+        Args:
+            every_step: after each inner step, in order; each then costs a pass over the queries, and its graph.
+
+        Raises:
+            UserError: `every_step` for a strategy without inner steps.
+        """
+        results: list[QueryResult] = []
+
+        def query(adapted: Any) -> None:
             logits = self.query_logits(adapted, episodes.support_images, episodes.query_images)
             require_ways(logits, episodes.support_labels)
-            return cross_entropy(logits, episodes.query_labels).mean(), logits
+            losses = self.inner_loss(logits, episodes.query_labels)
+            tasks = len(episodes.query_labels)
+            results.append(QueryResult(one_per_task(losses, tasks, f"{type(self).__qualname__}.inner_loss"), logits))
 
         def after(step: int, adapted: nn.Module) -> None:
-            if step + 1 < len(weights):
-                earlier.append(weights[step] * query(adapted)[0])
+            if step + 1 < inner.steps:
+                query(adapted)
 
-        inner.after_each_step(after)
-        loss, logits = query(self.adapt(inner, self.encode(episodes.support_images), episodes.support_labels))
-        if len(earlier) + 1 != len(weights):
+        if every_step:
+            inner.after_each_step(after)
+        query(self.adapt(inner, self.encode(episodes.support_images), episodes.support_labels))
+        if every_step and len(results) != max(1, inner.steps):
             raise UserError(
-                f"Expected inner steps for step_weights, got none by {type(self).__qualname__}; leave them out"
+                f"Expected inner steps for the query loss after each of them, got none by {type(self).__qualname__}; "
+                "leave out step_weights, or every_step"
             )
-        return torch.stack([*earlier, weights[-1] * loss]).sum(), logits
+        return results
 
     def query_logits(self, adapted: Any, support_images: Tensor, query_images: Tensor) -> Tensor:
         """Logits `[T, n, N]` of the query images; layers of `bn_mode="support"` take their statistics from the support.
@@ -198,37 +194,4 @@ class Strategy(nn.Module):
         return (
             sum(p.numel() for p in self.adapted.parameters()),
             sum(p.numel() for p in self.parameters()),
-        )
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of each task, `[T]`, from logits `[T, n, N]` and labels `[T, n]`."""
-    return F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(dim=1)
-
-
-def with_gradients(loss: Tensor, parameters: Iterable[Tensor], gradients: Iterable[Tensor]) -> Tensor:
-    """A scalar with the value of `loss` whose gradient by each of `parameters` is the given one."""
-    surrogate = torch.stack([(p * g).sum() for p, g in zip(parameters, gradients, strict=True)]).sum()
-    return loss + (surrogate - surrogate.detach())
-
-
-def require_ways(logits: Tensor, labels: Tensor, *, or_fewer: bool = False) -> None:
-    """Refuse logits `[T, n, N]` for tasks without exactly N classes, according to the support labels `[T, N*K]`.
-
-    With fewer classes, the surplus logits would count as wrong answers. Labels cannot be read while a CUDA graph is
-    captured; the same ones were checked before, when the code ran eagerly.
-
-    Args:
-        or_fewer: not every class needs a label.
-
-    Raises:
-        UserError: names both numbers.
-    """
-    if labels.is_cuda and torch.cuda.is_current_stream_capturing():
-        return
-    ways = int(labels.max()) + 1
-    if ways > logits.shape[-1] or (ways < logits.shape[-1] and not or_fewer):
-        raise UserError(
-            f"Expected tasks of {logits.shape[-1]} classes, the ways of the strategy, got tasks of {ways}; draw them "
-            f"with ways={logits.shape[-1]}, or build the strategy for {ways}"
         )

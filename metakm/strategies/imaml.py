@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from metakm.cli.flags import require
 from metakm.options import Options
-from metakm.strategies.base import EpisodeBatch, Gradients, InnerLoop, cross_entropy, require_ways, with_gradients
+from metakm.strategies.base import EpisodeBatch, Gradients, InnerLoop, require_ways, with_gradients
 from metakm.strategies.parameter_subset import DirectStrategy
 from metakm.strategies.registry import register_strategy
 
@@ -67,10 +67,10 @@ class IMAML(DirectStrategy):
         phi = list(adapted.parameters())
         logits = self.query_logits(adapted, episodes.support_images, episodes.query_images)
         require_ways(logits, episodes.support_labels)
-        losses = cross_entropy(logits, episodes.query_labels)  # [T]
+        losses = self.inner_loss(logits, episodes.query_labels)  # [T]
         # A parameter without an effect on the loss has a gradient of zero.
         direct = torch.autograd.grad(losses.sum(), phi, materialize_grads=True)
-        support = cross_entropy(self.predict(adapted, self.encode(episodes.support_images)), episodes.support_labels)
+        support = self.inner_loss(self.predict(adapted, self.encode(episodes.support_images)), episodes.support_labels)
         slopes = torch.autograd.grad(support.sum(), phi, create_graph=True, materialize_grads=True)
         implicit = conjugate_gradient(self._system(slopes, phi), direct, self.cg_steps)
         mean = [gradient.mean(dim=0) for gradient in implicit]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from metakm.options import Options
-from metakm.strategies.base import EpisodeBatch, InnerLoop, cross_entropy, require_ways, with_gradients
+from metakm.strategies.base import EpisodeBatch, InnerLoop, require_ways, with_gradients
 from metakm.strategies.parameter_subset import DirectStrategy
 from metakm.strategies.registry import register_strategy
 
@@ -37,7 +37,7 @@ class Reptile(DirectStrategy):
         with torch.no_grad():
             logits = self.query_logits(adapted, episodes.support_images, episodes.query_images)
             require_ways(logits, episodes.support_labels)
-            loss = cross_entropy(logits, episodes.query_labels).mean()
+            loss = self.inner_loss(logits, episodes.query_labels).mean()
             directions = [
                 (phi - fast.mean(dim=0)) / rate
                 for phi, fast, rate in zip(self.adapted.parameters(), adapted.parameters(), inner.rates, strict=True)

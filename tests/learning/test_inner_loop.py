@@ -15,7 +15,7 @@ from small import (
 )
 
 import metakm
-from metakm.learning import inner_loop
+from metakm.learning import inner_sgd
 from metakm.learning.inner_loop import evaluate_episodes, meta_loss
 from metakm.strategies.registry import strategy_class
 
@@ -96,8 +96,8 @@ def test_meta_gradient_of_the_multi_step_loss_equals_hand_unrolled_loop(case, bn
     ("algo", "weights", "message"),
     [
         ("km", [0.5, 0.5], "Expected 3 step_weights, one for each inner step, got 2"),
-        ("reptile", [0.2, 0.3, 0.5], "Expected a strategy with the usual outer loss for step_weights, got Reptile"),
-        ("protonet", [0.2, 0.3, 0.5], "Expected inner steps for step_weights, got none by ProtoNet"),
+        ("reptile", [0.2, 0.3, 0.5], "Expected an outer loss with step_weights, got that of Reptile, which has none"),
+        ("protonet", [0.2, 0.3, 0.5], "Expected inner steps for the query loss after each .*, got none by ProtoNet"),
     ],
 )
 def test_weights_of_steps_that_mean_nothing_are_refused(algo, weights, message):
@@ -329,7 +329,7 @@ def test_the_step_that_a_gpu_takes_is_that_of_higher(algo, learned, monkeypatch)
         pytest.skip("a strategy without learned rates")
     found = []
     for lean in (False, True):
-        monkeypatch.setattr(inner_loop, "_fewest_launches", lambda _, lean=lean: lean)
+        monkeypatch.setattr(inner_sgd, "_fewest_launches", lambda _, lean=lean: lean)
         strategy = small_strategy(algo)
         adapted = list(strategy.adapted.parameters())
         rates = [torch.full((2,), LR, requires_grad=True) for _ in adapted] if learned else LR
