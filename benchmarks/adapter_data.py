@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import io
-import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy.io import loadmat
 
+from metakm.data.archives import Source, TarSource
+from metakm.data.flowers import list_flowers
+from metakm.data.grocery_store import list_groceries
 from metakm.errors import UserError, unknown_name
 from metakm.io.files import atomic_write
 from metakm.models.pretrained import Preprocessing
@@ -99,8 +99,8 @@ def load_images(name: str, data: Path, cache: Path) -> Images:
         archive = data / _ARCHIVES[name]
         if not archive.is_file():
             raise UserError(f"Expected {_ARCHIVES[name]} in {data}, got no such file; set METAKM_DATA to its folder")
-        read = _flowers if name == "flowers" else _grocery
-        pixels, labels, parts = zip(*read(archive, SIDES[name]), strict=True)
+        read = _flowers if name == "flowers" else _groceries
+        pixels, labels, parts = zip(*read(TarSource(archive), SIDES[name]), strict=True)
         with atomic_write(path) as file:
             np.savez(file, pixels=np.stack(pixels), labels=np.array(labels), parts=np.array(parts))
     with np.load(path) as held:
@@ -110,40 +110,18 @@ def load_images(name: str, data: Path, cache: Path) -> Images:
 _Row = tuple[npt.NDArray[np.uint8], int, int]
 
 
-def _flowers(archive: Path, side: int) -> Iterator[_Row]:
+def _flowers(source: Source, side: int) -> Iterator[_Row]:
     """In the order of the images' numbers."""
-    found, tables = {}, {}
-    for name, content in _members(archive):
-        if name.endswith(".jpg"):
-            found[int(name[-9:-4])] = _decoded(content, side)
-        elif name.endswith(".mat"):
-            tables.update(loadmat(io.BytesIO(content)))
-    part = {int(n): p for p, key in enumerate(("trnid", "valid", "tstid")) for n in tables[key].ravel()}
-    labels = tables["labels"].ravel()
-    for number, pixels in sorted(found.items()):
-        yield pixels, int(labels[number - 1]) - 1, part[number]
+    with source.reader() as read:
+        for member, label, part in list_flowers(source):
+            yield _decoded(read(member.name), side), label - 1, part
 
 
-def _grocery(archive: Path, side: int) -> Iterator[_Row]:
+def _groceries(source: Source, side: int) -> Iterator[_Row]:
     """In the order of the official lists."""
-    found, lists = {}, {}
-    for name, content in _members(archive):
-        inside = name.partition("/")[2]
-        if name.endswith(".jpg"):
-            found[inside] = _decoded(content, side)
-        elif inside in ("train.txt", "val.txt", "test.txt"):
-            lists[inside] = content.decode()
-    for part, file in enumerate(("train.txt", "val.txt", "test.txt")):
-        for line in lists[file].splitlines():
-            path, label, _ = line.split(",")
-            yield found[path.strip()], int(label), part
-
-
-def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            if member.isfile():
-                yield member.name, cast(IO[bytes], tar.extractfile(member)).read()
+    with source.reader() as read:
+        for member, label, part in list_groceries(source):
+            yield _decoded(read(member.name), side), label, part
 
 
 def _decoded(content: bytes, side: int) -> npt.NDArray[np.uint8]:

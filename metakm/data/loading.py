@@ -20,7 +20,8 @@ def load_dataset(
 
     Files are searched for under `root` if given, else under the METAKM_DATA folder, then under `data/` of the
     cache folder (METAKM_CACHE, or the user's cache folder of the platform). The first call decodes, later ones
-    read the cache. `image_size` is the side in pixels to which the images of "folder" are resized; 0 is its default.
+    read the cache. `image_size` is the side in pixels to which images are resized, by datasets that can be (such as
+    "folder"); 0 is their default.
     Raises UserError for an unknown name or split, and for data that are missing, damaged or unreadable.
     """
     entry = dataset_entry(name)

@@ -1,14 +1,15 @@
-"""The paper's transfer datasets through torchvision: Aircraft, Cars, Flowers, Food (Sec. III-C)."""
+"""The paper's transfer datasets in torchvision's layouts: Aircraft, Cars, Flowers, Food (Sec. III-C)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torchvision
 
-from metakm.data.archives import FolderSource, Member, fingerprint
+from metakm.data.archives import FolderSource, Member, Source, fingerprint
+from metakm.data.flowers import PARTS, find_flowers, list_flowers
 from metakm.errors import UserError
 from metakm.experiments.classification import VERSION, Classification, Members, complete_parts, load_members
 
@@ -27,7 +28,6 @@ class _Kind(NamedTuple):
 _KINDS: dict[str, _Kind] = {
     "aircraft": _Kind(torchvision.datasets.FGVCAircraft, ("trainval",), "test", "fgvc-aircraft-2013b"),
     "cars": _Kind(torchvision.datasets.StanfordCars, ("train",), "test", "stanford_cars"),
-    "flowers": _Kind(torchvision.datasets.Flowers102, ("train", "val"), "test", "flowers-102"),
     "food": _Kind(torchvision.datasets.Food101, ("train",), "test", "food-101"),
 }
 
@@ -42,6 +42,32 @@ def load_fine_grained(name: FineGrained, side: int, roots: Sequence[Path]) -> Cl
     Raises:
         UserError: the data are missing or damaged.
     """
+    source, parts = _flowers(roots) if name == "flowers" else _through_torchvision(name, roots)
+
+    def members() -> dict[str, Members]:
+        return complete_parts(parts(), source.path.parent)
+
+    return load_members(name, members, fingerprint(VERSION, [source]), side)
+
+
+Parts = Callable[[], dict[str, dict[str, list[Member]]]]
+"""Lists the files of the training and the test part, by class."""
+
+
+def _flowers(roots: Sequence[Path]) -> tuple[Source, Parts]:
+    source = find_flowers(roots)
+
+    def parts() -> dict[str, dict[str, list[Member]]]:
+        found: dict[str, dict[str, list[Member]]] = {"train": {}, "test": {}}
+        for flower in sorted(list_flowers(source), key=lambda flower: flower.label):
+            part = "test" if PARTS[flower.part] == "tstid" else "train"
+            found[part].setdefault(f"{flower.label - 1:04d}", []).append(flower.member)
+        return found
+
+    return source, parts
+
+
+def _through_torchvision(name: str, roots: Sequence[Path]) -> tuple[Source, Parts]:
     kind = _KINDS[name]
     root = next((r for r in roots if (r / kind.folder).is_dir()), None)
     if root is None:
@@ -52,12 +78,11 @@ def load_fine_grained(name: FineGrained, side: int, roots: Sequence[Path]) -> Cl
         )
     source = FolderSource(root / kind.folder)
 
-    def members() -> dict[str, Members]:
+    def parts() -> dict[str, dict[str, list[Member]]]:
         train = [pair for split in kind.train for pair in _files(kind, root, split)]
-        parts = {"train": train, "test": _files(kind, root, kind.test)}
-        return complete_parts({split: _by_class(files, source) for split, files in parts.items()}, root)
+        return {"train": _by_class(train, source), "test": _by_class(_files(kind, root, kind.test), source)}
 
-    return load_members(name, members, fingerprint(VERSION, [source]), side)
+    return source, parts
 
 
 def _files(kind: _Kind, root: Path, split: str) -> list[tuple[Path, int]]:

@@ -1,17 +1,14 @@
 """`benchmarks/adapters.py`: readers, draws, contestants, and rows that go on where they stopped."""
 
-import io
 import itertools
 import sys
-import tarfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from scipy.io import savemat
+from photographs import flower_files, grocery_files, write_tar
 
 from metakm import UserError
 from metakm.models.pretrained import Preprocessing, Pretrained
@@ -175,50 +172,25 @@ def test_a_reported_draw_has_the_best_candidate_and_the_gentler_of_equals(tmp_pa
         assert found.chosen(cell) == best
 
 
-def _jpeg(colour):
-    file = io.BytesIO()
-    Image.new("RGB", (64, 80), colour).save(file, "jpeg")
-    return file.getvalue()
-
-
-def _archive(path, files):
-    path.parent.mkdir(parents=True)
-    with tarfile.open(path, "w:xz") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(f"{path.parent.name}/{name}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-
-
-def _mat(**arrays):
-    file = io.BytesIO()
-    savemat(file, arrays)
-    return file.getvalue()
-
-
 def test_flowers_are_read_with_their_split(tmp_path):
-    files = {f"jpg/image_{n:05d}.jpg": _jpeg(COLOURS[n % 2]) for n in (3, 1, 2, 4)}
-    files["imagelabels.mat"] = _mat(labels=[[2, 1, 2, 1]])
-    files["setid.mat"] = _mat(trnid=[[4]], valid=[[1]], tstid=[[2, 3]])
-    _archive(tmp_path / "flowers-102" / "flowers-102-64px.tar.xz", files)
+    write_tar(tmp_path / "flowers-102" / "flowers-102-64px.tar.xz", flower_files(each=3, size=(64, 80)))
     held = load_images("flowers", tmp_path, tmp_path / "cache")
-    assert (held.labels.tolist(), held.parts.tolist()) == ([1, 0, 1, 0], [VALIDATION, TEST, TEST, TRAIN])
-    assert held.pixels.shape == (4, 96, 96, 3)
-    assert np.abs(held.pixels[1].mean((0, 1)) - COLOURS[0]).max() < 5
+    assert held.labels.tolist() == [*range(102)] * 3
+    assert held.parts.tolist() == [TRAIN] * 102 + [VALIDATION] * 102 + [TEST] * 102
+    assert held.pixels.shape == (306, 96, 96, 3)
+    assert np.abs(held.pixels[204].mean((0, 1)) - (2, 90, 40)).max() < 5
 
 
 def test_groceries_are_read_with_their_split_once(tmp_path):
-    lists = {"train": [("a", 0), ("b", 1)], "val": [("c", 0)], "test": [("d", 1)]}
-    files = {f"{part}/Fruit/{name}.jpg": _jpeg(COLOURS[label]) for part in lists for name, label in lists[part]}
-    for part, rows in lists.items():
-        files[f"{part}.txt"] = "".join(f"{part}/Fruit/{name}.jpg, {label}, 0\n" for name, label in rows).encode()
     archive = tmp_path / "grocery-store" / "grocery-store-128.tar.xz"
-    _archive(archive, files)
+    write_tar(archive, grocery_files(each=3))
     load_images("grocery", tmp_path, tmp_path / "cache")
     archive.unlink()
     held = load_images("grocery", tmp_path, tmp_path / "cache")
-    assert (held.labels.tolist(), held.parts.tolist()) == ([0, 1, 0, 1], [TRAIN, TRAIN, VALIDATION, TEST])
-    assert held.pixels.shape == (4, 128, 128, 3)
+    assert held.labels.tolist() == [*range(81)] * 3
+    assert held.parts.tolist() == [TRAIN] * 81 + [VALIDATION] * 81 + [TEST] * 81
+    assert held.pixels.shape == (243, 128, 128, 3)
+    assert np.abs(held.pixels[5].mean((0, 1)) - (15, 90, 40)).max() < 5
     with pytest.raises(UserError, match=r"Expected grocery-store/grocery-store-128\.tar\.xz in"):
         load_images("grocery", tmp_path, tmp_path / "other")
     with pytest.raises(UserError, match="Expected data set to be one of"):

@@ -8,7 +8,15 @@ from metakm.errors import UserError
 
 
 def test_the_datasets_are_listed() -> None:
-    assert available_datasets() == ("folder", "glyphs", "mini-imagenet", "omniglot", "tiny-imagenet")
+    assert available_datasets() == (
+        "flowers",
+        "folder",
+        "glyphs",
+        "grocery-store",
+        "mini-imagenet",
+        "omniglot",
+        "tiny-imagenet",
+    )
 
 
 def test_an_unknown_dataset_is_refused_with_the_nearest() -> None:

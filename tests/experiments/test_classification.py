@@ -7,6 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from photographs import flower_files, write_files
 from PIL import Image
 
 from metakm.data.archives import TarSource
@@ -209,11 +210,20 @@ def test_fine_grained_data_that_are_missing_are_named(tmp_path, name):
         load_fine_grained(name, 4, [tmp_path])
 
 
-@pytest.mark.parametrize(("name", "folder"), [("food", "food-101"), ("flowers", "flowers-102")])
+@pytest.mark.parametrize(("name", "folder"), [("food", "food-101"), ("cars", "stanford_cars")])
 def test_an_empty_folder_is_no_dataset(tmp_path, name, folder):
     (tmp_path / folder).mkdir()
     with pytest.raises(UserError, match="Expected torchvision's"):
         load_fine_grained(name, 4, [tmp_path])
+
+
+def test_flowers_have_their_official_parts_and_validation_out_of_the_open_two(tmp_path):
+    write_files(tmp_path, flower_files(each=15))
+    data = load_fine_grained("flowers", 4, [tmp_path])
+    assert data.class_names == tuple(f"{label:04d}" for label in range(102))
+    assert [{*part.counts.tolist()} for part in (data.train, data.val, data.test)] == [{9}, {1}, {5}]
+    reds = np.repeat([2 * label for label in range(1, 103)], 5)
+    np.testing.assert_allclose(data.test.images[:, 0].mean((1, 2)), reds, atol=3)
 
 
 def test_take_keeps_the_first_of_each_class(flat):
