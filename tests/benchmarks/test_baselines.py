@@ -1,0 +1,69 @@
+"""`benchmarks/baselines.py`: one budget for all, rows that go on where they stopped, and their page."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from metakm.io.csv_file import read_csv
+from metakm.run.folder import RunFolder
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import baselines
+from baselines_page import PUBLISHED
+
+pytestmark = pytest.mark.float32
+TINY = "--dataset glyphs --backbone conv4-4-stride --ways 3 --queries 2 --val-tasks 2 --eval-tasks 4 --quiet"
+
+
+@pytest.fixture(autouse=True)
+def environment(cache, monkeypatch):
+    monkeypatch.setenv("METAKM_CACHE", str(cache))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def flags(out, *more, core_seconds="0.2"):
+    return [*TINY.split(), "--core-seconds", core_seconds, "--out", str(out), *more]
+
+
+def test_rows_have_the_iterations_that_fit_the_budget_and_are_not_run_twice(tmp_path, capfd):
+    some = ["--algo", "protonet", "baseline++", "--shots", "1"]
+    assert baselines.main(flags(tmp_path, *some)) == 0
+    plan = read_csv(tmp_path / "plan.csv")
+    assert [(line["algo"], line["shots"]) for line in plan] == [("protonet", "1"), ("baseline++", "1")]
+    rows = [RunFolder(tmp_path / "glyphs-3w1s" / line["algo"] / "seed0").read_row() for line in plan]
+    for line, row in zip(plan, rows, strict=True):
+        assert (
+            int(line["iterations"]) == max(1, int(0.2 / float(line["core_seconds_an_iteration"]))) == row["iterations"]
+        )
+        assert (row["status"], row["preset"], row["backbone"]) == ("done", "tuned", "conv4-4-stride")
+    capfd.readouterr()
+    assert baselines.main(flags(tmp_path, *some)) == 0, "the second call"
+    assert capfd.readouterr().out.count("already done") == 2
+    assert read_csv(tmp_path / "plan.csv") == plan
+    assert baselines.main(flags(tmp_path, "--algo", "protonet", "--shots", "1", "5", "--status")) == 0
+    first, second = capfd.readouterr().out.splitlines()
+    assert f"{plan[0]['iterations']} iterations, done, {100 * rows[0]['accuracy']:.2f} %" in first
+    assert second.endswith("5-shot: not measured yet")
+
+
+def test_the_page_has_each_row_with_its_budget_and_command_beside_published_ones(tmp_path):
+    assert baselines.main(flags(tmp_path, "--algo", "protonet", "--shots", "1")) == 0
+    page = (tmp_path / "README.md").read_text()
+    row = RunFolder(tmp_path / "glyphs-3w1s" / "protonet" / "seed0").read_row()
+    (plan,) = read_csv(tmp_path / "plan.csv")
+    cells = ("`protonet`", "1", f"{100 * row['accuracy']:.2f} ± {100 * row['ci95']:.2f}", "`conv4-4-stride`")
+    budget = (str(row["meta_batch"]), f"{row['iterations']:,}", f"{float(plan['core_seconds_an_iteration']):.2f}")
+    assert f"| {' | '.join((*cells, *budget))} |" in page
+    assert f"--iterations {row['iterations']}" in page
+    assert "--out results/baselines" in page
+    assert all(f"| {p.method} | {p.one_shot:g} | {p.five_shot:g} | {p.network} |" in page for p in PUBLISHED)
+
+
+def test_a_plan_of_another_budget_is_refused(tmp_path, capsys):
+    assert baselines.main(flags(tmp_path, "--algo", "protonet", "--shots", "1")) == 0
+    before = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*"))
+    assert baselines.main(flags(tmp_path, "--algo", "protonet", "--shots", "1", core_seconds="9")) == 2
+    assert "Expected a plan for --core-seconds 9, got one for 0.2" in capsys.readouterr().err
+    assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*")) == before
