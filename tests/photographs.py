@@ -1,9 +1,11 @@
 """Small fakes in the layouts of photograph data sets, which tests share: real names and tables, tiny pictures."""
 
 import io
+import pickle
 import tarfile
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
@@ -70,3 +72,83 @@ def grocery_files(each=4, size=(8, 8), top="grocery-store"):
             files[f"{top}/{path}"] = jpeg((3 * label, 90, 40), size)
             lists[part].append(f"{path}, {label}, {label // 2}\n")
     return {**files, **{f"{top}/{part}.txt": "".join(lines).encode() for part, lines in lists.items()}}
+
+
+CIFAR_SUPERCLASSES = {
+    "aquatic_mammals": "beaver dolphin otter seal whale",
+    "fish": "aquarium_fish flatfish ray shark trout",
+    "flowers": "orchid poppy rose sunflower tulip",
+    "food_containers": "bottle bowl can cup plate",
+    "fruit_and_vegetables": "apple mushroom orange pear sweet_pepper",
+    "household_electrical_devices": "clock keyboard lamp telephone television",
+    "household_furniture": "bed chair couch table wardrobe",
+    "insects": "bee beetle butterfly caterpillar cockroach",
+    "large_carnivores": "bear leopard lion tiger wolf",
+    "large_man-made_outdoor_things": "bridge castle house road skyscraper",
+    "large_natural_outdoor_scenes": "cloud forest mountain plain sea",
+    "large_omnivores_and_herbivores": "camel cattle chimpanzee elephant kangaroo",
+    "medium_mammals": "fox porcupine possum raccoon skunk",
+    "non-insect_invertebrates": "crab lobster snail spider worm",
+    "people": "baby boy girl man woman",
+    "reptiles": "crocodile dinosaur lizard snake turtle",
+    "small_mammals": "hamster mouse rabbit shrew squirrel",
+    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "vehicles_1": "bicycle bus motorcycle pickup_truck train",
+    "vehicles_2": "lawn_mower rocket streetcar tank tractor",
+}
+
+
+def cifar_files(train=2, test=1, protocol=2):
+    """CIFAR-100's Python files, with `train` and `test` images a class instead of 500 and 100.
+
+    Red is twice the class's number, green its place among its images, and the upper left pixel has blue 255.
+    """
+    fine = sorted(name for names in CIFAR_SUPERCLASSES.values() for name in names.split())
+    coarse = sorted(CIFAR_SUPERCLASSES)
+    above = [next(i for i, c in enumerate(coarse) if name in CIFAR_SUPERCLASSES[c].split()) for name in fine]
+
+    def part(first, count):
+        data = np.zeros((count, 100, 3, 32, 32), np.uint8)
+        data[:, :, 0] = 2 * np.arange(100)[:, None, None]
+        data[:, :, 1] = np.arange(first, first + count)[:, None, None, None]
+        data[:, :, 2, 0, 0] = 255
+        labels = {"fine_labels": [*range(100)] * count, "coarse_labels": above * count}
+        return {"filenames": ["x"] * 100 * count, **labels, "data": data.reshape(-1, 3072)}
+
+    parts = {"train": part(0, train), "test": part(train, test)}
+    parts["meta"] = {"fine_label_names": fine, "coarse_label_names": coarse}
+    return {f"cifar-100-python/{name}": pickle.dumps(content, protocol) for name, content in parts.items()}
+
+
+def bird_files(each=2, size=(9, 7)):
+    """CUB-200-2011 of `each` images of each of 200 classes, red as their class."""
+    files, lines = {}, []
+    for number in range(1, 201):
+        for image in range(each):
+            path = f"{number:03d}.Bird_{number}/Bird_{number}_{image:04d}_{7 * image}.jpg"
+            files[f"CUB_200_2011/images/{path}"] = jpeg((number, 90, 40), size)
+            lines.append(f"{len(lines) + 1} {path}\n")
+    return {**files, "CUB_200_2011/images.txt": "".join(lines).encode()}
+
+
+def png(colour, size=(84, 84)):
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def tiered_files(classes=None, each=3, protocol=2):
+    """tieredImageNet's pickles with `each` images a class, by turns of the classes; red is ten times the class."""
+    files = {}
+    for split, count in (classes or {"train": 4, "val": 3, "test": 2}).items():
+        labels = np.tile(np.arange(count), each)
+        images = [np.frombuffer(png((10 * int(n), 90, 40)), np.uint8)[:, None] for n in labels]
+        content = {
+            "label_specific": labels,
+            "label_general": labels // 2,
+            "label_specific_str": [f"{split} thing {n}" for n in range(count)],
+            "label_general_str": [f"{split} category {n}" for n in range((count + 1) // 2)],
+        }
+        files[f"{split}_images_png.pkl"] = pickle.dumps(images, protocol)
+        files[f"{split}_labels.pkl"] = pickle.dumps(content, protocol)
+    return files

@@ -30,7 +30,7 @@ class RunProtocol:
     algo: str = "km"
     """Strategy: maml, anil, km, bn, boil, meta-sgd, reptile, protonet, maml-proto, anil-proto, km-proto, r2d2, cavia, meta-curvature, imaml, baseline, baseline++, simpleshot, finetune, or one from a plugin. km is the paper's own."""
     dataset: str = "glyphs"
-    """Dataset: glyphs (drawn by metakm, needs no file), omniglot, mini-imagenet, tiny-imagenet, flowers, grocery-store, or folder: your own images, one folder per class in train/, val/ and test/ of --data-root; or one from a plugin. glyphs by default, so that every machine can run it."""
+    """Dataset: glyphs (drawn by metakm, needs no file), omniglot, mini-imagenet, tiered-imagenet, tiny-imagenet, cifar-fs, fc100, cub, flowers, grocery-store, or folder: your own images, one folder per class in train/, val/ and test/ of --data-root; or one from a plugin. glyphs by default, so that every machine can run it."""
     ways: int = FROM_PRESET
     """Classes in an episode. Default from --dataset: 20 for characters, 5 for photographs (Finn et al. 2017)."""
     shots: int = 1
@@ -72,7 +72,7 @@ class RunProtocol:
     seed: int = 0
     """Seed of the initial weights and of the meta-training episodes. Meta-validation and meta-test episodes are the same for every seed."""
     image_size: int = 0
-    """Side in pixels of the square to which images are resized; 0 is 84. For flowers, grocery-store and folder; the other datasets have a size of their own."""
+    """Side in pixels of the square to which images are resized; 0 is 84, or 32 for cifar-fs and fc100. Not for glyphs, omniglot, mini-imagenet and tiny-imagenet, which have a size of their own."""
     init_from: Path | None = None
     """Folder of a trained run whose weights this one starts from; its strategy, network and ways must be the same. Without it: weights by --seed."""
     weights: str | None = None

@@ -9,12 +9,16 @@ from metakm.errors import UserError
 
 def test_the_datasets_are_listed() -> None:
     assert available_datasets() == (
+        "cifar-fs",
+        "cub",
+        "fc100",
         "flowers",
         "folder",
         "glyphs",
         "grocery-store",
         "mini-imagenet",
         "omniglot",
+        "tiered-imagenet",
         "tiny-imagenet",
     )
 

@@ -82,7 +82,7 @@ def test_the_size_can_be_chosen_and_is_kept_apart_in_the_cache(root: Path) -> No
 
 
 def test_other_datasets_keep_their_size() -> None:
-    with pytest.raises(UserError, match="with glyphs, got 32; only flowers, folder, grocery-store can be resized"):
+    with pytest.raises(UserError, match=r"with glyphs, got 32; only .*folder, .* can be resized"):
         load_dataset("glyphs", "val", image_size=32)
 
 
