@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from metakm.photos.api import fit
     from metakm.photos.classifier import PhotoClassifier, load_classifier
     from metakm.registry import load_plugin
+    from metakm.run.callbacks import Callback, EarlyStopping
     from metakm.run.evaluate import evaluate
     from metakm.run.loading import TrainedRun, load_run
     from metakm.run.train import train
@@ -57,6 +58,7 @@ _modules = {
     "metakm.photos.api": ("fit",),
     "metakm.photos.classifier": ("PhotoClassifier", "load_classifier"),
     "metakm.registry": ("load_plugin",),
+    "metakm.run.callbacks": ("Callback", "EarlyStopping"),
     "metakm.run.evaluate": ("evaluate",),
     "metakm.run.loading": ("TrainedRun", "load_run"),
     "metakm.run.train": ("train",),
@@ -69,8 +71,10 @@ _home = {name: module for module, names in _modules.items() for name in names}
 
 __all__ = [
     "AdaptedClassifier",
+    "Callback",
     "CifarResNet",
     "Conv4",
+    "EarlyStopping",
     "EpisodeSampler",
     "Episodes",
     "Evaluation",

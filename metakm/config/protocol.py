@@ -85,12 +85,15 @@ class RunProtocol:
     """Which model the meta-test is of: the best on meta-validation, or the last. Last with --preset paper (MAML's code)."""
     val_every: int = FROM_PRESET
     """Iterations between validations; the last iteration always validates. Default from --preset."""
+    patience: int | None = None
+    """Stop the meta-training after this many validations in a row without a new best accuracy. Without it: after --iterations."""
 
     def __post_init__(self) -> None:
         for name, low in _at_least.items():
             require(getattr(self, name) >= low, name, f"at least {low}", getattr(self, name))
         for name, high in _at_most.items():
             require(getattr(self, name) <= high, name, f"at most {high}", getattr(self, name))
+        require(self.patience is None or self.patience >= 1, "patience", "at least 1", self.patience)
         for name in ("inner_lr", "meta_lr"):
             value = getattr(self, name)
             require(math.isfinite(value) and value > 0, name, "a positive number", value)

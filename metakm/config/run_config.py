@@ -24,6 +24,9 @@ EXECUTION_FIELDS = SHARED_EXECUTION_FIELDS | {"task_chunk", "eager", "plugin"}
 # Fields that say which run of which setting this is; every other one that computes belongs to the protocol.
 NAMED_IN_ROW = frozenset({"algo", "dataset", "ways", "shots", "preset", "seed"})
 
+# Fields that runs had none of at first: a config has them only where they are given, and so the others keep their run ids.
+LATER = frozenset({"patience", "second_order_from"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(ExecutionOptions, RunProtocol):
@@ -144,9 +147,9 @@ class RunConfig(ExecutionOptions, RunProtocol):
         return self.from_flat({**self.flat(), **values})
 
     def to_json(self) -> dict[str, Any]:
-        """`flat` as JSON values; without `second_order_from` where it is not given, as before there was one."""
+        """`flat` as JSON values, without `LATER` where they are not given."""
         values = {name: json_value(value) for name, value in self.flat().items()}
-        return {k: v for k, v in values.items() if v or k != "second_order_from"}
+        return {name: value for name, value in values.items() if value or name not in LATER}
 
     @classmethod
     def from_json(cls, values: Any) -> RunConfig:

@@ -102,6 +102,7 @@ class ResultRow(CsvRow):
     select: str = "best"  # which model was tested: the best on meta-validation, or the last
     changes: str | None = None  # JSON: the settings that differ from the preset's; None: not recorded (older runs)
     init_weights: str = ""  # fingerprint of the weights that the run started from; empty: by its seed
+    stopped: str = ""  # after how many iterations the training was stopped early, and why; empty: it had all of them
 
 
 COLUMNS = ResultRow.columns()

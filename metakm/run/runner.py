@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +22,7 @@ from metakm.models.build import weights_fingerprint
 from metakm.registry import load_plugin
 from metakm.run import provenance
 from metakm.run.build import build_learner, make_sampler, resolve_device
+from metakm.run.callbacks import Callback, CallbackList, EarlyStopping
 from metakm.run.columns import SPLIT_NAMES, measured_columns, summary
 from metakm.run.command_line import command
 from metakm.run.curve import CurvePoint
@@ -46,7 +48,9 @@ class Run(TrainingRun[OuterLoop]):
     validates_first: ClassVar[bool] = True
     remedy: ClassVar[str] = "restore the strategy if it was changed, or "
 
-    def __init__(self, config: RunConfig, stop: Stoppable, processes: Processes = ALONE) -> None:
+    def __init__(
+        self, config: RunConfig, stop: Stoppable, processes: Processes = ALONE, callbacks: Sequence[Callback] = ()
+    ) -> None:
         self.config = config
         for plugin in config.plugin:
             load_plugin(plugin)
@@ -62,7 +66,8 @@ class Run(TrainingRun[OuterLoop]):
         loop = OuterLoop(learner, self.samplers["train"], config, self.device, processes)
         self.train_classes = learner.train_classes
         weights_file(config, self.image_shape, loop.model_state())  # to fail now, not after the training
-        self.best: dict[str, Any] = {"val_accuracy": -1.0}
+        self.best: dict[str, Any] = {"val_accuracy": -math.inf}
+        patience = [] if config.patience is None else [EarlyStopping(config.patience)]
         super().__init__(
             config,
             loop,
@@ -73,6 +78,7 @@ class Run(TrainingRun[OuterLoop]):
             folder=folder,
             stop=stop,
             processes=processes,
+            callbacks=CallbackList([*callbacks, *patience], learner),
         )
 
     @property
@@ -156,6 +162,7 @@ class Run(TrainingRun[OuterLoop]):
             git_commit=self.git_commit,
             started_at=self.history.started_at,
             init_weights=self.init_weights,
+            stopped=self.stopped,
         )
 
     def progress_columns(self) -> dict[str, Any]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from metakm.cli.signals import StopRequest
 from metakm.config import RunConfig
+from metakm.run.callbacks import Callback
 from metakm.run.loading import TrainedRun, load_run
 from metakm.run.runner import Run
 
 
-def train(config: RunConfig) -> TrainedRun:
+def train(config: RunConfig, *, callbacks: Sequence[Callback] = ()) -> TrainedRun:
     """Do what `python -m metakm.run` does: meta-train, validate, test, write the run's folder; return the run.
 
     Progress goes to standard error, unless `config.quiet`, and the result to standard output, unless `config.json`.
+
+    Args:
+        callbacks: called after each iteration and each validation, and at the end, in this order; see `Callback`.
 
     Raises:
         UserError: for anything that would make the run fail later, before it starts: see `Run`.
@@ -20,7 +26,7 @@ def train(config: RunConfig) -> TrainedRun:
         KeyboardInterrupt: Ctrl-C; `dataclasses.replace(config, resume=True)` goes on.
     """
     with StopRequest() as stop:
-        run = Run(config, stop)
+        run = Run(config, stop, callbacks=callbacks)
         code = run.execute()
     if run.failure is not None:
         raise run.failure

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, Generic, TypeVar
 
+from torch import nn
+
 from metakm.cli.progress import Progress, log_line
 from metakm.cli.signals import Stoppable, stop_on_request
 from metakm.config.execution import how_to_resume
@@ -13,6 +15,7 @@ from metakm.distributed.processes import ALONE, Processes
 from metakm.learning.memory import TooLittleMemoryError
 from metakm.learning.outer_loop import DivergedError
 from metakm.run import provenance
+from metakm.run.callbacks import CallbackList, EndEvent
 from metakm.run.checkpoint import load_checkpoint, restoring, save_checkpoint
 from metakm.run.event_log import EventLog
 from metakm.run.folder import RunFolder
@@ -31,6 +34,7 @@ class TrainingRun(RunKind, Generic[L]):
         iterations: how long to train.
         val_every: iterations between validations; the last one always validates.
         split_hash: of the data.
+        callbacks: what to call while it trains.
 
     Raises:
         UserError: on construction, for a folder that is in use or cannot be written, or a checkpoint of another run.
@@ -48,11 +52,13 @@ class TrainingRun(RunKind, Generic[L]):
         folder: RunFolder,
         stop: Stoppable,
         processes: Processes = ALONE,
+        callbacks: CallbackList | None = None,
     ) -> None:
         self.settings, self.loop, self.folder, self.stop, self.processes = config, loop, folder, stop, processes
         self.owner, self.iterations, self.val_every, self.split_hash = owner, iterations, val_every, split_hash
         self.history, self.git_commit = History(), provenance.git_commit()
         self.log = EventLog(config.execution, config.run_id, self.stage, files=processes.first)
+        self.callbacks = callbacks or CallbackList((), nn.Module())
         self.failure: Exception | None = None
         self.finished = self._open_folder() if processes.first and not config.execution.dry_run else None
 
@@ -114,7 +120,9 @@ class TrainingRun(RunKind, Generic[L]):
             return 130
         if self.processes.first:
             self.write_results(tested)
-            self._write_row("done", tested)
+            row = self._write_row("done", tested)
+            numbers = row.get("accuracy"), row.get("ci95")
+            self.callbacks.on_end(EndEvent(self.loop.iteration, self.stopped, *numbers, self.folder.path))
         return 0
 
     def _fail(self, error: Exception) -> int:
@@ -149,15 +157,25 @@ class TrainingRun(RunKind, Generic[L]):
         if self.validates_first and not self.history.curve:
             self._validate()
         with self._progress(f"{self.stage}train", self.iterations, self.loop.iteration) as progress:
-            while self.loop.iteration < self.iterations and not self._stopping():
+            while self.loop.iteration < self.iterations and not (self.callbacks.stopped or self._stopping()):
                 result, elapsed = self.history.step(self.loop)
                 self.log.log_iteration(self.loop.iteration, result.loss, result.accuracy, elapsed)
                 progress.advance(1, result.loss, result.accuracy)
+                self.callbacks.on_iteration(self.loop.iteration, result.loss, result.accuracy, elapsed)
                 if self._validation_due():
                     self._validate(progress)
                 elif self.history.save_due:
                     self._save()
+            if self.stopped:
+                progress.note(f"stopped {self.stopped}")
+                if self.history.curve[-1].iteration != self.loop.iteration:
+                    self._validate(progress)
         self._save()
+
+    @property
+    def stopped(self) -> str:
+        """After how many iterations and why the training was stopped early; empty if it was not."""
+        return self.callbacks.stopped if self.loop.iteration < self.iterations else ""
 
     def _validation_due(self) -> bool:
         """Whether this iteration ends in a validation that the curve does not have yet."""
@@ -170,6 +188,7 @@ class TrainingRun(RunKind, Generic[L]):
         point = self.history.validate(self.loop.iteration, self.validation_accuracy)
         self.log.log_validation(point)
         self.keep(point)
+        self.callbacks.on_validation(self.history.curve)
         self._save()
         if progress is not None:
             name = f"{self.stage}validation accuracy"
@@ -194,7 +213,7 @@ class TrainingRun(RunKind, Generic[L]):
 
     def _checkpoint(self) -> dict[str, Any]:
         own = {"split_hash": self.split_hash, "loop": self.loop.state(), **self.own_state()}
-        return {**self.history.state(), **own}
+        return {**self.history.state(), **self.callbacks.state(), **own}
 
     def _save(self) -> None:
         if self.processes.first:
@@ -204,6 +223,7 @@ class TrainingRun(RunKind, Generic[L]):
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.history.load_state(state)
+        self.callbacks.load_state(state)
         self.load_own_state(state)
         self.loop.load_state(state["loop"])
 
@@ -212,14 +232,17 @@ class TrainingRun(RunKind, Generic[L]):
         with restoring(self.folder.checkpoint, state, self.split_hash, self.owner, self.remedy):
             self._restore(state)
 
-    def _write_row(self, status: Status, tested: Accuracies | None = None) -> None:
-        if self.processes.first:
-            row = self.row(status, tested)
-            self.folder.write_row(row)
-            if status != "running":
-                self.log.log_result(vars(row))
-            if status == "done":
-                self._report(vars(row), "done")
+    def _write_row(self, status: Status, tested: Accuracies | None = None) -> dict[str, Any]:
+        """Write the row, and return its values; only the first process has one."""
+        if not self.processes.first:
+            return {}
+        row = self.row(status, tested)
+        self.folder.write_row(row)
+        if status != "running":
+            self.log.log_result(vars(row))
+        if status == "done":
+            self._report(vars(row), "done")
+        return vars(row)
 
     def _report(self, row: dict[str, Any], word: str) -> None:
         if not self.log.json:
