@@ -81,3 +81,30 @@ class EpisodeSource(Protocol):
 
     def batch(self, index: int, tasks: int) -> Episodes:
         """Episodes number `index`, ..., `index + tasks - 1`."""
+
+
+class SplitInfo(Protocol):
+    """What a run must know of the data of one split; `FewShotDataset` is one."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+
+    @property
+    def split_hash(self) -> str:
+        """16 hex digits that tell data apart."""
+
+    @property
+    def n_episode_classes(self) -> int | None:
+        """Different classes that episodes have; None where they are not numbered."""
+
+
+class SplitSampler(EpisodeSource, Protocol):
+    """What a run draws the episodes of one split from; `EpisodeSampler` is one."""
+
+    @property
+    def dataset(self) -> SplitInfo:
+        """The data."""
+
+    def hash(self, index: int, tasks: int) -> str:
+        """Identify these episodes by 16 hex digits."""

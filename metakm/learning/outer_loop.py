@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from metakm.config import RunConfig
-from metakm.data import Episodes, EpisodeSampler, EpisodeSource
+from metakm.data.batch import Episodes, EpisodeSource, SplitSampler
 from metakm.distributed.processes import ALONE, Processes
 from metakm.learning.cuda_graphs import CudaGraphs, MetaGradient
 from metakm.learning.ema import ParameterAverage
@@ -47,7 +47,7 @@ class OuterLoop:
     def __init__(
         self,
         learner: Learner,
-        sampler: EpisodeSampler,
+        sampler: SplitSampler,
         config: RunConfig,
         device: torch.device,
         processes: Processes = ALONE,
@@ -59,9 +59,9 @@ class OuterLoop:
         self._average = ParameterAverage(self._learned, config.ema) if config.ema else None
         self.chunks = TaskChunks(learner.strategy, sampler.dataset.image_shape, config, device)
         self.evaluator = Evaluator(learner, config, self.chunks, device, processes)
-        changes = config.shared.multi_step_loss or learner.strategy.uses_progress
-        recorded = learner.strategy.supports_cuda_graph and not (config.eager or changes)
-        self._graphs = CudaGraphs() if recorded and device.type == "cuda" else None
+        eager = config.eager or config.shared.multi_step_loss or learner.strategy.uses_progress
+        recorded = learner.strategy.supports_cuda_graph and not eager and device.type == "cuda"
+        self._graphs = CudaGraphs() if recorded else None
         self.iteration = 0
 
     def step(self) -> StepResult:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from metakm.config import RunConfig
-from metakm.data import EpisodeSampler, load_dataset
+from metakm.data import EpisodeSampler, FewShotDataset, load_dataset
 from metakm.errors import UserError
 from metakm.learning.evaluation import EVALUATION_SEED
 from metakm.learning.learner import ImageShape, Learner
@@ -25,6 +25,11 @@ def make_sampler(config: RunConfig, split: str) -> EpisodeSampler:
         UserError: missing data, or data that such episodes cannot be drawn from.
     """
     dataset = load_dataset(config.dataset, split=split, root=config.data_root, image_size=config.image_size)
+    return sampler_of(dataset, config, split)
+
+
+def sampler_of(dataset: FewShotDataset, config: RunConfig, split: str) -> EpisodeSampler:
+    """As `make_sampler`, of a dataset that is loaded."""
     if split == "train":
         return EpisodeSampler(dataset, config.ways, config.shots, config.queries, config.seed, config.augment)
     queries = config.test_queries or config.queries

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from metakm.config import RunConfig
-from metakm.data import EpisodeSampler
+from metakm.data.batch import SplitSampler
 from metakm.learning.evaluator import Evaluator
 from metakm.learning.statistics import interval_over_tasks
 from metakm.presets import changes_from_preset
@@ -25,7 +25,7 @@ SPLIT_NAMES = {"val": "meta-validation", "test": "meta-test"}
 def measured_columns(
     config: RunConfig,
     evaluator: Evaluator,
-    sampler: EpisodeSampler,
+    sampler: SplitSampler,
     tested: npt.NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
     """All columns of a `ResultRow` but those about the training.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +12,8 @@ import torch
 from metakm.cli.progress import duration
 from metakm.cli.signals import Stoppable
 from metakm.config import RunConfig
+from metakm.data.batch import SplitSampler
+from metakm.data.splits import SPLITS
 from metakm.distributed.processes import ALONE, Processes
 from metakm.distributed.torchrun import local_device
 from metakm.errors import UserError
@@ -38,6 +40,9 @@ from metakm.strategies.registry import strategy_class
 class Run(TrainingRun[OuterLoop]):
     """One run of a config, from its data to its row.
 
+    Args:
+        samplers: of each split; None for those of the config's dataset.
+
     Raises:
         UserError: on construction, for anything that would make the run fail later: unknown names, missing data,
             episodes that cannot be drawn, a folder that is in use or cannot be written.
@@ -49,14 +54,19 @@ class Run(TrainingRun[OuterLoop]):
     remedy: ClassVar[str] = "restore the strategy if it was changed, or "
 
     def __init__(
-        self, config: RunConfig, stop: Stoppable, processes: Processes = ALONE, callbacks: Sequence[Callback] = ()
+        self,
+        config: RunConfig,
+        stop: Stoppable,
+        processes: Processes = ALONE,
+        callbacks: Sequence[Callback] = (),
+        samplers: Mapping[str, SplitSampler] | None = None,
     ) -> None:
         self.config = config
         for plugin in config.plugin:
             load_plugin(plugin)
         strategy_class(config.algo)
         self.device = resolve_device(local_device(config.device))
-        self.samplers = {split: make_sampler(config, split) for split in ("train", "val", "test")}
+        self.samplers = samplers or {split: make_sampler(config, split) for split in SPLITS}
         folder = RunFolder(config.folder)
         begun = config.resume and folder.checkpoint.is_file()  # has its weights there
         start = dataclasses.replace(config, weights=None) if begun else config

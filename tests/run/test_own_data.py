@@ -1,0 +1,156 @@
+"""Runs on data that are given as objects: three datasets, or three samplers of episodes."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from runs import numbers
+
+import metakm
+from metakm.presets import preset_config
+from metakm.registry import isolated
+
+pytestmark = pytest.mark.float32
+SPLITS = ("train", "val", "test")
+
+
+@pytest.fixture(autouse=True)
+def environment(cache, monkeypatch):
+    monkeypatch.setenv("METAKM_CACHE", str(cache))
+    with isolated():
+        yield
+
+
+def small(out, **changes):
+    settings = {
+        "algo": "anil", "ways": 3, "queries": 2, "backbone": "conv4-4-stride", "meta_batch": 2, "iterations": 4,
+        "val_every": 2, "val_tasks": 4, "eval_tasks": 6, "device": "cpu", "quiet": True, "out": out,
+    }  # fmt: skip
+    return preset_config(**{**settings, **changes})
+
+
+def dots(seed, name="dots", classes=5, size=28, channels=1):
+    images = np.random.default_rng(seed).integers(0, 256, (classes * 6, channels, size, size), dtype=np.uint8)
+    return metakm.FewShotDataset.from_arrays(images, np.repeat(np.arange(classes), 6), name=name)
+
+
+def three(**changes):
+    return tuple(dots(seed, **changes) for seed in range(3))
+
+
+def row(run):
+    return pd.read_csv(run.folder / "result.csv").iloc[0]
+
+
+def test_datasets_of_ones_own_train_and_test_a_run(tmp_path):
+    run = metakm.train(small(tmp_path), dataset=three())
+    assert run.folder == tmp_path / "dots-3w1s" / "anil" / "seed0"
+    assert (row(run).dataset, row(run).status) == ("dots", "done")
+    assert metakm.evaluate(run).accuracy == run.accuracy
+    assert metakm.load_run(run.folder).config.dataset == "dots"
+    by_name = metakm.train(small(tmp_path / "b"), dataset=dict(zip(SPLITS, three(), strict=True)))
+    assert numbers(by_name.folder) == numbers(run.folder)
+    others = metakm.train(small(tmp_path / "c"), dataset=[dots(seed) for seed in (3, 4, 5)])
+    assert row(others).accuracy == metakm.evaluate(others).accuracy != row(run).accuracy
+
+
+def test_the_splits_of_a_known_dataset_give_its_run(tmp_path):
+    known = metakm.train(small(tmp_path / "a", dataset="glyphs"))
+    splits = [metakm.load_dataset("glyphs", split=split) for split in SPLITS]
+    passed = metakm.train(small(tmp_path / "b"), dataset=splits)
+    named = metakm.train(small(tmp_path / "c"), dataset="glyphs")
+    assert numbers(passed.folder) == numbers(known.folder) == numbers(named.folder)
+    assert row(passed).run_id == row(known).run_id
+
+
+def test_a_run_on_ones_own_data_is_resumed_and_refuses_other_data(tmp_path):
+    whole = metakm.train(small(tmp_path / "whole"), dataset=three())
+
+    class Interrupt(metakm.Callback):
+        def on_iteration(self, event):
+            if event.number == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        metakm.train(small(tmp_path / "part"), dataset=three(), callbacks=[Interrupt()])
+    with pytest.raises(metakm.UserError, match="split hash"):
+        metakm.train(small(tmp_path / "part", resume=True), dataset=three(classes=4))
+    part = metakm.train(small(tmp_path / "part", resume=True), dataset=three())
+    assert numbers(part.folder) == numbers(whole.folder)
+
+
+class Source:
+    """A sampler of somebody's own."""
+
+    def __init__(self, split, shift=0.0):
+        data = dataclasses.replace(dots(SPLITS.index(split)), split=split)
+        self.inner, self.shift = metakm.EpisodeSampler(data, ways=3, shots=1, queries=2), shift
+
+    def batch(self, index, tasks):
+        drawn = self.inner.batch(index, tasks)
+        images = {name: getattr(drawn, name) + self.shift for name in ("support_images", "query_images")}
+        return dataclasses.replace(drawn, **images, classes=None)
+
+
+def test_samplers_of_ones_own_feed_the_same_trainer(tmp_path):
+    expected = metakm.train(small(tmp_path / "a"), dataset=three())
+    run = metakm.train(small(tmp_path / "b"), dataset=[Source(split) for split in SPLITS])
+    assert (run.accuracy, run.interval) == (expected.accuracy, expected.interval)
+    assert row(run).dataset == "custom"
+    assert len(row(run).split_hash) == len(row(run).episodes_hash) == 16
+    assert run.learner.evaluate(Source("test"), tasks=6).accuracy == run.accuracy
+    with pytest.raises(metakm.UserError, match=r"run\.learner\.evaluate"):
+        metakm.evaluate(run)
+    done = metakm.train(small(tmp_path / "b", resume=True), dataset=[Source(split) for split in SPLITS])
+    assert done.accuracy == run.accuracy
+    longer = small(tmp_path / "b", schedule="constant", overwrite=True)
+    metakm.train(longer, dataset=[Source(split) for split in SPLITS])
+    longer = dataclasses.replace(longer, overwrite=False, resume=True, iterations=6)
+    with pytest.raises(metakm.UserError, match="split hash"):
+        metakm.train(longer, dataset=[Source(split, shift=0.5) for split in SPLITS])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (lambda: three()[:2], "its splits train, val, test, got tuple"),
+        (lambda: {"train": dots(0)}, r"train, val, test, got \['train'\]"),
+        (lambda: (dots(0), dots(1), "test"), "test split to be a FewShotDataset .* got str"),
+        (lambda: (dots(0), dots(1), dots(2, name="lines")), "splits of one dataset, got those of dots, lines"),
+        (lambda: three(name="../dots"), r"letters, digits, .*, got '\.\./dots'"),
+        (lambda: (dots(0), dots(1), dots(2, size=20)), "images of one shape in all splits"),
+        (lambda: three(classes=2), "at most 2 ways"),
+        (lambda: "dotz", "Expected dataset to be one of"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, data, message):
+    with pytest.raises(metakm.UserError, match=message):
+        metakm.train(small(tmp_path), dataset=data())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ways": 4}, "train episodes of 4 ways and 1 shots"),
+        ({"shots": 2}, "train episodes of 3 ways and 2 shots"),
+        ({"test_queries": 1}, "val episodes of 3 ways and 1 queries"),
+        ({"dataset": "mini-imagenet", "augment": True}, "leave augment out"),
+    ],
+)
+def test_samplers_of_other_tasks_are_refused(tmp_path, changes, message):
+    with pytest.raises(metakm.UserError, match=message):
+        metakm.train(small(tmp_path, **changes), dataset=[Source(split) for split in SPLITS])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_inputs_that_are_no_images_are_refused(tmp_path):
+    class Flat(Source):
+        def batch(self, index, tasks):
+            drawn = super().batch(index, tasks)
+            return dataclasses.replace(drawn, support_images=torch.rand(tasks, 3, 5))
+
+    with pytest.raises(metakm.UserError, match=r"Expected images \[T, n, C, H, W\], got \[1, 3, 5\] for train"):
+        metakm.train(small(tmp_path), dataset=[Flat(split) for split in SPLITS])
