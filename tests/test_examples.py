@@ -14,6 +14,11 @@ SAYS = {
     "02_own_strategy": r"anil: adapts 85 of \d+ parameters.*\nbiases: adapts 149 of \d+ parameters",
     "03_own_images": r"(test-\d: recognised as test-\d\n){5}",
     "04_modulate": r"the pack has \d+ kB\nlargest difference after merging: \d\.\de-\d+\n",
+    "06_sinusoid": (  # the shape of the published curve
+        r" 0 inner steps: mean squared error [2-4]\.\d\d .*\n"
+        r" 1 inner steps: mean squared error (0\.[7-9]\d|1\.[0-3]\d) .*\n"
+        r" 5 inner steps: mean squared error 0\.[0-7]\d .*\n10 inner steps: mean squared error 0\.[0-5]\d "
+    ),
     "05_read_results": r"KM minus ANIL, seed 0: [+]0\.\d{4} [+]- 0\.\d{4} over 600 tasks",
 }
 

@@ -19,8 +19,8 @@ class Episodes:
     Within an episode images are class-major: all images of label 0, then all of label 1, and so on.
 
     Attributes:
-        support_images: float32 in [0, 1], `[T, N*K, C, H, W]`.
-        support_labels: int64 in 0..N-1, `[T, N*K]`.
+        support_images: float32 in [0, 1], `[T, N*K, C, H, W]`; of a regression any inputs `[T, n, ...]`.
+        support_labels: int64 in 0..N-1, `[T, N*K]`; of a regression targets of floating point, `[T, n, D]`.
         query_images: `[T, N*Q, C, H, W]`.
         query_labels: `[T, N*Q]`.
         index: the numbers of the episodes, T of them.
