@@ -14,7 +14,7 @@ B = V1 C + U1 VC and E = B*D::
     for C:   V1^T A + U1^T Q,   where Q = (V2^T G - 2 R*B*H)*D
     for U1:  Q C^T + A VC^T
 
-All tasks share C: products with it are single matrix products over all tasks. Outside, Y and G have their channels
+All tasks share C: products with it are single matrix products over all tasks. Outside, Y and G may have their channels
 innermost, `[T, O, k, C]` (M = O*C), as a channels-last convolution needs its kernels.
 """
 
@@ -31,10 +31,18 @@ from metakm.ops.triton import has_kernels
 LARGEST = 64  # numbers of pixels k that the GPU kernels support
 
 
-def two_layer_mlp(columns: Tensor, first: Tensor, second: Tensor, out_channels: int) -> Tensor:
-    """U2 tanh(U1 C), `[T, O, k, C]`, for columns of `[k, O*C]` and U1, U2 of `[T, k, k]`.
+def tanh(x: Tensor) -> Tensor:
+    """The hyperbolic tangent, on a CPU in single precision as 2 sigmoid(2x) - 1: within 2e-7, four times as fast."""
+    return torch.sigmoid(2 * x).mul(2).sub_(1) if _has_fast_tanh(x) else torch.tanh(x)
+
+
+def two_layer_mlp(columns: Tensor, first: Tensor, second: Tensor, out_channels: int | None) -> Tensor:
+    """U2 tanh(U1 C), for columns of `[k, M]` and U1, U2 of `[T, k, k]`; see `tanh`.
 
     Twice differentiable; a third derivative raises NotImplementedError.
+
+    Args:
+        out_channels: O of a result `[T, O, k, C]`, where M = O*C; None for one of `[T, k, M]`.
     """
     output: Tensor = _TwoLayerMLP.apply(columns, first, second, out_channels)
     return output
@@ -43,27 +51,32 @@ def two_layer_mlp(columns: Tensor, first: Tensor, second: Tensor, out_channels: 
 class _TwoLayerMLP(torch.autograd.Function):
     @staticmethod
     @without_autocast
-    def forward(ctx: Any, columns: Tensor, first: Tensor, second: Tensor, out_channels: int) -> Tensor:
+    def forward(ctx: Any, columns: Tensor, first: Tensor, second: Tensor, out_channels: int | None) -> Tensor:
         if _fits(columns):
             from metakm.ops.triton import modulator_mlp as kernels
 
             ctx.save_for_backward(columns, first, second, None)  # the hidden layer is recomputed
-            return kernels.forward(columns, first, second, out_channels)
-        hidden = _times_shared(first, columns).tanh_()
+            found = kernels.forward(columns, first, second, out_channels or 1)
+            return found if out_channels else found.squeeze(1)
+        hidden = _tanh_(_times_shared(first, columns))
         ctx.save_for_backward(columns, first, second, hidden)
-        return _channels_innermost(second @ hidden, out_channels)
+        output = second @ hidden
+        return _channels_innermost(output, out_channels) if out_channels else output
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        return (*_Backward.apply(grads[0], *ctx.saved_tensors), None)
+        (grad,) = grads
+        by_pixel = grad.unsqueeze(1) if grad.dim() == 3 else grad  # [T, O, k, C]
+        return (*_Backward.apply(by_pixel, *ctx.saved_tensors, ctx.needs_input_grad[0]), None)
 
 
 class _Backward(torch.autograd.Function):
     @staticmethod
     @without_autocast
     def forward(
-        ctx: Any, grad: Tensor, columns: Tensor, first: Tensor, second: Tensor, hidden: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx: Any, grad: Tensor, columns: Tensor, first: Tensor, second: Tensor, hidden: Tensor | None, all_three: bool
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """(gC, gU1, gU2); gC is None where it is not asked for, because C is frozen."""
         ctx.set_materialize_grads(False)
         if hidden is None:
             from metakm.ops.triton import modulator_mlp as kernels
@@ -75,7 +88,7 @@ class _Backward(torch.autograd.Function):
         received = second.mT @ grad  # R
         inner = _through_tanh(received, hidden)  # A
         ctx.save_for_backward(grad, columns, first, second, hidden, received)
-        return _shared_sum(first, inner), _by_shared(inner, columns), grad @ hidden.mT
+        return _shared_sum(first, inner) if all_three else None, _by_shared(inner, columns), grad @ hidden.mT
 
     @staticmethod
     @without_autocast
@@ -85,7 +98,7 @@ class _Backward(torch.autograd.Function):
         if hidden is None:
             from metakm.ops.triton import modulator_mlp as kernels
 
-            return *kernels.second(grads, grad, columns, first, second), None
+            return *kernels.second(grads, grad, columns, first, second), None, None
         v_columns, v_first, v_second = grads
         v_first = torch.zeros_like(first) if v_first is None else v_first
         v_second = torch.zeros_like(second) if v_second is None else v_second
@@ -102,7 +115,16 @@ class _Backward(torch.autograd.Function):
         if v_columns is not None:
             for_first += _by_shared(inner, v_columns)
         for_grad = _channels_innermost(for_grad, ctx.out_channels)
-        return for_grad, for_columns, for_first, grad @ passed.mT, None
+        return for_grad, for_columns, for_first, grad @ passed.mT, None, None
+
+
+def _has_fast_tanh(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cpu"
+
+
+def _tanh_(x: Tensor) -> Tensor:
+    """`tanh` in place, of a tensor without a gradient."""
+    return x.mul_(2).sigmoid_().mul_(2).sub_(1) if _has_fast_tanh(x) else x.tanh_()
 
 
 def _fits(columns: Tensor) -> bool:

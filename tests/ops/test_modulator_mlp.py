@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metakm.ops.modulator_mlp import two_layer_mlp
+from metakm.ops.modulator_mlp import _tanh_, tanh, two_layer_mlp
 
 TASKS, PIXELS, OUT, IN = 2, 4, 3, 2
 
@@ -43,3 +43,33 @@ def test_second_derivatives_equal_autograd_for_any_part_of_the_gradient(which):
 
     for actual, expected in zip(second(ours), second(plain), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_derivatives_of_a_result_in_columns_are_those_of_one_with_channels_innermost():
+    def in_columns(*given):
+        return two_layer_mlp(*given, None)
+
+    assert torch.equal(in_columns(*inputs()).view(TASKS, PIXELS, OUT, IN).transpose(1, 2), ours(*inputs()))
+    assert torch.autograd.gradcheck(in_columns, inputs())
+    assert torch.autograd.gradgradcheck(in_columns, inputs())
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_frozen_columns_leave_the_other_gradients_alone(create_graph):
+    columns, first, second = inputs()
+    expected = torch.autograd.grad(ours(columns, first, second).square().sum(), (first, second))
+    frozen = ours(columns.detach(), first, second).square().sum()
+    actual = torch.autograd.grad(frozen, (first, second), create_graph=create_graph)
+    assert all(map(torch.equal, actual, expected))
+
+
+@pytest.mark.float32
+def test_the_fast_tangent_is_within_2e_7_and_the_same_in_place():
+    x = torch.cat([torch.linspace(-12, 12, 100_001), torch.tensor([0.0, 1e-8, -1e-3, 88.0, -88.0, 1e30, -torch.inf])])
+    exact = torch.tanh(x.double())
+    assert (tanh(x) - exact).abs().max() <= 2e-7
+    assert torch.equal(tanh(x), _tanh_(x.clone()))
+    assert torch.equal(tanh(x.double()), exact)
+    given = x[:1000].clone().requires_grad_()
+    tanh(given).sum().backward()
+    torch.testing.assert_close(given.grad, 1 - torch.tanh(given.detach().double()).square().float(), rtol=0, atol=1e-6)

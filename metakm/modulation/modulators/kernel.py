@@ -30,7 +30,7 @@ from metakm.modulation.coverage import check_plain
 from metakm.modulation.modulators.registry import register_modulator
 from metakm.ops.autograd import without_autocast
 from metakm.ops.conv2d import plain_strides
-from metakm.ops.modulator_mlp import two_layer_mlp
+from metakm.ops.modulator_mlp import tanh, two_layer_mlp
 
 Activation = Literal["tanh", "sin", "leaky_relu", "relu"]
 Initialisation = Literal["identity", "orthogonal", "diagonal"]
@@ -39,7 +39,7 @@ Start = Literal["exact", "paper"]
 NOISE = 0.001  # standard deviation in Eq. 4
 
 _activations: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
+    "tanh": tanh,
     "sin": torch.sin,
     "leaky_relu": lambda x: F.leaky_relu(x, 0.1),
     "relu": torch.relu,
@@ -102,17 +102,18 @@ class KernelModulator(nn.Module):
         """
         # The paper's rows are columns here, channels innermost, for long matrix products.
         columns = kernel.flatten(-2).movedim(-1, -3).flatten(-2)  # [..., kh*kw, O*C]
-        by_pixel = self._by_pixel(columns, kernel.shape[-4])  # [..., O, kh*kw, C], contiguous
-        modulated = by_pixel.view(*by_pixel.shape[:-2], *self.kernel_size, -1).movedim(-1, -3)  # channels-last
-        return plain_strides(modulated.contiguous() if kernel.is_contiguous() else modulated, self.kernel_size)
-
-    def _by_pixel(self, columns: Tensor, out_channels: int) -> Tensor:
         network = self._fused_layers if self._fused_applies(columns) else self._layers
         if self.scale is None:
-            return network(columns, out_channels)
-        scaled = columns / self.scale
-        moved = network(scaled, out_channels) - _channels_innermost(self._activations(scaled), out_channels)
-        return torch.addcmul(_channels_innermost(columns, out_channels), self.scale, moved)
+            by_pixel = network(columns, kernel.shape[-4])  # [..., O, kh*kw, C]
+        else:
+            scaled = columns.contiguous() / self.scale  # in one order for both, or they would round differently
+            moved = network(scaled, None) - self._activations(scaled)
+            changed = torch.addcmul(columns, self.scale, moved)
+            by_pixel = changed.view(*changed.shape[:-1], kernel.shape[-4], -1).transpose(-3, -2)
+        channels_last = not kernel.is_contiguous()
+        by_pixel = by_pixel.contiguous() if channels_last else by_pixel
+        modulated = by_pixel.view(*by_pixel.shape[:-2], *self.kernel_size, -1).movedim(-1, -3)  # [..., O, C, kh, kw]
+        return plain_strides(modulated if channels_last else modulated.contiguous(), self.kernel_size)
 
     def _activations(self, columns: Tensor) -> Tensor:
         """g(columns; I)."""
@@ -126,18 +127,20 @@ class KernelModulator(nn.Module):
         published = len(self.layers) == 2 and self.activation == "tanh" and not self.diagonal
         return published and columns.dim() == 2 and not looked_into
 
-    def _fused_layers(self, columns: Tensor, out_channels: int) -> Tensor:
+    def _fused_layers(self, columns: Tensor, out_channels: int | None) -> Tensor:
+        """The network of `[k, O*C]`: `[O, k, C]`, with a task axis in front if U has one; `[k, O*C]` for None."""
         first, second = self.layers
         if first.dim() == 2:
             return two_layer_mlp(columns, first.unsqueeze(0), second.unsqueeze(0), out_channels).squeeze(0)
         return two_layer_mlp(columns, first, second, out_channels)
 
-    def _layers(self, columns: Tensor, out_channels: int) -> Tensor:
+    def _layers(self, columns: Tensor, out_channels: int | None) -> Tensor:
+        """As `_fused_layers`, for any network and axes in front."""
         activation = _activations[self.activation]
         for depth, layer in enumerate(self.layers):
             columns = activation(columns) if depth else columns
             columns = columns * layer.unsqueeze(-1) if self.diagonal else layer @ columns
-        return _channels_innermost(columns, out_channels)
+        return columns if out_channels is None else _channels_innermost(columns, out_channels)
 
     def extra_repr(self) -> str:
         """Kernel size, activation and start."""
