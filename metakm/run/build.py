@@ -9,6 +9,7 @@ import torch
 
 from metakm.config import RunConfig
 from metakm.data import EpisodeSampler, FewShotDataset, load_dataset
+from metakm.data.channels import in_grey
 from metakm.errors import UserError
 from metakm.learning.evaluation import EVALUATION_SEED
 from metakm.learning.learner import ImageShape, Learner
@@ -18,14 +19,17 @@ from metakm.strategies.independence import require_independent_tasks
 from metakm.strategies.registry import strategy_class
 
 
-def make_sampler(config: RunConfig, split: str) -> EpisodeSampler:
+def make_sampler(config: RunConfig, split: str, grey_channels: int | None = None) -> EpisodeSampler:
     """Episodes of one split; only those of meta-training depend on the run's seed and on `augment`.
+
+    Args:
+        grey_channels: make the images grey, of so many equal channels.
 
     Raises:
         UserError: missing data, or data that such episodes cannot be drawn from.
     """
     dataset = load_dataset(config.dataset, split=split, root=config.data_root, image_size=config.image_size)
-    return sampler_of(dataset, config, split)
+    return sampler_of(dataset if grey_channels is None else in_grey(dataset, grey_channels), config, split)
 
 
 def sampler_of(dataset: FewShotDataset, config: RunConfig, split: str) -> EpisodeSampler:

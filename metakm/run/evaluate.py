@@ -1,4 +1,4 @@
-"""`python -m metakm evaluate`: test a trained run again, beside what its row says, or on other data; writes nothing."""
+"""`python -m metakm evaluate`: test a trained run again, beside what its row says, or on other data, in a new row."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import copy
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any
 
 from metakm.cli.exit_code import exit_code
 from metakm.cli.flags import read_options
@@ -28,47 +25,13 @@ from metakm.learning.memory import TaskChunks, TooLittleMemoryError
 from metakm.registry import load_plugin
 from metakm.run.build import make_sampler, resolve_device, with_data_here
 from metakm.run.columns import SPLIT_NAMES, measured_columns, summary
+from metakm.run.cross_domain import TransferRow, require_shape, require_ways
+from metakm.run.evaluate_options import EvaluateOptions, Split
 from metakm.run.event_log import EventLog
 from metakm.run.folder import RunFolder
 from metakm.run.loading import TrainedRun, load_run, read_settings
+from metakm.run.row import ResultRow
 from metakm.strategies import available_strategies
-
-Split = Literal["val", "test"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
-    """Test a trained run again, beside what its row says, or on other data.
-
-    Writes nothing.
-    """
-
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Folder of the run: it has config.json, and weights.safetensors or checkpoint.pt."""
-    split: Split = "test"
-    """test: the meta-test tasks; val: the meta-validation tasks, to choose --test-inner-steps by."""
-    dataset: str | None = None
-    """Another dataset to draw the tasks from. Without it: the run's."""
-    shots: int | None = None
-    """Support images of each class. Without it: the run's."""
-    test_queries: int | None = None
-    """Query images of each class. Without it: the run's."""
-    data_root: Path | None = None
-    """Folder with the data. Without it: the run's own, else as in training."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:<n>. auto is the first GPU if there is one, else the CPU."""
-    eval_tasks: int | None = None
-    """Tasks, from the first on. Without it: as many as the run's."""
-    test_inner_steps: int | None = None
-    """Inner steps. Without it: the run's."""
-    task_chunk: int | None = None
-    """Tasks in memory at once; 0: as many as fit into half of the memory, by an estimate. Without it: the run's."""
-    quiet: bool = False
-    """No progress on standard error; errors and the result stay."""
-    json: bool = False
-    """For scripts: standard output has one JSON object a line, for progress and the result, and nothing else."""
-    plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
-    """Python files that register strategies or datasets; they run with your rights. Name those of the run, too."""
 
 
 class RunEvaluation:
@@ -81,19 +44,25 @@ class RunEvaluation:
         UserError: data that are missing, or whose images the run's network does not fit.
     """
 
-    def __init__(self, run: TrainedRun, split: Split, changes: Mapping[str, Any], processes: Processes = ALONE) -> None:
+    def __init__(
+        self,
+        run: TrainedRun,
+        split: Split,
+        changes: Mapping[str, Any],
+        processes: Processes = ALONE,
+        *,
+        grey: bool = False,
+    ) -> None:
+        require_ways(run, changes.get("ways"))
+        self.run = run
         tasks = run.config.val_tasks if split == "val" else run.config.eval_tasks
-        moved = {"data_root": None} if "dataset" in changes else {}
+        moved = {"data_root": None, "image_size": 0} if "dataset" in changes else {}
         self.config = dataclasses.replace(
             with_data_here(run.config), **{"log_dir": None, "eval_tasks": tasks, **moved, **changes}
         )
         device = resolve_device(local_device(self.config.device))
-        self.sampler: EpisodeSampler = make_sampler(self.config, split)
-        if self.sampler.dataset.image_shape != run.image_shape:
-            raise UserError(
-                f"Expected images of {list(run.image_shape)}, which the run was trained on, got "
-                f"{list(self.sampler.dataset.image_shape)}; name the run's data by --data-root"
-            )
+        self.sampler: EpisodeSampler = make_sampler(self.config, split, run.image_shape[0] if grey else None)
+        require_shape(self.sampler.dataset.image_shape, run, self.config)
         learner = run.learner if device.type == "cpu" else copy.deepcopy(run.learner).to(device)
         chunks = TaskChunks(learner.strategy, run.image_shape, self.config, device)
         self.evaluator = Evaluator(learner, self.config, chunks, device, processes)
@@ -109,8 +78,11 @@ def evaluate(
     *,
     split: Split = "test",
     dataset: str | None = None,
+    ways: int | None = None,
     shots: int | None = None,
     queries: int | None = None,
+    image_size: int | None = None,
+    grey: bool = False,
     tasks: int | None = None,
     test_steps: int | None = None,
     data_root: Path | None = None,
@@ -122,7 +94,10 @@ def evaluate(
         run: from `load_run` or `train`, or its folder.
         split: `test` for meta-test tasks, `val` for meta-validation tasks.
         dataset: another one, of images of the same shape.
+        ways: classes in a task, where the strategy's head takes any number.
         shots, queries: support and query images of each class.
+        image_size: side in pixels to which the images of another dataset are resized.
+        grey: test on grey images, with as many equal channels as the run was trained on.
         tasks: how many, from the first on.
         test_steps: inner steps.
 
@@ -132,15 +107,17 @@ def evaluate(
     trained = run if isinstance(run, TrainedRun) else load_run(run)
     asked = {
         "dataset": dataset,
+        "ways": ways,
         "shots": shots,
         "test_queries": queries,
+        "image_size": image_size,
         "eval_tasks": tasks,
         "test_inner_steps": test_steps,
         "data_root": data_root,
         "device": device,
     }
     given = {name: value for name, value in asked.items() if value is not None}
-    return RunEvaluation(trained, split, given).evaluate()
+    return RunEvaluation(trained, split, given, grey=grey).evaluate()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -160,6 +137,7 @@ def _evaluate(options: EvaluateOptions) -> int:
         with StopRequest() as stop, join_processes() as processes:
             with processes.raise_together(UserError):
                 prepared = _prepare(options, processes)
+                row = _row_of(prepared, options)
             log = EventLog(prepared.config, prepared.config.run_id)
             tasks, name = prepared.config.eval_tasks, SPLIT_NAMES[options.split]
             with Progress(name, tasks, unit="task", quiet=options.quiet, report=log.log_progress) as progress:
@@ -170,7 +148,10 @@ def _evaluate(options: EvaluateOptions) -> int:
     except (StopIteration, KeyboardInterrupt):
         print("Stopped. Nothing was written.", file=sys.stderr)  # noqa: T201
         return 130
-    _report(prepared, log, found, folder, options.split)
+    if row is None:
+        _report(prepared, log, found, folder, options.split)
+    elif processes.first:
+        _write(row, prepared, log, found)
     return 0
 
 
@@ -184,9 +165,25 @@ def _prepare(options: EvaluateOptions, processes: Processes) -> RunEvaluation:
             f"Expected --plugin for the strategy {algo!r}, got none that has it; the run was started with "
             f"--plugin {' '.join(str(path) for path in plugins)}"
         )
-    own = ("run", "split")  # no fields of the config
+    own = ("run", "split", "grey", "out")  # no fields of the config
     given = {name: value for name, value in vars(options).items() if name not in own and value is not None}
-    return RunEvaluation(load_run(options.run), options.split, given, processes)
+    return RunEvaluation(load_run(options.run), options.split, given, processes, grey=options.grey)
+
+
+def _row_of(prepared: RunEvaluation, options: EvaluateOptions) -> TransferRow | None:
+    """The row to write: that of a meta-test on another dataset."""
+    if options.split != "test" or prepared.config.dataset == prepared.run.config.dataset:
+        return None
+    return TransferRow(prepared.run, prepared.config, options.grey, options.out)
+
+
+def _write(row: TransferRow, prepared: RunEvaluation, log: EventLog, tested: Evaluation) -> None:
+    config = prepared.config
+    found = vars(row.write(measured_columns(config, prepared.evaluator, prepared.sampler, tested.accuracies), tested))
+    log.print_json("result", {**found, "split": "test"})
+    if not log.json:
+        ending = f"trained on {found['trained_on']}: {row.path / ResultRow.FILE}"
+        print(summary(config, found["accuracy"], found["ci95"], ending))  # noqa: T201
 
 
 def _report(prepared: RunEvaluation, log: EventLog, tested: Evaluation, folder: RunFolder, split: Split) -> None:

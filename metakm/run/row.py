@@ -103,6 +103,8 @@ class ResultRow(CsvRow):
     changes: str | None = None  # JSON: the settings that differ from the preset's; None: not recorded (older runs)
     init_weights: str = ""  # fingerprint of the weights that the run started from; empty: by its seed
     stopped: str = ""  # after how many iterations the training was stopped early, and why; empty: it had all of them
+    trained_on: str = ""  # setting of the meta-training, if tested on another dataset, such as mini-imagenet-5w1s
+    tested_as: str = ""  # what was done to the images for the test: grey
 
 
 COLUMNS = ResultRow.columns()

@@ -56,6 +56,9 @@ class Strategy(nn.Module):
     own_network: ClassVar[bool] = False
     """True: the strategy has a network of its own and gets None as `backbone`; its runs have `--backbone own`."""
 
+    any_ways: ClassVar[bool] = False
+    """Whether tasks may have any number of classes, as with prototypes: no parameter belongs to a class."""
+
     supports_cuda_graph: ClassVar[bool] = True
     """Whether the meta-gradient can be replayed as a CUDA graph, without running its Python code again. False if the
     code synchronizes with the GPU, as for counting classes, or differs between calls (a counter, a random number)."""

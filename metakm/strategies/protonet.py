@@ -28,6 +28,7 @@ from metakm.strategies.registry import register_strategy
 class Prototypical(Strategy):
     """A strategy whose logits before the first inner step are minus s times squared distances to prototypes."""
 
+    any_ways: ClassVar[bool] = True
     supports_cuda_graph: ClassVar[bool] = False  # `prototypes` counts the classes
 
     scaled_distance: bool = True

@@ -49,6 +49,7 @@ class R2D2Options(Options):
 class R2D2(Strategy):
     """`adapted` = nothing: the classifier is solved for."""
 
+    any_ways: ClassVar[bool] = True
     supports_cuda_graph: ClassVar[bool] = False  # it counts the classes, and the solver checks its result
 
     def __init__(self, backbone: nn.Module, ways: int, ridge: float = 1.0, scale: float = 10.0) -> None:

@@ -73,6 +73,11 @@ def strategy_class(name: str) -> type[Strategy]:
     return strategies.get(name)
 
 
+def strategies_of_any_ways() -> tuple[str, ...]:
+    """Sorted names of the strategies whose tasks may have any number of classes."""
+    return tuple(name for name in available_strategies() if strategy_class(name).any_ways)
+
+
 def registered_name(cls: type[Strategy]) -> str:
     """The name that a class is registered by, or that of the class."""
     return next((name for name, known in strategies.entries.items() if known is cls), cls.__qualname__)

@@ -16,7 +16,7 @@ follows their mean; with weights that were never trained here m is zero, and `cl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,8 @@ class SimpleShotOptions(Options):
 @register_strategy("simpleshot", options=SimpleShotOptions)
 class SimpleShot(ClassTraining):
     """`adapted` = nothing."""
+
+    any_ways: ClassVar[bool] = True
 
     def __init__(
         self,

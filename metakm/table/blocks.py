@@ -11,6 +11,7 @@ from metakm.table.collect import Collection, Problem
 from metakm.table.pairing import Comparison, compare, peer_of
 from metakm.table.published import KM_CLAIMED_ABOVE, Published, published_results
 from metakm.table.setting import TABLE3, Setting
+from metakm.table.transfers import Transfer, build_transfers
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Table:
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
     hidden: int = 0  # number of measured rows that a selection left out, see selection.py
+    transfers: tuple[Transfer, ...] = ()  # runs tested on other data, which are in no block
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -75,7 +77,8 @@ def build_table(collection: Collection, baseline: str = "anil") -> Table:
     Raises:
         UserError: an unknown baseline.
     """
-    cells, left_out = build_cells(collection.runs)
+    cells, left_out = build_cells(run for run in collection.runs if not run.row.trained_on)
+    transfers, of_transfers = build_transfers(collection.runs)
     known = {"maml", "anil", "km"} | {cell.algo for cell in cells}
     if baseline not in known:
         raise unknown_name("--baseline", baseline, known)
@@ -92,9 +95,10 @@ def build_table(collection: Collection, baseline: str = "anil") -> Table:
         baseline=baseline,
         comparisons=comparisons,
         claims=_claims(comparisons),
-        left_out=left_out,
+        left_out=(*left_out, *of_transfers),
         problems=collection.problems,
         notes=(*notes_of(cells), *refused),
+        transfers=transfers,
     )
 
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-_titles = {"omniglot": "Omniglot", "mini-imagenet": "mini-ImageNet", "tiny-imagenet": "tiny-ImageNet"}
+_titles = {
+    "cifar-fs": "CIFAR-FS",
+    "cub": "CUB-200-2011",
+    "fc100": "FC100",
+    "flowers": "Flowers-102",
+    "grocery-store": "Grocery Store",
+    "mini-imagenet": "mini-ImageNet",
+    "omniglot": "Omniglot",
+    "tiered-imagenet": "tieredImageNet",
+    "tiny-imagenet": "tiny-ImageNet",
+}
 
 
 class Setting(NamedTuple):

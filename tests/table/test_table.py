@@ -219,3 +219,17 @@ def test_module_runs_on_the_committed_rows():
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert "km (quick)  anil (quick)  +1.22 +- 0.41 (seeds) +- 0.19 (tasks)" in done.stdout
+
+
+def test_what_was_tested_on_other_data_is_shown_beside_its_own_test_and_nowhere_else(tmp_path, capsys):
+    write_run(tmp_path / "own", "km", dataset="omniglot", preset="table3")
+    moved = {"dataset": "cub", "ways": 20, "trained_on": "omniglot-20w1s", "run_id": "x-on-cub", "split_hash": "birds"}
+    write_run(tmp_path / "moved", "km", (0.25, 0.5, 0.25, 0.5), preset="table3", row=moved)
+    for name in ("config.json", "tasks.csv"):
+        (tmp_path / "moved" / name).unlink()
+    assert main([str(tmp_path), "--layout", "cross-domain", "--format", "csv"]) == 0
+    header, line, *_ = capsys.readouterr().out.splitlines()
+    assert header.index("CUB-200-2011 20-way 1-shot") < header.index("Omniglot 20-way 1-shot")
+    assert '"omniglot-20w1s","km (table3, eval-tasks 4)",37.50 ± 14.15 (1),68.75 ± 15.81 (1)' in line
+    assert main([str(tmp_path), "--all", "--format", "csv"]) == 0
+    assert "cub" not in capsys.readouterr().out.lower()

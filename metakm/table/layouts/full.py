@@ -83,9 +83,14 @@ def _layout(
 
 
 def hidden_rows(table: Table) -> tuple[str, ...]:
-    """How many measured rows are hidden, if any."""
-    rows = "1 row" if table.hidden == 1 else f"{table.hidden} rows"
-    return (f"{rows} of other protocols or settings: --all",) if table.hidden else ()
+    """How many measured rows are not shown, if any, and what shows them."""
+    counts = {
+        "of other protocols or settings: --all": table.hidden,
+        "tested on other data than trained on: --layout cross-domain": sum(
+            cell.runs[0].row.trained_on != "" for transfer in table.transfers for cell in transfer.cells
+        ),
+    }
+    return tuple(f"{'1 row' if n == 1 else f'{n} rows'} {which}" for which, n in counts.items() if n)
 
 
 def _overview(table: Table, block: Block) -> Grid:

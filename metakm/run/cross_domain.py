@@ -1,0 +1,111 @@
+"""A run tested on other data than its own: what must fit, and the row that says so."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from metakm.config import RunConfig
+from metakm.data.registry import dataset_entry
+from metakm.errors import UserError
+from metakm.learning.evaluation import Evaluation
+from metakm.learning.learner import ImageShape
+from metakm.presets import changes_from_preset
+from metakm.run.folder import RunFolder
+from metakm.run.loading import TrainedRun
+from metakm.run.row import ResultRow
+from metakm.strategies.registry import strategies_of_any_ways
+
+OUT = Path("results/cross-domain")
+
+
+def require_ways(run: TrainedRun, ways: int | None) -> None:
+    """Refuse ways that the head was not trained for.
+
+    Raises:
+        UserError: names the strategy, and those whose head takes any number.
+    """
+    own, algo = run.config.ways, run.config.algo
+    if ways not in (None, own) and not run.strategy.any_ways:
+        raise UserError(
+            f"Expected --ways {own}, for which the head of {algo!r} was trained, got {ways}; leave --ways out, or take "
+            f"a run of {', '.join(strategies_of_any_ways())}, whose heads take any number"
+        )
+
+
+def require_shape(shape: ImageShape, run: TrainedRun, config: RunConfig) -> None:
+    """Refuse images of another shape than the run was trained on.
+
+    Raises:
+        UserError: says by which flags they would fit.
+    """
+    if shape == run.image_shape:
+        return
+    said = f"Expected images of {list(run.image_shape)}, which the run was trained on, got {list(shape)}"
+    if config.dataset == run.config.dataset and config.image_size == run.config.image_size:
+        raise UserError(f"{said}; name the run's data by --data-root")
+    flags = [] if shape[0] == run.image_shape[0] else ["--grey"]
+    if shape[1:] != run.image_shape[1:]:
+        if not dataset_entry(config.dataset).resized:
+            raise UserError(f"{said} of {config.dataset}, which has this size alone; take a run on images of its size")
+        flags.append(f"--image-size {run.image_shape[1]}")
+    raise UserError(f"{said} of {config.dataset}; add {' '.join(flags)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TransferRow:
+    """Where the row of a run that is tested on another dataset goes, and what it takes over from the run's own row.
+
+    Args:
+        out: a folder for such rows; each is in a folder named for its run, then for the setting that is tested.
+        config: the run's, with what is tested in the place of its own.
+
+    Raises:
+        UserError: on construction, for a run that is not finished, or a folder that cannot be written.
+    """
+
+    run: TrainedRun
+    config: RunConfig
+    grey: bool
+    out: Path
+    _own: dict[str, Any] = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        own = RunFolder(self.run.folder).read_row()
+        if own is None or own["status"] != "done":
+            raise UserError(
+                f"Expected a finished run to test on {self.config.dataset}, got {self.run.folder} with "
+                f"{'no row' if own is None else 'status ' + own['status']}; finish it by --resume"
+            )
+        object.__setattr__(self, "_own", own)
+        above = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise UserError(f"Expected --out to be a folder that can be written, got {above}; choose another --out")
+
+    @property
+    def path(self) -> Path:
+        """Folder of the row."""
+        run_id: str = self._own["run_id"]
+        return self.out / run_id / f"{self.config.setting}{'-grey' if self.grey else ''}"
+
+    def write(self, measured: dict[str, Any], tested: Evaluation) -> ResultRow:
+        """Write result.csv and tasks.csv, in the place of earlier ones."""
+        folder = RunFolder(self.path)
+        row = ResultRow(**{**self._own, **measured, **self._columns()})
+        folder.write_tasks(tested.accuracies)
+        folder.write_row(row)
+        return row
+
+    def _columns(self) -> dict[str, Any]:
+        """Those that neither the training nor the test has as they are; changes are those of the run's own preset."""
+        own = self.run.config
+        setting = {name: getattr(own, name) for name in ("dataset", "ways", "shots", "image_size")}
+        return {
+            "run_id": f"{self._own['run_id']}-on-{self.path.name}",
+            "changes": json.dumps(changes_from_preset(dataclasses.replace(self.config, **setting))),
+            "trained_on": own.setting,
+            "tested_as": "grey" if self.grey else "",
+        }

@@ -1,0 +1,56 @@
+"""The flags of `metakm evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from metakm.run.cross_domain import OUT
+
+Split = Literal["val", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Test a trained run again, beside what its row says, or on other data.
+
+    On other data (--dataset) its row is written below --out, else nothing.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Folder of the run: it has config.json, and weights.safetensors or checkpoint.pt."""
+    split: Split = "test"
+    """test: the meta-test tasks; val: the meta-validation tasks, to choose --test-inner-steps by."""
+    dataset: str | None = None
+    """Another dataset to draw the tasks from. Without it: the run's."""
+    ways: int | None = None
+    """Classes in a task, where the strategy's head takes any number. Without it: the run's."""
+    shots: int | None = None
+    """Support images of each class. Without it: the run's."""
+    test_queries: int | None = None
+    """Query images of each class. Without it: the run's."""
+    image_size: int | None = None
+    """Side in pixels to which the images of another dataset are resized. Without it: that dataset's own."""
+    grey: bool = False
+    """Test on grey images, with as many equal channels as the run was trained on."""
+    out: Path = OUT
+    """Folder for the row of a meta-test on another dataset: <out>/<run id>/<setting>/; an earlier one is replaced."""
+    data_root: Path | None = None
+    """Folder with the data. Without it: the run's own, else as in training."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<n>. auto is the first GPU if there is one, else the CPU."""
+    eval_tasks: int | None = None
+    """Tasks, from the first on. Without it: as many as the run's."""
+    test_inner_steps: int | None = None
+    """Inner steps. Without it: the run's."""
+    task_chunk: int | None = None
+    """Tasks in memory at once; 0: as many as fit into half of the memory, by an estimate. Without it: the run's."""
+    quiet: bool = False
+    """No progress on standard error; errors and the result stay."""
+    json: bool = False
+    """For scripts: standard output has one JSON object a line, for progress and the result, and nothing else."""
+    plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
+    """Python files that register strategies or datasets; they run with your rights. Name those of the run, too."""

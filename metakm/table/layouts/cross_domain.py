@@ -1,0 +1,48 @@
+"""What was trained on one setting and tested on others: a line for each strategy, a column for each test."""
+
+from __future__ import annotations
+
+from metakm.table.blocks import Table
+from metakm.table.cells import Cell
+from metakm.table.grids import Grid, Layout, TitledList
+from metakm.table.layouts.registry import register_table_layout
+from metakm.table.setting import Setting
+from metakm.table.transfers import Transfer
+
+
+@register_table_layout("cross-domain")
+def layout_cross_domain(table: Table) -> Layout:
+    """Train x test: runs tested on other data by `metakm evaluate --dataset`, beside their own tests."""
+    settings = sorted({cell.setting for transfer in table.transfers for cell in transfer.cells})
+    header = ("Trained on", "Method", *(setting.title for setting in settings))
+    lines = tuple(line for transfer in table.transfers for line in _lines(transfer, settings))
+    left = tuple(f"{each.run.name}: {each.reason}" for each in table.left_out if each.run.row.trained_on)
+    said = _NOTES if lines else (*_NONE, *_NOTES)
+    title = "Trained on one data set, tested on others: accuracy, %"
+    return Layout((Grid(title, header, lines),), (TitledList("Remarks", said), TitledList("Runs left out", left)))
+
+
+def _lines(transfer: Transfer, settings: list[Setting]) -> list[tuple[str, ...]]:
+    trained = f"{transfer.trained_on}, tested in {transfer.tested_as}" if transfer.tested_as else transfer.trained_on
+    protocols = sorted({cell.protocol for cell in transfer.cells}, key=lambda protocol: protocol.order)
+    found = {(cell.protocol, cell.setting): cell for cell in transfer.cells}
+    return [
+        (trained, protocol.label, *(_text(found.get((protocol, setting))) for setting in settings))
+        for protocol in protocols
+    ]
+
+
+def _text(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    width = "" if cell.ci95 is None else f" ± {cell.ci95:.2f}"
+    return f"{cell.mean:.2f}{width} ({cell.n_seeds})"
+
+
+_NOTES = (
+    "± is the 95 % interval, over seeds (Student-t) and meta-test tasks in quadrature; with one seed over tasks alone. "
+    "Behind it the number of seeds.",
+    "All strategies meet the same tasks of a column. A column of the data trained on has the run's own meta-test, of "
+    "classes that it did not see.",
+)
+_NONE = ("No row of a run tested on other data; python -m metakm evaluate RUN --dataset NAME writes one.",)
