@@ -6,12 +6,19 @@ f is the backbone, c(x) the class of x among all classes of the training split, 
 characters, which episodes turn, a class turned by 90 degrees is another class, as is usual for Omniglot.
 
 Deviation from all papers that train so: they draw mini-batches of images of any class, and augment them; here a batch
-is an episode, with several images of each of a few classes. More ways, fewer queries (`--ways`, `--queries`) bring it
-closer to theirs. Each episode is normalised by its own batch statistics, and at the test too, unless `--bn-mode
-running` asks for the averages, as published.
+is a few episodes, with several images of each class. The presets `quick` and `tuned` bring it closer to theirs, with
+one query a class and more episodes instead: with 1 shot, as many images an iteration as for other strategies. Tests
+have the same queries as theirs. After `python -m metakm.run --algo simpleshot --dataset omniglot --iterations 100
+--val-every 100 --val-tasks 50` (seed 0) meta-validation is at 15.1 % with `--meta-batch 4 --queries 5`, and at 33.1 with
+the same number of images as `--meta-batch 12 --queries 1 --test-queries 5`; photographs were not searched.
+
+Each episode is normalised by its own batch statistics, and at the test too, unless `--bn-mode running` asks for the
+averages, as published.
 """
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +26,7 @@ from torch import Tensor, nn
 
 from metakm.errors import UserError
 from metakm.models.layers import statistics_from
-from metakm.strategies.base import EpisodeBatch, InnerLoop, Strategy, cross_entropy
+from metakm.strategies.base import EpisodeBatch, InnerLoop, PresetValues, Strategy, cross_entropy
 from metakm.strategies.registry import registered_name
 
 
@@ -29,6 +36,12 @@ class ClassTraining(Strategy):
     A subclass sets `classifier` in its constructor, and defines `features`.
     """
 
+    preset_values: ClassVar[PresetValues] = {
+        ("quick", "characters"): {"queries": 1, "test_queries": 5, "meta_batch": 24},
+        ("quick", "photographs"): {"queries": 1, "test_queries": 15, "meta_batch": 32},
+        ("tuned", "characters"): {"queries": 1, "test_queries": 5, "meta_batch": 6},
+        ("tuned", "photographs"): {"queries": 1, "test_queries": 15, "meta_batch": 16},
+    }
     classifier: nn.Module | None
     """Features `[T, n, F]` to logits of all training classes, `[T, n, C]`; None: it can be tested, not trained."""
 

@@ -209,3 +209,14 @@ def test_a_short_training_makes_new_classes_easier(algo, cache, monkeypatch):
         optimiser.step()
     after = accuracies(learner.strategy, val, **settings).mean()
     assert after > before + 0.12, (before, after)
+
+
+@pytest.mark.parametrize("preset", ["quick", "tuned"])
+@pytest.mark.parametrize("dataset", ["omniglot", "mini-imagenet"])
+@pytest.mark.parametrize("algo", CLASS_TRAINING)
+def test_presets_have_as_many_images_an_iteration_as_for_others_and_the_same_tests(algo, dataset, preset):
+    own, other = (preset_config(preset, name, dataset) for name in (algo, "maml"))
+    images = [c.meta_batch * c.ways * (c.shots + c.queries) for c in (own, other)]
+    assert images[0] == images[1]
+    assert own.test_queries == (other.test_queries or other.queries)
+    assert own.queries == 1

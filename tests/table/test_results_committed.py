@@ -56,7 +56,7 @@ def accuracies_of(text):
         for column, cell in enumerate(row):
             if " ± " in cell:
                 names = row[1] if header[1] == "`--algo`" else header[column]
-                yield re.search("`([a-z-]+)`", names)[1], cell
+                yield re.search("`([a-z0-9+-]+)`", names)[1], cell
 
 
 def in_a_table(algo, cell, tables):

@@ -1,0 +1,27 @@
+"""`benchmarks/task_rates.py`: a trained run on meta-validation, with other inner rates and steps than its own."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import metakm
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import task_rates
+
+pytestmark = pytest.mark.float32
+
+
+def test_each_rate_is_tested_on_meta_validation_alone(trained, cache, monkeypatch, capsys):
+    monkeypatch.setenv("METAKM_CACHE", str(cache))
+    run = metakm.load_run(trained / "glyphs-3w1s" / "anil" / "seed0")
+    splits, make = [], task_rates.make_sampler
+    monkeypatch.setattr(task_rates, "make_sampler", lambda config, split: splits.append(split) or make(config, split))
+    task_rates.main(run.folder, rates=(run.config.inner_lr, 0.001), steps=(5,), tasks=16)
+    own, gentle = capsys.readouterr().out.splitlines()
+    expected = metakm.evaluate(run, split="val", tasks=16, test_steps=5).accuracy
+    assert own.startswith(f"rate {run.config.inner_lr:g}, 5 steps: {100 * expected:.2f} +- ")
+    assert own.split(": ")[1] != gentle.split(": ")[1]
+    assert set(splits) == {"val"}
