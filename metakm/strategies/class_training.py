@@ -9,8 +9,8 @@ Deviation from all papers that train so: they draw mini-batches of images of any
 is a few episodes, with several images of each class. The presets `quick` and `tuned` bring it closer to theirs, with
 one query a class and more episodes instead: with 1 shot, as many images an iteration as for other strategies. Tests
 have the same queries as theirs. After `python -m metakm.run --algo simpleshot --dataset omniglot --iterations 100
---val-every 100 --val-tasks 50` (seed 0) meta-validation is at 15.1 % with `--meta-batch 4 --queries 5`, and at 33.1 with
-the same number of images as `--meta-batch 12 --queries 1 --test-queries 5`; photographs were not searched.
+--val-every 100 --val-tasks 50` (seed 0) meta-validation is at 15.1 % with `--meta-batch 4 --queries 5`, and at 33.1
+with the same number of images as `--meta-batch 12 --queries 1 --test-queries 5`; photographs were not searched.
 
 Each episode is normalised by its own batch statistics, and at the test too, unless `--bn-mode running` asks for the
 averages, as published.
