@@ -55,11 +55,11 @@ class _TwoLayerMLP(torch.autograd.Function):
         if _fits(columns):
             from metakm.ops.triton import modulator_mlp as kernels
 
-            ctx.save_for_backward(columns, first, second, None)  # the hidden layer is recomputed
+            ctx.save_for_backward(columns, first, second, None)
             found = kernels.forward(columns, first, second, out_channels or 1)
             return found if out_channels else found.squeeze(1)
-        hidden = _tanh_(_times_shared(first, columns))
-        ctx.save_for_backward(columns, first, second, hidden)
+        hidden = _hidden(first, columns)
+        ctx.save_for_backward(columns, first, second, hidden if len(first) > 1 else None)
         output = second @ hidden
         return _channels_innermost(output, out_channels) if out_channels else output
 
@@ -78,11 +78,12 @@ class _Backward(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """(gC, gU1, gU2); gC is None where it is not asked for, because C is frozen."""
         ctx.set_materialize_grads(False)
-        if hidden is None:
+        if _fits(columns):
             from metakm.ops.triton import modulator_mlp as kernels
 
             ctx.save_for_backward(grad, columns, first, second, None, None)
             return kernels.backward(grad, columns, first, second)
+        hidden = _hidden(first, columns) if hidden is None else hidden
         ctx.out_channels = grad.shape[1]
         grad = grad.transpose(1, 2).flatten(2)
         received = second.mT @ grad  # R
@@ -95,7 +96,7 @@ class _Backward(torch.autograd.Function):
     @last_derivative
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         grad, columns, first, second, hidden, received = ctx.saved_tensors
-        if hidden is None:
+        if received is None:
             from metakm.ops.triton import modulator_mlp as kernels
 
             return *kernels.second(grads, grad, columns, first, second), None, None
@@ -116,6 +117,11 @@ class _Backward(torch.autograd.Function):
             for_first += _by_shared(inner, v_columns)
         for_grad = _channels_innermost(for_grad, ctx.out_channels)
         return for_grad, for_columns, for_first, grad @ passed.mT, None, None
+
+
+def _hidden(first: Tensor, columns: Tensor) -> Tensor:
+    """H, `[T, k, M]`. With one task, as in supervised training, it is computed again rather than kept."""
+    return _tanh_(_times_shared(first, columns))
 
 
 def _has_fast_tanh(x: Tensor) -> bool:

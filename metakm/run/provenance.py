@@ -38,6 +38,9 @@ def peak_memory_mb(device: torch.device) -> float:
     """Largest resident set of this process so far, or allocation on a GPU, in 10^6 bytes."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
+    status = Path("/proc/self/status")  # on Linux, because getrusage starts at what the parent process had
+    if status.is_file() and "VmHWM:" in (text := status.read_text()):
+        return round(int(text.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6, 1)
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(kilobytes * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
 

@@ -18,7 +18,7 @@ There W~ is W for any scale, and its derivative with respect to U is that of s g
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -102,45 +102,45 @@ class KernelModulator(nn.Module):
         """
         # The paper's rows are columns here, channels innermost, for long matrix products.
         columns = kernel.flatten(-2).movedim(-1, -3).flatten(-2)  # [..., kh*kw, O*C]
-        network = self._fused_layers if self._fused_applies(columns) else self._layers
         if self.scale is None:
-            by_pixel = network(columns, kernel.shape[-4])  # [..., O, kh*kw, C]
+            by_pixel = self._network(columns, [*self.layers], kernel.shape[-4])  # [..., O, kh*kw, C]
         else:
-            scaled = columns.contiguous() / self.scale  # in one order for both, or they would round differently
-            moved = network(scaled, None) - self._activations(scaled)
-            changed = torch.addcmul(columns, self.scale, moved)
+            changed = self._exact(columns, self.scale)
             by_pixel = changed.view(*changed.shape[:-1], kernel.shape[-4], -1).transpose(-3, -2)
         channels_last = not kernel.is_contiguous()
         by_pixel = by_pixel.contiguous() if channels_last else by_pixel
         modulated = by_pixel.view(*by_pixel.shape[:-2], *self.kernel_size, -1).movedim(-1, -3)  # [..., O, C, kh, kw]
         return plain_strides(modulated if channels_last else modulated.contiguous(), self.kernel_size)
 
-    def _activations(self, columns: Tensor) -> Tensor:
-        """g(columns; I)."""
-        for _ in range(len(self.layers) - 1):
-            columns = _activations[self.activation](columns)
-        return columns
+    def _exact(self, columns: Tensor, scale: Tensor) -> Tensor:
+        """W~ by columns. Both networks take the same steps, so that equal layers give equal roundings: W~ is W."""
+        first, *rest = self.layers
+        identity = _identity(columns.shape[-2], self.diagonal).to(columns)
+        start = [identity / scale, *(identity for _ in rest)]
+        moved = self._network(columns, [first / scale, *rest]) - self._network(columns, start)
+        return torch.addcmul(columns, scale, moved)
+
+    def _network(self, columns: Tensor, layers: Sequence[Tensor], out_channels: int | None = None) -> Tensor:
+        """The network of `[..., k, O*C]`: `[..., O, k, C]`, or `[..., k, O*C]` without `out_channels`.
+
+        Layers with a task axis give a result with one.
+        """
+        if self._fused_applies(columns):
+            first, second = layers
+            if first.dim() == 2:
+                return two_layer_mlp(columns, first.unsqueeze(0), second.unsqueeze(0), out_channels).squeeze(0)
+            return two_layer_mlp(columns, first, second, out_channels)
+        activation = _activations[self.activation]
+        for depth, layer in enumerate(layers):
+            columns = activation(columns) if depth else columns
+            columns = columns * layer.unsqueeze(-1) if self.diagonal else layer @ columns
+        return columns if out_channels is None else _channels_innermost(columns, out_channels)
 
     def _fused_applies(self, columns: Tensor) -> bool:
         """Whether the fused form can be used; under torch.func and tracing, plain operations are."""
         looked_into = torch._C._functorch.maybe_current_level() is not None or torch._C._get_tracing_state() is not None
         published = len(self.layers) == 2 and self.activation == "tanh" and not self.diagonal
         return published and columns.dim() == 2 and not looked_into
-
-    def _fused_layers(self, columns: Tensor, out_channels: int | None) -> Tensor:
-        """The network of `[k, O*C]`: `[O, k, C]`, with a task axis in front if U has one; `[k, O*C]` for None."""
-        first, second = self.layers
-        if first.dim() == 2:
-            return two_layer_mlp(columns, first.unsqueeze(0), second.unsqueeze(0), out_channels).squeeze(0)
-        return two_layer_mlp(columns, first, second, out_channels)
-
-    def _layers(self, columns: Tensor, out_channels: int | None) -> Tensor:
-        """As `_fused_layers`, for any network and axes in front."""
-        activation = _activations[self.activation]
-        for depth, layer in enumerate(self.layers):
-            columns = activation(columns) if depth else columns
-            columns = columns * layer.unsqueeze(-1) if self.diagonal else layer @ columns
-        return columns if out_channels is None else _channels_innermost(columns, out_channels)
 
     def extra_repr(self) -> str:
         """Kernel size, activation and start."""
@@ -174,6 +174,10 @@ def _initial_layer(width: int, init: Initialisation, noise: float) -> nn.Paramet
     if init == "orthogonal":
         return nn.Parameter(nn.init.orthogonal_(torch.empty(width, width)))
     return nn.Parameter(torch.eye(width) + noise * torch.randn(width, width))  # [k, k]
+
+
+def _identity(width: int, diagonal: bool) -> Tensor:
+    return torch.ones(width) if diagonal else torch.eye(width)
 
 
 def _channels_innermost(columns: Tensor, out_channels: int) -> Tensor:
