@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from metakm.cli.flags import flag, require
+from metakm.config.ranges import RANGED, read_range
 from metakm.errors import unknown_name
 from metakm.models.modes import BatchNormMode
 from metakm.options import Options
@@ -32,9 +34,13 @@ class RunProtocol:
     dataset: str = "glyphs"
     """Dataset: glyphs (drawn by metakm, needs no file), omniglot, mini-imagenet, tiered-imagenet, tiny-imagenet, cifar-fs, fc100, cub, flowers, grocery-store, or folder: your own images, one folder per class in train/, val/ and test/ of --data-root; or one from a plugin. glyphs by default, so that every machine can run it."""
     ways: int = FROM_PRESET
-    """Classes in an episode. Default from --dataset: 20 for characters, 5 for photographs (Finn et al. 2017)."""
+    """Classes in an episode. Default from --dataset: 20 for characters, 5 for photographs (Finn et al. 2017). A range such as 5-20 is one of meta-training alone, as --train-ways; validation and test then have the default."""
     shots: int = 1
-    """Support images of each class. The published settings have 1 and 5."""
+    """Support images of each class. The published settings have 1 and 5. A range such as 1-5 is one of meta-training alone, as --train-shots; validation and test then have 1."""
+    train_ways: str | None = None
+    """Range of ways, such as 5-20, out of which those of each meta-batch are drawn, for strategies whose head takes any number. Without it: --ways."""
+    train_shots: str | None = None
+    """Range of shots, such as 1-5, out of which those of each meta-batch are drawn. Without it: --shots."""
     queries: int = FROM_PRESET
     """Query images of each class. Default from --preset; paper: the shots for characters (MAML's code), 15 for photographs."""
     test_queries: int = FROM_PRESET
@@ -73,6 +79,10 @@ class RunProtocol:
     """Seed of the initial weights and of the meta-training episodes. Meta-validation and meta-test episodes are the same for every seed."""
     image_size: int = 0
     """Side in pixels of the square to which images are resized; 0 is 84, or 32 for cifar-fs and fc100. Not for glyphs, omniglot, mini-imagenet and tiny-imagenet, which have a size of their own."""
+    split: str | None = None
+    """Numbers of training, validation and test classes, such as 64/16/20, for --dataset folder with one folder of images per class and nothing else; drawn by --split-seed. Without it: the folders train, val and test."""
+    split_seed: int = 0
+    """Seed of the classes that --split draws; it is not that of the run, so that runs of all seeds have the same classes."""
     init_from: Path | None = None
     """Folder of a trained run whose weights this one starts from; its strategy, network and ways must be the same. Without it: weights by --seed."""
     weights: str | None = None
@@ -89,6 +99,13 @@ class RunProtocol:
     """Stop the meta-training after this many validations in a row without a new best accuracy. Without it: after --iterations."""
 
     def __post_init__(self) -> None:
+        for name in RANGED:
+            if (text := getattr(self, f"train_{name}")) is not None:
+                read_range(text, name)
+        if self.split is None:
+            require(self.split_seed == 0, "split_seed", "with --split, which it draws", self.split_seed)
+        elif re.fullmatch(r"[1-9]\d{0,5}(/[1-9]\d{0,5}){2}", self.split) is None:
+            require(False, "split", "three numbers of classes, such as 64/16/20", self.split)
         for name, low in _at_least.items():
             require(getattr(self, name) >= low, name, f"at least {low}", getattr(self, name))
         for name, high in _at_most.items():
@@ -125,6 +142,7 @@ _at_least = {
     "val_tasks": 1,
     "val_every": 1,
     "image_size": 0,
+    "split_seed": 0,
 }
 # Beyond these a slip of the keyboard asks for more memory or time than there is, before the first iteration.
 _at_most = {

@@ -8,13 +8,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from metakm.cli.flags import require
 from metakm.config.execution import SHARED_EXECUTION_FIELDS, ExecutionOptions, json_value
 from metakm.config.protocol import BEFORE, FROM_PRESET, RunProtocol
+from metakm.config.ranges import read_range
 from metakm.errors import UserError
 from metakm.options import SHARED, Options, SharedOptions, from_flat, shared_part, to_flat
 
@@ -26,6 +27,9 @@ NAMED_IN_ROW = frozenset({"algo", "dataset", "ways", "shots", "preset", "seed"})
 
 # Fields that runs had none of at first: a config has them only where they are given, and so the others keep their run ids.
 LATER = frozenset({"patience", "second_order_from"})
+
+
+_LATER = ("init_from", "weights", "split", "train_ways", "train_shots")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +48,14 @@ class RunConfig(ExecutionOptions, RunProtocol):
     """Python files that register strategies, datasets or backbones; they run with your rights."""
 
     def __post_init__(self) -> None:
+        self._take_ranges()
         self._follow_preset()
         RunProtocol.__post_init__(self)
         ExecutionOptions.__post_init__(self)
         require(self.task_chunk is None or self.task_chunk >= 1, "task_chunk", "at least 1", self.task_chunk)
         if self.init_from is not None and self.weights is not None:
             raise UserError("Expected --init-from or --weights, got both; drop one of them")
+        self._check_ranges()
         wanted = options_of(self.algo)
         if type(self.options) is Options:
             object.__setattr__(self, "options", wanted())
@@ -57,6 +63,34 @@ class RunConfig(ExecutionOptions, RunProtocol):
             raise UserError(
                 f"Expected options of {self.algo!r} to be {wanted.__name__}, got {type(self.options).__name__}"
             )
+
+    def _take_ranges(self) -> None:
+        """A range given as `ways` or `shots` is one of meta-training; the tests have the default number."""
+        for name, default in (("ways", FROM_PRESET), ("shots", 1)):
+            value: Any = getattr(self, name)
+            if isinstance(value, str):
+                object.__setattr__(self, f"train_{name}", value)
+                object.__setattr__(self, name, default)
+
+    def _check_ranges(self) -> None:
+        from metakm.strategies.registry import strategies_of_any_ways  # brings torch along
+
+        if self.train_ways is not None and self.algo not in (able := strategies_of_any_ways()):
+            raise UserError(
+                f"Expected --ways to be one number for {self.algo!r}, whose head has as many outputs as it was built "
+                f"with, got {self.train_ways}; name one, or take {', '.join(able)}"
+            )
+
+    def numbers(self, name: Literal["ways", "shots"]) -> range:
+        """The ways or shots of meta-training."""
+        text: str | None = getattr(self, f"train_{name}")
+        own: int = getattr(self, name)
+        return range(own, own + 1) if text is None else read_range(text, name)
+
+    @property
+    def varies(self) -> bool:
+        """Whether the ways or shots of meta-training are drawn out of a range."""
+        return self.train_ways is not None or self.train_shots is not None
 
     def _follow_preset(self) -> None:
         missing = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) is FROM_PRESET]
@@ -93,6 +127,9 @@ class RunConfig(ExecutionOptions, RunProtocol):
         default = to_flat(self.algo, type(self.options)())
         changed = {name: value for name, value in to_flat(self.algo, self.options).items() if value != default[name]}
         variants = [_id_part(name.rpartition(".")[2], value) for name, value in changed.items()]
+        ranges = {name: text for name in ("train_ways", "train_shots") if (text := getattr(self, name)) is not None}
+        variants += [_id_part(name, text) for name, text in ranges.items()]
+        variants += [] if self.split is None else [f"split-{self.split.replace('/', '-')}"]
         variants += [*(["augment"] if self.augment else []), *([self.precision] if self.precision != "fp32" else [])]
         parts = [self.setting, self.algo, *variants, self.preset, f"seed{self.seed}"]
         return "-".join([*parts, hashlib.sha256(json.dumps(self.identity()).encode()).hexdigest()[:8]])
@@ -107,7 +144,8 @@ class RunConfig(ExecutionOptions, RunProtocol):
 
     def identity(self) -> dict[str, Any]:
         """The fields that determine the results of the run."""
-        later = {name for name in ("init_from", "weights") if getattr(self, name) is None}  # as before there were these
+        later = {name for name in _LATER if getattr(self, name) is None}  # as before there were these
+        later |= {"split_seed"} if self.split is None else set()
         return {k: v for k, v in self.to_json().items() if k not in EXECUTION_FIELDS | later}
 
     @property

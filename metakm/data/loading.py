@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from metakm.data.cache import cache_folder
 from metakm.data.dataset import FewShotDataset
@@ -14,14 +15,20 @@ from metakm.io.files import expanded
 
 
 def load_dataset(
-    name: str, split: str = "train", root: str | Path | None = None, image_size: int = 0
+    name: str,
+    split: str = "train",
+    root: str | Path | None = None,
+    image_size: int = 0,
+    class_split: str | None = None,
+    split_seed: int = 0,
 ) -> FewShotDataset:
     """Load one split ("train", "val" or "test") of a dataset.
 
     Files are searched for under `root` if given, else under the METAKM_DATA folder, then under `data/` of the
     cache folder (METAKM_CACHE, or the user's cache folder of the platform). The first call decodes, later ones
     read the cache. `image_size` is the side in pixels to which images are resized, by datasets that can be (such as
-    "folder"); 0 is their default.
+    "folder"); 0 is their default. `class_split`, such as 64/16/20, divides the classes of a "folder" at random, by
+    `split_seed`: one that has a folder of images per class and nothing else.
     Raises UserError for an unknown name or split, and for data that are missing, damaged or unreadable.
     """
     entry = dataset_entry(name)
@@ -32,10 +39,16 @@ def load_dataset(
         raise UserError(
             f"Expected image_size 0 (the dataset's own) with {name}, got {image_size}; only {resized} can be resized"
         )
-    size = {"side": image_size} if image_size else {}
+    options: dict[str, Any] = {"side": image_size} if image_size else {}
+    if class_split is not None:
+        if not entry.divided:
+            raise UserError(
+                f"Expected no --split with {name}, which has a split of its own, got {class_split}; drop it"
+            )
+        options |= {"class_split": class_split, "split_seed": split_seed}
     roots = data_roots(root)
     try:
-        return entry.load(split, roots, **size)
+        return entry.load(split, roots, **options)
     except OSError as error:
         raise UserError(
             f"Expected data that can be read under {', '.join(map(str, roots))}, got {error}; fix this, or choose "

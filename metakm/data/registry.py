@@ -24,6 +24,7 @@ class DatasetEntry:
     family: what the images show; the published protocols, and so the presets, differ by it.
     ways: of the published protocol.
     resized: whether `load` takes `side`, the side in pixels to which it resizes its images.
+    divided: whether `load` takes `class_split` and `split_seed`, by which it divides its classes.
     """
 
     load: Loader
@@ -31,6 +32,7 @@ class DatasetEntry:
     family: Family
     ways: int
     resized: bool = False
+    divided: bool = False
 
     def __str__(self) -> str:
         return full_name(self.load)
@@ -44,7 +46,9 @@ class DatasetEntry:
 datasets: Registry[DatasetEntry] = Registry("dataset", "metakm.datasets")
 
 
-def register_dataset(name: str, *, title: str, family: Family, ways: int, resized: bool = False) -> Callable[[_L], _L]:
+def register_dataset(
+    name: str, *, title: str, family: Family, ways: int, resized: bool = False, divided: bool = False
+) -> Callable[[_L], _L]:
     """Function decorator: make a dataset known under `name`, for `--dataset name` and `load_dataset`.
 
     The function is called as `load(split, roots)` with "train", "val" or "test" and a list of folders in which data may
@@ -56,6 +60,7 @@ def register_dataset(name: str, *, title: str, family: Family, ways: int, resize
         family: `characters` or `photographs`; presets differ by it.
         ways: the default of `--ways`.
         resized: whether the function takes `side` too, the side in pixels of `--image-size`.
+        divided: whether it takes `class_split` and `split_seed`, `--split` and `--split-seed`, too.
 
     Raises:
         UserError: the name is taken, an unknown family, or fewer than 2 ways.
@@ -66,7 +71,7 @@ def register_dataset(name: str, *, title: str, family: Family, ways: int, resize
         raise UserError(f"Expected ways of the dataset {name!r} to be at least 2, got {ways}")
 
     def register(load: _L) -> _L:
-        datasets.add(name, DatasetEntry(load, title, family, ways, resized))
+        datasets.add(name, DatasetEntry(load, title, family, ways, resized, divided))
         return load
 
     return register

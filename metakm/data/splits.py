@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -18,6 +19,27 @@ def split_hash(classes: Mapping[str, Classes]) -> str:
     """Hash the class names and image counts of all splits: 16 hex digits, the same for each split of a dataset."""
     listed = {split: [[name, int(count)] for name, count in classes[split]] for split in sorted(classes)}
     return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def divide(names: Sequence[str], sizes: str, seed: int, where: object) -> dict[str, list[str]]:
+    """Divide class names at random: a function of the names and the seed alone. Each split is sorted.
+
+    Args:
+        sizes: classes of each split, such as 64/16/20.
+        where: for messages.
+
+    Raises:
+        UserError: the sizes are not those of all classes.
+    """
+    counts = [int(size) for size in sizes.split("/")]
+    if sum(counts) != len(names):
+        raise UserError(
+            f"Expected --split to add up to the {len(names)} classes of {where}, got {sizes}, {sum(counts)} in all; "
+            "change the numbers"
+        )
+    order = sorted(names, key=lambda name: hashlib.sha256(json.dumps(["metakm split 1", seed, name]).encode()).digest())
+    ends = [0, *itertools.accumulate(counts)]
+    return {split: sorted(order[a:b]) for split, a, b in zip(SPLITS, ends, ends[1:], strict=False)}
 
 
 def check_disjoint(classes: Mapping[str, Iterable[str]], where: object, remedy: str) -> None:

@@ -32,8 +32,9 @@ def task_bytes(strategy: Strategy, image_shape: tuple[int, int, int], config: Ru
     Raises:
         UserError: strategy or backbone do not fit the images, or do not give logits.
     """
-    support = config.ways * config.shots * config.inner_steps * SUPPORT_FACTOR
-    query = config.ways * config.queries * QUERY_FACTOR
+    ways, shots = max(config.numbers("ways")), max(config.numbers("shots"))
+    support = ways * shots * config.inner_steps * SUPPORT_FACTOR
+    query = ways * config.queries * QUERY_FACTOR
     return _activation_bytes(strategy, image_shape, config.ways, device) * (support + query)
 
 

@@ -59,7 +59,7 @@ class OuterLoop:
         self._average = ParameterAverage(self._learned, config.ema) if config.ema else None
         self.chunks = TaskChunks(learner.strategy, sampler.dataset.image_shape, config, device)
         self.evaluator = Evaluator(learner, config, self.chunks, device, processes)
-        eager = config.eager or config.shared.multi_step_loss or learner.strategy.uses_progress
+        eager = config.eager or config.varies or config.shared.multi_step_loss or learner.strategy.uses_progress
         recorded = learner.strategy.supports_cuda_graph and not eager and device.type == "cuda"
         self._graphs = CudaGraphs() if recorded else None
         self.iteration = 0

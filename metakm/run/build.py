@@ -10,6 +10,7 @@ import torch
 from metakm.config import RunConfig
 from metakm.data import EpisodeSampler, FewShotDataset, load_dataset
 from metakm.data.channels import in_grey
+from metakm.data.varying_episodes import VaryingEpisodes
 from metakm.errors import UserError
 from metakm.learning.evaluation import EVALUATION_SEED
 from metakm.learning.learner import ImageShape, Learner
@@ -17,6 +18,22 @@ from metakm.models.registry import OWN
 from metakm.options import to_flat
 from metakm.strategies.independence import require_independent_tasks
 from metakm.strategies.registry import strategy_class
+
+
+def load_split(config: RunConfig, split: str) -> FewShotDataset:
+    """The split of a config's data.
+
+    Raises:
+        UserError: see `load_dataset`.
+    """
+    return load_dataset(
+        config.dataset,
+        split=split,
+        root=config.data_root,
+        image_size=config.image_size,
+        class_split=config.split,
+        split_seed=config.split_seed,
+    )
 
 
 def make_sampler(config: RunConfig, split: str, grey_channels: int | None = None) -> EpisodeSampler:
@@ -28,12 +45,15 @@ def make_sampler(config: RunConfig, split: str, grey_channels: int | None = None
     Raises:
         UserError: missing data, or data that such episodes cannot be drawn from.
     """
-    dataset = load_dataset(config.dataset, split=split, root=config.data_root, image_size=config.image_size)
+    dataset = load_split(config, split)
     return sampler_of(dataset if grey_channels is None else in_grey(dataset, grey_channels), config, split)
 
 
 def sampler_of(dataset: FewShotDataset, config: RunConfig, split: str) -> EpisodeSampler:
     """As `make_sampler`, of a dataset that is loaded."""
+    if split == "train" and config.varies:
+        numbers = config.numbers("ways"), config.numbers("shots")
+        return VaryingEpisodes(dataset, numbers, config.queries, config.seed, config.augment)
     if split == "train":
         return EpisodeSampler(dataset, config.ways, config.shots, config.queries, config.seed, config.augment)
     queries = config.test_queries or config.queries

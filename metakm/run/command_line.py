@@ -12,6 +12,7 @@ import tyro
 
 from metakm.cli.flags import flag, list_given, off_flag, read_options, texts_given
 from metakm.config import PresetName, RunConfig, all_flat_types
+from metakm.config.ranges import with_range_flags
 from metakm.io.files import expanded
 from metakm.options import refused_option
 from metakm.presets import default_ways, preset_config
@@ -29,7 +30,7 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m metakm.
     Raises:
         UserError: a value out of range, or a plugin that does not work.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = with_range_flags(sys.argv[1:] if arguments is None else arguments)
     defaults = _defaults(arguments)
     _check_options(arguments, defaults)
     return RunConfig.from_flat(read_options(_with_options_of(defaults), prog, arguments, defaults).flat())

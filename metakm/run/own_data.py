@@ -96,6 +96,8 @@ def _hold(name: str, splits: Mapping[str, SplitData], like: DatasetEntry) -> Non
 def _sampler(config: RunConfig, split: str, part: SplitData) -> SplitSampler:
     if isinstance(part, FewShotDataset):
         return sampler_of(dataclasses.replace(part, split=split), config, split)
+    if config.varies:
+        raise UserError("Expected a FewShotDataset for ranges of ways or shots, got a sampler; leave the ranges out")
     if config.augment:
         raise UserError("Expected a FewShotDataset to augment, got a sampler of episodes; leave augment out")
     queries = config.queries if split == "train" else config.test_queries or config.queries

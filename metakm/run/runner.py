@@ -100,7 +100,10 @@ class Run(TrainingRun[OuterLoop]):
         """Strategy, network, device, and an estimate of time and memory."""
         adapted, total = self.loop.learner.strategy.parameter_counts()
         where = provenance.device_name(self.device, self.processes.size)
-        return (
+        c = self.config
+        drawn = f"{c.train_ways or c.ways} ways and {c.train_shots or c.shots} shots for each meta-batch"
+        varies = f"  meta-training draws {drawn}; tests are {c.ways}-way {c.shots}-shot\n" if c.varies else ""
+        return varies + (
             f"  {self.config.algo} on {self.config.backbone}: adapts {adapted:,} of {total:,} parameters"
             f"{'' if adapted else '; the inner learning rate and steps have no effect'}\n"
             f"  {where}, {torch.get_num_threads()} threads, {self.loop.chunks.training} tasks at a time\n"

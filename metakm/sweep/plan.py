@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from metakm.config import RunConfig
-from metakm.data import load_dataset
 from metakm.data.splits import SPLITS
 from metakm.errors import UserError
 from metakm.io.lock import holder
 from metakm.registry import load_plugin
+from metakm.run.build import load_split
 from metakm.run.checkpoint import config_changes, load_checkpoint
 from metakm.run.command_line import parse
 from metakm.run.folder import RunFolder
@@ -89,7 +88,8 @@ def make_plan(configs: Iterable[RunConfig]) -> list[Planned]:
     The data of missing runs are decoded here, once, so that several processes need not each do it.
     """
     plan = [inspect(config) for config in configs]
-    errors = {source: _data_error(*source) for source in {_source(p.config) for p in plan if p.missing}}
+    sources = {_source(p.config): p.config for p in plan if p.missing}
+    errors = {source: _data_error(config) for source, config in sources.items()}
     return [
         p._replace(state="blocked", note=error) if p.missing and (error := errors[_source(p.config)]) else p
         for p in plan
@@ -104,14 +104,14 @@ def _same_but_older(folder: RunFolder, config: RunConfig) -> bool:
         return False
 
 
-def _source(config: RunConfig) -> tuple[str, Path | None, int]:
-    return config.dataset, config.data_root, config.image_size
+def _source(config: RunConfig) -> tuple[Any, ...]:
+    return config.dataset, config.data_root, config.image_size, config.split, config.split_seed
 
 
-def _data_error(dataset: str, root: Path | None, image_size: int) -> str:
+def _data_error(config: RunConfig) -> str:
     try:
         for split in SPLITS:
-            load_dataset(dataset, split=split, root=root, image_size=image_size)
+            load_split(config, split)
     except UserError as error:
         return str(error)
     return ""

@@ -16,7 +16,8 @@ from metakm.run.row import ResultRow
 
 DEFAULTS: dict[str, Any] = {
     "test_queries": 0, "first_order": False, "implicit": False, "learn_inner_lr": False, "inner_lr_per_step": False,
-    "init_from": None, "weights": None, "nonnegative_inner_lr": False, "first_head_lr": 0.0, "zero_head": False,
+    "init_from": None, "weights": None, "split": None, "split_seed": 0, "train_ways": None, "train_shots": None,
+    "nonnegative_inner_lr": False, "first_head_lr": 0.0, "zero_head": False,
     "multi_step_loss": 0, "ema": 0.0, "augment": False, "normal_head": False, "scaled_distance": False,
     "bn_mode": "transductive", "precision": "fp32", "image_size": 0, "eval_tasks": 600, "select": "best",
 }  # fmt: skip
