@@ -32,7 +32,8 @@ class Candidate(NamedTuple):
     epochs: int
 
 
-CANDIDATES = (Candidate(1, 4), Candidate(1, 10), Candidate(3, 4), Candidate(3, 10))
+CANDIDATES = (Candidate(0.3, 4), Candidate(1, 4), Candidate(1, 10), Candidate(3, 10))
+"""Rate times epochs rises by about three from each to the next."""
 
 
 class Cell(NamedTuple):

@@ -199,10 +199,10 @@ and intervals are over test images: they do not tell what another seed would giv
 
 All methods run in the loop of `metakm fit`, on one network, from one head (the best one for frozen features), with the
 same views of the same images in the same order, and batch norm's statistics held. Each takes the best of the same four
-candidates, 1 or 3 times its rates for 4 or 10 epochs, chosen for each data set and number of images on one draw of
-training and validation images that is not reported. At 1 the rates of AdamW are those of `metakm fit`: head 1e-3, norms
-2e-3 (1e-3 in full fine-tuning), kernel modulators 5e-4 alone and 3e-4 with norms, low-rank additions and all of peft's
-1e-3, everything 1e-4. So a method of two kinds of tensors has a rate for each.
+candidates, 0.3 times its rates for 4 epochs, 1 for 4, 1 for 10 and 3 for 10, chosen for each data set and number of
+images on one draw of training and validation images that is not reported. At 1 the rates of AdamW are those of `metakm
+fit`: head 1e-3, norms 2e-3 (1e-3 in full fine-tuning), kernel modulators 5e-4 alone and 3e-4 with norms, low-rank
+additions and all of peft's 1e-3, everything 1e-4. So a method of two kinds of tensors has a rate for each.
 
 peft 0.21 refuses LoRA on depthwise convolutions, so it has the others; its LoKr fails on timm's convolutions with
 padding of their own (the strided ones), so it has the others, depthwise ones included. Norm + head is KM's implicit
