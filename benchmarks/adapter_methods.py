@@ -120,14 +120,14 @@ def _plain(layer: nn.Conv2d) -> bool:
 CONTESTANTS: dict[str, Contestant] = {
     "head": Contestant("head alone", "peer", 0.0, 0.0, _ours(layers=(), implicit=False)),
     "norm": Contestant("norm + head (KM implicit, BitFit-like)", "peer", 0.0, 2e-3, _ours(layers=())),
-    "km": Contestant("KM explicit", "km", 5e-4, 0.0, _ours(implicit=False)),
-    "both": Contestant("KM both", "km", 3e-4, 2e-3, _ours()),
-    "channel": Contestant("KM both, neighbouring channels", "km", 3e-4, 2e-3, _ours(modulator="channel")),
-    "low-rank": Contestant("KM both, low-rank (r 4)", "km", 1e-3, 2e-3, _ours(modulator="low-rank")),
-    "lora1": Contestant("LoRA, r 1 (peft)", "peer", 1e-3, 0.0, _lora(1)),
-    "lora4": Contestant("LoRA, r 4 (peft)", "peer", 1e-3, 0.0, _lora(4)),
-    "lora8": Contestant("LoRA, r 8 (peft)", "peer", 1e-3, 0.0, _lora(8)),
-    "lokr4": Contestant("LoKr, r 4 (peft)", "peer", 1e-3, 0.0, _peft(peft.LoKrConfig, _plain, r=4, alpha=4)),
+    "km": Contestant("KM explicit", "km", 2e-4, 0.0, _ours(implicit=False)),
+    "both": Contestant("KM both", "km", 5e-5, 2e-3, _ours()),
+    "channel": Contestant("KM both, neighbouring channels", "km", 5e-5, 2e-3, _ours(modulator="channel")),
+    "low-rank": Contestant("KM both, low-rank (r 4)", "km", 3e-4, 2e-3, _ours(modulator="low-rank")),
+    "lora1": Contestant("LoRA, r 1 (peft)", "peer", 3e-4, 0.0, _lora(1)),
+    "lora4": Contestant("LoRA, r 4 (peft)", "peer", 3e-4, 0.0, _lora(4)),
+    "lora8": Contestant("LoRA, r 8 (peft)", "peer", 3e-4, 0.0, _lora(8)),
+    "lokr4": Contestant("LoKr, r 4 (peft)", "peer", 3e-4, 0.0, _peft(peft.LoKrConfig, _plain, r=4, alpha=4)),
     "full": Contestant("full fine-tuning", "peer", 1e-4, 1e-3, _whole),
 }
 """peft's LoRA refuses depthwise convolutions, and its LoKr those whose class pads by itself (timm's Conv2dSame)."""

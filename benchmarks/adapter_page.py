@@ -201,8 +201,8 @@ All methods run in the loop of `metakm fit`, on one network, from one head (the 
 same views of the same images in the same order, and batch norm's statistics held. Each takes the best of the same four
 candidates, 0.3 times its rates for 4 epochs, 1 for 4, 1 for 10 and 3 for 10, chosen for each data set and number of
 images on one draw of training and validation images that is not reported. At 1 the rates of AdamW are those of `metakm
-fit`: head 1e-3, norms 2e-3 (1e-3 in full fine-tuning), kernel modulators 5e-4 alone and 3e-4 with norms, low-rank
-additions and all of peft's 1e-3, everything 1e-4. So a method of two kinds of tensors has a rate for each.
+fit`: head 1e-3, norms 2e-3 (1e-3 in full fine-tuning), kernel modulators 2e-4 alone and 5e-5 with norms, low-rank
+additions and all of peft's 3e-4, everything 1e-4. So a method of two kinds of tensors has a rate for each.
 
 peft 0.21 refuses LoRA on depthwise convolutions, so it has the others; its LoKr fails on timm's convolutions with
 padding of their own (the strided ones), so it has the others, depthwise ones included. Norm + head is KM's implicit

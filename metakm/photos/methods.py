@@ -45,11 +45,11 @@ def _whole(network: nn.Module, _: str) -> nn.Module:
 
 
 METHODS: dict[MethodName, Method] = {
-    "km": Method("kernel modulators", 5e-4, 0.0, _modulated(implicit=False)),
-    "both": Method("kernel modulators and norms", 3e-4, 2e-3, _modulated()),
+    "km": Method("kernel modulators", 2e-4, 0.0, _modulated(implicit=False)),
+    "both": Method("kernel modulators and norms", 5e-5, 2e-3, _modulated()),
     "norm": Method("norms", 0.0, 2e-3, _modulated(layers=())),
     "head": Method("nothing", 0.0, 0.0, _modulated(layers=(), implicit=False)),
-    "lora": Method("low-rank additions to convolutions", 1e-3, 0.0, _modulated(implicit=False, modulator=LowRank)),
+    "lora": Method("low-rank additions to convolutions", 3e-4, 0.0, _modulated(implicit=False, modulator=LowRank)),
     "full": Method("everything", 1e-4, 1e-3, _whole),
 }
 
