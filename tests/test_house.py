@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -63,3 +64,10 @@ def test_no_two_things_have_one_name():
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 found[node.name].add(module)
     assert {name: modules for name, modules in found.items() if len(modules) > 1} == {}
+
+
+def test_one_module_imports_higher():
+    """It is unmaintained, and may have to be replaced."""
+    files = {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in PACKAGE.rglob("*.py")}
+    found = [name for name, text in files.items() if re.search(r"^\s*(import|from) higher\b", text, re.MULTILINE)]
+    assert found == ["learning/fast_weights.py"]

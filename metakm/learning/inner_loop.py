@@ -1,4 +1,4 @@
-"""The differentiable inner loop, batched over tasks. With `inner_sgd` the module that imports `higher`.
+"""The differentiable inner loop, batched over tasks.
 
 `higher` patches `strategy.adapted` alone, because its optimiser differentiates every patched parameter; each patched
 parameter then gets a leading task axis, and one step on the sum of the tasks' support losses moves every task by its
@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-import higher
 import torch
 from torch import Tensor, nn
 
 from metakm.errors import UserError, unknown_name
+from metakm.learning.fast_weights import inner_optimiser, release, with_fast_weights
 from metakm.learning.inner_rates import one_rate_each, rates_by_step
-from metakm.learning.inner_sgd import inner_optimiser
 from metakm.strategies.base import EpisodeBatch, Gradients, InnerLR, Strategy, Transform, require_ways
 from metakm.strategies.independence import require_independent_tasks
 from metakm.strategies.losses import one_per_task
@@ -181,10 +180,10 @@ class GradientDescent:
             raise UserError("Expected a strategy whose `adapted` has parameters, got none; let it override `adapt`")
         graph = graph and self.graph
         factors = None if factors is None else list(factors)
-        adapted = higher.monkeypatch(self.strategy.adapted, copy_initial_weights=False, track_higher_grads=graph)
-        self._patched.append(adapted)
         tasks = batches[0][1].shape[0]
-        adapted.update_params(_starts(self.strategy.adapted, tasks, start or {}, graph))
+        starts = _starts(self.strategy.adapted, tasks, start or {}, graph)
+        adapted = with_fast_weights(self.strategy.adapted, starts, graph)
+        self._patched.append(adapted)
         optimiser = inner_optimiser(self.strategy.adapted, adapted, graph)
         # `higher`'s own track_higher_grads=False would cut the initial parameters off; constant gradients do not.
         direction = partial(_direction, adapted, transform, self.first_order and graph)
@@ -200,19 +199,16 @@ class GradientDescent:
             optimiser.step(losses.sum(), override={"lr": rates}, grad_callback=direction)
             if self._after_step is not None:
                 self._after_step(step, adapted)
-        return adapted  # type: ignore[no-any-return]
+        return adapted
 
     @property
     def _loss_name(self) -> str:
         return f"{type(self.strategy).__qualname__}.inner_loss"
 
     def release(self) -> None:
-        """Drop `higher`'s references to the fast weights: its patched classes are cycles only the collector frees."""
+        """Drop the fast weights of every descent."""
         for adapted in self._patched:
-            for module in adapted.modules():
-                module._fast_params = None  # type: ignore[assignment]
-                for name in module._parameters:
-                    module._parameters[name] = None
+            release(adapted)
         self._patched.clear()
 
 

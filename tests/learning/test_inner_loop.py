@@ -15,7 +15,7 @@ from small import (
 )
 
 import metakm
-from metakm.learning import inner_sgd
+from metakm.learning import fast_weights
 from metakm.learning.inner_loop import evaluate_episodes, meta_loss
 from metakm.strategies.registry import strategy_class
 
@@ -329,7 +329,7 @@ def test_the_step_that_a_gpu_takes_is_that_of_higher(algo, learned, monkeypatch)
         pytest.skip("a strategy without learned rates")
     found = []
     for lean in (False, True):
-        monkeypatch.setattr(inner_sgd, "_fewest_launches", lambda _, lean=lean: lean)
+        monkeypatch.setattr(fast_weights, "_fewest_launches", lambda _, lean=lean: lean)
         strategy = small_strategy(algo)
         adapted = list(strategy.adapted.parameters())
         rates = [torch.full((2,), LR, requires_grad=True) for _ in adapted] if learned else LR

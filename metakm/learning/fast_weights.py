@@ -1,12 +1,36 @@
-"""The optimiser of the inner loop: `higher`'s differentiable SGD, or the same in fewer launches on a GPU."""
+"""Fast weights: a module whose parameters are replaced step after step, differentiably.
+
+The one module that imports `higher`. On a GPU its SGD is replaced by one of fewer launches.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import higher
 import torch
 from torch import Tensor, nn
 
 from metakm.ops.sgd_step import SGDStep
+
+
+def with_fast_weights(module: nn.Module, starts: Sequence[Tensor], graph: bool) -> nn.Module:
+    """A patched copy of `module` whose parameters are `starts`, in the module's order.
+
+    Args:
+        graph: keep what a meta-gradient needs.
+    """
+    patched = higher.monkeypatch(module, copy_initial_weights=False, track_higher_grads=graph)
+    patched.update_params(list(starts))
+    return patched  # type: ignore[no-any-return]
+
+
+def release(patched: nn.Module) -> None:
+    """Drop `higher`'s references to the fast weights: its patched classes are cycles only the collector frees."""
+    for module in patched.modules():
+        module._fast_params = None  # type: ignore[assignment]
+        for name in module._parameters:
+            module._parameters[name] = None
 
 
 def inner_optimiser(module: nn.Module, adapted: nn.Module, graph: bool) -> higher.optim.DifferentiableOptimizer:
