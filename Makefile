@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: run test test-slow check docs install clean
+.PHONY: run test test-slow check docs install learn2learn clean
 
 run: $(READY)
 	$(BIN)/python -m metakm.run --resume
@@ -26,6 +26,10 @@ docs: $(READY)
 	$(BIN)/mkdocs build --strict
 
 install: $(READY)
+
+# A plain pip install builds it on Python 3.10 alone.
+learn2learn: $(READY)
+	bash benchmarks/install_peers.sh $(BIN)/python
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \

@@ -5,9 +5,6 @@ Only this module imports learn2learn (Arnold et al. 2020). It is written for rel
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +15,7 @@ from torch.utils.data import Dataset
 from metakm.data import Episodes, FewShotDataset
 from metakm.data.rng import stream_key
 from metakm.errors import UserError
+from metakm.interop.generators import global_generators
 from metakm.modulation.modulators import Activation, Initialisation, Start
 from metakm.strategies.km import Modulation
 from metakm.strategies.network import call_with
@@ -27,7 +25,8 @@ try:
 except ImportError as problem:
     raise ImportError(
         f"Expected learn2learn 0.2.0, got {problem}; a plain pip install does not build it on Python 3.11 and later, "
-        "so run `bash benchmarks/install_peers.sh python` in metakm's repository"
+        "so run `make learn2learn` or `bash benchmarks/install_peers.sh python` in metakm's repository; on 3.10 "
+        "`pip install 'metakm[learn2learn]'` does"
     ) from problem
 
 
@@ -86,7 +85,7 @@ class TasksetSampler:
     def _draw(self, index: int) -> tuple[Tensor, Tensor]:
         """Images `[N*(K+Q), C, H, W]` and labels `[N*(K+Q)]` of one episode, class-major."""
         number = index if self.taskset.num_tasks < 0 else index % self.taskset.num_tasks
-        with _global_generators(stream_key("metakm taskset 1", self.seed, number)):
+        with global_generators(stream_key("metakm taskset 1", self.seed, number)):
             task = self.taskset.get_task(self.taskset.sample_task_description())
         images, labels = self._checked(task)
         order = torch.argsort(labels, stable=True)
@@ -119,21 +118,6 @@ class TasksetSampler:
         """`[T, N*(K+Q), ...]` to `[T, N*K, ...]` and `[T, N*Q, ...]`."""
         by_class = values.reshape(len(values), self.ways, -1, *values.shape[2:])  # [T, N, K+Q, ...]
         return by_class[:, :, : self.shots].flatten(1, 2), by_class[:, :, self.shots :].flatten(1, 2)
-
-
-@contextlib.contextmanager
-def _global_generators(key: int) -> Iterator[None]:
-    """Set Python's, numpy's and torch's (CPU) global generators from a 128-bit key; restore them afterwards."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (the global one is meant)
-    with torch.random.fork_rng(devices=[]):
-        random.seed(key)
-        np.random.seed([key >> shift & 0xFFFFFFFF for shift in (0, 32, 64, 96)])  # noqa: NPY002
-        torch.default_generator.manual_seed(key % 2**63)  # torch.manual_seed would seed the GPUs' generators too
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
 
 
 def meta_dataset(dataset: FewShotDataset) -> Any:

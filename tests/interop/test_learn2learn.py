@@ -14,6 +14,8 @@ from torch import nn
 
 import metakm
 from metakm.learning.evaluation import accuracies
+from metakm.presets import preset_config
+from metakm.registry import isolated
 
 LR, STEPS = 0.4, 3
 
@@ -256,6 +258,19 @@ def test_a_strategy_trains_and_is_evaluated_on_a_tasksets_episodes(l2l, interop)
     found = accuracies(strategy, sampler, chunk=2, **options)
     assert found.shape == (3,)
     assert (found == accuracies(strategy, sampler, chunk=1, **options)).all()
+
+
+@pytest.mark.float32
+def test_tasksets_feed_the_same_trainer(l2l, interop, tmp_path):
+    config = preset_config(
+        algo="meta-sgd", ways=3, shots=2, queries=3, backbone="conv4-4-stride", meta_batch=2, iterations=2, val_every=2,
+        val_tasks=2, eval_tasks=4, device="cpu", quiet=True, out=tmp_path,
+    )  # fmt: skip
+    glyphs = interop.meta_dataset(metakm.load_dataset("glyphs", split="val"))
+    parts = [interop.TasksetSampler(taskset(l2l, glyphs), shots=2, queries=3, seed=seed) for seed in range(3)]
+    with isolated():
+        run = metakm.train(config, dataset=parts)
+    assert run.learner.evaluate(parts[2], tasks=4).accuracy == run.accuracy
 
 
 def test_uint8_images_become_unit_and_others_keep_their_values(l2l, interop):
