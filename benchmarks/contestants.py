@@ -6,6 +6,11 @@
 
 `learn2learn`: `examples/vision/maml_omniglot.py` clones `MAML(network)` for each task; `anil_fc100.py` computes the
 features of a task's support and query images at once, then clones `MAML(head)`.
+
+`torch.func`: as its tutorial on model ensembles and a researcher would: the inner loop of one task with
+`torch.func.grad` and `functional_call`, `vmap` over the tasks, and `backward()` through it; or that compiled. Batch
+norm is written out: with torch 2.14 the second derivative of `F.batch_norm` behind a convolution is wrong under `vmap`
+where its weights have a task axis.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import higher
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 
 from metakm.data import Episodes
 
@@ -67,9 +73,25 @@ class ModulatedConv2d(nn.Module):
         return F.conv2d(x, self.modulator(conv.weight), conv.bias, conv.stride, conv.padding)
 
 
-def plain_network(algo: str, in_channels: int, filters: int, pool: bool, features: int, ways: int) -> nn.Module:
-    """Features and head; for KM with modulators inside."""
+class WrittenOutNorm(nn.BatchNorm2d):
+    """Batch norm by batch statistics, of torch's basic operations."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `[n, C, H, W]`."""
+        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+        scale = self.weight.view(-1, 1, 1) * torch.rsqrt(variance + self.eps)
+        return (x - mean) * scale + self.bias.view(-1, 1, 1)
+
+
+def plain_network(
+    algo: str, in_channels: int, filters: int, pool: bool, features: int, ways: int, written_out: bool = False
+) -> nn.Sequential:
+    """Features and head; for KM with modulators inside; with batch norm written out if asked for."""
     body = plain_features(in_channels, filters, pool)
+    if written_out:
+        for i, layer in enumerate(body):
+            if isinstance(layer, nn.BatchNorm2d):
+                body[i] = WrittenOutNorm(layer.num_features, track_running_stats=False)
     if algo == "km":
         for i, layer in enumerate(body):
             if isinstance(layer, nn.Conv2d):
@@ -100,6 +122,46 @@ def higher_iteration(algo: str, network: nn.Module, episodes: Episodes, steps: i
                     optimiser.step(F.cross_entropy(logits, episodes.support_labels[t]))
                 loss = F.cross_entropy(patched(episodes.query_images[t]), episodes.query_labels[t])
                 (loss / len(episodes)).backward()  # type: ignore[no-untyped-call]
+
+    return run
+
+
+def vmap_iteration(
+    algo: str, network: nn.Sequential, episodes: Episodes, steps: int, compiled: bool = False
+) -> Callable[[], None]:
+    """One meta-gradient, all tasks at once, by `torch.func`."""
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    fast_names = [names[id(parameter)] for parameter in adapted_parameters(algo, network)]
+
+    def loss_of(parameters: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(network, parameters, (images,)), labels)
+
+    def head_loss(parameters: dict[str, Tensor], encoded: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(encoded, parameters["1.weight"], parameters["1.bias"]), labels)
+
+    def task_loss(own: dict[str, Tensor], support: Tensor, labels: Tensor, query: Tensor, answers: Tensor) -> Tensor:
+        loss = loss_of
+        if algo == "anil":
+            body = {name.removeprefix("0."): p for name, p in own.items() if name.startswith("0.")}
+            encoded = functional_call(network[0], body, (torch.cat([support, query]),))
+            support, query, loss = encoded[: len(support)], encoded[len(support) :], head_loss
+        fast = {name: own[name] for name in fast_names}
+        for _ in range(steps):
+            gradients = grad(lambda f: loss({**own, **f}, support, labels))(fast)
+            fast = {name: fast[name] - LR * gradients[name] for name in fast}
+        return loss({**own, **fast}, query, answers)
+
+    def meta_loss(own: dict[str, Tensor], *episode: Tensor) -> Tensor:
+        in_dims = (None, 0, 0, 0, 0)
+        losses: Tensor = vmap(task_loss, in_dims, randomness="error")(own, *episode)
+        return losses.mean()
+
+    function = torch.compile(meta_loss) if compiled else meta_loss
+    parts = (episodes.support_images, episodes.support_labels, episodes.query_images, episodes.query_labels)
+
+    def run() -> None:
+        network.zero_grad()
+        function(dict(network.named_parameters()), *parts).backward()  # type: ignore[no-untyped-call]
 
     return run
 

@@ -21,6 +21,7 @@ from contestants import (
     learn2learn_is_installed,
     learn2learn_iteration,
     plain_network,
+    vmap_iteration,
 )
 from measuring import alternate, describe, median_ratio, write_csv
 
@@ -51,9 +52,9 @@ class Setting:
         backbone = metakm.Conv4(self.shape[0], self.filters, downsample, image_size=self.shape[1])
         return metakm.make_strategy(algo, backbone, self.ways)
 
-    def network(self, algo: str) -> torch.nn.Module:
+    def network(self, algo: str, written_out: bool = False) -> torch.nn.Sequential:
         """The peers' contestant."""
-        return plain_network(algo, self.shape[0], self.filters, self.pool, self.features, self.ways)
+        return plain_network(algo, self.shape[0], self.filters, self.pool, self.features, self.ways, written_out)
 
     def episodes(self, device: torch.device) -> Episodes:
         """Noise: time does not depend on the pixels."""
@@ -71,13 +72,19 @@ SETTINGS = {
 }
 
 
-def main(setting: Literal["omniglot", "mini-imagenet"] = "omniglot", rounds: int = 7, device: str = "cpu") -> None:
+def main(
+    setting: Literal["omniglot", "mini-imagenet"] = "omniglot",
+    rounds: int = 7,
+    device: str = "cpu",
+    compiled: bool = False,
+) -> None:
     """Measure and print one table.
 
     Args:
         setting: omniglot: 20-way 1-shot, conv4-64 with stride; mini-imagenet: 5-way 5-shot, conv4-32 with pooling.
         rounds: counted rounds; every contestant runs once a round.
         device: cpu or cuda.
+        compiled: include torch.compile of torch.func.vmap, which compiles for minutes and needs a C++ compiler.
     """
     keep_freed_memory()
     torch.manual_seed(0)
@@ -91,10 +98,13 @@ def main(setting: Literal["omniglot", "mini-imagenet"] = "omniglot", rounds: int
         rounded = episodes.to(where, torch.bfloat16)
         contestants[f"{algo} metakm-bf16"] = _ours(shapes.strategy(algo).to(where), rounded, shapes.steps)
         contestants[f"{algo} higher"] = higher_iteration(algo, shapes.network(algo).to(where), episodes, shapes.steps)
+        functional = shapes.network(algo, written_out=True).to(where)
+        contestants[f"{algo} torch.func"] = vmap_iteration(algo, functional, episodes, shapes.steps)
+        if compiled:
+            contestants[f"{algo} torch.func-compiled"] = vmap_iteration(algo, functional, episodes, shapes.steps, True)
         if peers and algo != "km":
-            network = shapes.network(algo).to(where)
-            assert isinstance(network, torch.nn.Sequential)
-            contestants[f"{algo} learn2learn"] = learn2learn_iteration(algo, network, episodes, shapes.steps)
+            cloned = shapes.network(algo).to(where)
+            contestants[f"{algo} learn2learn"] = learn2learn_iteration(algo, cloned, episodes, shapes.steps)
     contestants["evaluation metakm"] = _our_evaluation(shapes.strategy("maml").to(where), episodes, shapes.steps)
     if peers:
         contestants["evaluation learn2learn"] = learn2learn_evaluation(
@@ -111,7 +121,7 @@ def main(setting: Literal["omniglot", "mini-imagenet"] = "omniglot", rounds: int
         base = "maml metakm" if name == "floor" else f"{algo} metakm"
         ratio = median_ratio(measured, times[base]) * (scale if name == "floor" else 1)
         rows.append((algo, who or "bare forward convolution", f"{median:.1f}", f"{ratio:.2f}"))
-        print(f"{algo:12}{who:14}{median:10.1f} ms   {ratio:6.2f} x metakm")
+        print(f"{algo:12}{who:22}{median:10.1f} ms   {ratio:6.2f} x metakm")
     floor = statistics.median(a / (b * scale) for a, b in zip(times["maml metakm"], times["floor"], strict=True))
     print(f"metakm MAML is at {floor:.2f} of the floor")
     header = ("iteration", "contestant", "median_ms", "ratio_to_metakm")
