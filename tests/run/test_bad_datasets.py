@@ -1,0 +1,111 @@
+"""Datasets that a run cannot be made of: one message, exit code 2, nothing written, before any training."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import metakm
+from metakm.data import FewShotDataset
+from metakm.data.overlap import check_unseen
+from metakm.run.__main__ import main
+
+pytestmark = pytest.mark.float32
+
+SMALL = "--ways 3 --queries 2 --backbone conv4-4-stride --meta-batch 2 --val-tasks 2 --eval-tasks 2 --iterations 1"
+PLUGIN = """
+import numpy as np
+import metakm
+
+
+@metakm.register_dataset("dots", title="Dots", family="photographs", ways=3)
+def load_dots(split, roots):
+    seed = {{"train": 0, "val": 1, "test": 2}}[split]
+    images = np.random.default_rng(seed).integers(0, 256, (40, 1, 16, 16), dtype=np.uint8)
+    labels = [number // {each} for number in range(40)]
+    {more}
+    return metakm.FewShotDataset.from_arrays(images, labels, name="dots", split=split)
+"""
+
+
+@pytest.fixture(autouse=True)
+def environment(cache, monkeypatch):
+    monkeypatch.setenv("METAKM_CACHE", str(cache))
+    monkeypatch.delenv("METAKM_DATA", raising=False)
+
+
+def refused(capsys, out, *flags):
+    assert main([*SMALL.split(), "--out", str(out), *map(str, flags)]) == 2
+    found = capsys.readouterr()
+    assert (found.out, found.err.count("\n"), out.exists()) == ("", 1, False)
+    return found.err
+
+
+def plugin(tmp_path, text):
+    path = tmp_path / "dots.py"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("each", "more", "flags", "said"),
+    [
+        (20, "pass", (), "Expected at most 2 ways (the classes of dots train), got 3; lower ways"),
+        (10, "pass", ("--shots", 9), "Expected shots + queries <= 10 (the smallest class of dots train: 0), got 9 + 2"),
+        (10, "if split == 'test': images, labels = images[:15], labels[:15]", (), "Expected at most 2 ways"),
+        (
+            10,
+            "if split == 'test': images[:10] = np.random.default_rng(0).integers(0, 256, (40, 1, 16, 16), np.uint8)[:10]",
+            (),
+            "Expected every class in one split, got '0' with the same images in train and test of dots; move it",
+        ),
+        (10, "labels[7] = None", (), "Expected a label for every image"),
+        (10, "images = images.transpose(0, 2, 3, 1)", (), "Expected images"),
+    ],
+)
+def test_a_plugins_dataset_that_no_episodes_can_be_drawn_from(tmp_path, capsys, each, more, flags, said):
+    path = plugin(tmp_path, PLUGIN.format(each=each, more=more))
+    found = refused(capsys, tmp_path / "out", "--dataset", "dots", "--plugin", path, *flags)
+    assert said in found
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import metakm_of_tomorrow\n", "to run, got ModuleNotFoundError: No module named 'metakm_of_tomorrow'"),
+        ("def broken(:\n", "to run, got SyntaxError"),
+        ("raise SystemExit(3)\n", "to run, got SystemExit: 3"),
+        ("x = 1\n", "to register something, got nothing"),
+        (
+            'import metakm\nmetakm.register_dataset("glyphs", title="G", family="characters", ways=5)(print)\n',
+            "Expected a new dataset name",
+        ),
+    ],
+)
+def test_a_plugin_that_fails_on_import(tmp_path, capsys, text, said):
+    assert said in refused(capsys, tmp_path / "out", "--plugin", plugin(tmp_path, text))
+
+
+def test_a_class_folder_in_two_splits(tmp_path, capsys):
+    for split, names in {"train": "abc", "val": "def", "test": "cgh"}.items():
+        for name in names:
+            for image in range(3):
+                path = tmp_path / "photos" / split / name / f"{image}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (20 * image, 0, 0)).save(path)
+    flags = ("--dataset", "folder", "--data-root", tmp_path / "photos", "--image-size", 16)
+    assert "got 'c' in train and test of" in refused(capsys, tmp_path / "out", *flags)
+    (tmp_path / "photos" / "test" / "c").rename(tmp_path / "photos" / "test" / "i")
+    assert "Expected shots + queries <= 3" in refused(capsys, tmp_path / "out", *flags, "--shots", 2)
+    assert "Expected at most 3 ways" in refused(capsys, tmp_path / "out", *flags, "--ways", 4)
+
+
+def test_splits_that_number_their_classes_alike_are_fine():
+    images = np.random.default_rng(0).integers(0, 256, (3, 12, 1, 8, 8), dtype=np.uint8)
+    made = [
+        FewShotDataset.from_arrays(own, np.repeat([0, 1], 6), split=split)
+        for own, split in zip(images, ("train", "val", "test"), strict=True)
+    ]
+    splits = dict(zip(("train", "val", "test"), made, strict=True))
+    check_unseen(splits)
+    with pytest.raises(metakm.UserError, match="'0' with the same images in train and val"):
+        check_unseen({**splits, "val": splits["train"]})
