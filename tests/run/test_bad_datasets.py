@@ -54,7 +54,7 @@ def plugin(tmp_path, text):
         (10, "if split == 'test': images, labels = images[:15], labels[:15]", (), "Expected at most 2 ways"),
         (
             10,
-            "if split == 'test': images[:10] = np.random.default_rng(0).integers(0, 256, (40, 1, 16, 16), np.uint8)[:10]",
+            "images[0] = 7 if split != 'val' else 8",
             (),
             "Expected every class in one split, got '0' with the same images in train and test of dots; move it",
         ),

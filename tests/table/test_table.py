@@ -230,6 +230,6 @@ def test_what_was_tested_on_other_data_is_shown_beside_its_own_test_and_nowhere_
     assert main([str(tmp_path), "--layout", "cross-domain", "--format", "csv"]) == 0
     header, line, *_ = capsys.readouterr().out.splitlines()
     assert header.index("CUB-200-2011 20-way 1-shot") < header.index("Omniglot 20-way 1-shot")
-    assert '"omniglot-20w1s","km (table3, eval-tasks 4)",37.50 ± 14.15 (1),68.75 ± 15.81 (1)' in line
+    assert 'omniglot-20w1s,"km (table3, eval-tasks 4)",37.50 ± 14.15 (1),68.75 ± 15.81 (1)' in line
     assert main([str(tmp_path), "--all", "--format", "csv"]) == 0
     assert "cub" not in capsys.readouterr().out.lower()

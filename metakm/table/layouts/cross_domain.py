@@ -19,7 +19,8 @@ def layout_cross_domain(table: Table) -> Layout:
     left = tuple(f"{each.run.name}: {each.reason}" for each in table.left_out if each.run.row.trained_on)
     said = _NOTES if lines else (*_NONE, *_NOTES)
     title = "Trained on one data set, tested on others: accuracy, %"
-    return Layout((Grid(title, header, lines),), (TitledList("Remarks", said), TitledList("Runs left out", left)))
+    listings = [TitledList("Remarks", said), *([TitledList("Runs left out", left)] if left else [])]
+    return Layout((Grid(title, header, lines),), tuple(listings))
 
 
 def _lines(transfer: Transfer, settings: list[Setting]) -> list[tuple[str, ...]]:
