@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from metakm.cli.flags import flag, require
 from metakm.config.ranges import RANGED, read_range
 from metakm.errors import unknown_name
-from metakm.models.modes import BatchNormMode
+from metakm.models.modes import BatchNormMode, TrainedPart
 from metakm.options import Options
 
 PresetName = Literal["quick", "paper", "table3", "tuned"]
@@ -23,6 +23,15 @@ FROM_PRESET: Any = object()
 """Default of a field whose value the preset gives."""
 BEFORE: dict[str, Any] = {"test_queries": 0, "ema": 0.0, "select": "best"}
 """What a run did before there were these fields, which presets may set."""
+LATER: dict[str, Any] = {
+    "patience": None,
+    "second_order_from": 0,
+    "train": "full",
+    "protonet.distance": "euclidean",
+    "protonet.scale": 10.0,
+}
+"""Fields and options that runs had none of at first. A config has them only where they differ from these values, their
+defaults, and so the others keep their run ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +41,7 @@ class RunProtocol:
     algo: str = "km"
     """Strategy: maml, anil, km, bn, boil, meta-sgd, reptile, protonet, maml-proto, anil-proto, km-proto, r2d2, cavia, meta-curvature, imaml, baseline, baseline++, simpleshot, finetune, or one from a plugin. km is the paper's own."""
     dataset: str = "glyphs"
-    """Dataset: glyphs (drawn by metakm, needs no file), omniglot, mini-imagenet, tiered-imagenet, tiny-imagenet, cifar-fs, fc100, cub, flowers, grocery-store, or folder: your own images, one folder per class in train/, val/ and test/ of --data-root; or one from a plugin. glyphs by default, so that every machine can run it."""
+    """Dataset: glyphs (drawn by metakm, needs no file), omniglot, mini-imagenet, tiered-imagenet, tiny-imagenet, cifar-fs, fc100, cub, flowers, grocery-store, or folder: your own images, one folder per class in train/, val/ and test/ of --data-root; or one from a plugin. Of several, such as --dataset flowers grocery-store, the episodes come in turn. glyphs by default, so that every machine can run it."""
     ways: int = FROM_PRESET
     """Classes in an episode. Default from --dataset: 20 for characters, 5 for photographs (Finn et al. 2017). A range such as 5-20 is one of meta-training alone, as --train-ways; validation and test then have the default."""
     shots: int = 1
@@ -87,6 +96,8 @@ class RunProtocol:
     """Folder of a trained run whose weights this one starts from; its strategy, network and ways must be the same. Without it: weights by --seed."""
     weights: str | None = None
     """Trained weights that the backbone starts from: a file, or pretrained for those of timm or torchvision; images are then normalised as these expect. Without it: weights by --seed."""
+    train: TrainedPart = "full"
+    """What of the backbone the outer loop trains: full, everything; norm, the scales and shifts of its norm layers; km, kernel modulators, which then are attached to its convolutions unless the strategy has its own; both, norm and km. The rest stays as it started. What the inner loop adapts is the strategy's choice, and what a strategy has beside the backbone is always trained."""
     eval_tasks: int = 600
     """Meta-test tasks. 600 as published (Finn et al. 2017)."""
     val_tasks: int = FROM_PRESET
@@ -123,6 +134,7 @@ class RunProtocol:
             ("bn_mode", BatchNormMode),
             ("precision", Precision),
             ("select", Selection),
+            ("train", TrainedPart),
         ):
             if getattr(self, name) not in get_args(choices):
                 raise unknown_name(flag(name), getattr(self, name), get_args(choices))

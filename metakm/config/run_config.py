@@ -14,7 +14,7 @@ import tyro
 
 from metakm.cli.flags import require
 from metakm.config.execution import SHARED_EXECUTION_FIELDS, ExecutionOptions, json_value
-from metakm.config.protocol import BEFORE, FROM_PRESET, RunProtocol
+from metakm.config.protocol import BEFORE, FROM_PRESET, LATER, RunProtocol
 from metakm.config.ranges import read_range
 from metakm.errors import UserError
 from metakm.options import SHARED, Options, SharedOptions, from_flat, shared_part, to_flat
@@ -24,9 +24,6 @@ EXECUTION_FIELDS = SHARED_EXECUTION_FIELDS | {"task_chunk", "eager", "plugin"}
 
 # Fields that say which run of which setting this is; every other one that computes belongs to the protocol.
 NAMED_IN_ROW = frozenset({"algo", "dataset", "ways", "shots", "preset", "seed"})
-
-# Fields that runs had none of at first: a config has them only where they are given, and so the others keep their run ids.
-LATER = frozenset({"patience", "second_order_from"})
 
 
 _LATER = ("init_from", "weights", "split", "train_ways", "train_shots")
@@ -187,7 +184,7 @@ class RunConfig(ExecutionOptions, RunProtocol):
     def to_json(self) -> dict[str, Any]:
         """`flat` as JSON values, without `LATER` where they are not given."""
         values = {name: json_value(value) for name, value in self.flat().items()}
-        return {name: value for name, value in values.items() if value or name not in LATER}
+        return {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
 
     @classmethod
     def from_json(cls, values: Any) -> RunConfig:

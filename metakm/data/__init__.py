@@ -4,6 +4,7 @@ from metakm.data.batch import Episodes, EpisodeSource
 from metakm.data.dataset import FewShotDataset
 from metakm.data.decode import read_images
 from metakm.data.episodes import EpisodeSampler
+from metakm.data.in_turn import SamplerInTurn
 from metakm.data.loading import load_dataset
 from metakm.data.registry import available_datasets, register_dataset
 from metakm.registry import import_modules
@@ -15,6 +16,7 @@ __all__ = [
     "EpisodeSource",
     "Episodes",
     "FewShotDataset",
+    "SamplerInTurn",
     "available_datasets",
     "load_dataset",
     "read_images",

@@ -8,7 +8,7 @@ from typing import Any
 
 from metakm.data.cache import cache_folder
 from metakm.data.dataset import FewShotDataset
-from metakm.data.registry import dataset_entry, datasets
+from metakm.data.registry import datasets
 from metakm.data.splits import SPLITS
 from metakm.errors import UserError, unknown_name
 from metakm.io.files import expanded
@@ -31,7 +31,7 @@ def load_dataset(
     `split_seed`: one that has a folder of images per class and nothing else.
     Raises UserError for an unknown name or split, and for data that are missing, damaged or unreadable.
     """
-    entry = dataset_entry(name)
+    entry = datasets.get(name)
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
     if image_size < 0 or (image_size and not entry.resized):

@@ -14,6 +14,9 @@ Family = Literal["characters", "photographs"]
 Loader = Callable[..., FewShotDataset]
 _L = TypeVar("_L", bound=Loader)
 
+JOINT = "+"
+"""Between the names of datasets that a run takes in turn; see `metakm.data.in_turn`."""
+
 
 @dataclass(frozen=True)
 class DatasetEntry:
@@ -83,9 +86,22 @@ def available_datasets() -> tuple[str, ...]:
 
 
 def dataset_entry(name: str) -> DatasetEntry:
-    """What is known of a dataset.
+    """What is known of a dataset; of several, joined by `+`, the first one says what the presets go by.
 
     Raises:
         UserError: an unknown dataset; what it shows, and so its protocol, cannot be told.
     """
-    return datasets.get(name)
+    first, *_ = [datasets.get(each) for each in dataset_names(name)]
+    return first
+
+
+def dataset_names(name: str) -> tuple[str, ...]:
+    """The datasets of a run, by what its config calls them.
+
+    Raises:
+        UserError: a dataset that is named twice, which would only change its share.
+    """
+    names = tuple(name.split(JOINT))
+    if twice := [each for each in dict.fromkeys(names) if names.count(each) > 1]:
+        raise UserError(f"Expected each dataset once, got {twice[0]!r} {names.count(twice[0])} times; name it once")
+    return names

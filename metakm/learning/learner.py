@@ -18,8 +18,9 @@ from metakm.learning.head_start import start_head
 from metakm.learning.inner_loop import InnerLR, MetaLoss, meta_loss
 from metakm.learning.inner_rates import learned_rates
 from metakm.learning.learner_file import SavedLearner, flat_state, learner_file, read_learner_file, require_same_kind
+from metakm.learning.trained_part import attach_modulators, freeze_rest
 from metakm.models.build import make_backbone
-from metakm.models.modes import BatchNormMode
+from metakm.models.modes import BatchNormMode, TrainedPart
 from metakm.models.registry import OWN
 from metakm.options import SharedOptions, flat_name, from_keywords, option_types, shared_part, to_flat
 from metakm.strategies import Strategy, make_strategy
@@ -44,6 +45,8 @@ class Learner(nn.Module):
         options: of the strategy, see `metakm.options`.
     """
 
+    _frozen: Sequence[nn.Parameter] = ()
+
     def __init__(
         self,
         strategy: str | Strategy,
@@ -56,6 +59,7 @@ class Learner(nn.Module):
         image_shape: ImageShape | None = None,
         bn_mode: BatchNormMode = "transductive",
         weights: str | None = None,
+        train: TrainedPart = "full",
         train_classes: int | None = None,
         **options: Any,
     ) -> None:
@@ -67,8 +71,8 @@ class Learner(nn.Module):
                 `bn_mode`. None for a strategy that brings a network of its own.
             inner_lr: the inner learning rate alpha; where learned rates start.
             weights: of a backbone that is named: a file, or "pretrained".
-            train_classes: number of training classes (`FewShotDataset.n_episode_classes`), for a strategy that
-                learns to classify them, such as baseline.
+            train: what of the backbone an outer loop trains, for a strategy that is named; see `trained_part`.
+            train_classes: `FewShotDataset.n_episode_classes`, for strategies that learn to classify these.
             test_inner_steps: None for as many as in meta-training.
             options: of the strategy, such as `first_order=True`, `learn_inner_lr=True`, or `depth=1` for km.
 
@@ -80,12 +84,9 @@ class Learner(nn.Module):
         self.algo = strategy if isinstance(strategy, str) else registered_name(cls)
         self.options = from_keywords(self.algo, cls.options, options)
         self.backbone = OWN if cls.own_network else backbone if isinstance(backbone, str) else None
-        self.ways, self.image_shape, self.bn_mode = ways, image_shape, bn_mode
+        self.ways, self.image_shape, self.bn_mode, self.train_part = ways, image_shape, bn_mode, train
         self.train_classes = train_classes if takes_train_classes(cls) else None
-        if isinstance(strategy, str):
-            self.strategy = self._build(strategy, cls, backbone, weights)
-        else:
-            self.strategy = strategy
+        self.strategy = self._build(strategy, cls, backbone, weights) if isinstance(strategy, str) else strategy
         start_head(self.strategy, self.shared)
         self._inner_lr, self.inner_steps = float(inner_lr), inner_steps
         self.test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
@@ -98,11 +99,13 @@ class Learner(nn.Module):
             if self.image_shape is None:
                 raise UserError(f"Expected image_shape (C, H, W) to build the backbone {backbone!r}, got none; pass it")
             backbone = make_backbone(backbone, self.image_shape, self.bn_mode, weights)
+        attach_modulators(backbone, self.train_part, cls)
         keywords = inspect.signature(cls).parameters
         options = {name: getattr(self.options, name) for name in option_types(cls.options) if name in keywords}
         strategy = make_strategy(algo, backbone, self.ways, train_classes=self.train_classes, **options)
         if isinstance(strategy, Prototypical):
             strategy.scaled_distance = self.shared.scaled_distance
+        self._frozen = freeze_rest(strategy, backbone, self.train_part)
         return strategy
 
     @property
@@ -116,9 +119,10 @@ class Learner(nn.Module):
         return list(self.rates) if len(self.rates) else self._inner_lr
 
     def meta_parameters(self) -> list[nn.Parameter]:
-        """What an outer loop trains: every parameter, but for a head that starts at zero in each task."""
+        """What an outer loop trains: all but what `train` leaves out and a head that starts at zero in each task."""
         fixed = {id(p) for p in self.strategy.head_parameters().values()} if self.shared.zero_head else set()
-        return [p for p in (*self.strategy.parameters(), *self.rates) if id(p) not in fixed]
+        left_out = fixed | {id(p) for p in self._frozen}
+        return [p for p in (*self.strategy.parameters(), *self.rates) if id(p) not in left_out]
 
     def meta_loss(
         self, episodes: EpisodeBatch, step_weights: Sequence[float] | None = None, progress: float | None = None
@@ -213,6 +217,7 @@ class Learner(nn.Module):
             UserError: tensors that safetensors does not have, such as sparse ones.
         """
         own = {name: getattr(self, name) for name in _DESCRIBED} | {"inner_lr": self._inner_lr}
+        own |= {} if self.train_part == "full" else {"train": self.train_part}
         config = {"algo": self.algo, **own, **to_flat(self.algo, self.options)}
         data = learner_file(SavedLearner(config, self.image_shape, self.state_dict(), self.train_classes))
         with atomic_write(expanded(path, "the learner's path")) as file:
@@ -232,7 +237,7 @@ class Learner(nn.Module):
         try:
             algo = config["algo"]
             known = {flat_name(algo, option) for option in option_types(strategy_class(algo).options)}
-            own = {name: config[name] for name in (*_DESCRIBED, *known) if name in config}
+            own = {name: config[name] for name in (*_DESCRIBED, "train", *known) if name in config}
             if backbone is None and own["backbone"] is None:
                 raise UserError(f"Expected backbone, the network that {path} was saved with, got none; pass it")
             named = None if own["backbone"] == OWN else own["backbone"]

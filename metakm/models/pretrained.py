@@ -32,6 +32,8 @@ Interpolation = Literal["bilinear", "bicubic"]
 Triple = tuple[float, float, float]
 
 LITE0 = "efficientnet-lite0"
+FEWSHOT = "efficientnet-lite0-fewshot"
+"""A pack that comes with metakm; `metakm.modulation.base_pack` loads it."""
 KINDS = f"{LITE0}, timm:NAME, torchvision:NAME or file.py:Class"
 PRETRAINED: Literal["pretrained"] = "pretrained"
 Weights = Path | Literal["pretrained"] | None  # a file, the library's, or random ones
@@ -56,12 +58,14 @@ class Pretrained:
         name: what it was asked for by.
         network: images `[n, 3, H, W]` to the logits of the classes of its own training, in evaluation mode.
         classifier: name of the submodule that makes the logits, a linear layer or a 1x1 convolution.
+        few_shot: whether it was meta-trained, so that class means are a good classifier.
     """
 
     name: str
     network: nn.Module
     preprocessing: Preprocessing
     classifier: str
+    few_shot: bool = False
 
 
 def load_pretrained(name: str, weights: Path | None = None) -> Pretrained:
@@ -211,4 +215,4 @@ def _timm(wanted: str) -> ModuleType:
 def _unknown(name: str) -> UserError:
     if ":" in name:
         return UserError(f"Expected a base such as {KINDS}, got {name!r}")
-    return unknown_name("base", name, [LITE0, "timm:NAME", "torchvision:NAME", "file.py:Class"])
+    return unknown_name("base", name, [LITE0, FEWSHOT, "timm:NAME", "torchvision:NAME", "file.py:Class"])

@@ -35,6 +35,7 @@ class Pack:
         modulation: the arguments of `modulate`, with the modulated layers' names and the modulator's class name.
         photos: what `metakm fit` adds, so that photographs can be classified: the base's name, preprocessing and
             calibration; empty for other packs.
+        meta_trained: what a run adds, so that the pack is a base for others: see `metakm.modulation.base_pack`.
         precision: of the tensors in the file. In memory they always have the model's.
     """
 
@@ -46,12 +47,13 @@ class Pack:
     modulation: dict[str, Any]
     photos: dict[str, Any] = field(default_factory=dict)
     precision: Precision = "full"
+    meta_trained: dict[str, Any] = field(default_factory=dict)
 
     def header(self) -> dict[str, Any]:
         """What the file holds in addition to the tensors."""
-        photos = {"photos": self.photos} if self.photos else {}
+        added = {"photos": self.photos, "meta_trained": self.meta_trained}
         return {
-            **photos,
+            **{name: values for name, values in added.items() if values},
             "base": self.base,
             "task": self.task,
             "classes": list(class_names(self.classes)),
@@ -94,4 +96,5 @@ def read_pack(path: Path | str) -> Pack:
     return Pack(
         widened(tensors, header.get("halved", {})), header["base"], header["task"], tuple(header["classes"]),
         header["metrics"], modulation, header.get("photos", {}), "fp16" if "halved" in header else "full",
+        header.get("meta_trained", {}),
     )  # fmt: skip

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from metakm.errors import UserError, unknown_name
-from metakm.models.pretrained import load_pretrained
+from metakm.modulation.base_pack import load_base
 from metakm.photos.checkpoint import Checkpoint
 from metakm.photos.classifier import PhotoClassifier
 from metakm.photos.fitting import Fitting, class_photos, fit_key
 from metakm.photos.listing import PhotoListing, list_folder
 from metakm.photos.methods import faster_layout
-from metakm.photos.options import DEFAULT_METHOD, FitSettings, MethodChoice
+from metakm.photos.options import DEFAULT_METHOD, PLAIN_METHOD, FitSettings, MethodChoice
 from metakm.photos.store import Photo, PhotoStore, as_photo
 from metakm.photos.training import Fit
 
@@ -36,7 +36,7 @@ def fit(
         images: a folder with one folder of photos a class; or the photos of each class by its name; or photos, with
             `labels`. A photo is a path, a PIL image or a uint8 array `[H, W, 3]`.
         labels: the class of each photo, if `images` is a list of them.
-        base: see `metakm.models.pretrained`; the default needs `metakm[pretrained]`.
+        base: see `metakm.modulation.base_pack`; the default needs `metakm[pretrained]`.
         method: what is trained beside the classifier; see `python -m metakm fit --help`.
         settings: the other settings of that command, such as `size=160`, `validation="none"`, `seed=1`.
 
@@ -71,7 +71,9 @@ def fit_listing(
         UserError: see `fit`.
     """
     device = _device(settings.device)
-    pretrained = load_pretrained(settings.base, settings.weights)
+    pretrained = load_base(settings.base, settings.weights)
+    if settings.method == "default":
+        settings = dataclasses.replace(settings, method="few-shot" if pretrained.few_shot else PLAIN_METHOD)
     faster_layout(pretrained.network.to(device))
     size = pretrained.preprocessing.size if settings.size is None else settings.size
     preprocessing = dataclasses.replace(pretrained.preprocessing, size=size)

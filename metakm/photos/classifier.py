@@ -15,8 +15,9 @@ from PIL import Image
 from torch import nn
 
 from metakm.errors import UserError
-from metakm.models.pretrained import Preprocessing, Pretrained, load_pretrained
+from metakm.models.pretrained import Preprocessing, Pretrained
 from metakm.modulation.attachment import is_modulated
+from metakm.modulation.base_pack import load_base
 from metakm.modulation.merging import merge
 from metakm.modulation.pack import swap
 from metakm.modulation.pack_file import Pack, read_pack, write_pack
@@ -131,7 +132,7 @@ def load_classifier(
         raise UserError(
             f"Expected --weights for a base whose weights were in {header['settings']['weights']}, got none; give it"
         )
-    return _assembled(pack, load_pretrained(name, weights), device)
+    return _assembled(pack, load_base(name, weights), device)
 
 
 def photos_header(

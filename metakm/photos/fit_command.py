@@ -20,6 +20,7 @@ from metakm.photos.api import fit_listing
 from metakm.photos.classifier import PhotoClassifier
 from metakm.photos.fitting import FitReport, Fitting
 from metakm.photos.listing import list_folder
+from metakm.photos.methods import CLOSED
 from metakm.photos.options import FitSettings
 from metakm.photos.page import render_page
 from metakm.photos.training import Fit
@@ -78,6 +79,15 @@ def _fit(options: FitOptions) -> int:
     return 0
 
 
+def _adapted_on_top(method: str, report: FitReport) -> str:
+    """Whether more than the classifier of a meta-trained network was made, and why."""
+    if report.held_out is None:
+        return "No photos were held out, so the classifier is class means and the network was left as it was."
+    if method in CLOSED or report.held_out.mark == 0:
+        return "Adapting the network to these photos did not help on photos held out, so it was left as it was."
+    return "Adapting the network to these photos helped on photos held out."
+
+
 class _Steps:
     """Progress of a fit, whose steps are known once the photos are read; ends it where a stop is requested."""
 
@@ -122,8 +132,10 @@ def _summary(options: FitOptions, classifier: PhotoClassifier, report: FitReport
             f"{100 * held_out.accuracy:.1f} % of {len(held_out.numbers)} photos that were held out are right; below a "
             f"probability of {classifier.threshold:.2f} a photo is none of the classes"
         )
-        if held_out.mark == 0 and method != "head":
+        if held_out.mark == 0 and method not in CLOSED:
             lines.append("The classifier alone did best on them, so the network was left as it was.")
+    if report.settings.method == "few-shot":
+        lines.append(_adapted_on_top(method, report))
     size, written = options.out.stat().st_size, f" and {page}" if options.report else ""
     lines.append(f"{options.out}: {method}, {size / 1000:,.0f} kB, in {duration(report.seconds)}{written}")
     return lines

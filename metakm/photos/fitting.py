@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,14 +20,17 @@ from metakm.photos.calibration import STORED_TEMPERATURE, STORED_THRESHOLD, reje
 from metakm.photos.checkpoint import Checkpoint
 from metakm.photos.classifier import PhotoClassifier, photos_header
 from metakm.photos.features import frozen_features
-from metakm.photos.methods import MethodName, attach, replace_classifier
-from metakm.photos.options import FitSettings, as_header
+from metakm.photos.methods import CLOSED, COSINES, MethodName, attach, replace_classifier
+from metakm.photos.options import FitSettings, MethodChoice, as_header
 from metakm.photos.selection import HeldOut, best_of, comparison, judge
 from metakm.photos.store import PhotoStore
 from metakm.photos.training import Course, Fit, budget, plan_for
 from metakm.photos.validation import HeldOutSplit, plan_splits
 
-CANDIDATES: tuple[MethodName, ...] = ("head", "norm", "km", "both", "lora")
+CANDIDATES: dict[MethodChoice, tuple[MethodName, ...]] = {
+    "auto": ("head", "norm", "km", "both", "lora"),
+    "few-shot": ("centroid", "ridge", "norm"),
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Fitting:
         self.began = time.monotonic()
         self.splits = plan_splits(self.store.labels, self.settings.validation, self.settings.folds, self.settings.seed)
         chosen = self.settings.method
-        self.methods = CANDIDATES if chosen == "auto" else (chosen,)
+        self.methods = CANDIDATES.get(chosen) or (cast(MethodName, chosen),)
         if chosen == "auto" and not self.splits:
             raise UserError("Expected photos to hold out for --method auto, got one of each class; choose a method")
         replace_classifier(self.base.network, self.base.classifier, len(self.store.classes))
@@ -79,9 +82,10 @@ class Fitting:
         """Of all parts, at most."""
         every = range(len(self.store))
         sizes = [len(split.train) for split in self.splits]
-        trained = [method for method in self.methods if method != "head"]
+        trained = [method for method in self.methods if method not in CLOSED]
         held = len(trained) * sum(budget(size).steps for size in sizes)
-        return held + (budget(len(every)).steps if trained else 0)
+        one = trained and (self.splits or self.methods[0] in trained)
+        return held + (budget(len(every)).steps if one else 0)
 
     def run(self) -> PhotoClassifier:
         """All parts."""
@@ -90,7 +94,7 @@ class Fitting:
         method = best.method if best is not None else self.methods[0]
         everything = HeldOutSplit(list(range(len(self.store))), [])
         network, course = self._part(f"{method}/all", method, everything, best.mark if best is not None else None)
-        scale, threshold = STORED_TEMPERATURE, STORED_THRESHOLD
+        scale, threshold = STORED_TEMPERATURE, 0.0 if method in COSINES else STORED_THRESHOLD
         metrics = {"images": float(len(self.store))}
         if best is not None:
             scale, threshold = best.temperature, rejection_threshold(best.probabilities, best.labels)

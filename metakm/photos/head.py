@@ -1,4 +1,8 @@
-"""The head alone: the best linear classifier of features. Every fit starts from it, and then needs few steps."""
+"""The head alone: the best linear classifier of features. Every fit starts from it, and then needs few steps.
+
+Of a network that was meta-trained, class means of features divided by their length are as good, and ready at once. As
+classes are compared for one image at a time, its features need no division: the answer is that of the cosines.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 L2 = 1e-4
+COSINE_SCALE = 10.0  # of the logits, as in meta-training
+RIDGE = 1.0
+
+Solver = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""From features `[n, D]`, labels `[n]`, weights `[n]` and the number of classes N to weights `[N, D]`, biases `[N]`."""
 
 
 def solve_head(inputs: Tensor, labels: Tensor, weights: Tensor, classes: int, l2: float = L2) -> tuple[Tensor, Tensor]:
@@ -37,6 +46,38 @@ def solve_head(inputs: Tensor, labels: Tensor, weights: Tensor, classes: int, l2
     closure: Callable[[], float] = loss
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     return (weight / scale).detach().to(inputs.dtype), bias.detach().to(inputs.dtype)
+
+
+def solve_centroid(inputs: Tensor, labels: Tensor, weights: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Class means of features divided by their length: a `Solver`."""
+    unit = F.normalize(inputs, dim=1)
+    members = F.one_hot(labels, classes).to(unit.dtype) * weights.to(unit.dtype)[:, None]  # [n, N]
+    means = F.normalize(members.T @ unit, dim=1)
+    return _scaled(means, inputs), torch.zeros(classes, dtype=inputs.dtype, device=inputs.device)
+
+
+def solve_ridge(inputs: Tensor, labels: Tensor, weights: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Least squares from features divided by their length to -1 and 1, with a penalty: a `Solver`.
+
+    W = Y^T S (S X X^T S + r I)^-1 S X, or the same through D x D where images are more than features; S has the square
+    roots of the weights.
+    """
+    roots = weights.double().sqrt()[:, None]
+    unit = F.normalize(inputs, dim=1).double() * roots  # [n, D]
+    wanted = (2.0 * F.one_hot(labels, classes).double() - 1.0) * roots  # [n, N]
+    size = min(unit.shape)
+    penalty = RIDGE * torch.eye(size, dtype=unit.dtype, device=unit.device)
+    if size == len(unit):
+        found = unit.T @ torch.linalg.solve(unit @ unit.T + penalty, wanted)  # [D, N]
+    else:
+        found = torch.linalg.solve(unit.T @ unit + penalty, unit.T @ wanted)
+    return _scaled(found.T.to(inputs.dtype), inputs), torch.zeros(classes, dtype=inputs.dtype, device=inputs.device)
+
+
+def _scaled(directions: Tensor, inputs: Tensor) -> Tensor:
+    """Weights whose logits are about `COSINE_SCALE` times those of features divided by their length."""
+    mean_length: Tensor = inputs.norm(dim=1).mean().clamp_min(1e-6)
+    return COSINE_SCALE * directions / mean_length
 
 
 @torch.no_grad()

@@ -16,7 +16,11 @@ from metakm.modulation.attachment import modulate
 from metakm.modulation.modulators.low_rank import LowRank
 from metakm.modulation.norms import is_norm
 
-MethodName = Literal["km", "both", "norm", "head", "lora", "full"]
+MethodName = Literal["km", "both", "norm", "head", "centroid", "ridge", "lora", "full"]
+CLOSED: frozenset[MethodName] = frozenset({"head", "centroid", "ridge"})
+"""Leave the network as it is; their classifiers are solved for."""
+COSINES: frozenset[MethodName] = frozenset({"centroid", "ridge"})
+"""Give a class of many a low probability even where it is right, so that the stored threshold would reject it."""
 
 
 class Method(NamedTuple):
@@ -49,6 +53,8 @@ METHODS: dict[MethodName, Method] = {
     "both": Method("kernel modulators and norms", 5e-5, 2e-3, _modulated()),
     "norm": Method("norms", 0.0, 2e-3, _modulated(layers=())),
     "head": Method("nothing", 0.0, 0.0, _modulated(layers=(), implicit=False)),
+    "centroid": Method("nothing", 0.0, 0.0, _modulated(layers=(), implicit=False)),
+    "ridge": Method("nothing", 0.0, 0.0, _modulated(layers=(), implicit=False)),
     "lora": Method("low-rank additions to convolutions", 3e-4, 0.0, _modulated(implicit=False, modulator=LowRank)),
     "full": Method("everything", 1e-4, 1e-3, _whole),
 }

@@ -10,11 +10,12 @@ from typing import Literal
 from metakm.cli.flags import require
 from metakm.modulation.precision import Precision
 
-MethodChoice = Literal["km", "both", "norm", "head", "lora", "full", "auto"]
+MethodChoice = Literal["default", "km", "both", "norm", "head", "centroid", "ridge", "lora", "full", "auto", "few-shot"]
 ValidationChoice = Literal["auto", "folds", "part", "none"]
 
-DEFAULT_METHOD: MethodChoice = "norm"
-"""Adapts more than the classifier without a search; `auto` compares it with the others."""
+DEFAULT_METHOD: MethodChoice = "default"
+PLAIN_METHOD: MethodChoice = "norm"
+"""Of a base that was not meta-trained: adapts more than the classifier without a search."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +27,11 @@ class FitSettings:
     """
 
     base: str = "efficientnet-lite0"
-    """Pretrained network: efficientnet-lite0, timm:NAME, torchvision:NAME or file.py:Class (the file runs with your rights)."""  # noqa: E501
+    """Pretrained network: efficientnet-lite0, timm:NAME, torchvision:NAME or file.py:Class (the file runs with your rights); or one that was meta-trained: efficientnet-lite0-fewshot, the folder of a run, or its pack.safetensors."""  # noqa: E501
     weights: Path | None = None
     """File with weights of the base, in place of its own."""
     method: MethodChoice = DEFAULT_METHOD
-    """What is trained beside the classifier: kernel modulators (km), norm layers (norm), both, nothing (head), low-rank additions (lora), everything (full). auto takes the best of head, norm, km, both and lora on photos held out."""  # noqa: E501
+    """What is trained beside the classifier: kernel modulators (km), norm layers (norm), both, nothing (head; centroid and ridge with a classifier in closed form), low-rank additions (lora), everything (full). auto takes the best of head, norm, km, both and lora on photos held out; few-shot that of centroid, ridge and norm, and centroid where each class has one photo. default: few-shot for a base that was meta-trained, norm for others."""  # noqa: E501
     size: int | None = None
     """Side of the images in pixels; that of the base by default."""
     validation: ValidationChoice = "auto"

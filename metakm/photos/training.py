@@ -16,8 +16,8 @@ from metakm.modulation.attachment import attachment
 from metakm.modulation.norms import is_norm
 from metakm.modulation.partition import split
 from metakm.photos.augmentation import random_views
-from metakm.photos.head import install_head, solve_head
-from metakm.photos.methods import METHODS, MethodName, train_mode
+from metakm.photos.head import Solver, install_head, solve_centroid, solve_head, solve_ridge
+from metakm.photos.methods import CLOSED, METHODS, MethodName, train_mode
 from metakm.photos.store import PhotoStore, normalise
 
 HEAD_RATE = 1e-3
@@ -45,18 +45,24 @@ def budget(photos: int) -> Budget:
 
 
 class Plan(NamedTuple):
-    """How a fit trains: AdamW's highest learning rates of the norms, of the head and of the rest, and for how long."""
+    """How a fit trains: AdamW's highest learning rates of the norms, of the head and of the rest, and for how long.
+
+    solve: the classifier that it starts from.
+    """
 
     rate: float
     norm_rate: float
     head_rate: float
     budget: Budget
+    solve: Solver = solve_head
 
 
 def plan_for(method: MethodName, photos: int) -> Plan:
     """The plan of a method that needs no tuning."""
     rates = METHODS[method]
-    return Plan(rates.rate, rates.norm_rate, HEAD_RATE, budget(photos) if method != "head" else Budget(0, BATCH))
+    solve = {"centroid": solve_centroid, "ridge": solve_ridge}.get(method, solve_head)
+    steps = Budget(0, BATCH) if method in CLOSED else budget(photos)
+    return Plan(rates.rate, rates.norm_rate, HEAD_RATE, steps, solve)
 
 
 @dataclass
@@ -118,7 +124,7 @@ class Fit:
         """Install the best head for the frozen network."""
         views = len(self.bank)
         labels, weights = (each.repeat(views).to(self.device) for each in (self.labels, self.weights))
-        weight, bias = solve_head(self.bank[:, self.train].flatten(0, 1), labels, weights, len(self.store.classes))
+        weight, bias = self.plan.solve(self.bank[:, self.train].flatten(0, 1), labels, weights, len(self.store.classes))
         install_head(self.network, self.classifier, weight, bias)
         if self.held_out:
             logits = self.bank[0, self.held_out] @ weight.T + bias

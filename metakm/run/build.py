@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from metakm.config import RunConfig
-from metakm.data import EpisodeSampler, FewShotDataset, load_dataset
+from metakm.data import EpisodeSampler, FewShotDataset, SamplerInTurn, load_dataset
 from metakm.data.channels import in_grey
+from metakm.data.registry import dataset_names
 from metakm.data.varying_episodes import VaryingEpisodes
 from metakm.errors import UserError
 from metakm.learning.evaluation import EVALUATION_SEED
@@ -20,24 +21,29 @@ from metakm.strategies.independence import require_independent_tasks
 from metakm.strategies.registry import strategy_class
 
 
-def load_split(config: RunConfig, split: str) -> FewShotDataset:
-    """The split of a config's data.
+def load_splits(config: RunConfig, split: str) -> list[FewShotDataset]:
+    """The split of a config's data, one for each of its datasets.
 
     Raises:
         UserError: see `load_dataset`.
     """
-    return load_dataset(
-        config.dataset,
-        split=split,
-        root=config.data_root,
-        image_size=config.image_size,
-        class_split=config.split,
-        split_seed=config.split_seed,
-    )
+    return [
+        load_dataset(
+            name,
+            split=split,
+            root=config.data_root,
+            image_size=config.image_size,
+            class_split=config.split,
+            split_seed=config.split_seed,
+        )
+        for name in dataset_names(config.dataset)
+    ]
 
 
-def make_sampler(config: RunConfig, split: str, grey_channels: int | None = None) -> EpisodeSampler:
+def make_sampler(config: RunConfig, split: str, grey_channels: int | None = None) -> EpisodeSampler | SamplerInTurn:
     """Episodes of one split; only those of meta-training depend on the run's seed and on `augment`.
+
+    Several datasets take turns, episode by episode.
 
     Args:
         grey_channels: make the images grey, of so many equal channels.
@@ -45,8 +51,14 @@ def make_sampler(config: RunConfig, split: str, grey_channels: int | None = None
     Raises:
         UserError: missing data, or data that such episodes cannot be drawn from.
     """
-    dataset = load_split(config, split)
-    return sampler_of(dataset if grey_channels is None else in_grey(dataset, grey_channels), config, split)
+    parts = load_splits(config, split)
+    grey = parts if grey_channels is None else [in_grey(part, grey_channels) for part in parts]
+    if len(parts) > 1 and config.varies and config.meta_batch > 1:
+        raise UserError(
+            f"Expected --meta-batch 1 with ranges of ways or shots and several datasets, got {config.meta_batch}"
+        )
+    samplers = [sampler_of(part, config, split) for part in grey]
+    return samplers[0] if len(samplers) == 1 else SamplerInTurn(samplers)
 
 
 def sampler_of(dataset: FewShotDataset, config: RunConfig, split: str) -> EpisodeSampler:
@@ -93,6 +105,7 @@ def build_learner(config: RunConfig, image_shape: ImageShape, train_classes: int
             image_shape=image_shape,
             bn_mode=config.bn_mode,
             weights=config.weights,
+            train=config.train,
             train_classes=train_classes,
             **to_flat(config.algo, config.options),
         )

@@ -13,6 +13,7 @@ import tyro
 from metakm.cli.flags import flag, list_given, off_flag, read_options, texts_given
 from metakm.config import PresetName, RunConfig, all_flat_types
 from metakm.config.ranges import with_range_flags
+from metakm.data.registry import JOINT
 from metakm.io.files import expanded
 from metakm.options import refused_option
 from metakm.presets import default_ways, preset_config
@@ -30,10 +31,21 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m metakm.
     Raises:
         UserError: a value out of range, or a plugin that does not work.
     """
-    arguments = with_range_flags(sys.argv[1:] if arguments is None else arguments)
+    arguments = with_range_flags(_with_datasets_joined(sys.argv[1:] if arguments is None else arguments))
     defaults = _defaults(arguments)
     _check_options(arguments, defaults)
     return RunConfig.from_flat(read_options(_with_options_of(defaults), prog, arguments, defaults).flat())
+
+
+def _with_datasets_joined(arguments: Sequence[str]) -> list[str]:
+    """Several words after --dataset as one; see `metakm.data.in_turn`."""
+    given = list(arguments)
+    for place, argument in enumerate(given):
+        if argument == "--dataset":
+            first = place + 1
+            last = next((i for i in range(first, len(given)) if given[i].startswith("-")), len(given))
+            return [*given[:first], *([JOINT.join(given[first:last])] if last > first else []), *given[last:]]
+    return given
 
 
 def _check_options(arguments: Sequence[str], defaults: RunConfig) -> None:

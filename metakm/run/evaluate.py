@@ -14,7 +14,6 @@ from metakm.cli.flags import read_options
 from metakm.cli.progress import Progress
 from metakm.cli.signals import StopRequest, stop_on_request
 from metakm.config import RunConfig
-from metakm.data import EpisodeSampler
 from metakm.distributed.processes import ALONE, Processes, join_processes
 from metakm.distributed.torchrun import local_device, only_first_prints
 from metakm.errors import UserError
@@ -61,7 +60,7 @@ class RunEvaluation:
             with_data_here(run.config), **{"log_dir": None, "eval_tasks": tasks, **moved, **changes}
         )
         device = resolve_device(local_device(self.config.device))
-        self.sampler: EpisodeSampler = make_sampler(self.config, split, run.image_shape[0] if grey else None)
+        self.sampler = make_sampler(self.config, split, run.image_shape[0] if grey else None)
         require_shape(self.sampler.dataset.image_shape, run, self.config)
         learner = run.learner if device.type == "cpu" else copy.deepcopy(run.learner).to(device)
         chunks = TaskChunks(learner.strategy, run.image_shape, self.config, device)

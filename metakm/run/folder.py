@@ -38,6 +38,7 @@ class RunFolder:
         self.path, self.row = path, row
         self.checkpoint = path / "checkpoint.pt"
         self.weights = path / "weights.safetensors"
+        self.pack = path / "pack.safetensors"
         self.result = path / row.FILE
         self.lock = Lock(path / "run.lock")
 

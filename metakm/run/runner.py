@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from metakm.io.tensor_file import fingerprint_of
 from metakm.learning.learner import Learner
 from metakm.learning.outer_loop import OuterLoop
 from metakm.models.build import weights_fingerprint
+from metakm.modulation import write_pack
 from metakm.registry import load_plugin
 from metakm.run import provenance
 from metakm.run.build import build_learner, make_sampler, resolve_device
@@ -33,6 +35,7 @@ from metakm.run.curve import CurvePoint
 from metakm.run.folder import RunFolder
 from metakm.run.kind import Accuracies
 from metakm.run.loading import load_run
+from metakm.run.meta_trained import base_of, run_pack
 from metakm.run.row import ResultRow, Status
 from metakm.run.training_run import TrainingRun
 from metakm.run.weights import weights_file
@@ -79,6 +82,7 @@ class Run(TrainingRun[OuterLoop]):
         self.init_weights = "" if begun else _warm_start(learner, config)
         loop = OuterLoop(learner, self.samplers["train"], config, self.device, processes)
         self.train_classes = learner.train_classes
+        self.base = base_of(config)
         weights_file(config, self.image_shape, loop.model_state())  # to fail now, not after the training
         self.best: dict[str, Any] = {"val_accuracy": -math.inf}
         patience = [] if config.patience is None else [EarlyStopping(config.patience)]
@@ -152,12 +156,18 @@ class Run(TrainingRun[OuterLoop]):
         return self.accuracies("test", self.config.eval_tasks, progress)
 
     def write_results(self, tested: Accuracies | None) -> None:
-        """tasks.csv, curve.png and weights.safetensors."""
+        """tasks.csv, curve.png, weights.safetensors and, of a pretrained network, pack.safetensors."""
         if tested is not None:
             self.folder.write_tasks(tested)
         self.folder.write_picture(self.history.curve, f"{self.config.algo}, {self.config.setting}")
         weights = weights_file(self.config, self.image_shape, self.loop.model_state(), self.train_classes)
         self.folder.write_weights(weights)
+        if self.base is not None:
+            learner = copy.deepcopy(self.loop.learner).cpu()
+            learner.load_state_dict(self.loop.model_state())
+            measured = {"seconds": round(self.history.train_seconds), "val_accuracy": self.best["val_accuracy"]}
+            facts = {"size": self.image_shape[-1], "commit": self.git_commit, **measured}
+            write_pack(run_pack(self.base, learner.strategy, self.config, facts), self.folder.pack)
 
     def own_state(self) -> dict[str, Any]:
         """The model that was kept, and what it was trained on and from."""

@@ -11,7 +11,7 @@ from metakm.data.splits import SPLITS
 from metakm.errors import UserError
 from metakm.io.lock import holder
 from metakm.registry import load_plugin
-from metakm.run.build import load_split
+from metakm.run.build import load_splits
 from metakm.run.checkpoint import config_changes, load_checkpoint
 from metakm.run.command_line import parse
 from metakm.run.folder import RunFolder
@@ -111,7 +111,7 @@ def _source(config: RunConfig) -> tuple[Any, ...]:
 def _data_error(config: RunConfig) -> str:
     try:
         for split in SPLITS:
-            load_split(config, split)
+            load_splits(config, split)
     except UserError as error:
         return str(error)
     return ""

@@ -1,0 +1,113 @@
+"""`benchmarks/pretrained.py`: tasks, features, rows that go on where they stopped, and the page."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from metakm.data import FewShotDataset
+from metakm.errors import UserError
+from metakm.models.pretrained import LITE0, Preprocessing, Pretrained
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import pretrained
+import pretrained_data
+from pretrained import Bench, scores
+from pretrained_page import page_lines
+
+pytestmark = pytest.mark.float32
+
+
+class Colours(torch.nn.Module):
+    """Mean colours, and a classifier that nobody asks."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.keep, self.fc = keep, torch.nn.Linear(3, 2)
+
+    def forward(self, images):
+        return self.fc(images.mean((2, 3)) * torch.tensor(self.keep))
+
+
+def dataset(name, side):
+    """24 classes of 22 grey-red images, told apart by their red alone."""
+    generator = np.random.default_rng(len(name))
+    labels = np.repeat(np.arange(24), 22)
+    images = generator.integers(90, 110, (len(labels), 3, side, side))
+    images[:, 0] = 10 * labels[:, None, None]
+    return FewShotDataset.from_arrays(images.astype(np.uint8), labels, name=name, split="test")
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    keep = {"blind": (0.0, 1.0, 1.0), "seeing": (1.0, 1.0, 1.0)}
+    monkeypatch.setattr(
+        pretrained,
+        "load_base",
+        lambda name: Pretrained(name, Colours(keep[name]).eval(), Preprocessing(8, (0.0,) * 3, (1.0,) * 3), "fc"),
+    )
+    bases = {LITE0: "blind", "few": "seeing"}
+    return lambda **more: Bench(
+        tmp_path, bases, {LITE0: ["flowers", "cifar10"], "few": ["flowers"]}, sides=(8,), shots=(1, 5),
+        methods=("centroid", "ridge", "probe"), tasks=4, load=dataset, **more,
+    )  # fmt: skip
+
+
+def test_rows_go_on_where_they_stopped_and_the_page_has_them_all(bench):
+    first = bench()
+    assert len(list(first.cells())) == 3 * 2 * (2 + 2 + 2)
+    done = [row for row, _ in zip(first.run(), range(5), strict=False)]
+    assert len(done) == 5
+    second = bench()
+    assert len(second.rows) >= 5
+    assert all(row["method"] for row in second.run())
+    assert not second.left()
+    assert not list(second.run(seconds=0))
+    assert second.status() == "36 of 36 cells are done"
+    rows = {(r["base"], r["source"], r["ways"], r["shots"], r["method"]): r for r in second.rows}
+    assert len(rows) == len(second.rows) == 36
+    few, plain = (rows[base, "flowers", "16", "5", "centroid"] for base in ("few", LITE0))
+    assert float(few["accuracy"]) > 0.7 > 0.3 > float(plain["accuracy"])
+    assert few["episodes_hash"] == plain["episodes_hash"]
+    assert scores(few).mean() == pytest.approx(float(few["accuracy"]), abs=1e-6)
+    assert len(scores(few)) == 4
+    page = page_lines(second.rows, second.status())
+    assert sum(line.startswith("| few | ridge") for line in page) == 2
+    assert any("ImageNet has these kinds of things" in line for line in page)
+    assert "## CIFAR-10, enlarged: 10-way, 8 px" in page
+
+
+def test_the_page_compares_with_the_best_plain_method_in_pairs(bench):
+    made = bench()
+    list(made.run())
+    cells = {(r["base"], r["source"], r["ways"], r["shots"], r["method"]): float(r["accuracy"]) for r in made.rows}
+    best = max(cells[LITE0, "flowers", "5", "1", method] for method in made.methods)
+    line = next(line for line in page_lines(made.rows, "") if line.startswith("| few | centroid"))
+    assert f"({100 * (cells['few', 'flowers', '5', '1', 'centroid'] - best):+.1f}" in line
+
+
+def test_sources_are_test_classes_or_all(monkeypatch):
+    def load(name, split, image_size):
+        part = dataset(name, image_size)
+        names = tuple(f"{split} {each}" for each in part.class_names)
+        return FewShotDataset(name, split, part.images, names, part.offsets, False, part.split_hash)
+
+    monkeypatch.setattr(pretrained_data, "load_dataset", load)
+    assert pretrained_data.load_source("flowers", 4).n_classes == 24
+    every = pretrained_data.load_source("all-flowers", 4)
+    assert (every.n_classes, len(every.images)) == (72, 3 * 24 * 22)
+    with pytest.raises(UserError, match="Expected source to be one of"):
+        pretrained_data.load_source("flower", 4)
+
+
+def test_tasks_are_the_same_for_all_methods_and_support_and_queries_differ():
+    tasks, digest = pretrained_data.draw_tasks(dataset("a", 4), 5, 2, 3)
+    again, same = pretrained_data.draw_tasks(dataset("a", 8), 5, 2, 3)
+    assert digest == same
+    for one, other in zip(tasks, again, strict=True):
+        assert np.array_equal(one.support, other.support)
+        assert len({*one.support, *one.queries}) == 5 * (2 + 10)
+        assert np.array_equal(one.support.reshape(5, 2)[:, 0] // 22, one.queries.reshape(5, 10)[:, 0] // 22)
