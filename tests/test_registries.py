@@ -211,7 +211,10 @@ def test_a_table_layout_that_fails_is_named(plugins, tmp_path, capsys, result, s
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--layout", "fulll"], "Expected table layout to be one of compact, full, got 'fulll'; did you mean 'full'?"),
+        (
+            ["--layout", "fulll"],
+            "Expected table layout to be one of compact, cross-domain, full, got 'fulll'; did you mean 'full'?",
+        ),
         (["--layout", "full", "--compare", "km", "anil"], "Expected --layout without --compare, got both"),
     ],
 )
