@@ -11,8 +11,9 @@ N*Q/K times that of their mean. Remaining differences from the published protoco
 - Meta-training tasks are always new; their code draws 200,000 in advance.
 - Meta-validation, which chooses nothing (`select` is `last`), tests like the meta-test, with more steps than theirs.
 - `protonet` and the strategies with prototypes scale distances (`metakm/strategies/protonet.py`).
-- Datasets but `omniglot` and `mini-imagenet`, and ways and shots other than 5 or 20 and 1 or 5 have no published protocol: they
-  use that of photographs (mini-ImageNet) or of characters (Omniglot), the 20-way one except for exactly 5 ways.
+- Datasets but `omniglot` and `mini-imagenet`, and ways and shots other than 5 or 20 and 1 or 5, have no published
+  protocol here: they use that of photographs (mini-ImageNet) or of characters (Omniglot), the 20-way one except for
+  exactly 5 ways.
 
 A strategy whose own values differ says so in its file: `Strategy.preset_values`.
 """

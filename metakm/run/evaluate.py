@@ -24,7 +24,7 @@ from metakm.learning.memory import TaskChunks, TooLittleMemoryError
 from metakm.registry import load_plugin
 from metakm.run.build import make_sampler, resolve_device, with_data_here
 from metakm.run.columns import SPLIT_NAMES, measured_columns, summary
-from metakm.run.cross_domain import TransferRow, require_shape, require_ways
+from metakm.run.cross_domain import OUT, TransferRow, require_shape, require_ways
 from metakm.run.evaluate_options import EvaluateOptions, Split
 from metakm.run.event_log import EventLog
 from metakm.run.folder import RunFolder
@@ -170,10 +170,18 @@ def _prepare(options: EvaluateOptions, processes: Processes) -> RunEvaluation:
 
 
 def _row_of(prepared: RunEvaluation, options: EvaluateOptions) -> TransferRow | None:
-    """The row to write: that of a meta-test on another dataset."""
+    """The row to write: that of a meta-test on another dataset.
+
+    Raises:
+        UserError: `--out` where no row is written; see `TransferRow` for others.
+    """
     if options.split != "test" or prepared.config.dataset == prepared.run.config.dataset:
+        if options.out is not None:
+            raise UserError(
+                "Expected --out with a meta-test on another --dataset, whose row goes there, got it alone; leave it out"
+            )
         return None
-    return TransferRow(prepared.run, prepared.config, options.grey, options.out)
+    return TransferRow(prepared.run, prepared.config, options.grey, options.out or OUT)
 
 
 def _write(row: TransferRow, prepared: RunEvaluation, log: EventLog, tested: Evaluation) -> None:

@@ -8,8 +8,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-from metakm.run.cross_domain import OUT
-
 Split = Literal["val", "test"]
 
 
@@ -36,8 +34,8 @@ class EvaluateOptions:
     """Side in pixels to which the images of another dataset are resized. Without it: that dataset's own."""
     grey: bool = False
     """Test on grey images, with as many equal channels as the run was trained on."""
-    out: Path = OUT
-    """Folder for the row of a meta-test on another dataset: <out>/<run id>/<setting>/; an earlier one is replaced."""
+    out: Path | None = None
+    """Folder for the row of a meta-test on another dataset: <out>/<run id>/<setting>/; an earlier one is replaced. Without it: results/cross-domain."""  # noqa: E501
     data_root: Path | None = None
     """Folder with the data. Without it: the run's own, else as in training."""
     device: str = "auto"

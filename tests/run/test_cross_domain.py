@@ -51,7 +51,7 @@ def runs(tmp_path_factory, cache):
 
 
 def evaluate(run, out, *flags):
-    return evaluate_main([str(run), "--out", str(out), "--device", "cpu", *flags])
+    return evaluate_main([str(run), *([] if out is None else ["--out", str(out)]), "--device", "cpu", *flags])
 
 
 def test_a_run_is_tested_on_other_data_and_gets_a_row_of_its_own(runs, tmp_path, capsys):
@@ -97,10 +97,14 @@ def test_a_head_of_other_ways_is_refused_by_name_and_prototypes_take_any(runs, t
     assert (row["ways"], row["shots"], row["trained_on"]) == (5, 2, "glyphs-3w1s")
 
 
-def test_other_ways_on_the_runs_own_data_write_nothing(runs, tmp_path, capsys):
-    assert evaluate(runs / "protonet" / "seed0", tmp_path, "--ways", "4") == 0
+def test_other_ways_on_the_runs_own_data_write_nothing(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(runs / "protonet" / "seed0", None, "--ways", "4") == 0
     assert "protonet glyphs 4-way 1-shot" in capsys.readouterr().out
-    assert evaluate(runs / "km" / "seed0", tmp_path, "--dataset", "flowers", *FITTING, "--split", "val") == 0
+    assert evaluate(runs / "km" / "seed0", None, "--dataset", "flowers", *FITTING, "--split", "val") == 0
+    for flags in ((), ("--dataset", "flowers", *FITTING, "--split", "val")):
+        assert evaluate(runs / "km" / "seed0", tmp_path / "out", *flags) == 2
+        assert "Expected --out with a meta-test on another --dataset" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
 
 
