@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pretrained import ADAPTED, scores
+from pretrained import ADAPTED, SOLVERS, scores
 from pretrained_data import SOURCES
 
 from metakm.io.files import write_text
@@ -16,14 +16,14 @@ Row = Mapping[str, str]
 _TITLES = {"norm": "norm + head", "lora": "LoRA"}
 
 
-def write_page(out: Path, rows: Sequence[Row], status: str) -> Path:
+def write_page(out: Path, rows: Sequence[Row]) -> Path:
     """OUT/README.md."""
     path = out / "README.md"
-    write_text(path, "\n".join(page_lines(rows, status)) + "\n")
+    write_text(path, "\n".join(page_lines(rows)) + "\n")
     return path
 
 
-def page_lines(rows: Sequence[Row], status: str) -> list[str]:
+def page_lines(rows: Sequence[Row]) -> list[str]:
     """A table for each source, number of ways and size."""
     lines = [
         "# A meta-trained base on classes that it never saw",
@@ -32,9 +32,10 @@ def page_lines(rows: Sequence[Row], status: str) -> list[str]:
         "tasks. Written by `python benchmarks/pretrained.py --page` from rows.csv, which the same command without "
         "`--page` makes. Differences are to the best plain method of the same number of photos, in pairs of tasks; "
         "norm + head and LoRA are of fewer tasks, so their difference to others is over these.",
-        "",
-        f"{status}.",
     ]
+    missing = [_TITLES.get(m, m) for m in (*SOLVERS, *ADAPTED) if m not in {row["method"] for row in rows}]
+    if missing:
+        lines += ["", f"Not measured yet: {', '.join(missing)}. So the best plain method may be better than here."]
     for group in dict.fromkeys((row["source"], int(row["ways"]), int(row["side"])) for row in rows):
         lines += ["", *_table(rows, *group)]
     return lines
@@ -48,7 +49,7 @@ def _table(rows: Sequence[Row], source: str, ways: int, side: int) -> list[str]:
     lines = [
         f"## {SOURCES[source].title}: {ways}-way, {side} px",
         "",
-        *([f"In training: {'; '.join(seen)}.", ""] if seen else []),
+        *([f"{'; '.join(seen)}.", ""] if seen else []),
         "| base | method | " + " | ".join(f"{k} photo{'s' if k > 1 else ''}" for k in shots) + " |",
         "|---|---|" + "---|" * len(shots),
     ]

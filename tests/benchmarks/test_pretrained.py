@@ -9,6 +9,7 @@ import torch
 
 from metakm.data import FewShotDataset
 from metakm.errors import UserError
+from metakm.io.csv_file import read_csv
 from metakm.models.pretrained import LITE0, Preprocessing, Pretrained
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -74,9 +75,9 @@ def test_rows_go_on_where_they_stopped_and_the_page_has_them_all(bench):
     assert few["episodes_hash"] == plain["episodes_hash"]
     assert scores(few).mean() == pytest.approx(float(few["accuracy"]), abs=1e-6)
     assert len(scores(few)) == 4
-    page = page_lines(second.rows, second.status())
+    page = page_lines(second.rows)
     assert sum(line.startswith("| few | ridge") for line in page) == 2
-    assert any("ImageNet has these kinds of things" in line for line in page)
+    assert any("ImageNet's weights have seen these kinds of things" in line for line in page)
     assert "## CIFAR-10, enlarged: 10-way, 8 px" in page
 
 
@@ -85,8 +86,14 @@ def test_the_page_compares_with_the_best_plain_method_in_pairs(bench):
     list(made.run())
     cells = {(r["base"], r["source"], r["ways"], r["shots"], r["method"]): float(r["accuracy"]) for r in made.rows}
     best = max(cells[LITE0, "flowers", "5", "1", method] for method in made.methods)
-    line = next(line for line in page_lines(made.rows, "") if line.startswith("| few | centroid"))
+    line = next(line for line in page_lines(made.rows) if line.startswith("| few | centroid"))
     assert f"({100 * (cells['few', 'flowers', '5', '1', 'centroid'] - best):+.1f}" in line
+
+
+def test_the_committed_page_is_that_of_the_committed_rows():
+    folder = Path(__file__).parents[2] / "results" / "pretrained"
+    rows = read_csv(folder / "rows.csv")
+    assert (folder / "README.md").read_text() == "\n".join(page_lines(rows)) + "\n"
 
 
 def test_sources_are_test_classes_or_all(monkeypatch):
