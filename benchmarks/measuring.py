@@ -20,19 +20,26 @@ RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 
 
 def alternate(
-    contestants: Mapping[str, Callable[[], object]], rounds: int, device: torch.device | None = None
+    contestants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Time each contestant once a round, in turn, after one uncounted round; milliseconds by name."""
+    """Time each contestant once a round, in turn, after one uncounted round; milliseconds by name.
+
+    Args:
+        clock: seconds; `time.process_time` for CPU time, which other work on the machine changes less.
+    """
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(rounds + 1):
         for name, run in contestants.items():
             gc.collect()
             _wait(device)
-            began = time.perf_counter()
+            began = clock()
             run()
             _wait(device)
             if turn:
-                times[name].append(1000 * (time.perf_counter() - began))
+                times[name].append(1000 * (clock() - began))
     return times
 
 
