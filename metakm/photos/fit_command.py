@@ -132,10 +132,10 @@ def _summary(options: FitOptions, classifier: PhotoClassifier, report: FitReport
             f"{100 * held_out.accuracy:.1f} % of {len(held_out.numbers)} photos that were held out are right; below a "
             f"probability of {classifier.threshold:.2f} a photo is none of the classes"
         )
-        if held_out.mark == 0 and method not in CLOSED:
-            lines.append("The classifier alone did best on them, so the network was left as it was.")
     if report.settings.method == "few-shot":
         lines.append(_adapted_on_top(method, report))
+    elif held_out is not None and held_out.mark == 0 and method not in CLOSED:
+        lines.append("The classifier alone did best on them, so the network was left as it was.")
     size, written = options.out.stat().st_size, f" and {page}" if options.report else ""
     lines.append(f"{options.out}: {method}, {size / 1000:,.0f} kB, in {duration(report.seconds)}{written}")
     return lines
