@@ -71,3 +71,9 @@ def test_one_module_imports_higher():
     files = {path.relative_to(PACKAGE).as_posix(): path.read_text() for path in PACKAGE.rglob("*.py")}
     found = [name for name, text in files.items() if re.search(r"^\s*(import|from) higher\b", text, re.MULTILINE)]
     assert found == ["learning/fast_weights.py"]
+
+
+def test_no_two_test_modules_have_one_name():
+    """pytest imports them by their name alone."""
+    names = [path.stem for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
