@@ -9,9 +9,9 @@ READY := $(VENV)/.installed
 run: $(READY)
 	$(BIN)/python -m metakm.run --resume
 
-# One process a core, each with one thread; a file's tests stay together, as some share a server.
+# One process a core, each with one thread; a file's tests stay together, as some share a server, in conftest's order.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # What `make test` leaves out.
 test-slow: $(READY)

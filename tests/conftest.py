@@ -13,6 +13,15 @@ settings.register_profile("repeatable", derandomize=True, database=None)
 settings.load_profile("repeatable")
 
 
+LONGEST = ("run/test_run.py", "sweep/test_slurm.py", "modulation/test_crashes.py", "run/test_faults.py", "distributed/")
+"""Files that take longest: they run first, so that no process ends long after the others."""
+
+
+def pytest_collection_modifyitems(items):
+    """Longest files first; the others keep their order."""
+    items.sort(key=lambda item: not any(name in item.nodeid for name in LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def float64(request):
     """Mathematics is tested in float64; a test marked `float32` opts out."""

@@ -60,6 +60,7 @@ def interrupted(out):
     return folder
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_a_restart_goes_on(tmp_path):
     flags = [*RUN, "--out", str(tmp_path / "killed")]
     command = [*TORCHRUN, "--max-restarts", "1", WORKER, "0:1:3,1:0:5", *flags, "--overwrite"]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from metakm.photos.reading import read_photo
 
-pytestmark = pytest.mark.float32
+pytestmark = [pytest.mark.float32, pytest.mark.slow]
 CLASSES = ("Golden-Delicious", "Avocado", "Banana", "Kiwi", "Lemon", "Orange", "Aubergine", "Carrots")
 SIZE = 96
 

@@ -212,9 +212,8 @@ def whole(tmp_path_factory, cache):
     return numbers(folder(out))
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, *(pytest.param(s, marks=pytest.mark.slow) for s in (signal.SIGINT, signal.SIGKILL))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_process_stopped_by_a_signal_resumes_to_the_same_numbers(tmp_path, number, whole):
     with subprocess.Popen([*COMMAND, str(tmp_path)], stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:

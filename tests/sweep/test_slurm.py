@@ -339,7 +339,7 @@ def test_what_a_run_left_counts_where_slurm_knows_no_reason(state, fields, resul
 
 
 def test_a_job_whose_node_fails_and_one_that_ends_in_its_time_of_grace(jobs):
-    jobs.send("grace", "srun bash -c \"trap 'exit 0' TERM; sleep 60 & wait\"", "--partition=grace")
+    jobs.send("grace", "srun bash -c \"trap 'exit 0' TERM; sleep 60 & wait\"", "--partition=grace", "--no-requeue")
     jobs.until_running()
     jobs.jobs["grace"].paths.result_pickle.write_bytes(pickle.dumps(("success", JobOutcome("interrupted"))))
     jobs.cluster.ask("sbatch", "--partition=urgent", "--cpus-per-task=8", "--output=/dev/null", "--wrap=true")
