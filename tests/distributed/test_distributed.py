@@ -94,6 +94,7 @@ def test_a_users_mistake_is_printed_once_and_is_code_2_for_all(outcome):
     assert [rank["disagreement"] for rank in ranks] == ["of the second"] * 2, "also one that one process alone meets"
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_torchrun_leaves_a_run_to_resume(tmp_path):
     command = [*TORCHRUN, "-m", "metakm.run", *RUN, "--iterations", "2000", "--out", str(tmp_path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:

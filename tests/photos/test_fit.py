@@ -129,6 +129,7 @@ def test_one_photo_a_class_has_fixed_defaults_and_says_so(tmp_path, base, capsys
         metakm.fit(folder, base=base, validation="folds")
 
 
+@pytest.mark.slow
 def test_commands_in_new_processes_agree_with_python(shop, new, base, tmp_path):
     out = tmp_path / "packs" / "shop.safetensors"
     (shop / "blau" / "broken.jpg").write_text("no image")

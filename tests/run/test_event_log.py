@@ -52,6 +52,7 @@ def scalars(folder):
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
+@pytest.mark.slow
 def test_json_lines_are_the_curve_the_progress_and_the_row(tmp_path, capsys):
     assert run(tmp_path, "--json", "--quiet") == 0
     captured = capsys.readouterr()

@@ -37,6 +37,7 @@ def test_five_kills_at_random_moments_end_in_the_same_checkpoint_as_an_unbroken_
     assert "5 kills: the same checkpoint" in program(ROOT / "benchmarks" / "kill_chain.py", "--kills", "5")
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_line_of_a_write_leaves_the_old_or_the_new_file(tmp_path):
     lines = [line.split() for line in program(Path(__file__).with_name("killed_writes.py"), tmp_path).splitlines()]
     assert {name for name, *_ in lines} == WRITTEN.keys() - {"result.csv"}

@@ -234,6 +234,7 @@ def test_ctrl_c_stops_between_iterations_and_says_how_to_go_on(searched, space, 
     pd.testing.assert_frame_equal(table(out), table(searched))
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_search_and_no_trial_is_done_twice(space, tmp_path):
     out = tmp_path / "out"
     arguments = ["--algo", "anil", *flags(space, out, trials=4)]

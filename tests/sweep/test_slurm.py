@@ -352,6 +352,7 @@ def test_a_job_whose_node_fails_and_one_that_ends_in_its_time_of_grace(jobs):
     jobs.cluster.until(lambda: "idle" in jobs.cluster.ask("sinfo", "--noheader", "--format=%T"))
 
 
+@pytest.mark.slow
 def test_a_controller_that_restarts_is_waited_for(jobs, capsys):
     options, rest = parse_sweep([*FLAGS.split(), "--algo", "anil"])
     pool = Pool(options, jobs.folder / "logs")
