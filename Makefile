@@ -15,7 +15,7 @@ test: $(READY)
 
 # What `make test` leaves out.
 test-slow: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 check: $(READY)
 	$(BIN)/ruff check
