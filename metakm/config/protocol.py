@@ -24,6 +24,12 @@ FROM_PRESET: Any = object()
 BEFORE: dict[str, Any] = {"test_queries": 0, "ema": 0.0, "select": "best"}
 """What a run did before there were these fields, which presets may set."""
 LATER: dict[str, Any] = {
+    "init_from": None,
+    "weights": None,
+    "split": None,
+    "split_seed": 0,
+    "train_ways": None,
+    "train_shots": None,
     "patience": None,
     "second_order_from": 0,
     "train": "full",

@@ -26,9 +26,6 @@ EXECUTION_FIELDS = SHARED_EXECUTION_FIELDS | {"task_chunk", "eager", "plugin"}
 NAMED_IN_ROW = frozenset({"algo", "dataset", "ways", "shots", "preset", "seed"})
 
 
-_LATER = ("init_from", "weights", "split", "train_ways", "train_shots")
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(ExecutionOptions, RunProtocol):
     """Meta-train one strategy, evaluate it on meta-test tasks, and write its row.
@@ -141,9 +138,7 @@ class RunConfig(ExecutionOptions, RunProtocol):
 
     def identity(self) -> dict[str, Any]:
         """The fields that determine the results of the run."""
-        later = {name for name in _LATER if getattr(self, name) is None}  # as before there were these
-        later |= {"split_seed"} if self.split is None else set()
-        return {k: v for k, v in self.to_json().items() if k not in EXECUTION_FIELDS | later}
+        return {k: v for k, v in self.to_json().items() if k not in EXECUTION_FIELDS}
 
     @property
     def shared(self) -> SharedOptions:
