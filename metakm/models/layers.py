@@ -65,7 +65,7 @@ class Conv2d(nn.Conv2d):
         weight = self.weight  # read once: with a modulator, each access computes it
         input = input.to(_precision(input, weight))  # noqa: A001
         weight = weight if weight.dim() == 5 else weight.expand(tasks, *weight.shape)
-        kernels = weight.flatten(0, 1).to(input.dtype)  # [T*O, C, kh, kw]
+        kernels = weight.permute(0, 1, 3, 4, 2).flatten(0, 1).permute(0, 3, 1, 2).to(input.dtype)  # [T*O, C, kh, kw]
         output = convolve(input, kernels, self.geometry._replace(groups=tasks * self.groups))  # [n, T*O, H', W']
         if self.bias is None:
             return output

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from metakm.ops import matmul_conv2d
 from metakm.ops.conv2d import Geometry, convolve
 
 GEOMETRIES = {
@@ -11,12 +12,20 @@ GEOMETRIES = {
     "depthwise": Geometry((1, 1), (1, 1), (1, 1), 4),
 }
 
+REAL_PAYS = matmul_conv2d.pays
+
 
 def inputs(geometry):
     torch.manual_seed(0)
     x = torch.randn(2, 4, 6, 5, requires_grad=True)
     weight = torch.randn(4, 4 // geometry.groups, 3, 3, requires_grad=True)
     return x, weight
+
+
+@pytest.fixture(params=["oneDNN", "product"], autouse=True)
+def way(request, monkeypatch):
+    """Every test runs with the library's convolutions and with those that are matrix products."""
+    monkeypatch.setattr(matmul_conv2d, "pays", lambda *_args, **_options: request.param == "product")
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
@@ -56,3 +65,13 @@ def test_the_double_backward_of_pytorch_is_never_reached():
     names = {n.name() for n in seen}
     assert any("Convolve" in name for name in names)
     assert not any(name.startswith("Convolution") for name in names)
+
+
+def test_a_product_pays_with_fewer_pixels_than_channels():
+    output = torch.empty(5, 640, 4, 4)  # 80 pixels
+    assert REAL_PAYS(output, 320)
+    assert not REAL_PAYS(output, 256)
+    assert REAL_PAYS(output, 80, weight_gradient=True)
+    assert not REAL_PAYS(output, 64, weight_gradient=True)
+    assert REAL_PAYS(torch.empty(5, 320, 8, 8), 320, stride=(2, 2))
+    assert not REAL_PAYS(output.to("meta"), 320)
