@@ -64,8 +64,7 @@ class Conv2d(nn.Conv2d):
         tasks = input.shape[1] // self.in_channels
         weight = self.weight  # read once: with a modulator, each access computes it
         input = input.to(_precision(input, weight))  # noqa: A001
-        weight = weight if weight.dim() == 5 else weight.expand(tasks, *weight.shape)
-        kernels = weight.permute(0, 1, 3, 4, 2).flatten(0, 1).permute(0, 3, 1, 2).to(input.dtype)  # [T*O, C, kh, kw]
+        kernels = _of_tasks(weight, tasks).to(input.dtype)  # [T*O, C, kh, kw]
         output = convolve(input, kernels, self.geometry._replace(groups=tasks * self.groups))  # [n, T*O, H', W']
         if self.bias is None:
             return output
@@ -73,6 +72,13 @@ class Conv2d(nn.Conv2d):
             unchanged: Tensor = _WithoutEffect.apply(output, self.bias)
             return unchanged
         return output + per_channel(self.bias, tasks).to(input.dtype)[:, None, None]
+
+
+def _of_tasks(weight: Tensor, tasks: int) -> Tensor:
+    """`[O, C, kh, kw]` or `[T, O, C, kh, kw]` to `[T*O, C, kh, kw]`, in its own memory format."""
+    if weight.dim() == 5:
+        return weight.flatten(0, 1)
+    return torch.cat([weight] * tasks) if tasks > 1 else weight
 
 
 def _precision(images: Tensor, weight: Tensor) -> torch.dtype:
