@@ -76,9 +76,10 @@ class Conv2d(nn.Conv2d):
 
 def _of_tasks(weight: Tensor, tasks: int) -> Tensor:
     """`[O, C, kh, kw]` or `[T, O, C, kh, kw]` to `[T*O, C, kh, kw]`, in its own memory format."""
-    if weight.dim() == 5:
+    weight = weight if weight.dim() == 5 else weight.expand(tasks, *weight.shape)
+    if weight.stride(2) != 1:
         return weight.flatten(0, 1)
-    return torch.cat([weight] * tasks) if tasks > 1 else weight
+    return weight.permute(0, 1, 3, 4, 2).flatten(0, 1).permute(0, 3, 1, 2)  # channels last
 
 
 def _precision(images: Tensor, weight: Tensor) -> torch.dtype:
@@ -170,22 +171,30 @@ class BatchNorm2d(nn.Module):
         """Whether a constant added to a channel beforehand always cancels."""
         return self.mode in ("transductive", "support")
 
-    def forward(self, x: Tensor, *, relu: bool = False, pool: bool = False) -> Tensor:
+    def forward(self, x: Tensor, *, relu: bool = False, leak: float = 0.0, pool: bool = False) -> Tensor:
         """Normalise, scale and shift; with `relu`, rectify; with `pool`, keep the maxima of 2x2 windows.
 
         The shape stays, or is `[n, T*C, H/2, W/2]` with `pool`. On batch statistics, norm, pooling and ReLU together
         are one function with its own second derivative (faster).
+
+        Args:
+            relu: multiply negative values by `leak`.
+            leak: 0 for ReLU, more for leaky ReLU.
+            pool: see above.
         """
         tasks = x.shape[1] // self.channels
         if self.mode == "running" and _statistics.get().track:
             self._track(x, tasks)
         weight, bias = per_channel(self.weight, tasks), per_channel(self.bias, tasks)  # [T*C]
-        if relu and self._at_hand():
-            return batch_norm_relu(x, weight, bias, self.eps, pool=pool)
+        leak = leak if relu else 1.0
+        if self._at_hand():
+            return batch_norm_relu(x, weight, bias, self.eps, leak=leak, pool=pool)
         normalised = self._normalise(x, weight, bias)
         if pool:
             normalised = F.max_pool2d(normalised, 2)  # before ReLU, which commutes with it and then has less work
-        return torch.relu(normalised) if relu else normalised
+        if leak == 1:
+            return normalised
+        return F.leaky_relu(normalised, leak) if leak else torch.relu(normalised)
 
     def _at_hand(self) -> bool:
         """Whether the statistics are those of the whole batch."""
@@ -194,8 +203,6 @@ class BatchNorm2d(nn.Module):
         return self.mode == "transductive" or (self.mode == "support" and _statistics.get().reference is None)
 
     def _normalise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if self._at_hand():
-            return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
         if self.mode == "support":
             return _normalise_by(x, x[: _statistics.get().reference], weight, bias, self.eps)
         tasks = x.shape[1] // self.channels

@@ -76,8 +76,8 @@ class ResNet12Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
         shortcut = self.projection_norm(self.projection(x))
-        for depth, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = norm(conv(F.leaky_relu(x, SLOPE) if depth else x))
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = norm(conv(x), relu=norm is not self.norms[-1], leak=SLOPE)
         dropped: Tensor = self.drop(F.max_pool2d(F.leaky_relu(x + shortcut, SLOPE), 2))
         return dropped
 

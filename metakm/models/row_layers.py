@@ -108,10 +108,10 @@ def _pair(values: Sequence[int]) -> tuple[int, int]:
 class RowBatchNorm(layers.BatchNorm2d):
     """`nn.BatchNorm1d`, `nn.BatchNorm2d` and timm's `BatchNormAct2d` on `[n*T, C, ...]`, by a `bn_mode`."""
 
-    def forward(self, x: Tensor, *, relu: bool = False, pool: bool = False) -> Tensor:
+    def forward(self, x: Tensor, *, relu: bool = False, leak: float = 0.0, pool: bool = False) -> Tensor:
         """Normalise the rows of each task; timm's layer then drops and activates."""
         maps = x.reshape(*x.shape, *[1] * (4 - x.dim()))  # [n*T, C, H, W]
-        normalised = as_rows(super().forward(side_by_side(maps), relu=relu, pool=pool))
+        normalised = as_rows(super().forward(side_by_side(maps), relu=relu, leak=leak, pool=pool))
         normalised = normalised if pool else normalised.reshape(x.shape)
         for name in ("drop", "act"):  # of BatchNormAct2d
             if name in self._modules:

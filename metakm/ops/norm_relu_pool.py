@@ -1,18 +1,19 @@
-"""Batch normalisation, optional 2x2 max-pooling, and ReLU, with first and second derivatives in closed form.
+"""Batch normalisation, optional 2x2 max-pooling, and leaky ReLU, with first and second derivatives in closed form.
 
 For one channel with M values, mean mu, r = 1 / sqrt(var + eps), x^ = (x - mu) r, and m[.] the mean over the M values.
 G gathers the values that are their window's maximum of gamma x^ + beta, and S, its transpose, scatters back to where
-they came from; without pooling, both are the identity. ReLU and maximum commute, so ReLU sees only the maxima::
+they came from; without pooling, both are the identity. The activation multiplies negative values by the leak: 0 is
+ReLU, 1 is none. It commutes with the maximum, so it sees only the maxima::
 
     y  = relu(gamma G x^ + beta)
-    g  = gy where y > 0, else 0                       as small as y; S g is the gradient of gamma x^ + beta
+    g  = gy where y > 0, else leak gy                 as small as y; S g is the gradient of gamma x^ + beta
     P(u) = u - m[u] - x^ m[u x^]                      a symmetric projection: sum(u P(v)) = sum(P(u) v)
     gx = gamma r P(S g),   ggamma = sum(S g x^) = sum(g G x^),   gbeta = sum(S g) = sum(g)
 
 The second-order graph needs the derivatives of (gx, ggamma, gbeta) with respect to (gy, x, gamma). With cotangents
 (v, a, b) and s = sum(v P(S g)) = sum(g G v) - M m[v] m[S g] - M m[v x^] m[S g x^]::
 
-    for gy:     (gamma r G P(v) + a G x^ + b) where y > 0
+    for gy:     gamma r G P(v) + a G x^ + b where y > 0, else leak times that
     for gamma:  r s
     for x:      p P(v) + q P(S g) - (gamma r^2 s / M) x^    with p = -gamma r^2 m[S g x^], q = a r - gamma r^2 m[v x^]
 
@@ -32,7 +33,9 @@ from metakm.ops.autograd import last_derivative, without_autocast
 from metakm.ops.triton import has_kernels
 
 
-def batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, pool: bool = False) -> Tensor:
+def batch_norm_relu(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, leak: float = 0.0, pool: bool = False
+) -> Tensor:
     """relu(batch_norm(x)) of `[n, C, H, W]` with the batch's own statistics.
 
     Twice differentiable; a third derivative raises NotImplementedError.
@@ -42,18 +45,40 @@ def batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, pool
     Args:
         weight: gamma, `[C]`.
         bias: beta, `[C]`.
+        leak: what negative values are multiplied by: 0 is ReLU, 1 no activation.
     """
-    if pool or has_kernels(x):  # then `_pixels` is a view, and the GPU kernels know where a pixel is
+    if pool or _has_kernels(x, leak):  # then `_pixels` is a view, and the GPU kernels know where a pixel is
         x = x.contiguous(memory_format=torch.channels_last)
-    output: Tensor = _BatchNormReLU.apply(x, weight, bias, eps, pool)
+    output: Tensor = _BatchNormReLU.apply(x, weight, bias, eps, leak, pool)
     return output
+
+
+def _has_kernels(x: Tensor, leak: float) -> bool:
+    return leak == 0 and has_kernels(x)
+
+
+def _rectified(u: Tensor, leak: float) -> Tensor:
+    """The activation, in place."""
+    if leak == 1:
+        return u
+    return u.relu_() if leak == 0 else torch.ops.aten.leaky_relu_(u, leak)
+
+
+def _where_positive(g: Tensor, y: Tensor | None, leak: float) -> Tensor:
+    """`g` where y > 0, else leak g; y is None if the leak is 1."""
+    if y is None:
+        return g
+    relu, leaky = torch.ops.aten.threshold_backward, torch.ops.aten.leaky_relu_backward
+    kept: Tensor = relu(g, y, 0) if leak == 0 else leaky(g, y, leak, True)
+    return kept
 
 
 class _BatchNormReLU(torch.autograd.Function):
     @staticmethod
     @without_autocast
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool) -> Tensor:
-        if has_kernels(x):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, leak: float, pool: bool) -> Tensor:
+        ctx.leak = leak
+        if _has_kernels(x, leak):
             from metakm.ops.triton import norm_relu_pool as kernels
 
             y, mean, inverse, pool_indices = kernels.forward(x, weight, bias, eps, pool)
@@ -66,17 +91,17 @@ class _BatchNormReLU(torch.autograd.Function):
         else:
             normalised, mean, inverse = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
             x_y, pool_indices = x, None
-        y = normalised.relu_()
-        ctx.save_for_backward(x, x_y, weight, mean, inverse, y, pool_indices)
+        y = _rectified(normalised, leak)
+        ctx.save_for_backward(x, x_y, weight, mean, inverse, None if leak == 1 else y, pool_indices)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         x, x_y, weight, mean, inverse, y, pool_indices = ctx.saved_tensors
         grad_x, grad_weight, grad_bias = _Backward.apply(
-            grads[0], x, weight, x_y.detach(), mean, inverse, y.detach(), pool_indices
+            grads[0], x, weight, x_y.detach(), mean, inverse, None if y is None else y.detach(), pool_indices, ctx.leak
         )
-        return grad_x, grad_weight, grad_bias, None, None
+        return grad_x, grad_weight, grad_bias, *[None] * 3
 
 
 class _Backward(torch.autograd.Function):
@@ -90,17 +115,20 @@ class _Backward(torch.autograd.Function):
         x_y: Tensor,
         mean: Tensor,
         inverse: Tensor,
-        y: Tensor,
+        y: Tensor | None,
         pool_indices: Tensor | None,
+        leak: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        if has_kernels(x):
+        ctx.leak = leak
+        if _has_kernels(x, leak):
             from metakm.ops.triton import norm_relu_pool as kernels
 
+            assert y is not None
             results = kernels.backward(grad_y, x, weight, kernels.Forward(y, mean, inverse, pool_indices))
             ctx.save_for_backward(grad_y, x, x_y, weight, mean, inverse, y, pool_indices, *results[1:])
             return results
-        g = torch.ops.aten.threshold_backward(grad_y, y, 0)
+        g = _where_positive(grad_y, y, leak)
         if pool_indices is None:
             grad_x, sum_gx, sum_g = _batch_norm_backward(g, x, weight, mean, inverse, with_projection=True)
         else:
@@ -118,14 +146,13 @@ class _Backward(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         v, a, b = grads
         g, x, x_y, weight, mean, inverse, y, pool_indices, sum_gx, sum_g = ctx.saved_tensors
-        if has_kernels(x):
+        if _has_kernels(x, ctx.leak):
             from metakm.ops.triton import norm_relu_pool as kernels
 
             saved = kernels.Forward(y, mean, inverse, pool_indices)
-            return *kernels.second((v, a, b), g, x, weight, saved, (sum_gx, sum_g)), *[None] * 5
-        minus = -1 / _count(
-            x
-        )  # -m[u] = sum(u) minus; few operations per channel, because they cost most in small networks
+            return *kernels.second((v, a, b), g, x, weight, saved, (sum_gx, sum_g)), *[None] * 6
+        # -m[u] = sum(u) minus; few operations per channel, because they cost most in small networks
+        minus = -1 / _count(x)
         scale = weight * inverse
         unit = scale * inverse * minus
         p, q = unit * sum_gx, torch.zeros_like(mean)
@@ -145,7 +172,7 @@ class _Backward(torch.autograd.Function):
         if v is not None:
             for_x.addcmul_(v, _column(p, x))
             for_g.addcmul_(v_y, _column(scale, x))
-        return torch.ops.aten.threshold_backward(for_g, y, 0), for_x, inverse * s, *[None] * 5
+        return _where_positive(for_g, y, ctx.leak), for_x, inverse * s, *[None] * 6
 
 
 def _statistics(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
