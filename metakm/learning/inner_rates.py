@@ -36,6 +36,26 @@ def learned_rates(strategy: Strategy, options: SharedOptions, inner_lr: float, i
     )
 
 
+def head_rates(strategy: Strategy, inner_lr: InnerLR) -> list[Tensor]:
+    """The same rates for the head, and 0 for all else that the inner loop adapts.
+
+    Raises:
+        UserError: a strategy whose inner loop adapts no head.
+    """
+    head = {id(parameter) for parameter in strategy.head_parameters().values()}
+    if not head:
+        raise UserError(
+            f"Expected a strategy whose inner loop adapts a head, got {type(strategy).__qualname__}; "
+            "test it with all that it adapts"
+        )
+    parameters = list(strategy.adapted.parameters())
+    rates = one_rate_each(inner_lr, len(parameters))
+    return [
+        p.new_tensor(0.0) if id(p) not in head else torch.as_tensor(r).to(p)
+        for p, r in zip(parameters, rates, strict=True)
+    ]
+
+
 def one_rate_each(inner_lr: InnerLR, count: int) -> list[float | Tensor]:
     """A rate for each of `count` adapted parameters.
 

@@ -62,6 +62,7 @@ class TransferRow:
     Args:
         out: a folder for such rows; each is in a folder named for its run, then for the setting that is tested.
         config: the run's, with what is tested in the place of its own.
+        tested_as: what else was done differently, such as grey.
 
     Raises:
         UserError: on construction, for a run that is not finished, or a folder that cannot be written.
@@ -69,7 +70,7 @@ class TransferRow:
 
     run: TrainedRun
     config: RunConfig
-    grey: bool
+    tested_as: tuple[str, ...]
     out: Path
     _own: dict[str, Any] = dataclasses.field(init=False, repr=False)
 
@@ -89,7 +90,7 @@ class TransferRow:
     def path(self) -> Path:
         """Folder of the row."""
         run_id: str = self._own["run_id"]
-        return self.out / run_id / f"{self.config.setting}{'-grey' if self.grey else ''}"
+        return self.out / run_id / "-".join((self.config.setting, *self.tested_as))
 
     def write(self, measured: dict[str, Any], tested: Evaluation) -> ResultRow:
         """Write result.csv and tasks.csv, in the place of earlier ones."""
@@ -107,5 +108,5 @@ class TransferRow:
             "run_id": f"{self._own['run_id']}-on-{self.path.name}",
             "changes": json.dumps(changes_from_preset(dataclasses.replace(self.config, **setting))),
             "trained_on": own.setting,
-            "tested_as": "grey" if self.grey else "",
+            "tested_as": " ".join(self.tested_as),
         }

@@ -25,7 +25,7 @@ from metakm.registry import load_plugin
 from metakm.run.build import make_sampler, resolve_device, with_data_here
 from metakm.run.columns import SPLIT_NAMES, measured_columns, summary
 from metakm.run.cross_domain import OUT, TransferRow, require_shape, require_ways
-from metakm.run.evaluate_options import EvaluateOptions, Split
+from metakm.run.evaluate_options import Adapted, EvaluateOptions, Split, tested_as
 from metakm.run.event_log import EventLog
 from metakm.run.folder import RunFolder
 from metakm.run.loading import TrainedRun, load_run, read_settings
@@ -51,9 +51,10 @@ class RunEvaluation:
         processes: Processes = ALONE,
         *,
         grey: bool = False,
+        adapt: Adapted = "all",
     ) -> None:
         require_ways(run, changes.get("ways"))
-        self.run = run
+        self.run, self.head_only = run, adapt == "head"
         tasks = run.config.val_tasks if split == "val" else run.config.eval_tasks
         moved = {"data_root": None, "image_size": 0} if "dataset" in changes else {}
         self.config = dataclasses.replace(
@@ -69,7 +70,11 @@ class RunEvaluation:
     def evaluate(self, progress: Callable[[int], None] = lambda _: None) -> Evaluation:
         """Raises StopIteration if `progress` does."""
         config = self.config
-        return Evaluation(self.evaluator.accuracies(self.sampler, config.eval_tasks, progress, config.test_inner_steps))
+        return Evaluation(
+            self.evaluator.accuracies(
+                self.sampler, config.eval_tasks, progress, config.test_inner_steps, head_only=self.head_only
+            )
+        )
 
 
 def evaluate(
@@ -84,6 +89,7 @@ def evaluate(
     grey: bool = False,
     tasks: int | None = None,
     test_steps: int | None = None,
+    adapt: Adapted = "all",
     data_root: Path | None = None,
     device: str = "auto",
 ) -> Evaluation:
@@ -99,6 +105,7 @@ def evaluate(
         grey: test on grey images, with as many equal channels as the run was trained on.
         tasks: how many, from the first on.
         test_steps: inner steps.
+        adapt: `all` that the inner loop adapts in training, or its `head` alone.
 
     Raises:
         UserError: a run that is damaged, or data that are missing or do not fit it.
@@ -116,7 +123,7 @@ def evaluate(
         "device": device,
     }
     given = {name: value for name, value in asked.items() if value is not None}
-    return RunEvaluation(trained, split, given, grey=grey).evaluate()
+    return RunEvaluation(trained, split, given, grey=grey, adapt=adapt).evaluate()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -164,9 +171,9 @@ def _prepare(options: EvaluateOptions, processes: Processes) -> RunEvaluation:
             f"Expected --plugin for the strategy {algo!r}, got none that has it; the run was started with "
             f"--plugin {' '.join(str(path) for path in plugins)}"
         )
-    own = ("run", "split", "grey", "out")  # no fields of the config
+    own = ("run", "split", "grey", "adapt", "out")  # no fields of the config
     given = {name: value for name, value in vars(options).items() if name not in own and value is not None}
-    return RunEvaluation(load_run(options.run), options.split, given, processes, grey=options.grey)
+    return RunEvaluation(load_run(options.run), options.split, given, processes, grey=options.grey, adapt=options.adapt)
 
 
 def _row_of(prepared: RunEvaluation, options: EvaluateOptions) -> TransferRow | None:
@@ -181,7 +188,7 @@ def _row_of(prepared: RunEvaluation, options: EvaluateOptions) -> TransferRow | 
                 "Expected --out with a meta-test on another --dataset, whose row goes there, got it alone; leave it out"
             )
         return None
-    return TransferRow(prepared.run, prepared.config, options.grey, options.out or OUT)
+    return TransferRow(prepared.run, prepared.config, tested_as(options), options.out or OUT)
 
 
 def _write(row: TransferRow, prepared: RunEvaluation, log: EventLog, tested: Evaluation) -> None:
@@ -202,9 +209,13 @@ def _report(prepared: RunEvaluation, log: EventLog, tested: Evaluation, folder: 
         row = {**row, "accuracy": row["val_accuracy"], "ci95": None, "n_tasks": config.val_tasks}
     said = {f"row_{name}": row[name] if row else None for name in ("accuracy", "ci95", "n_tasks")}
     identity = {"run_id": row["run_id"] if row else found["run_id"], "split": split}
-    log.print_json("result", {**found, **identity, **said})
+    log.print_json("result", {**found, **identity, **said, "adapt": "head" if prepared.head_only else "all"})
     if not log.json:
-        ending = _beside(found, row) + f": {folder.result if row else folder.path}"
+        ending = (
+            ("head alone: " if prepared.head_only else "")
+            + _beside(found, row)
+            + f": {folder.result if row else folder.path}"
+        )
         print(summary(config, found["accuracy"], found["ci95"], ending, SPLIT_NAMES[split]))  # noqa: T201
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 Split = Literal["val", "test"]
+Adapted = Literal["all", "head"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class EvaluateOptions:
     """Query images of each class. Without it: the run's."""
     image_size: int | None = None
     """Side in pixels to which the images of another dataset are resized. Without it: that dataset's own."""
+    adapt: Adapted = "all"
+    """all: what the inner loop adapts in training; head: the head alone, which tells what the rest is worth at test time."""  # noqa: E501
     grey: bool = False
     """Test on grey images, with as many equal channels as the run was trained on."""
     out: Path | None = None
@@ -52,3 +55,8 @@ class EvaluateOptions:
     """For scripts: standard output has one JSON object a line, for progress and the result, and nothing else."""
     plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
     """Python files that register strategies or datasets; they run with your rights. Name those of the run, too."""
+
+
+def tested_as(options: EvaluateOptions) -> tuple[str, ...]:
+    """What a row on another dataset says of the test."""
+    return ("grey",) * options.grey + ("head",) * (options.adapt == "head")

@@ -104,7 +104,7 @@ class ResultRow(CsvRow):
     init_weights: str = ""  # fingerprint of the weights that the run started from; empty: by its seed
     stopped: str = ""  # after how many iterations the training was stopped early, and why; empty: it had all of them
     trained_on: str = ""  # setting of the meta-training, if tested on another dataset, such as mini-imagenet-5w1s
-    tested_as: str = ""  # what was done to the images for the test: grey
+    tested_as: str = ""  # what the test did differently: grey, head (adapted alone)
 
 
 COLUMNS = ResultRow.columns()

@@ -12,7 +12,7 @@ from metakm.table.collect import RecordedRun
 
 @dataclass(frozen=True)
 class Transfer:
-    """What was trained on one setting, as tested on several; `tested_as` is what was done to the images."""
+    """What was trained on one setting, as tested on several; `tested_as` is what was done differently."""
 
     trained_on: str
     tested_as: str

@@ -158,6 +158,17 @@ def test_other_inner_steps_give_another_accuracy(run, capsys):
     assert found["accuracy"] != found["row_accuracy"]
 
 
+def test_the_head_alone_may_adapt(run, capsys):
+    found = metakm.evaluate(run, adapt="head", test_steps=20, device="cpu").accuracy
+    assert found != metakm.evaluate(run, test_steps=20, device="cpu").accuracy
+    flags = ["--adapt", "head", "--test-inner-steps", "20", "--device", "cpu"]
+    assert evaluate_main([str(run), *flags, "--json", "--quiet"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["accuracy"], result["adapt"]) == (found, "head")
+    assert evaluate_main([str(run), *flags]) == 0
+    assert "head alone: " in capsys.readouterr().out
+
+
 def test_on_meta_validation_the_accuracy_of_the_row_is_repeated_too(run, capsys):
     row = pd.read_csv(run / "result.csv").iloc[0]
     assert evaluate(run, "--split", "val") == 0

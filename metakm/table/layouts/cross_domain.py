@@ -24,7 +24,8 @@ def layout_cross_domain(table: Table) -> Layout:
 
 
 def _lines(transfer: Transfer, settings: list[Setting]) -> list[tuple[str, ...]]:
-    trained = f"{transfer.trained_on}, tested in {transfer.tested_as}" if transfer.tested_as else transfer.trained_on
+    how = " ".join(_TESTED_AS[word] for word in transfer.tested_as.split())
+    trained = f"{transfer.trained_on}, tested {how}" if how else transfer.trained_on
     protocols = sorted({cell.protocol for cell in transfer.cells}, key=lambda protocol: protocol.order)
     found = {(cell.protocol, cell.setting): cell for cell in transfer.cells}
     return [
@@ -40,6 +41,7 @@ def _text(cell: Cell | None) -> str:
     return f"{cell.mean:.2f}{width} ({cell.n_seeds})"
 
 
+_TESTED_AS = {"grey": "in grey", "head": "with the head alone adapted"}
 _NOTES = (
     "± is the 95 % interval, over seeds (Student-t) and meta-test tasks in quadrature; with one seed over tasks alone. "
     "Behind it the number of seeds.",
