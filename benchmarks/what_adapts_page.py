@@ -1,0 +1,60 @@
+"""The page of `benchmarks/what_adapts.py`, made of its lines alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from metakm.table.setting import Setting
+
+Row = Mapping[str, str]
+_HEAD = """# Does adaptation beyond the head matter at test time?
+
+Accuracy in percent of trained models on their meta-test tasks, with as many queries a class as shots. *All*: the inner
+loop adapts what it adapts in training; *head*: the head alone, all other inner rates being 0; *gap*: all minus head, in
+pairs, with its 95 % interval over the tasks. One seed each: an interval holds for that trained model.
+"""
+_END = """
+Made by `python benchmarks/what_adapts.py results/table3` from `what-adapts.csv`, on the weights beside each row.
+"""
+
+
+def page_text(rows: Sequence[Row]) -> str:
+    """The page: a table for each setting, and what they say."""
+    settings = sorted({_setting(row) for row in rows})
+    tables = [_table(setting, [row for row in rows if _setting(row) == setting]) for setting in settings]
+    return "\n".join([_HEAD, *tables, _summary(rows)]) + _END
+
+
+def _setting(row: Row) -> Setting:
+    return Setting(row["dataset"], int(row["ways"]), int(row["shots"]))
+
+
+def _table(setting: Setting, rows: Sequence[Row]) -> str:
+    steps = sorted({int(row["test_inner_steps"]) for row in rows})
+    lines = [f"## {setting.title}", "", "| Inner steps | " + " | ".join(map(str, steps)) + " |"]
+    lines.append("|---" * (len(steps) + 1) + "|")
+    for run in sorted({(row["algo"], int(row["seed"])) for row in rows}):
+        own = {int(r["test_inner_steps"]): r for r in rows if (r["algo"], int(r["seed"])) == run}
+        name = f"`{run[0]}`, seed {run[1]}"
+        for part in ("all", "head", "gap"):
+            cells = [_cell(own[count], part) if count in own else "" for count in steps]
+            lines.append(f"| {name}: {part} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _cell(row: Row, part: str) -> str:
+    value = 100 * float(row[part])
+    return f"{value:+.2f} ± {100 * float(row['gap_ci95']):.2f}" if part == "gap" else f"{value:.2f}"
+
+
+def _summary(rows: Sequence[Row]) -> str:
+    """In how many cells the gap exceeds its interval."""
+    if not rows:
+        return "Nothing is measured yet.\n"
+    above, below = (sum(sign * float(row["gap"]) > float(row["gap_ci95"]) for row in rows) for sign in (1, -1))
+    largest = max(rows, key=lambda row: abs(float(row["gap"])))
+    return (
+        f"Of {len(rows)} gaps, {above} are above zero by more than their interval and {below} below. The largest is "
+        f"{_cell(largest, 'gap')} points: `{largest['algo']}`, {_setting(largest).title}, "
+        f"{largest['test_inner_steps']} steps.\n"
+    )
