@@ -1,13 +1,13 @@
 """ResNet-12 against learn2learn's, a converted ResNet-18 against a hand-written one.
 
-    OMP_NUM_THREADS=1 python benchmarks/deep_backbones.py --comparison resnet12
+    python benchmarks/deep_backbones.py --comparison resnet12
 
 Second-order meta-gradients of the same network on the same episodes, 5-way 1-shot, in turn in one program; a ratio is
 the median over rounds. learn2learn runs its own ResNet-12, one task at a time, in MAML and in KM as
 `metakm.interop.learn2learn` writes it for learn2learn's loop; ours has the same layers, without dropout in both. The
 hand-written ResNet-18 is made of the layers of `metakm.models`; the other is torchvision's, after `metakm.carry_tasks`.
 
-Times are CPU time, for one thread (`OMP_NUM_THREADS=1`): other work on the machine then changes them little. Writes
+Times are CPU time of one thread: other work on the machine then changes them little. Writes
 results/benchmarks/deep_backbones_<comparison>.csv.
 """
 
@@ -55,6 +55,7 @@ def main(
         steps: inner steps.
     """
     keep_freed_memory()
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     episodes = noise(tasks, side)
     contestants = (resnet12 if comparison == "resnet12" else resnet18)(episodes, side, steps)

@@ -84,3 +84,23 @@ def paired_difference(first: npt.NDArray[np.float64], second: npt.NDArray[np.flo
     by_task, by_seed = differences.mean(axis=0), differences.mean(axis=1)
     tasks_ci95 = interval_over_tasks(by_task) if len(by_task) > 1 else None
     return PairedDifference(float(differences.mean()), tasks_ci95, interval_over_seeds(by_seed))
+
+
+def seeds_to_tell(difference: float, seeds_ci95: float | None, tasks_ci95: float | None, seeds: int) -> int | None:
+    """The smallest number of seeds whose combined interval leaves out zero, if all else stays as it was measured.
+
+    Args:
+        difference: the mean over `seeds` seeds.
+        seeds_ci95: its `interval_over_seeds`.
+        tasks_ci95: its `interval_over_tasks`, which does not shrink with more seeds.
+
+    Returns:
+        None with one seed, where the interval over tasks alone includes zero, or for more than 1,000 seeds.
+    """
+    from scipy.special import stdtrit  # see interval_over_seeds
+
+    room = difference**2 - (tasks_ci95 or 0.0) ** 2
+    if seeds_ci95 is None or room <= 0:
+        return None
+    deviation = seeds_ci95 * math.sqrt(seeds) / stdtrit(seeds - 1, 0.975)
+    return next((n for n in range(2, 1001) if (stdtrit(n - 1, 0.975) * deviation) ** 2 / n < room), None)

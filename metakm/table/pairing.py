@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metakm.errors import UserError, unknown_name
-from metakm.learning.statistics import combined_interval, paired_difference
+from metakm.learning.statistics import combined_interval, paired_difference, seeds_to_tell
 from metakm.table.cells import PROVENANCE, Cell, names_by_value
 from metakm.table.collect import RecordedRun
 
@@ -45,6 +45,13 @@ class Comparison:
         if self.ci95 is None or abs(self.difference) <= self.ci95:
             return "not separated"
         return "above" if self.difference > 0 else "below"
+
+    @property
+    def seeds_to_tell(self) -> int | None:
+        """How many seeds would tell the two apart, where these do not; None if that cannot be said."""
+        if self.verdict != "not separated":
+            return None
+        return seeds_to_tell(self.difference, self.seeds_ci95, self.tasks_ci95, len(self.seeds))
 
 
 def compare(first: Cell, second: Cell) -> Comparison:

@@ -18,7 +18,8 @@ RECORD_COLUMNS = (
     "kind", "block", "method", "algo", "preset", "changes", "dataset", "ways", "shots", "bn_mode", "accuracy_percent",
     "seeds_ci95_percent", "tasks_ci95_percent", "n_seeds", "n_tasks", "adapted_parameters", "ratio_to_maml", "runs",
     "plus_minus_percent", "plus_minus_meaning", "source", "first", "second", "difference_points",
-    "difference_seeds_ci95_points", "difference_tasks_ci95_points", "seeds", "verdict", "claimed", "run_id", "reason",
+    "difference_seeds_ci95_points", "difference_tasks_ci95_points", "seeds", "verdict", "seeds_to_tell",
+    "claimed", "run_id", "reason",
 )  # fmt: skip
 
 
@@ -116,6 +117,7 @@ def _comparison(c: Comparison) -> Record:
         "seeds": " ".join(map(str, c.seeds)),
         "n_tasks": c.first.n_tasks,
         "verdict": c.verdict,
+        "seeds_to_tell": c.seeds_to_tell,
         "reason": "; ".join(c.caveats) or None,
     }
 

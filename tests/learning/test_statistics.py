@@ -6,7 +6,13 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from metakm import UserError
-from metakm.learning.statistics import combined_interval, interval_over_seeds, interval_over_tasks, paired_difference
+from metakm.learning.statistics import (
+    combined_interval,
+    interval_over_seeds,
+    interval_over_tasks,
+    paired_difference,
+    seeds_to_tell,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Precision loss occurred")  # scipy's own, where values are equal
 accuracies = st.floats(0, 1).map(lambda value: round(value, 4))
@@ -99,3 +105,23 @@ def test_paired_equals_scipy(pair):
 def test_what_cannot_be_paired_is_refused(first, second):
     with pytest.raises(UserError, match=r"Expected accuracies \[S, n\] of the same seeds and tasks, got"):
         paired_difference(np.zeros(first), np.zeros(second))
+
+
+@pytest.mark.parametrize("spread", [0.5, 2.0, 6.0])
+def test_so_many_seeds_of_the_same_spread_tell(spread):
+    """With that many seeds the combined interval leaves out zero, with one fewer it does not."""
+    tasks, few = 0.3, np.array([1 - spread, 1, 1 + spread])
+    needed = seeds_to_tell(1.0, interval_over_seeds(few), tasks, 3)
+
+    def width(n):
+        values = np.resize([1.0, -1.0], n)
+        values = (values - values.mean()) / np.std(values, ddof=1) * np.std(few, ddof=1)
+        return combined_interval(interval_over_seeds(values), tasks)
+
+    assert width(needed) < 1 <= width(needed - 1)
+
+
+def test_seeds_cannot_tell_what_the_tasks_leave_open():
+    assert seeds_to_tell(1.0, 2.0, 1.1, 3) is None
+    assert seeds_to_tell(1.0, None, 0.5, 1) is None
+    assert seeds_to_tell(0.001, 50.0, None, 3) is None, "more than 1,000"

@@ -6,7 +6,7 @@ from runs import table_of, write_run
 
 from metakm import UserError
 from metakm.table.pairing import comparisons_between
-from metakm.table.rendering import render_table
+from metakm.table.rendering import render_comparisons, render_table
 from metakm.table.setting import TABLE3
 
 
@@ -22,6 +22,9 @@ def test_paired_comparison_by_hand(tmp_path):
     assert c.tasks_ci95 == pytest.approx(1.96 * 10 / np.sqrt(3))
     assert c.seeds_ci95 == pytest.approx(12.706205 * 5, rel=1e-6)
     assert c.verdict == "not separated"  # beyond the interval over tasks, within that over seeds
+    assert c.seeds_to_tell == 4  # 3.182 * 7.071 / 2 = 11.25 < sqrt(20^2 - 11.32^2) = 16.49 < 4.303 * 7.071 / sqrt(3)
+    text = render_comparisons((c,), (), table_of(tmp_path))
+    assert "not separated; 4 seeds would tell" in text
 
 
 @pytest.mark.parametrize(

@@ -52,11 +52,16 @@ def _claims(table: Table) -> Grid:
             found = (measured.get((protocol, setting)) for setting in settings)
             lines.append((protocol.label, *("" if c is None else _format_difference(c) for c in found)))
     header = ("KM minus", *(setting.title for setting in settings))
-    return Grid("KM minus the others, points: > above, < below, ~ not separated", header, tuple(lines))
+    return Grid(
+        "KM minus the others, points: > above, < below, ~ not separated (how many seeds would tell)",
+        header,
+        tuple(lines),
+    )
 
 
 def _format_difference(c: Comparison) -> str:
-    return f"{_format_interval(f'{c.difference:+.2f}', c.ci95)} {MARKS[c.verdict]}"
+    needed = "" if c.seeds_to_tell is None else f" ({c.seeds_to_tell})"
+    return f"{_format_interval(f'{c.difference:+.2f}', c.ci95)} {MARKS[c.verdict]}{needed}"
 
 
 def _format_interval(text: str, width: float | None) -> str:

@@ -36,7 +36,7 @@ def layout_comparisons(comparisons: Sequence[Comparison], refused: Sequence[str]
             _format_difference(c),
             " ".join(map(str, c.seeds)),
             str(c.first.n_tasks),
-            c.verdict,
+            _format_verdict(c),
         )
         for c in comparisons
     )
@@ -49,6 +49,8 @@ _FOOTNOTES_OF_PAIRS = (
     "sqrt(n) of the differences by meta-test task, each averaged over the seeds: it holds for these trained models.",
     "Above or below: the difference exceeds sqrt(seeds^2 + tasks^2) of its intervals; with one seed, that over tasks, "
     "which says nothing about other seeds.",
+    "How many seeds would tell: if the difference and its spread over seeds stay as they are; not said where the "
+    "interval over tasks alone includes zero.",
 )
 _FOOTNOTES = (
     "± of measured rows, half-widths of 95 % intervals: (seeds) Student-t over seeds; (tasks) 1.96 std / sqrt(n) over "
@@ -143,7 +145,7 @@ def _detail(label: str, setting: Setting, cell: Cell) -> tuple[str, ...]:
 def _claims(claims: Sequence[Claim]) -> Grid:
     lines = []
     for claim in claims:
-        measured = [f"{c.first.protocol.label}: {_format_difference(c)}, {_format_verdict(c)}" for c in claim.measured]
+        measured = [f"{c.first.protocol.label}: {_format_difference(c)}, {_format_claim(c)}" for c in claim.measured]
         said = "claimed" if claim.claimed else "no claim"
         lines.append(
             (f"KM above {claim.peer.upper()}, {claim.setting.title}", said, "; ".join(measured) or "not measured")
@@ -151,8 +153,12 @@ def _claims(claims: Sequence[Claim]) -> Grid:
     return Grid("What the paper claims (Sec. IV-C)", ("Claim", "The paper", "Measured, points"), tuple(lines))
 
 
+def _format_claim(c: Comparison) -> str:
+    return _format_verdict(c) if c.first.protocol.published else f"{_format_verdict(c)} (not the published protocol)"
+
+
 def _format_verdict(c: Comparison) -> str:
-    return c.verdict if c.first.protocol.published else f"{c.verdict} (not the published protocol)"
+    return c.verdict if c.seeds_to_tell is None else f"{c.verdict}; {c.seeds_to_tell} seeds would tell"
 
 
 def _published_meanings() -> tuple[str, ...]:
