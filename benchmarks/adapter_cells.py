@@ -15,9 +15,8 @@ from adapter_data import Images, draw
 from adapter_methods import CONTESTANTS, Adapted, build
 from torch import Tensor, nn
 
-from metakm.models.pretrained import Preprocessing, Pretrained
+from metakm.models.pretrained import Preprocessing, Pretrained, replace_classifier
 from metakm.photos.features import frozen_features
-from metakm.photos.methods import replace_classifier
 from metakm.photos.store import PhotoStore, normalise
 from metakm.photos.training import BATCH, HEAD_RATE, Budget, Fit, Plan
 

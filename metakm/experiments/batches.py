@@ -16,8 +16,16 @@ from metakm.experiments.classification import labels_of
 
 Augmentation = Literal["none", "pad-crop", "resized-crop"]
 
-# ImageNet's, as torchvision's weights expect; the same for every dataset, so that backbones can be exchanged.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+class Normalisation(NamedTuple):
+    """Mean and standard deviation of the colours, of images in [0, 1]."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""What torchvision's weights expect; for every dataset, as it belongs to the network."""
 AREA = (0.22, 1.0)  # of a resized crop, as a share of the image (Cai et al. 2020, TinyTL)
 ASPECT = (3 / 4, 4 / 3)
 CHOICES = 4  # random numbers that the augmentation of an image takes
@@ -35,9 +43,19 @@ class Batches:
 
     Args:
         size: side of the resulting images; `resized-crop` crops it from larger ones.
+        normalisation: what the network expects.
     """
 
-    def __init__(self, part: FewShotDataset, batch: int, seed: int, augmentation: Augmentation, size: int) -> None:
+    def __init__(
+        self,
+        part: FewShotDataset,
+        batch: int,
+        seed: int,
+        augmentation: Augmentation,
+        size: int,
+        normalisation: Normalisation = IMAGENET,
+    ) -> None:
+        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in normalisation)
         self.part, self.batch, self.augmentation, self.size = part, batch, augmentation, size
         self.labels = torch.from_numpy(labels_of(part))
         self._order_key, self._words_key = stream_key("order", seed), stream_key("augmentation", seed)
@@ -73,7 +91,7 @@ class Batches:
 
     def _normalised(self, rows: npt.NDArray[np.int64]) -> Tensor:
         images = torch.from_numpy(self.part.images[rows]).float() / 255  # [n, 3, H, W]
-        return (images - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+        return (images - self.mean) / self.std
 
     def _draw(self, epoch: int) -> None:
         """The order of the epoch `[M]`, and numbers in [0, 1) for the augmentation of each image `[M, CHOICES]`."""

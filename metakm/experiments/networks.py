@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 from urllib.error import URLError
 
 import safetensors
@@ -15,11 +15,20 @@ import torchvision
 from torch import Tensor, nn
 
 from metakm.errors import UserError
+from metakm.experiments.batches import IMAGENET, Normalisation
 from metakm.io.files import expanded
+from metakm.models.pretrained import PRETRAINED, classifier_name, network_of_library, replace_classifier
 from metakm.models.resnet import PLAIN, CifarResNet, Shortcut
 
-Backbone = Literal["resnet32", "resnet50"]
 CLASSIFIER = "fc"
+
+
+class Network(NamedTuple):
+    """A network with the name of its classifier and the normalisation of its images."""
+
+    model: nn.Module
+    classifier: str = CLASSIFIER
+    normalisation: Normalisation = IMAGENET
 
 
 def cifar_classifier(
@@ -30,19 +39,22 @@ def cifar_classifier(
     return nn.Sequential(OrderedDict([("backbone", backbone), (CLASSIFIER, nn.Linear(backbone.out_features, classes))]))
 
 
-def pretrained(backbone: Backbone, weights: str, classes: int) -> nn.Module:
+def pretrained(backbone: str, weights: str, classes: int) -> Network:
     """A network with pre-trained weights and a new classifier.
 
     Args:
-        weights: `random`; `imagenet`, torchvision's for ResNet-50; or a file: a checkpoint of
+        backbone: resnet32, the CIFAR ResNet; resnet50, torchvision's; or a name of `metakm.models.pretrained`.
+        weights: `random`; `imagenet`, those of the network's library; or a file: a checkpoint of
             `metakm.experiments.scratch`, or a state dict in `.pt`, `.pth` or `.safetensors`. Its classifier is
             ignored.
 
     Raises:
-        UserError: weights that cannot be loaded, or that belong to another network.
+        UserError: an unknown network, weights that cannot be loaded, or that belong to another network.
     """
+    if backbone not in ("resnet32", "resnet50"):
+        return _of_library(backbone, weights, classes)
     if weights == "imagenet" and backbone != "resnet50":
-        raise UserError(f"Expected --weights random or a file for {backbone}, got imagenet; only resnet50 has these")
+        raise UserError(f"Expected --weights random or a file for {backbone}, got imagenet; it has none of these")
     model: nn.Module
     if backbone == "resnet32":
         model = cifar_classifier(32, classes)
@@ -51,7 +63,16 @@ def pretrained(backbone: Backbone, weights: str, classes: int) -> nn.Module:
     if weights != "random":
         state = _imagenet() if weights == "imagenet" else _from_file(expanded(weights, "--weights"))
         _load(model, {k: v for k, v in state.items() if not k.startswith(f"{CLASSIFIER}.")}, weights)
-    return model
+    return Network(model)
+
+
+def _of_library(name: str, weights: str, classes: int) -> Network:
+    named = {"imagenet": PRETRAINED, "random": None}
+    asked = named[weights] if weights in named else expanded(weights, "--weights")
+    model, preprocessing = network_of_library(name, asked)
+    classifier = classifier_name(model, name)
+    replace_classifier(model, classifier, classes)
+    return Network(model, classifier, Normalisation(preprocessing.mean, preprocessing.std))
 
 
 def _imagenet() -> dict[str, Tensor]:

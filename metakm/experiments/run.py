@@ -13,6 +13,7 @@ from torch import nn
 
 from metakm.cli.signals import Stoppable
 from metakm.errors import UserError
+from metakm.experiments.batches import IMAGENET, Normalisation
 from metakm.experiments.classification import Classification
 from metakm.experiments.config import MethodConfig
 from metakm.experiments.row import ExperimentRow
@@ -31,13 +32,15 @@ class MethodSetup:
     """What a run trains.
 
     network: its name for the row; model: what requires a gradient is trained; save_pack: writes the task's file
-    and is None where the task has the whole network for itself.
+    and is None where the task has the whole network for itself; the others: see `Training`.
     """
 
     network: str
     model: nn.Module
     map_gradient: GradientMap | None = None
     save_pack: Callable[[Any], object] | None = None
+    normalisation: Normalisation = IMAGENET
+    hold_statistics: bool = False
 
 
 class ExperimentRun(TrainingRun[Training]):
@@ -50,7 +53,8 @@ class ExperimentRun(TrainingRun[Training]):
     def __init__(self, config: MethodConfig, setup: MethodSetup, data: Classification, stop: Stoppable) -> None:
         self.config, self.setup, self.data = config, setup, data
         self.device = resolve_device(config.execution.device)
-        training = Training(setup.model, data, config, self.device, setup.map_gradient)
+        own = (setup.map_gradient, setup.normalisation, setup.hold_statistics)
+        training = Training(setup.model, data, config, self.device, *own)
         if training.train.per_epoch < 1:
             raise UserError(
                 f"Expected at least one batch of {config.flags.batch} training images, got "

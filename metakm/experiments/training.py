@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from metakm.experiments.batches import Batch, Batches
+from metakm.experiments.batches import IMAGENET, Batch, Batches, Normalisation
 from metakm.experiments.classification import Classification, first_per_class
 from metakm.experiments.config import MethodConfig
 from metakm.learning.outer_loop import DivergedError, StepResult
+from metakm.modulation.norms import train_mode
 from metakm.ops.conv2d import is_strided_pointwise
 
 EVALUATION_BATCH = 250
@@ -38,6 +39,8 @@ class Training:
     Args:
         model: images `[n, 3, H, W]` to logits `[n, classes]`; parameters that require a gradient are trained.
         map_gradient: see `GradientMap`; None leaves the gradients as they are.
+        normalisation: of the images.
+        hold_statistics: leave the norms' running statistics as they are.
     """
 
     def __init__(
@@ -47,16 +50,19 @@ class Training:
         run: MethodConfig,
         device: torch.device,
         map_gradient: GradientMap | None = None,
+        normalisation: Normalisation = IMAGENET,
+        hold_statistics: bool = False,
     ) -> None:
         config = run.flags
         self.memory_format = _memory_format(model)
         self.model = model.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.run, self.device, self.map_gradient = run, device, map_gradient
+        self.hold_statistics = hold_statistics
         per_class = math.ceil(config.train_images / data.train.n_classes)
         train = first_per_class(data.train, per_class) if per_class else data.train
-        self.train = Batches(train, config.batch, config.seed, config.augmentation, config.image_size)
+        self.train = Batches(train, config.batch, config.seed, config.augmentation, config.image_size, normalisation)
         self.parts = {
-            split: Batches(part, EVALUATION_BATCH, config.seed, "none", config.image_size)
+            split: Batches(part, EVALUATION_BATCH, config.seed, "none", config.image_size, normalisation)
             for split, part in (("val", data.val), ("test", data.test))
         }
         self.iterations = config.epochs * self.train.per_epoch
@@ -79,7 +85,7 @@ class Training:
             DivergedError: the loss is not finite; the parameters are unchanged.
         """
         images, labels = self._to_device(self.train.training(self.iteration))
-        self.model.train()
+        train_mode(self.model, self.hold_statistics)
         self.optimiser.zero_grad()
         logits = self.model(images)
         loss = F.cross_entropy(logits, labels)

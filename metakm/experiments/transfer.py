@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -27,16 +27,18 @@ from metakm.experiments.classification import Classification, load_image_folder,
 from metakm.experiments.command import run_all
 from metakm.experiments.config import ExperimentConfig, ExperimentPreset, MethodConfig, parse
 from metakm.experiments.fine_grained import FineGrained, load_fine_grained
-from metakm.experiments.networks import CLASSIFIER, Backbone, pretrained
+from metakm.experiments.networks import pretrained
 from metakm.experiments.run import ExperimentRun, MethodSetup
 from metakm.models.lite_residual import LiteResidual, insert_lite_residuals
+from metakm.models.pretrained import LITE0
 from metakm.modulation import modulate, replace_norm, save_pack
+from metakm.modulation.attachment import Statistics
 from metakm.modulation.modulators import Start
 from metakm.modulation.norms import is_norm
 
 TransferMethod = Literal["tbl-1", "implicit", "explicit", "nc", "tkm-1", "implicit-explicit", "tkm-2", "tbl-2", "ttl"]
-Dataset = Literal["aircraft", "cars", "flowers", "food", "tiny-imagenet"]
-Norm = Literal["batch", "group"]
+Dataset = Literal["aircraft", "cars", "flowers", "food", "grocery-store", "tiny-imagenet"]
+Norm = Literal["batch", "held", "group"]
 StartChoice = Literal["auto", "exact", "paper"]
 
 
@@ -66,23 +68,24 @@ class TransferConfig(ExperimentConfig):
     methods: tuple[TransferMethod, ...]
     """One run each: tbl-1, implicit, explicit, nc, tkm-1, implicit-explicit, tkm-2, tbl-2, ttl; see the module."""
     dataset: Dataset
-    """aircraft, cars, flowers or food, in torchvision's layout, or classes of tiny-imagenet."""
+    """aircraft, cars, flowers or food, in torchvision's layout, grocery-store, or classes of tiny-imagenet."""
     data: Path | None = None
     """A folder of images instead of --dataset: {train,test}/<class>/, or just <class>/."""
     classes: int = 10
     """Classes of tiny-imagenet, out of its 20 meta-test classes."""
-    backbone: Backbone
-    """resnet50 of torchvision, or resnet32, the CIFAR ResNet."""
+    backbone: str
+    """resnet50 of torchvision; resnet32, the CIFAR ResNet; efficientnet-lite0, timm:NAME or torchvision:NAME."""
     weights: str
-    """imagenet (torchvision's; downloaded the first time), random, or a file, such as scratch's checkpoint.pt."""
+    """imagenet (the library's; downloaded the first time), random, or a file, such as scratch's checkpoint.pt."""
     norm: Norm
-    """group: replace batch norm with group norm, as the paper does for batches of 8; batch: keep it."""
+    """group: replace batch norm with group norm, as the paper does for batches of 8; batch: keep it; held: keep it, and
+    the statistics that it has."""
     start: StartChoice
     """How modulators start. exact: at W; paper: near tanh(W); auto: exact for weights that are not random."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field, names in {"dataset": Dataset, "backbone": Backbone, "norm": Norm, "start": StartChoice}.items():
+        for field, names in {"dataset": Dataset, "norm": Norm, "start": StartChoice}.items():
             if getattr(self, field) not in get_args(names):
                 raise unknown_name(f"--{field}", getattr(self, field), get_args(names))
 
@@ -100,6 +103,23 @@ PRESETS: dict[ExperimentPreset, TransferConfig] = {
         train_images=0,
         epochs=6,
         batch=32,
+        optimiser="adam",
+        schedule="cosine",
+        weight_decay=0.0,
+        augmentation="pad-crop",
+    ),
+    "short": TransferConfig(
+        preset="short",
+        methods=("tbl-1", "nc", "tkm-1", "tkm-2", "tbl-2"),
+        dataset="flowers",
+        backbone=LITE0,
+        weights="imagenet",
+        norm="held",
+        start="auto",
+        image_size=96,
+        train_images=0,
+        epochs=8,
+        batch=16,
         optimiser="adam",
         schedule="cosine",
         weight_decay=0.0,
@@ -158,18 +178,22 @@ def method_setup(config: TransferConfig, method: str, class_names: Sequence[str]
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = pretrained(config.backbone, config.weights, len(class_names))
+        model, classifier, normalisation = pretrained(config.backbone, config.weights, len(class_names))
+        held = config.norm == "held"
+        setup = MethodSetup(config.backbone, model, normalisation=normalisation, hold_statistics=held)
         if config.norm == "group":
             replace_norm(model)
         if method == "tbl-2":
-            return MethodSetup(config.backbone, model)
+            return setup
         if method == "ttl":
-            return MethodSetup(config.backbone, tiny_tl(model))
+            tiny_tl(model, classifier)
+            return setup
         parts = COMBINATIONS[method]
         layers = None if parts.explicit else ()
-        classifier = CLASSIFIER if parts.classifier else None
-        modulate(model, layers, parts.implicit, classifier, start=start(config))
-        return MethodSetup(config.backbone, model, save_pack=lambda path: save_pack(model, path, task, class_names))
+        own = classifier if parts.classifier else None
+        statistics: Statistics = "base" if held else "task"
+        modulate(model, layers, parts.implicit, own, start=start(config), statistics=statistics)
+        return replace(setup, save_pack=lambda path: save_pack(model, path, task, class_names))
 
 
 def start(config: TransferConfig) -> Start:
@@ -179,7 +203,7 @@ def start(config: TransferConfig) -> Start:
     return "paper" if config.weights == "random" else "exact"
 
 
-def tiny_tl(model: nn.Module) -> nn.Module:
+def tiny_tl(model: nn.Module, classifier: str) -> nn.Module:
     """Insert lite residuals; train them, the norms' biases and the classifier. Changes `model` and returns it."""
     model.requires_grad_(False)
     for module in model.modules():
@@ -190,7 +214,7 @@ def tiny_tl(model: nn.Module) -> nn.Module:
         if isinstance(module, LiteResidual):
             for name, part in module.named_children():
                 part.requires_grad_(name != "conv")
-    model.get_submodule(CLASSIFIER).requires_grad_(True)
+    model.get_submodule(classifier).requires_grad_(True)
     return model
 
 

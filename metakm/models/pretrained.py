@@ -20,8 +20,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import torch
 from torch import nn
 
 from metakm.errors import UserError, missing_extra, unknown_name
@@ -114,6 +115,21 @@ def classifier_name(network: nn.Module, name: str) -> str:
             return str(key)
         break
     raise UserError(f"Expected a network that ends in a linear layer, got {name} without; add one")
+
+
+def replace_classifier(network: nn.Module, name: str, classes: int) -> None:
+    """Put a classifier of zeros for another number of classes in the place of the submodule `name`."""
+    old = network.get_submodule(name)
+    with torch.random.fork_rng(devices=[]):  # leave the generator alone
+        new: nn.Module = (
+            nn.Linear(old.in_features, classes)
+            if isinstance(old, nn.Linear)
+            else nn.Conv2d(cast(nn.Conv2d, old).in_channels, classes, 1)
+        )
+    for parameter in new.parameters():
+        nn.init.zeros_(parameter)
+    parent, _, leaf = name.rpartition(".")
+    setattr(network.get_submodule(parent), leaf, new.to(next(old.parameters()).device))
 
 
 def _lite0(weights: Weights) -> tuple[nn.Module, Preprocessing]:

@@ -69,3 +69,11 @@ def _group_norm(batch: nn.BatchNorm2d | nn.SyncBatchNorm, most: int) -> nn.Group
     group = nn.GroupNorm(max(fitting, default=1), channels, batch.eps, affine=False)
     group.affine, group.weight, group.bias = batch.affine, batch.weight, batch.bias
     return group.train(batch.training)
+
+
+def train_mode(model: nn.Module, hold_statistics: bool = True) -> None:
+    """Training mode, for dropout; with `hold_statistics`, the norms' running statistics stay as they are."""
+    model.train()
+    for module in model.modules():
+        if hold_statistics and is_norm(module):
+            module.eval()

@@ -15,14 +15,14 @@ from PIL import Image
 from torch import nn
 
 from metakm.errors import UserError
-from metakm.models.pretrained import Preprocessing, Pretrained
+from metakm.models.pretrained import Preprocessing, Pretrained, replace_classifier
 from metakm.modulation.attachment import is_modulated
 from metakm.modulation.base_pack import load_base
 from metakm.modulation.merging import merge
 from metakm.modulation.pack import swap
 from metakm.modulation.pack_file import Pack, read_pack, write_pack
 from metakm.photos.listing import list_images
-from metakm.photos.methods import METHODS, attach, faster_layout, replace_classifier
+from metakm.photos.methods import METHODS, attach, faster_layout
 from metakm.photos.store import Photo, as_photo, decode, normalise
 
 if TYPE_CHECKING:

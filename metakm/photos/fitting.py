@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from metakm.errors import UserError
-from metakm.models.pretrained import Preprocessing, Pretrained
+from metakm.models.pretrained import Preprocessing, Pretrained, replace_classifier
 from metakm.modulation.pack import make_pack, swap
 from metakm.photos.calibration import STORED_TEMPERATURE, STORED_THRESHOLD, rejection_threshold
 from metakm.photos.checkpoint import Checkpoint
 from metakm.photos.classifier import PhotoClassifier, photos_header
 from metakm.photos.features import frozen_features
-from metakm.photos.methods import CLOSED, COSINES, MethodName, attach, replace_classifier
+from metakm.photos.methods import CLOSED, COSINES, MethodName, attach
 from metakm.photos.options import FitSettings, MethodChoice, as_header
 from metakm.photos.selection import HeldOut, best_of, comparison, judge
 from metakm.photos.store import PhotoStore

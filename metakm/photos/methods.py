@@ -7,14 +7,13 @@ of a few photos are worse than those of the millions that the base has seen.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from metakm.modulation.attachment import modulate
 from metakm.modulation.modulators.low_rank import LowRank
-from metakm.modulation.norms import is_norm
 
 MethodName = Literal["km", "both", "norm", "head", "centroid", "ridge", "lora", "full"]
 CLOSED: frozenset[MethodName] = frozenset({"head", "centroid", "ridge"})
@@ -76,26 +75,3 @@ def faster_layout(network: nn.Module) -> nn.Module:
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1):
             return network
     return network.to(memory_format=torch.channels_last)
-
-
-def train_mode(network: nn.Module) -> None:
-    """Training mode, for dropout, with the norms' statistics held."""
-    network.train()
-    for module in network.modules():
-        if is_norm(module):
-            module.eval()
-
-
-def replace_classifier(network: nn.Module, name: str, classes: int) -> None:
-    """Put a classifier of zeros for another number of classes in the place of the submodule `name`."""
-    old = network.get_submodule(name)
-    with torch.random.fork_rng(devices=[]):  # leave the generator alone
-        new: nn.Module = (
-            nn.Linear(old.in_features, classes)
-            if isinstance(old, nn.Linear)
-            else nn.Conv2d(cast(nn.Conv2d, old).in_channels, classes, 1)
-        )
-    for parameter in new.parameters():
-        nn.init.zeros_(parameter)
-    parent, _, leaf = name.rpartition(".")
-    setattr(network.get_submodule(parent), leaf, new.to(next(old.parameters()).device))

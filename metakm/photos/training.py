@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from metakm.models.pretrained import Preprocessing
 from metakm.modulation.attachment import attachment
-from metakm.modulation.norms import is_norm
+from metakm.modulation.norms import is_norm, train_mode
 from metakm.modulation.partition import split
 from metakm.photos.augmentation import random_views
 from metakm.photos.head import Solver, install_head, solve_centroid, solve_head, solve_ridge
-from metakm.photos.methods import CLOSED, METHODS, MethodName, train_mode
+from metakm.photos.methods import CLOSED, METHODS, MethodName
 from metakm.photos.store import PhotoStore, normalise
 
 HEAD_RATE = 1e-3

@@ -7,7 +7,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from photographs import flower_files, write_files
+from photographs import flower_files, grocery_files, write_files
 from PIL import Image
 
 from metakm.data.archives import TarSource
@@ -215,6 +215,14 @@ def test_an_empty_folder_is_no_dataset(tmp_path, name, folder):
     (tmp_path / folder).mkdir()
     with pytest.raises(UserError, match="Expected torchvision's"):
         load_fine_grained(name, 4, [tmp_path])
+
+
+def test_groceries_have_their_official_test_part_and_validation_out_of_the_others(tmp_path):
+    write_files(tmp_path, grocery_files(each=13))  # 11 for training, 1 for validation, 1 for the test
+    data = load_fine_grained("grocery-store", 4, [tmp_path])
+    assert data.test.counts.tolist() == [1] * 81
+    assert data.val.counts.tolist() == [1] * 81
+    assert data.train.counts.tolist() == [11] * 81
 
 
 def test_flowers_have_their_official_parts_and_validation_out_of_the_open_two(tmp_path):

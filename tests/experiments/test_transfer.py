@@ -8,7 +8,9 @@ import torchvision
 
 from metakm.errors import UserError
 from metakm.experiments import transfer
+from metakm.experiments.batches import IMAGENET, Normalisation
 from metakm.experiments.networks import cifar_classifier, pretrained
+from metakm.experiments.training import Training
 from metakm.models.lite_residual import LiteResidual, insert_lite_residuals
 from metakm.modulation import read_pack
 
@@ -99,7 +101,7 @@ def test_a_scratch_checkpoint_and_safetensors_are_weights_too(tmp_path):
     torch.save({"training": {"model": state}}, tmp_path / "checkpoint.pt")
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
     for name in ("checkpoint.pt", "w.safetensors"):
-        model = pretrained("resnet32", str(tmp_path / name), classes=7)
+        model = pretrained("resnet32", str(tmp_path / name), classes=7).model
         assert torch.equal(model.backbone.conv.weight, state["backbone.conv.weight"])
         assert model.fc.out_features == 7
 
@@ -116,7 +118,7 @@ def test_wrong_weights_are_refused(tmp_path):
     ):
         with pytest.raises(UserError, match=said):
             pretrained("resnet32", str(tmp_path / name), classes=2)
-    with pytest.raises(UserError, match="only resnet50"):
+    with pytest.raises(UserError, match="has none of these"):
         pretrained("resnet32", "imagenet", classes=2)
 
 
@@ -153,7 +155,7 @@ def test_tiny_tl_trains_branches_biases_and_classifier():
     [
         (["--data", "nowhere"], "nowhere"),
         (["--weights", "gone.pt"], "gone.pt"),
-        (["--backbone", "resnet32", "--weights", "imagenet"], "only resnet50"),
+        (["--backbone", "resnet32", "--weights", "imagenet"], "has none of these"),
     ],
 )
 def test_mistakes_are_told_in_one_line(quick, flags, said, capsys):
@@ -178,6 +180,52 @@ def test_the_paper_preset_is_table_2s():
     assert rates == [16e-4, 8e-4, 2e-4, 2e-4]
 
 
-def test_a_preset_that_only_other_experiments_have_is_refused(capsys):
-    assert transfer.main(["--preset", "short"]) == 2
-    assert "Expected --preset to be one of paper, quick, got 'short'" in capsys.readouterr().err
+def test_an_unknown_preset_is_refused(capsys):
+    assert transfer.main(["--preset", "tuned"]) == 2
+    assert "Expected --preset to be one of paper, quick, short, got 'tuned'" in capsys.readouterr().err
+
+
+def library_config(**changes):
+    return config(backbone="torchvision:mobilenet_v2", norm="held", image_size=32, **changes)
+
+
+@pytest.mark.parametrize("method", ["tkm-2", "tbl-2"])
+def test_a_librarys_network_keeps_its_statistics_and_its_normalisation(data_root, method):
+    """Training moves what the method trains and no running statistics, which belong to the base."""
+    data = transfer.load(library_config(data=data_root / "cifar10"))
+    own = library_config(data=data_root / "cifar10", epochs=1, batch=4)
+    subject = transfer.method_setup(own, method, data.class_names, "task")
+    assert subject.normalisation == IMAGENET
+    before = {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
+    run = transfer.method_config(own, method)
+    training = Training(
+        subject.model, data, run, torch.device("cpu"), None, subject.normalisation, subject.hold_statistics
+    )
+    for _ in range(2):  # the classifier starts at zero, and nothing else moves in the first step
+        training.step()
+    moved = {name for name, tensor in subject.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert "classifier.1.weight" in moved
+    assert not any("running" in name or "num_batches" in name for name in moved)
+    assert any(name.endswith("original") or name == "features.0.0.weight" for name in moved) == (method == "tbl-2")
+
+
+def test_a_task_of_a_librarys_network_leaves_the_statistics_to_the_base(data_root, tmp_path):
+    data = transfer.load(library_config(data=data_root / "cifar10"))
+    subject = transfer.method_setup(library_config(), "tkm-2", data.class_names, "task")
+    subject.save_pack(tmp_path / "pack.safetensors")
+    pack = read_pack(tmp_path / "pack.safetensors")
+    assert not any("running" in name for name in pack.tensors)
+    assert pack.modulation["classifier"] == "classifier.1"
+
+
+def test_lite0_is_normalised_by_a_half():
+    pytest.importorskip("timm", reason="timm is not installed: pip install 'metakm[pretrained]'")
+    network = pretrained("efficientnet-lite0", "random", classes=5)
+    assert network.normalisation == Normalisation((0.5,) * 3, (0.5,) * 3)
+    assert network.model(torch.rand(2, 3, 32, 32)).shape == (2, 5)
+    assert network.model.get_submodule(network.classifier).out_features == 5
+
+
+def test_an_unknown_network_is_refused():
+    with pytest.raises(UserError, match="resnet33"):
+        pretrained("resnet33", "random", classes=2)

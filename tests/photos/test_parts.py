@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from metakm import UserError
+from metakm.models.pretrained import replace_classifier
 from metakm.modulation.attachment import modulate
 from metakm.modulation.modulators.low_rank import LowRank
 from metakm.photos.calibration import nll, rejection_threshold, temperature
 from metakm.photos.checkpoint import Checkpoint
 from metakm.photos.head import solve_head
-from metakm.photos.methods import faster_layout, replace_classifier
+from metakm.photos.methods import faster_layout
 from metakm.photos.training import _schedule, budget
 from metakm.photos.validation import plan_splits
 

@@ -7,9 +7,8 @@ import torch
 from photo_cases import COLOURS, photo
 
 import metakm
-from metakm.models.pretrained import load_pretrained
+from metakm.models.pretrained import load_pretrained, replace_classifier
 from metakm.modulation import ResidentPacks
-from metakm.photos.methods import replace_classifier
 from metakm.photos.store import normalise
 
 pytestmark = pytest.mark.float32
