@@ -15,6 +15,7 @@ where its weights have a task axis.
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -210,6 +211,14 @@ def learn2learn_is_installed() -> bool:
         print(f"learn2learn is left out ({error}); benchmarks/install_peers.sh installs it")
         return False
     return True
+
+
+def jax_is_installed() -> bool:
+    """Whether JAX can be imported; says how to install it where it cannot."""
+    found = importlib.util.find_spec("jax") is not None
+    if not found:
+        print("JAX is left out (not installed); benchmarks/install_peers.sh installs it")
+    return found
 
 
 def _learn2learn() -> Any:

@@ -17,6 +17,7 @@ import tyro
 from contestants import (
     LR,
     higher_iteration,
+    jax_is_installed,
     learn2learn_evaluation,
     learn2learn_is_installed,
     learn2learn_iteration,
@@ -84,7 +85,8 @@ def main(
         setting: omniglot: 20-way 1-shot, conv4-64 with stride; mini-imagenet: 5-way 5-shot, conv4-32 with pooling.
         rounds: counted rounds; every contestant runs once a round.
         device: cpu or cuda.
-        compiled: include torch.compile of torch.func.vmap, which compiles for minutes and needs a C++ compiler.
+        compiled: include torch.compile of torch.func.vmap and JAX's jit, which compile for minutes; the former needs a
+            C++ compiler.
     """
     keep_freed_memory()
     torch.manual_seed(0)
@@ -102,6 +104,10 @@ def main(
         contestants[f"{algo} torch.func"] = vmap_iteration(algo, functional, episodes, shapes.steps)
         if compiled:
             contestants[f"{algo} torch.func-compiled"] = vmap_iteration(algo, functional, episodes, shapes.steps, True)
+            if compiled and jax_is_installed():
+                from jax_contestant import jax_iteration
+
+                contestants[f"{algo} JAX"] = jax_iteration(algo, shapes.network(algo), episodes, shapes.steps)
         if peers and algo != "km":
             cloned = shapes.network(algo).to(where)
             contestants[f"{algo} learn2learn"] = learn2learn_iteration(algo, cloned, episodes, shapes.steps)

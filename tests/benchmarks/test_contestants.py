@@ -10,7 +10,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import inner_loop
-from contestants import higher_iteration, learn2learn_is_installed, learn2learn_iteration, vmap_iteration
+from contestants import (
+    higher_iteration,
+    jax_is_installed,
+    learn2learn_is_installed,
+    learn2learn_iteration,
+    vmap_iteration,
+)
 
 SHAPES = dataclasses.replace(inner_loop.SETTINGS["omniglot"], ways=3, shots=2, tasks=2, filters=4, features=4, steps=2)
 
@@ -37,3 +43,22 @@ def test_torch_func_and_learn2learn_agree_on_anil():
     expected, actual = gradients(learn2learn_iteration, "anil"), gradients(vmap_iteration, "anil", written_out=True)
     for name, value in expected.items():
         torch.testing.assert_close(actual[name], value, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.skipif(not jax_is_installed(), reason="JAX is not installed")
+@pytest.mark.parametrize(("algo", "pool"), [("maml", True), ("anil", False), ("km", False)])
+def test_jax_and_torch_func_agree(algo, pool):
+    import jax
+    from jax_contestant import jax_iteration
+
+    shapes = dataclasses.replace(SHAPES, pool=pool)
+    torch.manual_seed(0)
+    network = shapes.network(algo, written_out=True)
+    torch.manual_seed(1)
+    episodes = shapes.episodes(torch.device("cpu"))
+    vmap_iteration(algo, network, episodes, shapes.steps)()
+    with jax.enable_x64(True):
+        _, gradients = jax_iteration(algo, network, episodes, shapes.steps)()
+        for name, parameter in network.named_parameters():
+            actual = torch.tensor(gradients[name].tolist(), dtype=torch.float64)
+            torch.testing.assert_close(actual, parameter.grad, rtol=1e-8, atol=1e-10)
