@@ -10,7 +10,7 @@ import lzma
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -199,6 +199,19 @@ def find_source(folders: Iterable[Path], names: Iterable[str]) -> Source | None:
             if archive is None and path.is_dir():
                 return FolderSource(unwrap_folder(path))
     return None
+
+
+def require_source(roots: Iterable[Path], folder: str, names: Sequence[str], remedy: str) -> Source:
+    """The first of the names in `folder` below one of the roots, or in a root itself; see `find_source`.
+
+    Raises:
+        UserError: there is none; `remedy` says how to get one.
+    """
+    folders = [root / sub for root in roots for sub in (folder, ".")]
+    source = find_source(folders, names)
+    if source is None:
+        raise missing(" or ".join(names), folders, remedy)
+    return source
 
 
 def unwrap_folder(path: Path) -> Path:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metakm.data.archives import Member, Source, find_source, fingerprint, missing
+from metakm.data.archives import Member, Source, fingerprint, require_source
 from metakm.data.cache import CachePlan, Entry, cached
 from metakm.data.dataset import FewShotDataset
 from metakm.data.decode import decode_classes
@@ -61,16 +61,11 @@ def load_flowers(split: str, roots: Sequence[Path], side: int = SIDE) -> FewShot
 
 def find_flowers(roots: Sequence[Path]) -> Source:
     """The archive or folder of the data; raises UserError if there is none."""
-    folders = [root / sub for root in roots for sub in ("flowers-102", ".")]
-    source = find_source(folders, NAMES)
-    if source is None:
-        raise missing(
-            " or ".join(NAMES),
-            folders,
-            "with network access, fetch it with torchvision.datasets.Flowers102(<folder>, download=True) and give "
-            "--data-root <folder>",
-        )
-    return source
+    remedy = (
+        "with network access, fetch it with torchvision.datasets.Flowers102(<folder>, download=True) and give "
+        "--data-root <folder>"
+    )
+    return require_source(roots, "flowers-102", NAMES, remedy)
 
 
 def split_of(label: int) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from metakm.data.archives import Member, Read, Source, find_source, fingerprint, missing
+from metakm.data.archives import Member, Read, Source, fingerprint, require_source
 from metakm.data.cache import CachePlan, Entry, cached
 from metakm.data.dataset import FewShotDataset
 from metakm.data.decode import decode_classes
@@ -56,15 +56,8 @@ def load_grocery_store(split: str, roots: Sequence[Path], side: int = SIDE) -> F
 
 def find_groceries(roots: Sequence[Path]) -> Source:
     """The archive or folder of the data; raises UserError if there is none."""
-    folders = [root / sub for root in roots for sub in ("grocery-store", ".")]
-    source = find_source(folders, NAMES)
-    if source is None:
-        raise missing(
-            " or ".join(NAMES),
-            folders,
-            "clone https://github.com/marcusklasson/GroceryStoreDataset and set METAKM_DATA to the folder around it",
-        )
-    return source
+    remedy = "clone https://github.com/marcusklasson/GroceryStoreDataset and set METAKM_DATA to the folder around it"
+    return require_source(roots, "grocery-store", NAMES, remedy)
 
 
 def split_of(label: int) -> str:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from metakm.data.archives import Member, Source, find_source, fingerprint, missing
+from metakm.data.archives import Member, Source, fingerprint, require_source
 from metakm.data.cache import CachePlan, Entry, cached
 from metakm.data.dataset import FewShotDataset
 from metakm.data.decode import decode_classes
@@ -44,15 +44,8 @@ def load_tiny_imagenet(split: str, roots: Sequence[Path]) -> FewShotDataset:
 
 def find_tiny_imagenet(roots: Sequence[Path]) -> Source:
     """The archive or folder of the data; raises UserError if there is none."""
-    folders = [root / sub for root in roots for sub in ("tiny-imagenet", ".")]
-    source = find_source(folders, NAMES)
-    if source is None:
-        raise missing(
-            " or ".join(NAMES),
-            folders,
-            "fetch http://cs231n.stanford.edu/tiny-imagenet-200.zip and set METAKM_DATA to its folder",
-        )
-    return source
+    remedy = "fetch http://cs231n.stanford.edu/tiny-imagenet-200.zip and set METAKM_DATA to its folder"
+    return require_source(roots, "tiny-imagenet", NAMES, remedy)
 
 
 def split_classes() -> dict[str, list[str]]:

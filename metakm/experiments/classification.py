@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from metakm.data.archives import FolderSource, Member, Source, find_source, fingerprint, missing, unwrap_folder
+from metakm.data.archives import FolderSource, Member, Source, fingerprint, require_source, unwrap_folder
 from metakm.data.cache import CachePlan, Entry, cached
 from metakm.data.dataset import FewShotDataset, offsets_of
 from metakm.data.decode import decode_classes
@@ -73,11 +73,8 @@ def load_cifar10(side: int, roots: Sequence[Path]) -> Classification:
     or `cifar10-jpeg`, with `{train,test}/<class>/` in it.
     Raises UserError if the data are missing or damaged.
     """
-    folders = [root / sub for root in roots for sub in ("cifar10", ".")]
-    source = find_source(folders, ("cifar10-jpeg.tar.xz", "cifar10-jpeg", "cifar10"))
-    if source is None:
-        wanted = "cifar10-jpeg.tar.xz, or a folder cifar10 with train/<class>/ and test/<class>/,"
-        raise missing(wanted, folders, "fetch CIFAR-10, write its images out in that layout, and set METAKM_DATA")
+    remedy = "fetch CIFAR-10, write its images to {train,test}/<class>/ in one of them, and set METAKM_DATA"
+    source = require_source(roots, "cifar10", ("cifar10-jpeg.tar.xz", "cifar10-jpeg", "cifar10"), remedy)
     return load_images("cifar10", source, side)
 
 
