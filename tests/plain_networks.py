@@ -13,7 +13,18 @@ from torchvision.models.mobilenetv3 import InvertedResidualConfig
 from torchvision.models.regnet import BlockParams
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from metakm.models.pretrained import network_of_library
+
 NORM = functools.partial(nn.BatchNorm2d, eps=0.1)  # keeps derivatives of few pixels in range
+
+
+def write_weights(name, path):
+    """Save weights of a library's network, with running statistics that are not those of a new one."""
+    torch.manual_seed(1)
+    network, _ = network_of_library(name, None)
+    network.train()(torch.rand(8, 3, 64, 64))
+    torch.save(network.state_dict(), path)
+    return path
 
 
 def without(network, name):

@@ -19,6 +19,15 @@ SIX_HUNDRED = np.full(600, 0.5) + np.tile([0.125, 0, -0.125], 200)  # the preset
 ADAPTED = {"maml": 112724, "anil": 1300, "km": 2204}
 
 
+def small_config(out, **changes):
+    """The config of a run of seconds on glyphs, quiet, in the folder `out`."""
+    settings = {
+        "ways": 3, "queries": 2, "backbone": "conv4-8-stride", "meta_batch": 2, "iterations": 4, "val_every": 2,
+        "val_tasks": 4, "eval_tasks": 6, "meta_lr": 0.01, "device": "cpu", "quiet": True, "out": out,
+    }  # fmt: skip
+    return preset_config(**{**settings, **changes})
+
+
 def write_run(
     folder,
     algo="km",

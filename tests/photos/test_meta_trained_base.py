@@ -6,10 +6,11 @@ import json
 import pytest
 import torch
 from photo_cases import make_photos
+from plain_networks import write_weights
 
 import metakm
 from metakm.errors import UserError
-from metakm.models.pretrained import load_pretrained, network_of_library
+from metakm.models.pretrained import load_pretrained
 from metakm.modulation import read_pack, write_pack
 from metakm.modulation.base_pack import base_pack, load_base, task_tensors
 from metakm.modulation.norms import is_norm
@@ -24,12 +25,7 @@ NETWORK = "timm:test_efficientnet"
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    torch.manual_seed(1)
-    network, _ = network_of_library(NETWORK, None)
-    network.train()(torch.rand(8, 3, 64, 64))
-    path = tmp_path_factory.mktemp("weights") / "net.pt"
-    torch.save(network.state_dict(), path)
-    return path
+    return write_weights(NETWORK, tmp_path_factory.mktemp("weights") / "net.pt")
 
 
 @pytest.fixture(scope="module")

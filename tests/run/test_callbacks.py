@@ -1,33 +1,26 @@
 """What callbacks of a run get, when it stops early, and that a resumed run does as an uninterrupted one."""
 
+import functools
 import json
 
 import pandas as pd
 import pytest
 import torch
-from runs import numbers
+from runs import numbers, small_config
 
 import metakm
-from metakm.presets import preset_config
 from metakm.run.__main__ import main
 from metakm.run.callbacks import CallbackList
 from metakm.run.checkpoint import load_checkpoint
 from metakm.run.curve import CurvePoint
 
 pytestmark = pytest.mark.float32
+six_iterations = functools.partial(small_config, iterations=6)
 
 
 @pytest.fixture(autouse=True)
 def environment(cache, monkeypatch):
     monkeypatch.setenv("METAKM_CACHE", str(cache))
-
-
-def small(out, **changes):
-    settings = {
-        "ways": 3, "queries": 2, "backbone": "conv4-8-stride", "meta_batch": 2, "iterations": 6, "val_every": 2,
-        "val_tasks": 4, "eval_tasks": 6, "meta_lr": 0.01, "device": "cpu", "quiet": True, "out": out,
-    }  # fmt: skip
-    return preset_config(**{**settings, **changes})
 
 
 class Recorder(metakm.Callback):
@@ -88,7 +81,7 @@ def row(run):
 
 def test_each_event_has_what_happened(tmp_path):
     seen = Recorder()
-    run = metakm.train(small(tmp_path), callbacks=[seen])
+    run = metakm.train(six_iterations(tmp_path), callbacks=[seen])
     curve = pd.read_csv(run.folder / "curve.csv")
     assert [event.number for event in seen.iterations] == [1, 2, 3, 4, 5, 6]
     assert [event.iteration for event in seen.validations] == curve.iteration.tolist() == [0, 2, 4, 6]
@@ -105,48 +98,49 @@ def test_each_event_has_what_happened(tmp_path):
 
 
 def test_callbacks_do_not_change_the_run(tmp_path):
-    plain = metakm.train(small(tmp_path / "a"))
-    called = metakm.train(small(tmp_path / "b"), callbacks=[metakm.Callback(), Recorder()])
+    plain = metakm.train(six_iterations(tmp_path / "a"))
+    called = metakm.train(six_iterations(tmp_path / "b"), callbacks=[metakm.Callback(), Recorder()])
     assert numbers(called.folder) == numbers(plain.folder)
 
 
 def test_a_run_that_is_stopped_says_so_and_is_tested_as_any(tmp_path):
     seen = Recorder()
-    run = metakm.train(small(tmp_path), callbacks=[StopAt(3), seen])
+    run = metakm.train(six_iterations(tmp_path), callbacks=[StopAt(3), seen])
     assert row(run).stopped == seen.ends[0].stopped == "after 3 iterations: a long reason"
     assert row(run).status == "done"
     assert pd.read_csv(run.folder / "curve.csv").iteration.tolist() == [0, 2, 3]
     assert metakm.evaluate(run).accuracy == run.accuracy
     assert metakm.load_run(run.folder).accuracy == run.accuracy
-    again = metakm.train(small(tmp_path, resume=True), callbacks=[seen])
+    again = metakm.train(six_iterations(tmp_path, resume=True), callbacks=[seen])
     assert (again.accuracy, len(seen.ends)) == (run.accuracy, 1)
-    shorter = metakm.train(small(tmp_path / "short", iterations=3, schedule="constant"))
-    same = metakm.train(small(tmp_path / "same", schedule="constant"), callbacks=[StopAt(3)])
+    shorter = metakm.train(six_iterations(tmp_path / "short", iterations=3, schedule="constant"))
+    same = metakm.train(six_iterations(tmp_path / "same", schedule="constant"), callbacks=[StopAt(3)])
     assert same.accuracy == shorter.accuracy
-    last = metakm.train(small(tmp_path / "last"), callbacks=[StopAt(6)])
+    last = metakm.train(six_iterations(tmp_path / "last"), callbacks=[StopAt(6)])
     assert row(last).stopped == "", "it had all its iterations"
 
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_a_resumed_run_with_callbacks_equals_an_unbroken_one(tmp_path, after):
-    whole = metakm.train(small(tmp_path / "whole"), callbacks=[Counter(5)])
+    whole = metakm.train(six_iterations(tmp_path / "whole"), callbacks=[Counter(5)])
     assert row(whole).stopped == "after 5 iterations: enough"
     with pytest.raises(KeyboardInterrupt):
-        metakm.train(small(tmp_path / "part"), callbacks=[Counter(5), Interrupt(after)])
-    part = metakm.train(small(tmp_path / "part", resume=True), callbacks=[Counter(5)])
+        metakm.train(six_iterations(tmp_path / "part"), callbacks=[Counter(5), Interrupt(after)])
+    part = metakm.train(six_iterations(tmp_path / "part", resume=True), callbacks=[Counter(5)])
     assert numbers(part.folder) == numbers(whole.folder)
     assert row(part).stopped == row(whole).stopped
 
 
 def test_a_run_that_was_stopped_and_then_killed_goes_on_to_its_test(tmp_path, monkeypatch):
-    whole = metakm.train(small(tmp_path / "whole"), callbacks=[StopAt(4)])
+    whole = metakm.train(six_iterations(tmp_path / "whole"), callbacks=[StopAt(4)])
     with monkeypatch.context() as patch:
         patch.setattr("metakm.run.runner.Run.test_accuracies", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            metakm.train(small(tmp_path / "part"), callbacks=[StopAt(4)])
-    state = load_checkpoint(small(tmp_path / "part").folder / "checkpoint.pt", small(tmp_path / "part"))
+            metakm.train(six_iterations(tmp_path / "part"), callbacks=[StopAt(4)])
+    config = six_iterations(tmp_path / "part")
+    state = load_checkpoint(config.folder / "checkpoint.pt", config)
     assert state["stopped"] == "after 4 iterations: a long reason"
-    part = metakm.train(small(tmp_path / "part", resume=True))
+    part = metakm.train(six_iterations(tmp_path / "part", resume=True))
     assert numbers(part.folder) == numbers(whole.folder)
     assert row(part).stopped == row(whole).stopped
 
@@ -181,7 +175,7 @@ def test_patience_is_a_flag_of_the_command_too(tmp_path, monkeypatch, capsys):
 
 
 def test_only_a_run_with_patience_names_it(tmp_path):
-    plain, patient = small(tmp_path), small(tmp_path, patience=3)
+    plain, patient = six_iterations(tmp_path), six_iterations(tmp_path, patience=3)
     assert "patience" not in plain.to_json()
     assert "patience" not in plain.identity()
     assert type(patient).from_json(patient.to_json()) == patient
@@ -190,11 +184,11 @@ def test_only_a_run_with_patience_names_it(tmp_path):
 
 def test_what_is_no_callback_and_no_patience_is_refused(tmp_path):
     with pytest.raises(metakm.UserError, match=r"derive from metakm\.Callback, got function"):
-        metakm.train(small(tmp_path), callbacks=[test_patience_counts_validations_without_a_new_best])
+        metakm.train(six_iterations(tmp_path), callbacks=[test_patience_counts_validations_without_a_new_best])
     with pytest.raises(metakm.UserError, match="Expected patience to be at least 1 validation, got 0"):
         metakm.EarlyStopping(patience=0)
     with pytest.raises(metakm.UserError, match="--patience"):
-        small(tmp_path, patience=0)
+        six_iterations(tmp_path, patience=0)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,7 +6,7 @@ import json
 import pandas as pd
 import pytest
 import torch
-from runs import numbers
+from runs import numbers, small_config
 
 import metakm
 from metakm.learning.outer_loop import DivergedError, OuterLoop
@@ -21,14 +21,6 @@ def environment(cache, monkeypatch):
     monkeypatch.setenv("METAKM_CACHE", str(cache))
 
 
-def small(out, **changes):
-    settings = {
-        "ways": 3, "queries": 2, "backbone": "conv4-8-stride", "meta_batch": 2, "iterations": 4, "val_every": 2,
-        "val_tasks": 4, "eval_tasks": 6, "meta_lr": 0.01, "device": "cpu", "quiet": True, "out": out,
-    }  # fmt: skip
-    return preset_config(**{**settings, **changes})
-
-
 def test_a_config_follows_its_preset_where_nothing_is_given():
     for preset, algo, dataset in (("table3", "anil", "mini-imagenet"), ("paper", "km", "omniglot")):
         made = metakm.RunConfig(preset=preset, algo=algo, dataset=dataset)
@@ -38,7 +30,7 @@ def test_a_config_follows_its_preset_where_nothing_is_given():
 
 
 def test_training_gives_the_run_that_its_folder_has(tmp_path):
-    run = metakm.train(small(tmp_path))
+    run = metakm.train(small_config(tmp_path))
     row = pd.read_csv(run.folder / "result.csv").iloc[0]
     assert (run.accuracy, run.interval) == (row.accuracy, row.ci95)
     found = metakm.evaluate(run)
@@ -55,14 +47,14 @@ def test_training_gives_the_run_that_its_folder_has(tmp_path):
 def test_a_failure_is_an_exception(tmp_path, monkeypatch):
     monkeypatch.setattr(OuterLoop, "_finite", lambda *_: False)
     with pytest.raises(DivergedError):
-        metakm.train(small(tmp_path))
+        metakm.train(small_config(tmp_path))
     with pytest.raises(metakm.UserError, match="--overwrite"):
-        metakm.train(small(tmp_path))
+        metakm.train(small_config(tmp_path))
 
 
 def test_a_run_starts_from_the_weights_of_another(tmp_path):
-    first = metakm.train(small(tmp_path / "a"))
-    second = metakm.train(small(tmp_path / "b", iterations=0, init_from=first.folder))
+    first = metakm.train(small_config(tmp_path / "a"))
+    second = metakm.train(small_config(tmp_path / "b", iterations=0, init_from=first.folder))
     assert all(torch.equal(t, second.learner.state_dict()[name]) for name, t in first.learner.state_dict().items())
     rows = [pd.read_csv(run.folder / "result.csv").iloc[0] for run in (first, second)]
     assert rows[1].accuracy == rows[0].accuracy
@@ -71,36 +63,36 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path):
     assert json.loads(rows[1].changes)["init_from"] == str(first.folder)
     assert rows[1].run_id != rows[0].run_id
     with pytest.raises(metakm.UserError, match=r"--init-from to name a run of 'km' on the same network.*size mismatch"):
-        metakm.train(small(tmp_path / "c", backbone="conv4-4-stride", init_from=first.folder))
+        metakm.train(small_config(tmp_path / "c", backbone="conv4-4-stride", init_from=first.folder))
     with pytest.raises(metakm.UserError, match=r"config\.json"):
-        metakm.train(small(tmp_path / "c", init_from=tmp_path))
+        metakm.train(small_config(tmp_path / "c", init_from=tmp_path))
     assert not (tmp_path / "c").exists()
 
 
 def test_a_finished_run_goes_on_to_the_results_of_a_longer_one(tmp_path):
     long = {"iterations": 8, "schedule": "constant", "select": "last", "ema": 0.9}
-    whole = metakm.train(small(tmp_path / "whole", **long))
-    metakm.train(small(tmp_path / "part", **{**long, "iterations": 4}))
-    part = metakm.train(small(tmp_path / "part", **long, resume=True))
+    whole = metakm.train(small_config(tmp_path / "whole", **long))
+    metakm.train(small_config(tmp_path / "part", **{**long, "iterations": 4}))
+    part = metakm.train(small_config(tmp_path / "part", **long, resume=True))
     assert numbers(part.folder) == numbers(whole.folder)
     assert part.config.iterations == 8
-    again = metakm.train(small(tmp_path / "part", **{**long, "iterations": 8}, resume=True))
+    again = metakm.train(small_config(tmp_path / "part", **{**long, "iterations": 8}, resume=True))
     assert again.accuracy == part.accuracy
     with pytest.raises(metakm.UserError, match=r"iterations=8 \(now 4\)"):
-        metakm.train(small(tmp_path / "part", **{**long, "iterations": 4}, resume=True))
+        metakm.train(small_config(tmp_path / "part", **{**long, "iterations": 4}, resume=True))
 
 
 def test_a_schedule_that_ends_cannot_go_on(tmp_path):
-    metakm.train(small(tmp_path))
+    metakm.train(small_config(tmp_path))
     with pytest.raises(metakm.UserError, match=r"iterations=4 \(now 8\)"):
-        metakm.train(small(tmp_path, iterations=8, resume=True))
+        metakm.train(small_config(tmp_path, iterations=8, resume=True))
 
 
 def test_a_checkpoint_of_metakm_0_2_goes_on(tmp_path):
     options = {"learn_inner_lr": True, "schedule": "constant"}
-    whole = metakm.train(small(tmp_path / "whole", **options))
-    metakm.train(small(tmp_path / "old", **{**options, "iterations": 2}))
-    config = small(tmp_path / "old", **options, resume=True)
+    whole = metakm.train(small_config(tmp_path / "whole", **options))
+    metakm.train(small_config(tmp_path / "old", **{**options, "iterations": 2}))
+    config = small_config(tmp_path / "old", **options, resume=True)
     path = config.folder / "checkpoint.pt"
     state = load_checkpoint(path, dataclasses.replace(config, iterations=2))
     for part in (state["best"], state["loop"]):

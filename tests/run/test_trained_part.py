@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 import torch
+from plain_networks import write_weights
 
 import metakm
 from metakm.config import RunConfig
 from metakm.errors import UserError
 from metakm.learning.learner import Learner
 from metakm.models.conversion import TaskBackbone
-from metakm.models.pretrained import network_of_library
 from metakm.modulation import KernelModulator, read_pack, write_pack
 from metakm.modulation.base_pack import load_base
 from metakm.modulation.norms import is_norm
@@ -29,12 +29,7 @@ FLAGS = [*QUICK.split(), *SMALL_STEPS, "--bn-mode", "frozen", "--quiet"]
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A file of weights of the small network, with running statistics that are not those of a new one."""
-    torch.manual_seed(1)
-    network, _ = network_of_library(NETWORK, None)
-    network.train()(torch.rand(8, 3, 64, 64))
-    path = tmp_path_factory.mktemp("weights") / "net.pt"
-    torch.save(network.state_dict(), path)
-    return path
+    return write_weights(NETWORK, tmp_path_factory.mktemp("weights") / "net.pt")
 
 
 @pytest.fixture
