@@ -3,7 +3,7 @@
 R2-D2, Baseline++, ProtoNet, CAVIA, KM and ANIL on mini-ImageNet, 5-way, 1 and 5 shots, seed 0, conv4-64-pool. Each row
 has half a core-hour of meta-training on one thread: before its run, the processor time of an iteration is measured once
 and goes into OUT/plan.csv with the iterations that fit; validations and the meta-test come on top. From then on the run
-is an ordinary one, of `--preset tuned` with that many iterations, and its command is in OUT/README.md.
+is an ordinary one, of `--preset table3` with that many iterations, and its command is in OUT/README.md.
 
 The same command goes on where the last one stopped, within a run too. `--status` says what is done, `--page` writes
 OUT/README.md from the rows, beside published values. Other flags of metakm.run apply to every run.
@@ -95,7 +95,7 @@ class Bench:
 
     def config(self, algo: str, shots: int, iterations: int) -> RunConfig:
         """The settings of its run; it validates five times, on few tasks, as these come on top of the budget."""
-        own = ["--preset", "tuned", "--algo", algo, "--dataset", self.options.dataset, "--shots", str(shots)]
+        own = ["--preset", "table3", "--algo", algo, "--dataset", self.options.dataset, "--shots", str(shots)]
         budget = ["--iterations", str(iterations), "--val-every", str(max(1, iterations // 5))]
         budget += [] if "--val-tasks" in self.rest else ["--val-tasks", "50"]
         where = ["--backbone", self.options.backbone, "--out", str(self.options.out), "--resume"]

@@ -37,7 +37,7 @@ def test_rows_have_the_iterations_that_fit_the_budget_and_are_not_run_twice(tmp_
         assert (
             int(line["iterations"]) == max(1, int(0.2 / float(line["core_seconds_an_iteration"]))) == row["iterations"]
         )
-        assert (row["status"], row["preset"], row["backbone"]) == ("done", "tuned", "conv4-4-stride")
+        assert (row["status"], row["preset"], row["backbone"]) == ("done", "table3", "conv4-4-stride")
     capfd.readouterr()
     assert baselines.main(flags(tmp_path, *some)) == 0, "the second call"
     assert capfd.readouterr().out.count("already done") == 2

@@ -211,7 +211,7 @@ def test_a_short_training_makes_new_classes_easier(algo, cache, monkeypatch):
     assert after > before + 0.12, (before, after)
 
 
-@pytest.mark.parametrize("preset", ["quick", "tuned"])
+@pytest.mark.parametrize("preset", ["quick", "table3"])
 @pytest.mark.parametrize("dataset", ["omniglot", "mini-imagenet"])
 @pytest.mark.parametrize("algo", CLASS_TRAINING)
 def test_presets_have_as_many_images_an_iteration_as_for_others_and_the_same_tests(algo, dataset, preset):
