@@ -31,6 +31,7 @@ from metakm.data import Episodes
 from metakm.learning.malloc import keep_freed_memory
 
 ALGORITHMS = ("maml", "anil", "km")
+Peer = Literal["higher", "learn2learn", "torch.func", "torch.func-compiled", "jax"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ def main(
     setting: Literal["omniglot", "mini-imagenet"] = "omniglot",
     rounds: int = 7,
     device: str = "cpu",
-    compiled: bool = False,
+    peers: tuple[Peer, ...] = ("higher", "learn2learn", "torch.func"),
 ) -> None:
     """Measure and print one table.
 
@@ -85,13 +86,14 @@ def main(
         setting: omniglot: 20-way 1-shot, conv4-64 with stride; mini-imagenet: 5-way 5-shot, conv4-32 with pooling.
         rounds: counted rounds; every contestant runs once a round.
         device: cpu or cuda.
-        compiled: include torch.compile of torch.func.vmap and JAX's jit, which compile for minutes; the former needs a
-            C++ compiler.
+        peers: also torch.func-compiled, torch.compile of torch.func.vmap, which needs a C++ compiler and did not end in
+            nine minutes here; and jax, under jit, on the CPU alone.
     """
     keep_freed_memory()
     torch.manual_seed(0)
     shapes, where = SETTINGS[setting], torch.device(device)
-    episodes, peers = shapes.episodes(where), learn2learn_is_installed()
+    episodes = shapes.episodes(where)
+    wanted = {peer for peer in peers if _INSTALLED.get(peer, lambda: True)()}
     made_by = describe(where)
     print(made_by, flush=True)
     contestants: dict[str, Callable[[], object]] = {}
@@ -99,20 +101,23 @@ def main(
         contestants[f"{algo} metakm"] = _ours(shapes.strategy(algo).to(where), episodes, shapes.steps)
         rounded = episodes.to(where, torch.bfloat16)
         contestants[f"{algo} metakm-bf16"] = _ours(shapes.strategy(algo).to(where), rounded, shapes.steps)
-        contestants[f"{algo} higher"] = higher_iteration(algo, shapes.network(algo).to(where), episodes, shapes.steps)
+        if "higher" in wanted:
+            patched = shapes.network(algo).to(where)
+            contestants[f"{algo} higher"] = higher_iteration(algo, patched, episodes, shapes.steps)
         functional = shapes.network(algo, written_out=True).to(where)
-        contestants[f"{algo} torch.func"] = vmap_iteration(algo, functional, episodes, shapes.steps)
-        if compiled:
-            contestants[f"{algo} torch.func-compiled"] = vmap_iteration(algo, functional, episodes, shapes.steps, True)
-            if compiled and jax_is_installed():
-                from jax_contestant import jax_iteration
+        for name in ("torch.func", "torch.func-compiled"):
+            if name in wanted:
+                compiled = name.endswith("compiled")
+                contestants[f"{algo} {name}"] = vmap_iteration(algo, functional, episodes, shapes.steps, compiled)
+        if "jax" in wanted:
+            from jax_contestant import jax_iteration
 
-                contestants[f"{algo} JAX"] = jax_iteration(algo, shapes.network(algo), episodes, shapes.steps)
-        if peers and algo != "km":
+            contestants[f"{algo} jax"] = jax_iteration(algo, shapes.network(algo), episodes, shapes.steps)
+        if "learn2learn" in wanted and algo != "km":
             cloned = shapes.network(algo).to(where)
             contestants[f"{algo} learn2learn"] = learn2learn_iteration(algo, cloned, episodes, shapes.steps)
     contestants["evaluation metakm"] = _our_evaluation(shapes.strategy("maml").to(where), episodes, shapes.steps)
-    if peers:
+    if "learn2learn" in wanted:
         contestants["evaluation learn2learn"] = learn2learn_evaluation(
             shapes.network("maml").to(where), episodes, shapes.steps
         )
@@ -132,6 +137,9 @@ def main(
     print(f"metakm MAML is at {floor:.2f} of the floor")
     header = ("iteration", "contestant", "median_ms", "ratio_to_metakm")
     print(write_csv(f"inner_loop_{setting}_{where.type}", header, [*rows, ("# " + made_by, "", "", "")]))
+
+
+_INSTALLED: dict[str, Callable[[], bool]] = {"learn2learn": learn2learn_is_installed, "jax": jax_is_installed}
 
 
 def _ours(strategy: metakm.Strategy, episodes: Episodes, steps: int) -> Callable[[], None]:
