@@ -1,0 +1,167 @@
+"""Which strategy, and which part of a pretrained network: `python benchmarks/meta_trainers.py`.
+
+ProtoNet, KM-Proto, KM, ANIL and first-order MAML meta-train the norms, the kernel modulators, both, or all weights of
+EfficientNet-Lite0, each for the same processor time on one thread: the seconds of an iteration are measured once and go
+into OUT/plan.csv with the iterations that fit; validations and the meta-test come on top. Flowers-102 and Grocery Store
+in turn, 15-way 1-shot at 96 px; all are tested on the same tasks of classes never trained on. What a strategy refuses
+has its reason in the plan.
+
+The same command goes on where the last one stopped. `--page` writes OUT/README.md from the rows; other flags of
+metakm.run apply to every run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from baselines import seconds_an_iteration
+from measuring import RESULTS, describe
+
+from metakm.cli.exit_code import exit_code
+from metakm.cli.flags import read_some_options
+from metakm.config import RunConfig
+from metakm.errors import UserError
+from metakm.io.csv_file import csv_text, read_csv
+from metakm.io.files import write_text
+from metakm.run.command_line import command, parse
+from metakm.run.folder import RunFolder
+from metakm.run.provenance import now
+
+SHARED = (
+    "--dataset flowers grocery-store --image-size 96 --augment --ways 15 --shots 1 --queries 5 --meta-batch 1 "
+    "--backbone efficientnet-lite0 --weights pretrained --bn-mode frozen --schedule constant --grad-clip 0 "
+    "--val-tasks 40 --eval-tasks 600"
+)
+STRATEGIES = {
+    "protonet": "--protonet.distance cosine",
+    "km-proto": "--km-proto.start exact --inner-lr 0.01 --inner-steps 3 --test-inner-steps 3",
+    "km": "--km.start exact --inner-lr 0.01 --inner-steps 3 --test-inner-steps 10 --zero-head",
+    "anil": "--inner-lr 0.01 --inner-steps 3 --test-inner-steps 10 --zero-head",
+    "maml": "--first-order --inner-lr 0.01 --inner-steps 3 --test-inner-steps 10 --zero-head",
+}
+"""Flags of each strategy; inner rates were not searched."""
+PARTS = {"norm": "1e-3", "km": "3e-4", "both": "3e-4", "full": "1e-4"}
+"""What is trained, with its meta learning rate."""
+PLAN = (
+    "algo", "train", "core_seconds", "core_seconds_an_iteration", "iterations", "refused", "measured_at", "measured_by",
+)  # fmt: skip
+Row = Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Strategies and parts of a pretrained network, at one budget.
+
+    python benchmarks/meta_trainers.py [OPTIONS] [OPTIONS of metakm.run]
+    """
+
+    algo: tuple[str, ...] = tuple(STRATEGIES)
+    """Strategies."""
+    train: tuple[str, ...] = tuple(PARTS)
+    """Parts."""
+    core_seconds: float = 300.0
+    """Processor seconds of meta-training a row, without validations and meta-test."""
+    out: Path = RESULTS.parent / "pretrained" / "meta-trainers"
+    """Folder of plan, rows and page."""
+    page: bool = False
+    """Write the page, and stop."""
+
+
+def config_of(options: Options, rest: Sequence[str], algo: str, part: str, iterations: int) -> RunConfig:
+    """The settings of a run."""
+    own = f"--algo {algo} {STRATEGIES[algo]} --train {part} --meta-lr {PARTS[part]} --iterations {iterations}"
+    every = f"--val-every {max(1, iterations // 5)} --resume"
+    where = ["--out", str(options.out / part)]
+    return parse([*SHARED.split(), *own.split(), *every.split(), *where, *rest], prog="benchmarks/meta_trainers.py")
+
+
+def planned(options: Options, rest: Sequence[str], algo: str, part: str) -> Row:
+    """A line of the plan: how many iterations fit, or why there are none."""
+    try:
+        seconds = seconds_an_iteration(config_of(options, rest, algo, part, 10), repetitions=3)
+    except UserError as error:
+        values = (algo, part, options.core_seconds, "", "", str(error), now(), describe())
+    else:
+        iterations = max(1, int(options.core_seconds / seconds))
+        values = (algo, part, options.core_seconds, f"{seconds:.4f}", str(iterations), "", now(), describe())
+    return dict(zip(PLAN, map(str, values), strict=True))
+
+
+def run_rest(options: Options, rest: Sequence[str]) -> int:
+    """Run what is not done; the exit code of a run that failed or was interrupted."""
+    path = options.out / "plan.csv"
+    plan: list[Row] = list(read_csv(path)) if path.is_file() else []
+    for part in options.train:
+        for algo in options.algo:
+            line = next((row for row in plan if (row["algo"], row["train"]) == (algo, part)), None)
+            if line is None:
+                line = planned(options, rest, algo, part)
+                plan.append(line)
+                options.out.mkdir(parents=True, exist_ok=True)
+                write_text(path, csv_text(plan, PLAN))
+            if line["refused"]:
+                continue
+            words = shlex.split(command(config_of(options, rest, algo, part, int(line["iterations"]))))
+            if code := subprocess.run([sys.executable, *words[1:]], check=False).returncode:
+                return code
+    return 0
+
+
+def page(options: Options, rest: Sequence[str]) -> str:
+    """A line a strategy, a column a part."""
+    plan = list(read_csv(options.out / "plan.csv"))
+    cells, commands = {}, []
+    for line in plan:
+        place = line["algo"], line["train"]
+        if line["refused"]:
+            cells[place] = "refused"
+            continue
+        config = config_of(options, rest, *place, int(line["iterations"]))
+        row = RunFolder(config.folder).read_row()
+        if row is not None and row["status"] == "done":
+            cells[place] = f"{100 * row['accuracy']:.2f} ± {100 * row['ci95']:.2f} ({line['iterations']})"
+            out = Path("results/pretrained/meta-trainers", line["train"])
+            shown = dataclasses.replace(config, resume=False, out=out)
+            commands.append(f"    OMP_NUM_THREADS=1 {command(shown)}")
+    header = ("strategy", *options.train)
+    lines = [header, ["---"] * len(header)]
+    lines += [[f"`{algo}`", *(cells.get((algo, part), "") for part in options.train)] for algo in options.algo]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    said = _SAID.format(seconds=f"{options.core_seconds:g}")
+    return (
+        f"{said}\n{table}\n\nMade by `python benchmarks/meta_trainers.py`, that is by\n\n" + "\n".join(commands) + "\n"
+    )
+
+
+_SAID = """# Which strategy, and which part of a pretrained network
+
+Meta-test accuracy in %, ± the 95 % interval over tasks, after {seconds} processor seconds of meta-training (in brackets
+the iterations that fit); one seed. Rates were not searched. What is refused has its reason in `plan.csv`.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit code: 0 done, 2 the user's mistake, or that of a run that was interrupted or failed."""
+    return exit_code(lambda: _main(arguments), "repeat the same command")
+
+
+def _main(arguments: Sequence[str]) -> int:
+    options, rest = read_some_options(Options, "benchmarks/meta_trainers.py", arguments)
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if not options.page and (code := run_rest(options, rest)):
+        return code
+    write_text(options.out / "README.md", page(options, rest))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
