@@ -41,7 +41,7 @@ def test_it_is_the_plain_base_but_for_its_norms():
 
 @pytest.mark.usefixtures("lite0")
 def test_one_photo_tells_apart_8_kinds_of_groceries_that_it_never_saw(real_data, record_property):
-    """Three tasks; chance is 12.5 %, and the plain network with the same class means is 18 points below."""
+    """Three tasks; chance is 12.5 %, and the plain network with the same class means is 28 points below."""
     if not (real_data / "grocery-store" / "grocery-store-128.tar.xz").is_file():
         pytest.skip("grocery-store-128.tar.xz is not in METAKM_DATA")
     dataset = load_dataset("grocery-store", split="test", root=real_data, image_size=96)
@@ -57,5 +57,5 @@ def test_one_photo_tells_apart_8_kinds_of_groceries_that_it_never_saw(real_data,
             shares.append(np.mean(answers == np.arange(8).repeat(6)))
     record_property("right", {base: float(np.mean(shares)) for base, shares in right.items()})
     record_property("seconds", min(seconds))
-    assert np.mean(right[FEWSHOT]) > 0.7
-    assert np.mean(right[FEWSHOT]) > np.mean(right[LITE0]) + 0.1
+    assert np.mean(right[FEWSHOT]) > 0.75
+    assert np.mean(right[FEWSHOT]) > np.mean(right[LITE0]) + 0.2
