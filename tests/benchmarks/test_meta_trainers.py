@@ -18,6 +18,7 @@ pytestmark = pytest.mark.float32
 NETWORK = "timm:test_efficientnet"
 
 
+@pytest.mark.slow
 def test_each_pair_has_a_row_or_a_reason(tmp_path, cache, monkeypatch, capfd):
     pytest.importorskip("timm", reason="timm is not installed")
     monkeypatch.setenv("METAKM_CACHE", str(cache))
