@@ -7,5 +7,5 @@ python=${1:-$(dirname "$0")/../.venv/bin/python}
 CYTHON_FORCE_REGEN=1 "$python" -m pip install --quiet --use-pep517 --no-build-isolation --no-deps \
   --config-settings=--global-option=build_ext learn2learn==0.2.0
 "$python" -m pip install --quiet requests tqdm scipy gym==0.26.2
-"$python" -m pip install --quiet jax
-"$python" -W ignore -c 'import learn2learn; import jax; print("learn2learn", learn2learn.__version__, "JAX", jax.__version__)'
+"$python" -m pip install --quiet jax || echo "JAX could not be installed."
+"$python" -W ignore -c 'import learn2learn; print("learn2learn", learn2learn.__version__)'

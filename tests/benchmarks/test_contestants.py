@@ -45,6 +45,7 @@ def test_torch_func_and_learn2learn_agree_on_anil():
         torch.testing.assert_close(actual[name], value, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not jax_is_installed(), reason="JAX is not installed")
 @pytest.mark.parametrize(("algo", "pool"), [("maml", True), ("anil", False), ("km", False)])
 def test_jax_and_torch_func_agree(algo, pool):
