@@ -18,10 +18,18 @@ def test_a_line_and_the_point_that_is_farthest_from_it():
     assert (intercept, slope, away) == pytest.approx((2, 0, 1))
 
 
-def test_more_tasks_take_more_time_and_memory():
-    small, large = (growth.measure("anil", growth.Point(tasks=n, ways=5, filters=8, steps=1), 3) for n in (1, 64))
-    assert small[0] < large[0]
-    assert small[1] < large[1]
+def test_a_point_is_measured_with_its_own_sizes(monkeypatch):
+    seen, real = [], growth.metakm.meta_loss
+
+    def meta_loss(strategy, episodes, *, inner_lr, inner_steps):
+        filters = next(strategy.parameters()).shape[0]
+        seen.append((tuple(episodes.support_images.shape), inner_steps, filters))
+        return real(strategy, episodes, inner_lr=inner_lr, inner_steps=inner_steps)
+
+    monkeypatch.setattr(growth.metakm, "meta_loss", meta_loss)
+    milliseconds, _ = growth.measure("maml", growth.Point(tasks=2, steps=3, ways=4, side=14, filters=6), rounds=2)
+    assert seen == [((2, 4, 1, 14, 14), 3, 6)] * 3
+    assert milliseconds > 0
 
 
 def test_a_picture_for_each_quantity(tmp_path):
