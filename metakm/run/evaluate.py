@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from metakm.cli.exit_code import exit_code
 from metakm.cli.flags import read_options
@@ -16,7 +16,7 @@ from metakm.cli.signals import StopRequest, stop_on_request
 from metakm.config import RunConfig
 from metakm.distributed.processes import ALONE, Processes, join_processes
 from metakm.distributed.torchrun import local_device, only_first_prints
-from metakm.errors import UserError
+from metakm.errors import UserError, unknown_name
 from metakm.learning.evaluation import Evaluation
 from metakm.learning.evaluator import Evaluator
 from metakm.learning.malloc import keep_freed_memory
@@ -54,7 +54,9 @@ class RunEvaluation:
         adapt: Adapted = "all",
     ) -> None:
         require_ways(run, changes.get("ways"))
-        self.run, self.head_only = run, adapt == "head"
+        if adapt not in get_args(Adapted):
+            raise unknown_name("adapt", adapt, get_args(Adapted))
+        self.run, self.adapt = run, adapt
         tasks = run.config.val_tasks if split == "val" else run.config.eval_tasks
         moved = {"data_root": None, "image_size": 0} if "dataset" in changes else {}
         self.config = dataclasses.replace(
@@ -72,7 +74,7 @@ class RunEvaluation:
         config = self.config
         return Evaluation(
             self.evaluator.accuracies(
-                self.sampler, config.eval_tasks, progress, config.test_inner_steps, head_only=self.head_only
+                self.sampler, config.eval_tasks, progress, config.test_inner_steps, head_only=self.adapt == "head"
             )
         )
 
@@ -209,13 +211,10 @@ def _report(prepared: RunEvaluation, log: EventLog, tested: Evaluation, folder: 
         row = {**row, "accuracy": row["val_accuracy"], "ci95": None, "n_tasks": config.val_tasks}
     said = {f"row_{name}": row[name] if row else None for name in ("accuracy", "ci95", "n_tasks")}
     identity = {"run_id": row["run_id"] if row else found["run_id"], "split": split}
-    log.print_json("result", {**found, **identity, **said, "adapt": "head" if prepared.head_only else "all"})
+    log.print_json("result", {**found, **identity, **said, "adapt": prepared.adapt})
     if not log.json:
-        ending = (
-            ("head alone: " if prepared.head_only else "")
-            + _beside(found, row)
-            + f": {folder.result if row else folder.path}"
-        )
+        how = "head alone: " if prepared.adapt == "head" else ""
+        ending = f"{how}{_beside(found, row)}: {folder.result if row else folder.path}"
         print(summary(config, found["accuracy"], found["ci95"], ending, SPLIT_NAMES[split]))  # noqa: T201
 
 

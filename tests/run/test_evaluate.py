@@ -167,6 +167,8 @@ def test_the_head_alone_may_adapt(run, capsys):
     assert (result["accuracy"], result["adapt"]) == (found, "head")
     assert evaluate_main([str(run), *flags]) == 0
     assert "head alone: " in capsys.readouterr().out
+    with pytest.raises(metakm.UserError, match="adapt"):
+        metakm.evaluate(run, adapt="heads", device="cpu")
 
 
 def test_on_meta_validation_the_accuracy_of_the_row_is_repeated_too(run, capsys):
