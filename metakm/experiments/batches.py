@@ -13,6 +13,7 @@ from torch import Tensor
 from metakm.data.dataset import FewShotDataset
 from metakm.data.rng import raw_words, stream_key
 from metakm.experiments.classification import labels_of
+from metakm.models.pretrained import Preprocessing
 
 Augmentation = Literal["none", "pad-crop", "resized-crop"]
 
@@ -24,8 +25,9 @@ class Normalisation(NamedTuple):
     std: tuple[float, float, float]
 
 
-IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = Normalisation(Preprocessing().mean, Preprocessing().std)
 """What torchvision's weights expect; for every dataset, as it belongs to the network."""
+
 AREA = (0.22, 1.0)  # of a resized crop, as a share of the image (Cai et al. 2020, TinyTL)
 ASPECT = (3 / 4, 4 / 3)
 CHOICES = 4  # random numbers that the augmentation of an image takes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -59,28 +59,22 @@ Parts = Callable[[], dict[str, dict[str, list[Member]]]]
 
 def _flowers(roots: Sequence[Path]) -> tuple[Source, Parts]:
     source = find_flowers(roots)
-
-    def parts() -> dict[str, dict[str, list[Member]]]:
-        found: dict[str, dict[str, list[Member]]] = {"train": {}, "test": {}}
-        for flower in sorted(list_flowers(source), key=lambda flower: flower.label):
-            part = "test" if PARTS[flower.part] == "tstid" else "train"
-            found[part].setdefault(f"{flower.label - 1:04d}", []).append(flower.member)
-        return found
-
-    return source, parts
+    test = PARTS.index("tstid")
+    return source, lambda: _by_official_part((f.label - 1, f.part == test, f.member) for f in list_flowers(source))
 
 
 def _groceries(roots: Sequence[Path]) -> tuple[Source, Parts]:
     source = find_groceries(roots)
+    test = LISTS.index("test.txt")
+    return source, lambda: _by_official_part((g.label, g.part == test, g.member) for g in list_groceries(source))
 
-    def parts() -> dict[str, dict[str, list[Member]]]:
-        found: dict[str, dict[str, list[Member]]] = {"train": {}, "test": {}}
-        for each in sorted(list_groceries(source), key=lambda each: each.label):
-            part = "test" if LISTS[each.part] == "test.txt" else "train"
-            found[part].setdefault(f"{each.label:04d}", []).append(each.member)
-        return found
 
-    return source, parts
+def _by_official_part(images: Iterable[tuple[int, bool, Member]]) -> dict[str, dict[str, list[Member]]]:
+    """The files of each class by part, from (class, whether a test image, file); what is no test image is to train."""
+    found: dict[str, dict[str, list[Member]]] = {"train": {}, "test": {}}
+    for label, is_test, member in sorted(images, key=lambda image: image[0]):
+        found["test" if is_test else "train"].setdefault(f"{label:04d}", []).append(member)
+    return found
 
 
 def _through_torchvision(name: str, roots: Sequence[Path]) -> tuple[Source, Parts]:
