@@ -25,7 +25,7 @@ import torch.nn.functional as F
 import torchvision
 import tyro
 from contestants import LR, learn2learn_is_installed
-from measuring import alternate, describe, median_ratio, write_csv
+from measuring import alternate, describe, median_ratio, noise_episodes, write_csv
 from torch import Tensor, nn
 
 import metakm
@@ -57,7 +57,7 @@ def main(
     keep_freed_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    episodes = noise(tasks, side)
+    episodes = noise_episodes(tasks, WAYS, (3, side, side))
     contestants = (resnet12 if comparison == "resnet12" else resnet18)(episodes, side, steps)
     made_by = f"{describe()}; 5-way 1-shot, {tasks} tasks of {side} px, {steps} inner steps, CPU time"
     print(made_by, flush=True)
@@ -71,15 +71,6 @@ def main(
         print(f"{algo:6}{who:24}{statistics.median(measured):10.1f} ms   {ratio:6.2f} x the first of {algo}")
     header = ("iteration", "contestant", "median_cpu_ms", "ratio_to_first")
     print(write_csv(f"deep_backbones_{comparison}_cpu", header, [*rows, ("# " + made_by, "", "", "")]))
-
-
-def noise(tasks: int, side: int) -> Episodes:
-    """5-way 1-shot episodes with one query a class; time does not depend on the pixels."""
-
-    def half() -> tuple[Tensor, Tensor]:
-        return torch.rand(tasks, WAYS, 3, side, side), torch.arange(WAYS).expand(tasks, -1)
-
-    return Episodes(*half(), *half(), range(tasks))
 
 
 def resnet12(episodes: Episodes, _side: int, steps: int) -> dict[str, Callable[[], None]]:

@@ -20,10 +20,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import tyro
-from measuring import RESULTS, describe, resident_mb, write_csv
+from measuring import RESULTS, describe, noise_episodes, resident_mb, write_csv
 
 import metakm
-from metakm.data import Episodes
 from metakm.io.csv_file import read_csv
 from metakm.io.figure import new_figure
 from metakm.learning.malloc import keep_freed_memory
@@ -66,7 +65,7 @@ def measure(algo: str, point: Point, rounds: int) -> tuple[float, float]:
     torch.manual_seed(0)
     backbone = metakm.Conv4(1, point.filters, "stride", image_size=point.side)
     strategy = metakm.make_strategy(algo, backbone, point.ways)
-    episodes = Episodes(*_half(point), *_half(point), range(point.tasks))
+    episodes = noise_episodes(point.tasks, point.ways, (1, point.side, point.side))
     before, times = resident_mb(), []
     for _ in range(rounds + 1):
         began = time.process_time()
@@ -76,12 +75,6 @@ def measure(algo: str, point: Point, rounds: int) -> tuple[float, float]:
         times.append(1000 * (time.process_time() - began))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     return statistics.median(times[1:]), peak - before
-
-
-def _half(point: Point) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise: time does not depend on the pixels."""
-    labels = torch.arange(point.ways).expand(point.tasks, -1)
-    return torch.rand(point.tasks, point.ways, 1, point.side, point.side), labels
 
 
 def line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:

@@ -24,7 +24,7 @@ from contestants import (
     plain_network,
     vmap_iteration,
 )
-from measuring import alternate, describe, median_ratio, write_csv
+from measuring import alternate, describe, median_ratio, noise_episodes, write_csv
 
 import metakm
 from metakm.data import Episodes
@@ -60,12 +60,7 @@ class Setting:
 
     def episodes(self, device: torch.device) -> Episodes:
         """Noise: time does not depend on the pixels."""
-
-        def half(n: int) -> tuple[torch.Tensor, torch.Tensor]:
-            labels = torch.arange(self.ways).repeat_interleave(n).expand(self.tasks, -1)
-            return torch.rand(self.tasks, self.ways * n, *self.shape, device=device), labels.to(device)
-
-        return Episodes(*half(self.shots), *half(self.queries), range(self.tasks))
+        return noise_episodes(self.tasks, self.ways, self.shape, self.shots, self.queries, device)
 
 
 SETTINGS = {

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from metakm.data import Episodes
 from metakm.run.provenance import git_commit
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
@@ -41,6 +42,23 @@ def alternate(
             if turn:
                 times[name].append(1000 * (clock() - began))
     return times
+
+
+def noise_episodes(
+    tasks: int,
+    ways: int,
+    shape: tuple[int, int, int],
+    shots: int = 1,
+    queries: int = 1,
+    device: torch.device | None = None,
+) -> Episodes:
+    """Episodes of noise, images `[T, n, *shape]`: time does not depend on the pixels."""
+
+    def half(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.arange(ways).repeat_interleave(n).expand(tasks, -1)
+        return torch.rand(tasks, ways * n, *shape, device=device), labels.to(device)
+
+    return Episodes(*half(shots), *half(queries), range(tasks))
 
 
 def median_ratio(slower: list[float], faster: list[float]) -> float:
