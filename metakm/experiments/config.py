@@ -28,7 +28,7 @@ class ExperimentConfig(ExecutionOptions):
     """Flags of every experiment; their defaults follow --preset."""
 
     preset: ExperimentPreset = "quick"
-    """Where the defaults come from. quick: small and few images; short: the paper's images, fewer epochs; paper: its schedule."""  # noqa: E501
+    """Where the defaults come from. quick: small and few images; short: fewer epochs, in transfer also a smaller network; paper: its schedule."""  # noqa: E501
     image_size: int
     """Side of the images in pixels."""
     train_images: int

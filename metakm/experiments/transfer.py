@@ -40,6 +40,7 @@ TransferMethod = Literal["tbl-1", "implicit", "explicit", "nc", "tkm-1", "implic
 Dataset = Literal["aircraft", "cars", "flowers", "food", "grocery-store", "tiny-imagenet"]
 Norm = Literal["batch", "held", "group"]
 StartChoice = Literal["auto", "exact", "paper"]
+BACKBONES = ("resnet32", "resnet50", LITE0)
 
 
 class _Parts(NamedTuple):
@@ -88,6 +89,8 @@ class TransferConfig(ExperimentConfig):
         for field, names in {"dataset": Dataset, "norm": Norm, "start": StartChoice}.items():
             if getattr(self, field) not in get_args(names):
                 raise unknown_name(f"--{field}", getattr(self, field), get_args(names))
+        if self.backbone not in BACKBONES and not self.backbone.startswith(("timm:", "torchvision:")):
+            raise unknown_name("--backbone", self.backbone, (*BACKBONES, "timm:NAME", "torchvision:NAME"))
 
 
 PRESETS: dict[ExperimentPreset, TransferConfig] = {
@@ -144,6 +147,7 @@ PRESETS: dict[ExperimentPreset, TransferConfig] = {
     ),
 }
 
+# Those of `short` were not chosen yet: they are Table II's, of ResNet-50, or DEFAULT_RATE.
 RATES = {"aircraft": 16e-4, "cars": 8e-4, "flowers": 2e-4, "food": 2e-4}  # Table II
 # Chosen on the validation part (results/experiments/README.md has the runs).
 _QUICK_RATES = {"tbl-1": 0.03, "nc": 0.01, "tkm-1": 0.01, "tkm-2": 0.01, "ttl": 0.01, "tbl-2": 0.003}

@@ -83,6 +83,7 @@ def adopt_conv2d(layer: nn.Conv2d, _: BatchNormMode) -> None:
         given, pad = (0, 0), _fixed_padding(layer)
     new: Any = layer
     new.geometry, new.pad = Geometry(stride, _pair(given), dilation, layer.groups), pad
+    # channels-last, as `layers.Conv2d` has it; the parameter stays the same object
     new.weight.data = new.weight.data.contiguous(memory_format=torch.channels_last)
     new.__class__ = RowConv2d
 

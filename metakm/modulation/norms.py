@@ -74,6 +74,7 @@ def _group_norm(batch: nn.BatchNorm2d | nn.SyncBatchNorm, most: int) -> nn.Group
 def train_mode(model: nn.Module, hold_statistics: bool = True) -> None:
     """Training mode, for dropout; with `hold_statistics`, the norms' running statistics stay as they are."""
     model.train()
-    for module in model.modules():
-        if hold_statistics and is_norm(module):
-            module.eval()
+    if hold_statistics:
+        for module in model.modules():
+            if is_norm(module):
+                module.eval()

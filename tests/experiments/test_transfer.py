@@ -155,6 +155,7 @@ def test_tiny_tl_trains_branches_biases_and_classifier():
     [
         (["--data", "nowhere"], "nowhere"),
         (["--weights", "gone.pt"], "gone.pt"),
+        (["--backbone", "resnet33", "--data", "nowhere"], "resnet33"),
         (["--backbone", "resnet32", "--weights", "imagenet"], "has none of these"),
     ],
 )
