@@ -224,6 +224,13 @@ def test_flags_that_do_not_parse_exit_with_2(arguments, capsys):
     assert "Traceback" not in output.err + output.out
 
 
+def test_a_switch_is_set_by_its_own_flag_and_cleared_by_the_other_whatever_the_preset_says():
+    assert parse(["--preset", "table3", "--dataset", "omniglot"]).shared.zero_head
+    for words, expected in ((["--zero-head"], True), (["--no-zero-head"], False)):
+        for preset in ("table3", "quick"):
+            assert parse(["--preset", preset, "--dataset", "omniglot", *words]).shared.zero_head == expected
+
+
 def test_help_describes_every_flag_with_its_default(capsys):
     with pytest.raises(SystemExit) as caught:
         parse(["--help"])

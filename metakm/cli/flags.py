@@ -44,7 +44,7 @@ def read_some_options(options: type[_T], prog: str, arguments: Sequence[str]) ->
 
 def _read(options: type[Any], prog: str, arguments: Sequence[str], **more: Any) -> Any:
     _check_choices(options, arguments)
-    config = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone)
+    config = (tyro.conf.DisallowNone,)
     read = tyro.cli(options, prog=prog, args=arguments, config=config, **more)
     if more.get("return_unknown_args"):
         return with_paths_expanded(read[0]), read[1]

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from metakm.cli.signals import Stoppable
+from metakm.device import resolve_device
 from metakm.errors import UserError
 from metakm.experiments.batches import IMAGENET, Normalisation
 from metakm.experiments.classification import Classification
@@ -20,7 +21,6 @@ from metakm.experiments.row import ExperimentRow
 from metakm.experiments.training import GradientMap, Training
 from metakm.modulation.attachment import attachment, is_modulated
 from metakm.run import provenance
-from metakm.run.build import resolve_device
 from metakm.run.folder import RunFolder
 from metakm.run.kind import Accuracies
 from metakm.run.row import Status

@@ -67,18 +67,20 @@ def accuracies(
     strategy.eval()
     done = [torch.empty(0, dtype=torch.float64)]
     start = 0
-    while start < tasks:
-        count = min(chunk, tasks - start)
-        try:
-            episodes = sampler.batch(index=first + start, tasks=count).to(device, dtype)
-            result = evaluate_episodes(strategy, episodes, inner_lr=inner_lr, inner_steps=inner_steps)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            chunk = halved(count)
-            continue
-        done.append(result.accuracy.cpu())
-        start += count
-        progress(count)
-    strategy.train(training)
+    try:
+        while start < tasks:
+            count = min(chunk, tasks - start)
+            try:
+                episodes = sampler.batch(index=first + start, tasks=count).to(device, dtype)
+                result = evaluate_episodes(strategy, episodes, inner_lr=inner_lr, inner_steps=inner_steps)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                chunk = halved(count)
+                continue
+            done.append(result.accuracy.cpu())
+            start += count
+            progress(count)
+    finally:
+        strategy.train(training)
     return torch.cat(done).numpy()

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
+from metakm.device import resolve_device
 from metakm.errors import UserError, unknown_name
 from metakm.modulation.base_pack import load_base
 from metakm.photos.checkpoint import Checkpoint
@@ -70,7 +70,7 @@ def fit_listing(
     Raises:
         UserError: see `fit`.
     """
-    device = _device(settings.device)
+    device = resolve_device(settings.device)
     pretrained = load_base(settings.base, settings.weights)
     if settings.method == "default":
         settings = dataclasses.replace(settings, method="few-shot" if pretrained.few_shot else PLAIN_METHOD)
@@ -107,15 +107,3 @@ def as_listing(images: Any, labels: Sequence[Any] | Tensor | None) -> PhotoListi
             raise UserError(f"Expected one label a photo, got {count} for {len(photos)} photos")
         given = dict(class_photos(photos, labels))
     return PhotoListing(given, [])  # type: ignore[arg-type]
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"Expected --device to be auto, cpu or cuda, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"Expected a GPU for --device {name}, got none; use --device cpu")
-    return device

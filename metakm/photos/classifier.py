@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from metakm.device import resolve_device
 from metakm.errors import UserError
 from metakm.models.pretrained import Preprocessing, Pretrained, replace_classifier
 from metakm.modulation.attachment import is_modulated
@@ -112,10 +113,12 @@ def load_classifier(
         base: in place of the name in the pack. A base of a Python file has to be named here: what a pack names is
             never run.
         weights: of the base, if it was fitted with `--weights`.
+        device: cpu, cuda or auto.
 
     Raises:
-        UserError: no such pack, one that `metakm fit` did not write, or of another base or version.
+        UserError: no such device, no such pack, one that `metakm fit` did not write, or of another base or version.
     """
+    on = resolve_device(device)
     pack = read_pack(path)
     header = pack.photos
     if not header:
@@ -132,7 +135,7 @@ def load_classifier(
         raise UserError(
             f"Expected --weights for a base whose weights were in {header['settings']['weights']}, got none; give it"
         )
-    return _assembled(pack, load_base(name, weights), device)
+    return _assembled(pack, load_base(name, weights), on)
 
 
 def photos_header(
@@ -156,7 +159,7 @@ def photos_header(
     }
 
 
-def _assembled(pack: Pack, base: Pretrained, device: str) -> PhotoClassifier:
+def _assembled(pack: Pack, base: Pretrained, device: torch.device) -> PhotoClassifier:
     method = pack.photos["method"]
     if method not in METHODS:
         raise UserError(f"Expected a pack of a method that is known, got {method!r:.20}; update metakm")

@@ -48,7 +48,7 @@ class PredictOptions:
     weights: Path | None = None
     """File with weights of the base, if the pack was fitted with one."""
     device: str = "cpu"
-    """cpu or cuda."""
+    """auto (a GPU, if there is one), cpu or cuda."""
 
     def __post_init__(self) -> None:
         require(not (self.json and self.csv), "csv", "left out with --json", "both")

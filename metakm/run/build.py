@@ -1,4 +1,4 @@
-"""Builds what a run needs from its config: device, episodes, untrained learner."""
+"""Builds what a run needs from its config: episodes and an untrained learner."""
 
 from __future__ import annotations
 
@@ -111,21 +111,3 @@ def build_learner(config: RunConfig, image_shape: ImageShape, train_classes: int
         )
     require_independent_tasks(learner.strategy.train())
     return learner
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is the first GPU, or the CPU.
-
-    Raises:
-        UserError: no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("not a device that metakm is tested on")
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"Expected --device to be auto, cpu, or cuda of this machine, got {name!r}") from error
-    return device

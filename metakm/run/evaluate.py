@@ -14,6 +14,7 @@ from metakm.cli.flags import read_options
 from metakm.cli.progress import Progress
 from metakm.cli.signals import StopRequest, stop_on_request
 from metakm.config import RunConfig
+from metakm.device import resolve_device
 from metakm.distributed.processes import ALONE, Processes, join_processes
 from metakm.distributed.torchrun import local_device, only_first_prints
 from metakm.errors import UserError, unknown_name
@@ -22,7 +23,7 @@ from metakm.learning.evaluator import Evaluator
 from metakm.learning.malloc import keep_freed_memory
 from metakm.learning.memory import TaskChunks, TooLittleMemoryError
 from metakm.registry import load_plugin
-from metakm.run.build import make_sampler, resolve_device, with_data_here
+from metakm.run.build import make_sampler, with_data_here
 from metakm.run.columns import SPLIT_NAMES, measured_columns, summary
 from metakm.run.cross_domain import OUT, TransferRow, require_shape, require_ways
 from metakm.run.evaluate_options import Adapted, EvaluateOptions, Split, tested_as

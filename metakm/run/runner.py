@@ -17,6 +17,7 @@ from metakm.data import FewShotDataset
 from metakm.data.batch import SplitSampler
 from metakm.data.overlap import check_unseen
 from metakm.data.splits import SPLITS
+from metakm.device import resolve_device
 from metakm.distributed.processes import ALONE, Processes
 from metakm.distributed.torchrun import local_device
 from metakm.errors import UserError
@@ -27,7 +28,7 @@ from metakm.models.build import weights_fingerprint
 from metakm.modulation import write_pack
 from metakm.registry import load_plugin
 from metakm.run import provenance
-from metakm.run.build import build_learner, make_sampler, resolve_device
+from metakm.run.build import build_learner, make_sampler
 from metakm.run.callbacks import Callback, CallbackList, EarlyStopping
 from metakm.run.columns import SPLIT_NAMES, measured_columns, summary
 from metakm.run.command_line import command

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from metakm.config import RunConfig
+from metakm.device import resolve_device
 from metakm.errors import UserError
 from metakm.io.files import expanded
 from metakm.registry import load_plugin
-from metakm.run.build import build_learner, make_sampler, resolve_device
+from metakm.run.build import build_learner, make_sampler
 from metakm.run.command_line import parse
 from metakm.search.options import PROG, SearchOptions, fields_given, search_command
 from metakm.search.space import Space, check_space, read_space, split_for, with_values

@@ -14,11 +14,12 @@ import pandas as pd
 from metakm.cli.progress import Progress
 from metakm.cli.signals import Stoppable, stop_on_request
 from metakm.config import RunConfig
+from metakm.device import resolve_device
 from metakm.errors import UserError
 from metakm.io.files import write_text
 from metakm.learning.memory import TooLittleMemoryError
 from metakm.learning.outer_loop import DivergedError, OuterLoop
-from metakm.run.build import build_learner, make_sampler, resolve_device
+from metakm.run.build import build_learner, make_sampler
 from metakm.run.checkpoint import load_checkpoint, restoring, save_checkpoint
 from metakm.run.folder import RunFolder
 from metakm.run.history import History

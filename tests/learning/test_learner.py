@@ -79,6 +79,18 @@ def test_evaluation_is_that_of_the_functions_below_it_and_depends_on_the_steps()
     assert built.evaluate(Sampler(), tasks=5, inner_steps=0).accuracies.tolist() == unadapted.tolist()
 
 
+def test_an_evaluation_that_fails_leaves_the_strategy_in_training_mode():
+    class Broken:
+        def batch(self, **_):
+            raise OSError("the disk is gone")
+
+    built = learner("maml")
+    built.strategy.train()
+    with pytest.raises(OSError, match="gone"):
+        built.evaluate(Broken(), tasks=2)
+    assert built.strategy.training
+
+
 def test_it_adapts_to_labelled_images():
     built = learner("anil", test_inner_steps=20)
     images = torch.rand(4, 1, 14, 14)

@@ -167,6 +167,9 @@ def test_predict_prints_lines_or_csv_and_names_what_it_cannot_read(shop, new, ba
     assert [line.split()[-2] for line in lines] == ["blau", "blau"]
     assert predict_main([str(pack), str(new / "blau"), "--base", base, "--threshold", "1"]) == 0
     assert capsys.readouterr().out.count(NONE_OF_THESE) == 2
+    assert predict_main([str(pack), str(new / "blau"), "--base", base, "--device", "auto", "--csv"]) == 0
+    assert predict_main([str(pack), str(new / "blau"), "--base", base, "--device", "tpu"]) == 2
+    assert "Expected --device to be auto, cpu, or cuda of this machine, got 'tpu'" in capsys.readouterr().err
 
 
 class Killed(BaseException):
