@@ -141,7 +141,8 @@ def _progress(rows: Sequence[Row], status: str) -> str:
     reported = [row for row in rows if row["draw"] != "tune"]
     made_by = Counter(row["made_by"] for row in rows).most_common()
     lines = [f"{len(rows)} cells are done, {len(reported)} of them reported, the others of the draws that choose."]
-    return "\n".join([*lines, "", "```", status, "```", "", "Made by " + "; ".join(name for name, _ in made_by) + "."])
+    ending = ["", "Made by " + "; ".join(name for name, _ in made_by) + "."] if made_by else []
+    return "\n".join([*lines, "", "```", status, "```", *ending])
 
 
 def _draws(block: Block) -> str:

@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 
 import metakm
-from metakm.run.__main__ import main as run_command
 
 
 def draw(path: Path, colour: np.ndarray, generator: np.random.Generator) -> None:
@@ -27,11 +26,9 @@ def main() -> None:
             colour = generator.integers(60, 196, 3)
             for i in range(4):
                 draw(Path("photos", split, f"{split}-{k}", f"{i}.png"), colour, generator)
-    small = "--backbone conv4-8-stride --image-size 32 --queries 3 --iterations 20 --meta-batch 2 --val-tasks 4"
-    small += " --eval-tasks 20 --quiet --overwrite"
-    run_command(["--dataset", "folder", "--data-root", "photos", "--ways", "5", "--shots", "1", *small.split()])
-
-    run = metakm.load_run("results/folder-5w1s/km/seed0")
+    small = {"backbone": "conv4-8-stride", "image_size": 32, "queries": 3, "iterations": 20, "meta_batch": 2}
+    tested = {"val_tasks": 4, "eval_tasks": 20, "quiet": True, "overwrite": True}
+    run = metakm.train(metakm.RunConfig(dataset="folder", data_root=Path("photos"), ways=5, shots=1, **small, **tested))
     files = sorted(Path("photos/test").glob("*/0.png"))[:5]
     names = [path.parent.name for path in files]
     classifier = run.adapt(metakm.read_images(files, run.image_shape), names)

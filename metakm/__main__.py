@@ -53,7 +53,7 @@ def listing(found: Mapping[str, Command]) -> str:
     """The commands with what they do, in lines of at most 80 characters."""
     column = max(len(name) for name in found) + 4
     lines = [
-        f"  {name}".ljust(column) + textwrap.shorten(summary, WIDTH - column, placeholder=" ...")
+        f"  {name}".ljust(column) + textwrap.shorten(summary.removesuffix("."), WIDTH - column, placeholder=" ...")
         for name, (_, summary) in found.items()
     ]
     head = f"metakm {metakm.__version__}: few-shot meta-learning for PyTorch"

@@ -1,4 +1,4 @@
-"""`python -m metakm.list`: list the strategies, datasets and other things that can be named."""
+"""`python -m metakm.list`: list strategies, datasets, backbones and other names."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def _list(arguments: Sequence[str]) -> int:
 def _summaries(registry: Registry[Any]) -> dict[str, str]:
     """A line about each entry."""
     entries = {name: registry.get(name) for name in registry.names()}
-    return {name: getattr(entry, "summary", "") or _first_line(entry) for name, entry in entries.items()}
+    found = {name: getattr(entry, "summary", "") or _first_line(entry) for name, entry in entries.items()}
+    return {name: text.replace("`", "") for name, text in found.items()}
 
 
 def _first_line(thing: object) -> str:

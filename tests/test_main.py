@@ -26,7 +26,7 @@ def test_every_module_that_runs_as_a_command_is_listed_in_one_line_of_80_columns
     for name, (_, summary) in commands().items():
         assert re.search(rf"^  {re.escape(name)} +\S.{{15,}}$", listed, re.MULTILINE), name
         assert "`" not in summary
-        assert summary[:20] in listed
+        assert summary.removesuffix(".") in listed, "shorten it: one line of the list has room for it"
 
 
 @pytest.mark.parametrize("name", commands())

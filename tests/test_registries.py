@@ -140,7 +140,7 @@ def test_a_run_on_the_dataset_and_backbone_of_plugins(plugins, tmp_path):
 def test_they_are_listed(plugins, capsys):
     lines = list_everything(["--plugin", *plugins], capsys)
     assert {line for kind, (_, _, line) in FILES.items() if kind != "strategy"} <= {*lines}
-    assert "km `adapted` = modulators, convolution biases and head." in lines
+    assert "km KM (Hu & Liu): adapts kernel modulators, convolution biases and head." in lines
 
 
 def test_a_model_modulated_by_a_plugins_modulator(plugins, tmp_path):

@@ -15,6 +15,7 @@ from metakm.errors import UserError, unknown_name
 from metakm.io.files import expanded
 
 _T = TypeVar("_T")
+_CONFIG = (tyro.conf.DisallowNone,)
 
 
 def read_options(options: type[_T], prog: str, arguments: Sequence[str] | None = None, default: _T | None = None) -> _T:
@@ -44,11 +45,15 @@ def read_some_options(options: type[_T], prog: str, arguments: Sequence[str]) ->
 
 def _read(options: type[Any], prog: str, arguments: Sequence[str], **more: Any) -> Any:
     _check_choices(options, arguments)
-    config = (tyro.conf.DisallowNone,)
-    read = tyro.cli(options, prog=prog, args=arguments, config=config, **more)
+    read = tyro.cli(options, prog=prog, args=arguments, config=_CONFIG, **more)
     if more.get("return_unknown_args"):
         return with_paths_expanded(read[0]), read[1]
     return with_paths_expanded(read)
+
+
+def read_subcommand(commands: Any, prog: str, arguments: Sequence[str] | None = None) -> Any:
+    """Read one of a union of dataclasses, each a subcommand; see `read_options`."""
+    return with_paths_expanded(tyro.cli(commands, prog=prog, args=arguments, config=_CONFIG))
 
 
 def with_paths_expanded(options: _T) -> _T:

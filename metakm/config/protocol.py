@@ -63,7 +63,7 @@ class RunProtocol:
     preset: PresetName = "quick"
     """Where the other defaults come from. table3: that of results/table3/, equal for all strategies but for inner rates, inner steps, clipping and meta learning rate, which a search chose for km, maml and anil alike on meta-validation (results/search); other strategies take those of maml, and *-proto those of the strategy without a prototype head. quick: scaled down, chosen for km on the meta-validation of omniglot 20-way 1-shot and only estimated for other settings; paper: the published protocol of Finn et al. 2017 and Raghu et al. 2020 (metakm/presets.py lists what still differs); tuned: longer than quick, with smaller clipping, a zero head and 10 inner steps in the meta-test, for characters with pooling and learned inner rates too, searched on omniglot 20-way 1-shot, in part on 5-shot, and on tiny-imagenet 5-way 1-shot (results/search), and only estimated for other settings."""
     backbone: str = FROM_PRESET
-    """conv4-<filters>-stride, conv4-<filters>-pool or resnet<depth>; any network as timm:NAME, torchvision:NAME or file.py:Class, which runs with your rights; own where a strategy brings a network of its own; or one from a plugin. Default from --preset; paper: conv4-64-stride for characters, conv4-32-pool for photographs."""
+    """conv4-<filters>-stride, conv4-<filters>-pool, resnet12, resnet<depth> (of CIFAR) or wrn-<depth>-<k>; any network as timm:NAME, torchvision:NAME or file.py:Class, which runs with your rights; own where a strategy brings a network of its own; or one from a plugin. Default from --preset; paper: conv4-64-stride for characters, conv4-32-pool for photographs."""
     inner_lr: float = FROM_PRESET
     """Inner learning rate on the mean support cross-entropy. Default from --preset; paper: 2.0 for characters (MAML's 0.1 on ways x mean, 0.4 with 5 ways), 0.05 for photographs (0.01 likewise)."""
     inner_steps: int = FROM_PRESET
@@ -109,7 +109,7 @@ class RunProtocol:
     val_tasks: int = FROM_PRESET
     """Meta-validation tasks at each validation. Default from --preset."""
     select: Selection = FROM_PRESET
-    """Which model the meta-test is of: the best on meta-validation, or the last. Last with --preset paper (MAML's code)."""
+    """Which model is meta-tested: the best on meta-validation, or the last. Last with --preset paper (MAML's code)."""
     val_every: int = FROM_PRESET
     """Iterations between validations; the last iteration always validates. Default from --preset."""
     patience: int | None = None

@@ -1,4 +1,4 @@
-"""`python -m metakm.experiments.ablation`: ways to build the modulator (Sec. IV-D, Fig. 5).
+"""`python -m metakm.experiments.ablation`: variants of the modulator (Sec. IV-D, Fig. 5).
 
 ResNet-32 from random weights on CIFAR-10, like `km` of `metakm.experiments.scratch`, with one change at a time: the
 activation, the initialisation, or the number of layers. `default` has two layers, tanh and the identity start.

@@ -1,4 +1,4 @@
-"""`python -m metakm.experiments.scratch`: train on CIFAR-10 from scratch (Sec. IV-A, Table I).
+"""`python -m metakm.experiments.scratch`: CIFAR-10 from scratch (Sec. IV-A, Table I).
 
 full: every parameter of the CIFAR ResNet-32.
 bl: its norm affine and classifier; convolutions stay random.
@@ -60,7 +60,7 @@ class ScratchConfig(FromScratchConfig):
     """Train a ConvNet from scratch on CIFAR-10, as in the paper's Table I."""
 
     methods: tuple[ScratchMethod, ...] = TABLE1
-    """One run each: full, bl, km, km-channel, sn, ld, ld-constant, tbn. See the module for what they train."""
+    """One run each. full: all of ResNet-32; bl: its norms and classifier; km: bl with kernel modulators; km-channel: modulators that mix channels; sn: a small ResNet of as many parameters; ld: random bases descent; ld-constant: without annealing; tbn: the norms of a ResNet-110."""  # noqa: E501
 
 
 _PAPER = ScratchConfig(

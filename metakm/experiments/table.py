@@ -1,4 +1,4 @@
-"""`python -m metakm.experiments.table`: Tables I and II and Fig. 5, published and as the experiments measured them."""
+"""`python -m metakm.experiments.table`: Tables I and II and Fig. 5, published and measured."""
 
 from __future__ import annotations
 

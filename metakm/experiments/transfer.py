@@ -1,4 +1,4 @@
-"""`python -m metakm.experiments.transfer`: transfer learning (Sec. IV-B, Fig. 4 and Table II).
+"""`python -m metakm.experiments.transfer`: transfer learning (Sec. IV-B, Fig. 4, Table II).
 
 What is trained of a pre-trained network with a new classifier; the rest stays frozen:
 
@@ -64,10 +64,10 @@ COMBINATIONS: dict[str, _Parts] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TransferConfig(ExperimentConfig):
-    """Adapt parts of a pre-trained network, as in the paper's Fig. 4, Table II."""
+    """Adapt parts of a pretrained network, as in the paper's Fig. 4, Table II."""
 
     methods: tuple[TransferMethod, ...]
-    """One run each: tbl-1, implicit, explicit, nc, tkm-1, implicit-explicit, tkm-2, tbl-2, ttl; see the module."""
+    """One run each. tbl-1: the classifier; implicit: the norms; explicit: kernel modulators; nc: norms and classifier; tkm-1: modulators and classifier; implicit-explicit: norms and modulators; tkm-2: all three; tbl-2: all parameters; ttl: TinyTL."""  # noqa: E501
     dataset: Dataset
     """aircraft, cars, flowers or food, in torchvision's layout, grocery-store, or classes of tiny-imagenet."""
     data: Path | None = None
@@ -79,8 +79,7 @@ class TransferConfig(ExperimentConfig):
     weights: str
     """imagenet (the library's; downloaded the first time), random, or a file, such as scratch's checkpoint.pt."""
     norm: Norm
-    """group: replace batch norm with group norm, as the paper does for batches of 8; batch: keep it; held: keep it, and
-    the statistics that it has."""
+    """group: replace batch norm with group norm, as the paper does for batches of 8; batch: keep it; held: keep it and its running statistics."""  # noqa: E501
     start: StartChoice
     """How modulators start. exact: at W; paper: near tanh(W); auto: exact for weights that are not random."""
 

@@ -4,13 +4,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metakm.models.build import make_backbone
     from metakm.models.conv4 import Conv4
     from metakm.models.layers import BatchNorm2d, Conv2d, Linear
     from metakm.models.resnet import CifarResNet
 
-_home = {"BatchNorm2d": "layers", "CifarResNet": "resnet", "Conv2d": "layers", "Conv4": "conv4", "Linear": "layers"}
+_home = {
+    "BatchNorm2d": "layers",
+    "CifarResNet": "resnet",
+    "Conv2d": "layers",
+    "Conv4": "conv4",
+    "Linear": "layers",
+    "make_backbone": "build",
+}
 
-__all__ = ["BatchNorm2d", "CifarResNet", "Conv2d", "Conv4", "Linear"]
+__all__ = ["BatchNorm2d", "CifarResNet", "Conv2d", "Conv4", "Linear", "make_backbone"]
 
 
 if not TYPE_CHECKING:  # see metakm/__init__.py

@@ -1,4 +1,4 @@
-"""`python -m metakm.packs`: what packs take (`plan`), what they hold (`inspect`); `merge`, `push` and `pull`."""
+"""`python -m metakm.packs`: task packs: plan, inspect, merge, push, pull."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from metakm.cli.exit_code import exit_code
-from metakm.cli.flags import with_paths_expanded
+from metakm.cli.flags import read_subcommand
 from metakm.modulation.attachment import within
 from metakm.modulation.pack_file import read_pack
 from metakm.modulation.storage import paper_plan, plan_storage, table
@@ -89,10 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    command: PlanOptions | Inspect | Merge | Push | Pull = tyro.cli(
-        Command, prog="python -m metakm.packs", args=arguments
-    )
-    print(with_paths_expanded(command)())  # noqa: T201
+    command: PlanOptions | Inspect | Merge | Push | Pull = read_subcommand(Command, "python -m metakm.packs", arguments)
+    print(command())  # noqa: T201
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`python -m metakm fit`: a folder of photos to a classifier, as one small file for a pretrained network."""
+"""`python -m metakm fit`: turn a folder of photos into a classifier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m metakm predict`: the class of each photo, with its probability, by a pack of metakm fit."""
+"""`python -m metakm predict`: classify photos with a pack of metakm fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m metakm.run`: meta-train one strategy, evaluate it on meta-test tasks, write its row."""
+"""`python -m metakm.run`: meta-train one strategy and test it; writes one row."""
 
 from __future__ import annotations
 

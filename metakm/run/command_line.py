@@ -64,7 +64,12 @@ def _with_options_of(config: RunConfig) -> type[RunConfig]:
     """`RunConfig` with the options of the config's strategy, whose own flags begin with its name."""
     options: Any = Annotated[type(config.options), tyro.conf.arg(name=config.algo)]
     return dataclasses.make_dataclass(
-        "RunConfig", [("options", options)], bases=(RunConfig,), frozen=True, kw_only=True
+        "RunConfig",
+        [("options", options)],
+        bases=(RunConfig,),
+        frozen=True,
+        kw_only=True,
+        namespace={"__doc__": RunConfig.__doc__},
     )
 
 

@@ -1,4 +1,4 @@
-"""`python -m metakm evaluate`: test a trained run again, beside what its row says, or on other data, in a new row."""
+"""`python -m metakm evaluate`: test a trained run again, or on other data."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class EvaluateOptions:
     test_inner_steps: int | None = None
     """Inner steps. Without it: the run's."""
     task_chunk: int | None = None
-    """Tasks in memory at once; 0: as many as fit into half of the memory, by an estimate. Without it: the run's."""
+    """Tasks in memory at once. Without it: the run's."""
     quiet: bool = False
     """No progress on standard error; errors and the result stay."""
     json: bool = False

@@ -1,4 +1,4 @@
-"""`python -m metakm.search`: choose hyper-parameters on meta-validation, in the same way for all strategies."""
+"""`python -m metakm.search`: choose hyper-parameters on meta-validation."""
 
 from __future__ import annotations
 

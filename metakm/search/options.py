@@ -26,7 +26,7 @@ class SearchOptions:
 
     python -m metakm.search --space SPACE [OPTIONS] [OPTIONS of metakm.run]
 
-    The same command continues an interrupted search; --trials may be raised.
+    The same command continues a search; --trials and --seconds may be raised.
 
     Several processes can share one search. The meta-test is never used.
 

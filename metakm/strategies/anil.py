@@ -20,7 +20,7 @@ from metakm.strategies.registry import register_strategy
 
 @register_strategy("anil", options=HeadOptions)
 class ANIL(Strategy):
-    """`adapted` = the head."""
+    """ANIL (Raghu et al. 2020): adapts the head."""
 
     head_prefix: ClassVar[str | None] = ""
     # Searched: results/search/table3-mini-imagenet-5w1s/, rounded to two digits.

@@ -31,7 +31,7 @@ from metakm.strategies.registry import register_strategy
 
 @register_strategy("baseline", options=Options)
 class Baseline(ClassTraining):
-    """`adapted` = the head of a task."""
+    """Baseline (Chen et al. 2019): a new head for each task on fixed features."""
 
     preset_values: ClassVar[PresetValues] = {
         key: {**values, "test_inner_steps": 100, **({"inner_lr": 0.5} if key[1] == "characters" else {})}

@@ -47,7 +47,7 @@ _PHOTOGRAPHS = {"baseline++.scale": 2.0, "inner_lr": 5.0}
 
 @register_strategy("baseline++", options=BaselinePlusPlusOptions)
 class BaselinePlusPlus(Baseline):
-    """`adapted` = the head of a task, of cosines."""
+    """Baseline++ (Chen et al. 2019): as Baseline, with heads of cosines."""
 
     preset_values: ClassVar[PresetValues] = {
         key: {**values, **_PHOTOGRAPHS} if key[1] == "photographs" else values

@@ -21,7 +21,7 @@ from metakm.strategies.registry import register_strategy
 
 @register_strategy("bn", options=HeadOptions)
 class BN(DirectStrategy):
-    """`adapted` = the norm affine and the head."""
+    """Implicit modulation alone (Hu & Liu, Sec. III-B): adapts the norm affine and the head."""
 
     head_prefix: ClassVar[str | None] = "head__"
 

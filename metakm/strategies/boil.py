@@ -25,7 +25,7 @@ class BOILOptions(RateOptions, NormOptions):
 
 @register_strategy("boil", options=BOILOptions)
 class BOIL(DirectStrategy):
-    """`adapted` = the backbone, its norm affine only with `implicit`."""
+    """BOIL (Oh et al. 2021): adapts the backbone, its norm affine only with `implicit`."""
 
     def __init__(self, backbone: nn.Module, ways: int, implicit: bool = False) -> None:
         def chosen(network: nn.Module, name: str) -> bool:

@@ -76,7 +76,7 @@ class FiLM(nn.Module):
 
 @register_strategy("cavia", options=CAVIAOptions)
 class CAVIA(Strategy):
-    """`adapted` = the context.
+    """CAVIA (Zintgraf et al. 2019): adapts a vector of context parameters.
 
     Raises:
         UserError: no such norm with a scale and a shift in the backbone.

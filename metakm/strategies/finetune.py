@@ -64,7 +64,7 @@ class CosineClassifier(nn.Module):
 
 @register_strategy("finetune", options=FinetuneOptions)
 class Finetune(ClassTraining):
-    """`adapted` = the whole network, and the head of a task."""
+    """Fine-tuning (Dhillon et al. 2020): adapts the whole network, and a head of cosines for each task."""
 
     preset_values: ClassVar[PresetValues] = {
         key: {**values, **({"inner_lr": 0.1, "test_inner_steps": 20} if key[1] == "characters" else {})}

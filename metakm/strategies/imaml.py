@@ -46,7 +46,7 @@ class IMAMLOptions(Options):
 
 @register_strategy("imaml", options=IMAMLOptions)
 class IMAML(DirectStrategy):
-    """`adapted` = the network with its norm affine; nothing else is learned."""
+    """iMAML (Rajeswaran et al. 2019): adapts the network with its norm affine; implicit meta-gradients."""
 
     def __init__(self, backbone: nn.Module, ways: int, proximal: float = 0.1, cg_steps: int = 5) -> None:
         super().__init__(backbone, ways, lambda _network, _name: True)

@@ -85,7 +85,7 @@ class KMOptions(HeadOptions, ModulatorOptions):
 
 @register_strategy("km", options=KMOptions)
 class KM(Strategy):
-    """`adapted` = modulators, convolution biases and head.
+    """KM (Hu & Liu): adapts kernel modulators, convolution biases and head.
 
     Args:
         implicit: adapt the norm affine, too.

@@ -42,7 +42,7 @@ class Curvature(nn.Module):
 
 @register_strategy("meta-curvature")
 class MetaCurvature(MAML):
-    """`adapted` as in MAML; `curvatures` has a `Curvature` for each of its parameters."""
+    """Meta-curvature (Park & Oliva 2019): as MAML; `curvatures` has a `Curvature` for each parameter."""
 
     def __init__(self, backbone: nn.Module, ways: int, implicit: bool = False) -> None:
         super().__init__(backbone, ways, implicit)

@@ -27,7 +27,7 @@ class MetaSGDOptions(GradientOptions, NormOptions):
 
 @register_strategy("meta-sgd", options=MetaSGDOptions)
 class MetaSGD(MAML):
-    """`adapted` as in MAML; `rates` has a factor on the inner rate for each weight."""
+    """Meta-SGD (Li et al. 2017): as MAML; `rates` has a factor on the inner rate for each weight."""
 
     def __init__(self, backbone: nn.Module, ways: int, implicit: bool = False) -> None:
         super().__init__(backbone, ways, implicit)

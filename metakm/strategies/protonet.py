@@ -62,7 +62,7 @@ class ProtoNetOptions(PrototypeOptions):
 
 @register_strategy("protonet", options=ProtoNetOptions)
 class ProtoNet(Prototypical):
-    """`adapted` = nothing."""
+    """Prototypical networks (Snell et al. 2017): adapts nothing."""
 
     def __init__(
         self,

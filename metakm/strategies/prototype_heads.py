@@ -64,7 +64,7 @@ class PrototypeHead(Prototypical):
 
 @register_strategy("maml-proto", options=ProtoMAMLOptions)
 class ProtoMAML(PrototypeHead, MAML):
-    """Proto-MAML itself: `adapted` as in MAML."""
+    """Proto-MAML (Triantafillou et al. 2020): MAML with a head that starts from prototypes."""
 
     def features(self, encoded: Tensor) -> Tensor:
         """See `PrototypeHead`."""
@@ -74,7 +74,7 @@ class ProtoMAML(PrototypeHead, MAML):
 
 @register_strategy("anil-proto", options=PrototypeHeadOptions)
 class ProtoANIL(PrototypeHead, ANIL):
-    """`adapted` as in ANIL."""
+    """ANIL with a head that starts from prototypes."""
 
     def features(self, encoded: Tensor) -> Tensor:
         """See `PrototypeHead`."""
@@ -83,7 +83,7 @@ class ProtoANIL(PrototypeHead, ANIL):
 
 @register_strategy("km-proto", options=ProtoKMOptions)
 class ProtoKM(PrototypeHead, KM):
-    """`adapted` as in KM; prototypes come from the features under the initial modulators."""
+    """KM with a head that starts from prototypes of the features under the initial modulators."""
 
     def features(self, encoded: Tensor) -> Tensor:
         """See `PrototypeHead`."""

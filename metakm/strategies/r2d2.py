@@ -47,7 +47,7 @@ class R2D2Options(Options):
 
 @register_strategy("r2d2", options=R2D2Options)
 class R2D2(Strategy):
-    """`adapted` = nothing: the classifier is solved for."""
+    """R2-D2 (Bertinetto et al. 2019): adapts nothing; the classifier is solved for."""
 
     any_ways: ClassVar[bool] = True
     supports_cuda_graph: ClassVar[bool] = False  # it counts the classes, and the solver checks its result

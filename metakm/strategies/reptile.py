@@ -26,7 +26,7 @@ from metakm.strategies.registry import register_strategy
 
 @register_strategy("reptile", options=Options)
 class Reptile(DirectStrategy):
-    """`adapted` = the network with its norm affine; nothing else is learned."""
+    """Reptile (Nichol et al. 2018): adapts the network with its norm affine; no second derivatives."""
 
     def __init__(self, backbone: nn.Module, ways: int) -> None:
         super().__init__(backbone, ways, lambda _network, _name: True)

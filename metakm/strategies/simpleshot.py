@@ -42,7 +42,7 @@ class SimpleShotOptions(Options):
 
 @register_strategy("simpleshot", options=SimpleShotOptions)
 class SimpleShot(ClassTraining):
-    """`adapted` = nothing."""
+    """SimpleShot (Wang et al. 2019): adapts nothing."""
 
     any_ways: ClassVar[bool] = True
 

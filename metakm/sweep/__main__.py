@@ -1,4 +1,4 @@
-"""`python -m metakm.sweep`: run strategies x settings x seeds; resume what was interrupted."""
+"""`python -m metakm.sweep`: run strategies x settings x seeds; resumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`python -m metakm.table`: the results of runs as the paper's Table III, next to the published values."""
+"""`python -m metakm.table`: runs as the paper's Table III, beside published values."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TableOptions:
     format: Format = "table"
     """table for a terminal, csv, markdown, latex (with booktabs) or json."""
     layout: Annotated[str | None, tyro.conf.arg(help_behavior_hint="(default: compact, or full with --all)")] = None
-    """compact (one page), full, or one from a plugin. As csv or json: its texts instead of numbers."""
+    """compact (one page), full, cross-domain (trained on x tested on), or one from a plugin. With --format csv or json, its cells are text, not numbers."""  # noqa: E501
     out: Path | None = None
     """File to write instead of printing."""
     all: bool = False

@@ -21,7 +21,7 @@ RANK = 4
 
 @register_modulator("low-rank")
 class LowRank(nn.Module):
-    """The pair (A, B) of one layer.
+    """LoRA on convolutions: the pair (A, B) of one layer.
 
     Args:
         rows, columns: of W read as a matrix.
