@@ -63,7 +63,7 @@ def test_every_dataset_states_its_family():
     assert of == {name: "conv4-64-stride" if name in characters else "conv4-32-pool" for name in available_datasets()}
 
 
-def test_a_head_starts_in_one_way():
+def test_a_head_inits_in_one_way():
     with pytest.raises(UserError, match="--zero-head or --normal-head, got both"):
         preset_config(zero_head=True, normal_head=True)
 

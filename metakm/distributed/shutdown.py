@@ -11,7 +11,7 @@ from pathlib import Path
 
 from metakm.distributed.rendezvous import Rendezvous
 from metakm.distributed.torchrun import print_anyway, restarts_left
-from metakm.distributed.watchdog import Loss
+from metakm.distributed.watchdog import LostProcess
 
 
 class ShutdownHandler:
@@ -25,7 +25,7 @@ class ShutdownHandler:
         self.write: Callable[[], object] = lambda: None
         self._rank, self._rendezvous, self._again = rank, rendezvous, again
 
-    def __call__(self, loss: Loss) -> None:
+    def __call__(self, loss: LostProcess) -> None:
         """Do all of it; `write` may be slow."""
         hosts, nodes = self._rendezvous.hosts, self._rendezvous.nodes
         again = "torchrun restarts the run from its last checkpoint" if restarts_left() else self._again

@@ -26,10 +26,10 @@ BEAT_SECONDS = 0.5
 SILENT_BEATS = 60
 # Beats to wait after a process has reported its own error, because this one may be about to raise the same error.
 GRACE_BEATS = 10
-LAST_ACTS_SECONDS = 10.0  # the files to write may be on the host that is cut off
+SHUTDOWN_SECONDS = 10.0  # the files to write may be on the host that is cut off
 
 
-class Loss(NamedTuple):
+class LostProcess(NamedTuple):
     """A process that is lost, and how; `reported` if the process said so itself."""
 
     rank: int
@@ -55,7 +55,7 @@ class Peer:
         self.rank, self.connection = rank, connection
         self.silent, self.left = 0, False
         self.tally = Tally(0, 0)
-        self._farewell: list[Loss | None] = []
+        self._farewell: list[LostProcess | None] = []
         self._unread = b""
 
     def send(self, **message: object) -> None:
@@ -63,7 +63,7 @@ class Peer:
         with contextlib.suppress(OSError):
             self.connection.send(json.dumps(message).encode() + b"\n")
 
-    def listen(self) -> Loss | None:
+    def listen(self) -> LostProcess | None:
         """Read what has arrived since the last call, one beat ago; return the process that is lost, if any."""
         self.silent += 1
         try:
@@ -74,12 +74,12 @@ class Peer:
                     self._handle(**json.loads(line))
         except BlockingIOError:
             silence = f"no sign of life for {SILENT_BEATS * BEAT_SECONDS:g} seconds"
-            return Loss(self.rank, silence) if self.silent >= SILENT_BEATS else None
+            return LostProcess(self.rank, silence) if self.silent >= SILENT_BEATS else None
         except OSError:  # reset, which is closed
             pass
         self.connection.close()
         if not self._farewell:
-            return Loss(self.rank, "it ended without a word, as if killed")
+            return LostProcess(self.rank, "it closed its connection, probably killed")
         self.left = self._farewell[0] is None
         return self._farewell[0]
 
@@ -90,7 +90,7 @@ class Peer:
             self._farewell = [None]
         else:
             rank, how, *_ = farewell
-            self._farewell = [Loss(rank, how, reported=rank == self.rank)]
+            self._farewell = [LostProcess(rank, how, reported=rank == self.rank)]
 
 
 class Watch:
@@ -100,7 +100,9 @@ class Watch:
         lost: called in a thread when a process is lost; then, or after 10 seconds, this one exits with code 1.
     """
 
-    def __init__(self, rank: int, connections: Mapping[int, socket.socket], lost: Callable[[Loss], None]) -> None:
+    def __init__(
+        self, rank: int, connections: Mapping[int, socket.socket], lost: Callable[[LostProcess], None]
+    ) -> None:
         self.rank, self._lost = rank, lost
         self._peers = [Peer(*item) for item in connections.items()]
         self._tally = Tally(0, 0)
@@ -114,7 +116,7 @@ class Watch:
         try:
             yield
         except RuntimeError:
-            self._thread.join((SILENT_BEATS + GRACE_BEATS) * BEAT_SECONDS + LAST_ACTS_SECONDS)
+            self._thread.join((SILENT_BEATS + GRACE_BEATS) * BEAT_SECONDS + SHUTDOWN_SECONDS)
             raise
 
     def begin_count(self) -> None:
@@ -135,7 +137,7 @@ class Watch:
         self._closing.set()
         self._thread.join()
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        self._leave(None if error is None else Loss(self.rank, f"it ended by {said}"))
+        self._leave(None if error is None else LostProcess(self.rank, f"it ended by {said}"))
 
     def _work(self) -> None:
         while not self._closing.wait(BEAT_SECONDS):
@@ -146,14 +148,14 @@ class Watch:
             if losses and not (losses[0].reported and self._closing.wait(GRACE_BEATS * BEAT_SECONDS)):
                 self._end(losses[0])
 
-    def _end(self, loss: Loss) -> None:
+    def _end(self, loss: LostProcess) -> None:
         self._leave(loss)
         last_acts = threading.Thread(target=self._lost, args=(loss,), daemon=True)
         last_acts.start()
-        last_acts.join(LAST_ACTS_SECONDS)
+        last_acts.join(SHUTDOWN_SECONDS)
         os._exit(1)
 
-    def _leave(self, farewell: Loss | None) -> None:
+    def _leave(self, farewell: LostProcess | None) -> None:
         for peer in self._peers:
             peer.send(farewell=farewell)
             peer.connection.close()

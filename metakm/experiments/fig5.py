@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from metakm.errors import UserError
 from metakm.experiments.layout import FIG5_PANELS, panel_lines
-from metakm.experiments.row import Line, RecordedExperiment, lines_of, schedule_titles
+from metakm.experiments.row import Line, RecordedExperiment, lines_of, setup_titles
 from metakm.io.figure import new_figure
 from metakm.table.output import PictureFormat
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 
 def fig5_picture(runs: Iterable[RecordedExperiment], form: PictureFormat = "png") -> bytes:
-    """The picture as a file's bytes: a row of three panels per schedule, with intervals as in the table.
+    """The picture as a file's bytes: a row of three panels per setup, with intervals as in the table.
 
     Raises:
         UserError: no finished run.
     """
     lines, _ = lines_of(run for run in runs if run.row.experiment == "ablation")
-    schedules = schedule_titles({line.schedule for line in lines})
-    if not schedules:
+    setups = setup_titles({line.setup for line in lines})
+    if not setups:
         raise UserError("Expected finished runs to draw, got none; run python -m metakm.experiments.ablation first")
-    figure = new_figure(figsize=(9, 3.4 * len(schedules)), layout="constrained")
-    all_axes = figure.subplots(len(schedules), len(FIG5_PANELS), squeeze=False, sharey="row")
-    for row_axes, (schedule, title) in zip(all_axes, schedules.items(), strict=True):
-        own = [line for line in lines if line.schedule == schedule]
+    figure = new_figure(figsize=(9, 3.4 * len(setups)), layout="constrained")
+    all_axes = figure.subplots(len(setups), len(FIG5_PANELS), squeeze=False, sharey="row")
+    for row_axes, (setup, title) in zip(all_axes, setups.items(), strict=True):
+        own = [line for line in lines if line.setup == setup]
         for axes, panel in zip(row_axes, FIG5_PANELS, strict=True):
             _panel(axes, panel, panel_lines(panel, own))
         row_axes[0].set_ylabel("test accuracy, %")

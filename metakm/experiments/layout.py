@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from metakm.experiments.row import Line, RecordedExperiment, line_names, lines_of, schedule_titles
+from metakm.experiments.row import Line, RecordedExperiment, line_names, lines_of, setup_titles
 from metakm.learning.statistics import interval_over_seeds
 from metakm.table.grids import Grid, Layout, TitledList
 
@@ -67,14 +67,14 @@ _READING = (
 
 
 def layout_paper(table: PaperTable, runs: Iterable[RecordedExperiment], problems: Sequence[str] = ()) -> Layout:
-    """The published values, the measured ones by schedule, the paper's claims, and what was left out."""
+    """The published values, the measured ones by setup, the paper's claims, and what was left out."""
     name = {"table1": "scratch", "table2": "transfer", "fig5": "ablation"}[table]
     lines, left_out = lines_of(run for run in runs if run.row.experiment.split("-")[0] == name)
     build, claims = _BUILDERS[table]
     grids = [*_published(table)]
-    for schedule, title in schedule_titles({line.schedule for line in lines}).items():
-        own = [line for line in lines if line.schedule == schedule]
-        grids += [build(title, own), _claims(schedule.preset, own, claims)]
+    for setup, title in setup_titles({line.setup for line in lines}).items():
+        own = [line for line in lines if line.setup == setup]
+        grids += [build(title, own), _claims(setup.preset, own, claims)]
     listings = (
         TitledList("Left out", tuple(left_out)),
         TitledList("Not read", tuple(problems)),
@@ -166,7 +166,7 @@ def _fig5(title: str, lines: Sequence[Line]) -> Grid:
 
 
 def panel_lines(panel: str, lines: Sequence[Line]) -> list[tuple[str, Line]]:
-    """The lines of one schedule in a panel of Fig. 5, with their labels."""
+    """The lines of one setup in a panel of Fig. 5, with their labels."""
     named = list(zip(line_names(lines, with_rate=True), lines, strict=True))
     return [
         (label + name.removeprefix(method), line)

@@ -103,9 +103,9 @@ class ComparableSetup:
 
 @dataclass(frozen=True)
 class Line:
-    """One method on one schedule: its finished runs, one per seed, in percent."""
+    """One method on one setup: its finished runs, one per seed, in percent."""
 
-    schedule: ComparableSetup
+    setup: ComparableSetup
     method: str
     learning_rate: float
     own: Settings  # what config.json adds about the method
@@ -193,16 +193,16 @@ def lines_of(runs: Iterable[RecordedExperiment]) -> tuple[list[Line], list[str]]
     return lines, [*left_out, *([f"finished without a test (--tune): {tuned}"] if tuned else [])]
 
 
-def schedule_titles(schedules: Iterable[ComparableSetup]) -> dict[ComparableSetup, str]:
-    """A title for each schedule, in the order of the titles; it names the settings in which the schedules differ."""
-    schedules = list(schedules)
-    differing = _differing([schedule.settings for schedule in schedules])
-    titles = {schedule: f"{schedule}{_format_settings(schedule.settings, differing)}" for schedule in schedules}
+def setup_titles(setups: Iterable[ComparableSetup]) -> dict[ComparableSetup, str]:
+    """A title for each setup, in the order of the titles; it names the settings in which the setups differ."""
+    setups = list(setups)
+    differing = _differing([setup.settings for setup in setups])
+    titles = {setup: f"{setup}{_format_settings(setup.settings, differing)}" for setup in setups}
     return dict(sorted(titles.items(), key=lambda item: item[1]))
 
 
 def line_names(lines: Sequence[Line], *, with_rate: bool = False) -> list[str]:
-    """The method of each line of one schedule; where a method has several lines, what they differ in, too.
+    """The method of each line of one setup; where a method has several lines, what they differ in, too.
 
     Args:
         with_rate: include the learning rate, if nothing else names it.

@@ -14,7 +14,7 @@ from metakm.errors import UserError
 from metakm.io.files import atomic_write, expanded
 from metakm.learning.classifier import AdaptedClassifier, Images, Labels, adapt
 from metakm.learning.evaluation import Evaluation, accuracies
-from metakm.learning.head_start import start_head
+from metakm.learning.head_init import start_head
 from metakm.learning.inner_loop import InnerLR, MetaLoss, meta_loss
 from metakm.learning.inner_rates import learned_rates
 from metakm.learning.learner_file import SavedLearner, flat_state, learner_file, read_learner_file, require_same_kind

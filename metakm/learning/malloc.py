@@ -1,8 +1,8 @@
 """Keep freed memory in the process.
 
 A second-order step allocates and frees gigabytes of activations. glibc hands large blocks back to the kernel at once,
-so every step pays the page faults of all its buffers again. Commands call this once at their start; a library user
-calls it or not, as they like. What it saves has not been measured by itself.
+so every step pays the page faults of all its buffers again. Commands call this once at their start; in
+library use it is optional. Its effect alone has not been measured.
 """
 
 from __future__ import annotations

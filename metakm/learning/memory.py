@@ -55,7 +55,7 @@ class TaskChunks:
 
     @property
     def testing(self) -> int:
-        """Tasks to test at once: more on a GPU, as testing keeps no graph across steps and few leave it idle."""
+        """Tasks to test at once: more on a GPU, since evaluation keeps no graph and small batches leave it idle."""
         if self._device.type == "cpu" or self._config.task_chunk:
             return self.training
         return max(self.training, self._automatic(TESTED_AT_ONCE))

@@ -1,4 +1,4 @@
-"""Layers that hold no task of their own: each row of a batch meets the tensors of its own task.
+"""Layers that hold no task of their own: each row uses its own task's tensors.
 
 `metakm.modulation.task_rows.current_rows` says which rows are whose.
 """

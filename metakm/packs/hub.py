@@ -141,7 +141,7 @@ def _hub() -> Any:
 
 
 def _calling(request: Callable[[], _R], place: str) -> _R:
-    """The request's result; what the Hub or the network refuses is the user's to mend."""
+    """The request's result; what the Hub or the network refuses is reported as a UserError."""
     try:
         return request()
     except (OSError, ValueError) as error:  # of the Hub, all of its errors are one or the other

@@ -52,7 +52,7 @@ class RunKind(ABC):
         """One line for standard output, once the run is done."""
 
     def how_to_reproduce(self) -> str:
-        """The command that meets a failure again, as the end of a sentence; empty where there is none to give."""
+        """The command that reproduces a failure, as the end of a sentence; empty where there is none to give."""
         return ""
 
     def write_results(self, tested: Accuracies | None) -> None:

@@ -126,7 +126,7 @@ class TrainingRun(RunKind, Generic[L]):
         return 0
 
     def _fail(self, error: Exception) -> int:
-        """Keep the state just before a failed iteration, so that a resumed run meets it again at once."""
+        """Keep the state just before a failed iteration, so that resuming reproduces the failure immediately."""
         self.failure, said = error, f"error: {error}"
         if not self.settings.execution.dry_run:
             if self.history.curve and self.loop.iteration < self.iterations and not self._validation_due():

@@ -68,12 +68,12 @@ def test_a_killed_process_ends_the_others_and_a_restart_goes_on(tmp_path):
     assert done.returncode == 1
     first, second = errors(done.stderr)
     assert re.fullmatch(
-        r"error: lost process 1 on \S+ \(it ended without a word, as if killed\); torchrun restarts the run from "
+        r"error: lost process 1 on \S+ \(it closed its connection, probably killed\); torchrun restarts the run from "
         "its last checkpoint",
         first,
     )
     assert re.fullmatch(
-        r"error: lost process 0 on \S+ \(it ended without a word, as if killed\); to go on from the last checkpoint, "
+        r"error: lost process 0 on \S+ \(it closed its connection, probably killed\); to go on from the last checkpoint, "
         "replace --overwrite by --resume in the same command",
         second,
     )
@@ -121,7 +121,7 @@ def test_a_killed_process_or_a_cut_link_ends_both_hosts(tmp_path):
             reader.join()
     assert codes == [1, 1]
     assert seconds < 30
-    killed, silent = "it ended without a word, as if killed", "no sign of life for 4 seconds"
+    killed, silent = "it closed its connection, probably killed", "no sign of life for 4 seconds"
     restart = "torchrun restarts the run from its last checkpoint"
     resume = "to go on from the last checkpoint, add --resume to the same command"
     assert errors(printed["a"].text) == [

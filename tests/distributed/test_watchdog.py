@@ -6,7 +6,7 @@ import time
 import pytest
 
 from metakm.distributed import watchdog as watch
-from metakm.distributed.watchdog import Loss, Peer, Watch
+from metakm.distributed.watchdog import LostProcess, Peer, Watch
 
 BEAT = 0.02
 
@@ -61,7 +61,10 @@ def test_whoever_dies_is_named_to_all_the_others(group):
     assert lost == [[], [], [], []]
     connections[1].close()
     wait_for(lambda: lost[0] and lost[1] and lost[3])
-    assert lost == [[Loss(2, "it ended without a word, as if killed")]] * 2 + [[], lost[0]]
+    assert lost == [[LostProcess(2, "it closed its connection, probably killed")]] * 2 + [
+        [],
+        lost[0],
+    ]
 
 
 def test_a_silent_process_is_lost_and_a_busy_one_is_not(group):
@@ -72,7 +75,7 @@ def test_a_silent_process_is_lost_and_a_busy_one_is_not(group):
     assert lost == [[], []]
     _, lost, _ = group(2, silent=[1])
     wait_for(lambda: lost[0])
-    assert lost[0] == [Loss(1, "no sign of life for 0.8 seconds")]
+    assert lost[0] == [LostProcess(1, "no sign of life for 0.8 seconds")]
 
 
 def test_who_leaves_is_not_lost(group):
@@ -89,8 +92,8 @@ def test_the_error_that_ends_a_process_is_passed_on_after_a_grace(group):
     time.sleep(watch.GRACE_BEATS / 2 * BEAT)
     assert lost == [[], [], []]
     wait_for(lambda: lost[0] and lost[2])
-    assert lost[0] == [Loss(1, "it ended by OSError: no space left", True)]
-    assert lost[2] == [Loss(1, "it ended by OSError: no space left")]
+    assert lost[0] == [LostProcess(1, "it ended by OSError: no space left", True)]
+    assert lost[2] == [LostProcess(1, "it ended by OSError: no space left")]
 
 
 def test_an_error_that_all_meet_is_no_loss(group):
@@ -142,4 +145,4 @@ def test_time_that_this_process_was_stopped_does_not_count():
 def test_a_loss_ends_the_others_within_a_minute(monkeypatch):
     monkeypatch.undo()
     beats = watch.SILENT_BEATS + watch.GRACE_BEATS + 2  # two to pass it on
-    assert beats * watch.BEAT_SECONDS + watch.LAST_ACTS_SECONDS < 60
+    assert beats * watch.BEAT_SECONDS + watch.SHUTDOWN_SECONDS < 60
