@@ -73,8 +73,8 @@ def test_a_killed_process_ends_the_others_and_a_restart_goes_on(tmp_path):
         first,
     )
     assert re.fullmatch(
-        r"error: lost process 0 on \S+ \(it closed its connection, probably killed\); to go on from the last checkpoint, "
-        "replace --overwrite by --resume in the same command",
+        r"error: lost process 0 on \S+ \(it closed its connection, probably killed\); "
+        "to go on from the last checkpoint, replace --overwrite by --resume in the same command",
         second,
     )
     assert "resumes at iteration 2" in done.stderr
