@@ -1,4 +1,4 @@
-"""A check that no class of a dataset is in two splits, from what was loaded."""
+"""A check that no class of a run's datasets is in two splits, from what was loaded."""
 
 from __future__ import annotations
 
@@ -8,25 +8,43 @@ from collections.abc import Mapping
 import numpy as np
 
 from metakm.data.dataset import FewShotDataset
+from metakm.data.in_turn import DatasetsInTurn
 from metakm.errors import UserError
 
 
-def check_unseen(splits: Mapping[str, FewShotDataset]) -> None:
+def check_unseen(splits: Mapping[str, object]) -> None:
     """Check that test classes are unseen, for datasets that do not do so themselves, such as those of plugins.
 
-    Names alone do not tell, as each split may number its classes from 0: a class is in two splits if its name and its
-    first image are.
+    Of several datasets each split of one is checked against the other splits of all. Names alone do not tell, as each
+    split may number its classes from 0: a class is in two splits if its name and its first image are.
+
+    Args:
+        splits: each a `FewShotDataset` or several in turn; what is neither has no classes to compare.
 
     Raises:
         UserError: names the first such class.
     """
-    for (one, first), (other, second) in itertools.combinations(splits.items(), 2):
-        places = {name: place for place, name in enumerate(second.class_names)}
-        for place, name in enumerate(first.class_names):
-            if name in places and np.array_equal(
-                first.images[first.offsets[place]], second.images[second.offsets[places[name]]]
-            ):
+    for one, other in itertools.combinations(splits, 2):
+        for first, second in itertools.product(_datasets(splits[one]), _datasets(splits[other])):
+            if (name := _common_class(first, second)) is not None:
                 raise UserError(
-                    f"Expected every class in one split, got {name!r} with the same images in {one} and {other} of "
-                    f"{first.name}; move it to one of them, because test classes must be unseen"
+                    f"Expected every class in one split, got {name!r} with the same images in {one} of {first.name} "
+                    f"and {other} of {second.name}; move it to one of them, because test classes must be unseen"
                 )
+
+
+def _datasets(split: object) -> tuple[FewShotDataset, ...]:
+    if isinstance(split, DatasetsInTurn):
+        return split.datasets
+    return (split,) if isinstance(split, FewShotDataset) else ()
+
+
+def _common_class(first: FewShotDataset, second: FewShotDataset) -> str | None:
+    """The first class of both."""
+    places = {name: place for place, name in enumerate(second.class_names)}
+    for place, name in enumerate(first.class_names):
+        if name in places and np.array_equal(
+            first.images[first.offsets[place]], second.images[second.offsets[places[name]]]
+        ):
+            return name
+    return None

@@ -13,7 +13,6 @@ import torch
 from metakm.cli.progress import duration
 from metakm.cli.signals import Stoppable
 from metakm.config import RunConfig
-from metakm.data import FewShotDataset
 from metakm.data.batch import SplitSampler
 from metakm.data.overlap import check_unseen
 from metakm.data.splits import SPLITS
@@ -73,8 +72,7 @@ class Run(TrainingRun[OuterLoop]):
         strategy_class(config.algo)
         self.device = resolve_device(local_device(config.device))
         self.samplers = samplers or {split: make_sampler(config, split) for split in SPLITS}
-        loaded = {split: sampler.dataset for split, sampler in self.samplers.items()}
-        check_unseen({split: data for split, data in loaded.items() if isinstance(data, FewShotDataset)})
+        check_unseen({split: sampler.dataset for split, sampler in self.samplers.items()})
         folder = RunFolder(config.folder)
         begun = config.resume and folder.checkpoint.is_file()  # has its weights there
         start = dataclasses.replace(config, weights=None) if begun else config

@@ -26,6 +26,23 @@ def load_dots(split, roots):
     return metakm.FewShotDataset.from_arrays(images, labels, name="dots", split=split)
 """
 
+SEVERAL = """
+import numpy as np
+import metakm
+
+
+def load(name, seeds, split):
+    seed = dict(zip(("train", "val", "test"), seeds))[split]
+    images = np.random.default_rng(seed).integers(0, 256, (40, 1, 16, 16), dtype=np.uint8)
+    return metakm.FewShotDataset.from_arrays(images, np.repeat(range(4), 10), name=name, split=split)
+
+
+for name, seeds in {seeds}.items():
+    metakm.register_dataset(name, title=name, family="photographs", ways=3)(
+        lambda split, roots, name=name, seeds=seeds: load(name, seeds, split)
+    )
+"""
+
 
 @pytest.fixture(autouse=True)
 def environment(cache, monkeypatch):
@@ -56,7 +73,7 @@ def plugin(tmp_path, text):
             10,
             "images[0] = 7 if split != 'val' else 8",
             (),
-            "Expected every class in one split, got '0' with the same images in train and test of dots; move it",
+            "Expected every class in one split, got '0' with the same images in train of dots and test of dots; move",
         ),
         (10, "labels[7] = None", (), "Expected a label for every image"),
         (10, "images = images.transpose(0, 2, 3, 1)", (), "Expected images"),
@@ -66,6 +83,21 @@ def test_a_plugins_dataset_that_no_episodes_can_be_drawn_from(tmp_path, capsys, 
     path = plugin(tmp_path, PLUGIN.format(each=each, more=more))
     found = refused(capsys, tmp_path / "out", "--dataset", "dots", "--plugin", path, *flags)
     assert said in found
+
+
+@pytest.mark.parametrize(
+    ("names", "seeds", "said"),
+    [
+        ("one two", {"one": (0, 0, 0), "two": (1, 1, 1)}, "in train of one and val of one"),
+        ("one two", {"one": (0, 1, 2), "two": (3, 4, 4)}, "in val of two and test of two"),
+        ("one two", {"one": (0, 1, 2), "two": (3, 4, 0)}, "in train of one and test of two"),
+        ("two one", {"one": (0, 1, 2), "two": (3, 4, 1)}, "in val of one and test of two"),
+    ],
+)
+def test_a_class_of_several_datasets_in_two_splits(tmp_path, capsys, names, seeds, said):
+    path = plugin(tmp_path, SEVERAL.format(seeds=seeds))
+    found = refused(capsys, tmp_path / "out", "--dataset", *names.split(), "--plugin", path)
+    assert f"Expected every class in one split, got '0' with the same images {said}; move" in found
 
 
 @pytest.mark.parametrize(
@@ -107,5 +139,5 @@ def test_splits_that_number_their_classes_alike_are_fine():
     ]
     splits = dict(zip(("train", "val", "test"), made, strict=True))
     check_unseen(splits)
-    with pytest.raises(metakm.UserError, match="'0' with the same images in train and val"):
+    with pytest.raises(metakm.UserError, match="'0' with the same images in train of custom and val of custom"):
         check_unseen({**splits, "val": splits["train"]})
