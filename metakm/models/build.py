@@ -11,6 +11,7 @@ from metakm.io.tensor_file import fingerprint_of
 from metakm.models.conversion import carry_tasks
 from metakm.models.modes import BatchNormMode
 from metakm.models.named_network import is_named_network, load_backbone_weights, named_network
+from metakm.models.pretrained import FEWSHOT, KINDS, LITE0
 from metakm.models.registry import backbones
 from metakm.registry import describe_error, import_modules
 
@@ -68,11 +69,12 @@ def _build_registered(name: str, image_shape: tuple[int, int, int], bn_mode: Bat
                 if build.__module__.startswith("metakm.models."):
                     raise
                 raise UserError(f"Expected the backbone {name!r} to be built, got {describe_error(error)}") from error
+    if name == FEWSHOT:
+        raise UserError(
+            f"Expected a network as the backbone, got {name!r}, a pack for it: a base of `metakm fit`; use {LITE0}"
+        )
     known_names = ", ".join(backbones.names())
-    raise UserError(
-        f"Expected backbone to be one of {known_names}, timm:NAME, torchvision:NAME or file.py:Class, got {name!r}; "
-        "for example conv4-64-stride"
-    )
+    raise UserError(f"Expected backbone to be one of {known_names}, {KINDS}, got {name!r}; for example conv4-64-stride")
 
 
 def _module(built: object, name: str) -> nn.Module:

@@ -6,14 +6,14 @@ f is trained by classification (see `class_training.py`), or comes with `--weigh
 a new linear head on the support features, from the same random start in every task; it is no part of what the outer
 loop learns. The paper ("A Closer Look at Few-shot Classification") takes 100 steps.
 
-The presets test with 100 steps, too. After `python -m metakm.run --algo baseline --dataset omniglot --iterations 100
---meta-batch 12 --queries 1 --test-queries 5` (seed 0) `benchmarks/task_rates.py` finds 28.9 % on 50 meta-validation
-tasks with 100 steps of 0.5, which `quick` and `tuned` take for characters, 28.9 with 5, 27.6 with 50, and 24.0 after 20
-steps of 0.5. Photographs were not searched.
+The presets `quick` and `table3` test with 100 steps, too. After `python -m metakm.run --algo baseline --dataset
+omniglot --iterations 100 --meta-batch 12 --queries 1 --test-queries 5` (seed 0) `benchmarks/task_rates.py` finds 28.9 %
+on 50 meta-validation tasks with 100 steps of 0.5, which both take for characters, 28.9 with 5, 27.6 with 50, and 24.0
+after 20 steps of 0.5. Photographs were not searched.
 
-Deviations: the authors' 100 passes are SGD with batches of 4, rate 0.01, momentum 0.9 and a weight decay of 0.001; here
-each step is plain gradient descent on the whole support set, with `--inner-lr` and `--test-inner-steps`. Training: see
-`class_training.py`.
+Deviations: the authors' 100 passes are SGD with batches of 4, rate 0.01, momentum and dampening of 0.9 and a weight
+decay of 0.001; here each step is plain gradient descent on the whole support set, with `--inner-lr` and
+`--test-inner-steps`. Training: see `class_training.py`.
 """
 
 from __future__ import annotations

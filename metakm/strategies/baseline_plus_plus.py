@@ -7,7 +7,7 @@ for the training classes and for those of a task, whose w the inner loop trains 
 
 Deviations: the paper's equation has no s; the authors' code has s = 2 for up to 200 classes and 10 for more, and learns
 a length of each w_k, too. Here s is `--baseline++.scale`, one for the training classes and for tasks, and w_k counts by
-its direction alone, as in the paper. The presets follow that code: s = 10 for characters and 2 for photographs.
+its direction alone, as in the paper. `quick` and `table3` follow that code: s = 10 for characters, 2 for photographs.
 
 After the command in `baseline.py` with `--algo baseline++ --baseline++.scale 20`, `benchmarks/task_rates.py` finds
 36.5 % on 50 meta-validation tasks with 100 steps of 0.5, 36.2 with 5 and 35.3 with 0.05. s itself was not searched. For

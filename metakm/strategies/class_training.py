@@ -6,7 +6,7 @@ f is the backbone, c(x) the class of x among all classes of the training split, 
 characters, which episodes turn, a class turned by 90 degrees is another class, as is usual for Omniglot.
 
 Deviation from all papers that train so: they draw mini-batches of images of any class, and augment them; here a batch
-is a few episodes, with several images of each class. The presets `quick` and `tuned` bring it closer to theirs, with
+is a few episodes, with several images of each class. The presets `quick` and `table3` bring it closer to theirs, with
 one query a class and more episodes instead: with 1 shot, as many images an iteration as for other strategies. Tests
 have the same queries as theirs. After `python -m metakm.run --algo simpleshot --dataset omniglot --iterations 100
 --val-every 100 --val-tasks 50` (seed 0) meta-validation is at 15.1 % with `--meta-batch 4 --queries 5`, and at 33.1

@@ -10,7 +10,7 @@ classes is that of the support set.
 
 After `python -m metakm.run --algo finetune --dataset omniglot --iterations 100 --meta-batch 12 --queries 1
 --test-queries 5` (seed 0) `benchmarks/task_rates.py` finds 33.1 % on 50 meta-validation tasks with 20 steps of 0.1,
-which `quick` and `tuned` take for characters, 32.8 with 5 of 0.1, 32.4 with 20 of 0.01, and 32.4 without a step:
+which `quick` and `table3` take for characters, 32.8 with 5 of 0.1, 32.4 with 20 of 0.01, and 32.4 without a step:
 fine-tuning adds little to the class means there. Photographs were not searched.
 
 Deviations: the authors fine-tune with Adam, 25 passes at 5e-5, on augmented images, and put w on the logits of the

@@ -10,7 +10,10 @@ tasks may have any number of classes.
 
 Deviations: the paper also adds a learned scalar beta to all logits, which the softmax cancels; there is none here.
 lambda is learned with every dataset. The authors divide X and Y by sqrt(N*K) and start from lambda = 50 and
-alpha = 1e-4, for the 8,000 to 72,000 features of their network; the defaults here suit the 64 to 800 of `Conv4`.
+alpha = 1e-4 (10 for Omniglot), for the 3,584 (Omniglot), 8,064 (CIFAR-FS) and 72,576 (mini-ImageNet) features of their
+network; the defaults here suit the 64 to 800 of `Conv4`. That network has 96 to 512 filters, leaky ReLU and dropout,
+and its features are those of the third and fourth block, concatenated. They train with more ways than they test with,
+such as 16 for 5 on mini-ImageNet, and draw the shots anew for each episode (`--train-ways`, `--train-shots`).
 """
 
 from __future__ import annotations

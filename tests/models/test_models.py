@@ -55,6 +55,13 @@ def test_unknown_backbone(name):
         make_backbone(name, (1, 28, 28))
 
 
+def test_networks_of_libraries_are_among_the_names_and_a_pack_is_no_backbone():
+    with pytest.raises(metakm.UserError, match=r"efficientnet-lite0, timm:NAME, .* got 'efficientnet-lite'"):
+        make_backbone("efficientnet-lite", (3, 28, 28))
+    with pytest.raises(metakm.UserError, match=r"a base of `metakm fit`; use efficientnet-lite0$"):
+        make_backbone("efficientnet-lite0-fewshot", (3, 28, 28))
+
+
 def test_backbones_refuse_what_they_cannot_do():
     for name in ("conv4-4-stride", "resnet8"):
         with pytest.raises(metakm.UserError, match="images of 2 channels, got 3"):
