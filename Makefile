@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: run test test-slow check docs install learn2learn clean
+.PHONY: run test test-slow check docs install peers clean
 
 run: $(READY)
 	$(BIN)/python -m metakm.run --resume
@@ -28,7 +28,7 @@ docs: $(READY)
 install: $(READY)
 
 # A plain pip install builds it on Python 3.10 alone.
-learn2learn: $(READY)
+peers: $(READY)
 	bash benchmarks/install_peers.sh $(BIN)/python
 
 $(READY): pyproject.toml

@@ -91,6 +91,8 @@ def main(
     wanted = {peer for peer in peers if _INSTALLED.get(peer, lambda: True)()}
     made_by = describe(where)
     print(made_by, flush=True)
+    for peer in sorted(set(peers) - wanted):
+        print(f"{peer} is not installed and is left out: bash benchmarks/install_peers.sh", flush=True)
     contestants: dict[str, Callable[[], object]] = {}
     for algo in ALGORITHMS:
         contestants[f"{algo} metakm"] = _ours(shapes.strategy(algo).to(where), episodes, shapes.steps)

@@ -79,7 +79,7 @@ def growth(values: Sequence[float], settled: int) -> float:
 
 def describe(device: torch.device | None = None) -> str:
     """Versions, threads and device in one line."""
-    versions = [f"{name} {_version(name)}" for name in ("torch", "metakm", "higher", "learn2learn")]
+    versions = [f"{name} {_version(name)}" for name in ("torch", "metakm", "higher", "learn2learn", "jax")]
     where = torch.cuda.get_device_name(device) if device is not None and device.type == "cuda" else "cpu"
     return ", ".join(
         [f"Python {sys.version.split()[0]}", *versions, f"{torch.get_num_threads()} threads", where, git_commit()[:12]]

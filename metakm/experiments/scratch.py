@@ -97,7 +97,7 @@ def method_config(config: FromScratchConfig, experiment: str, method: str) -> Me
     kind = method.removesuffix(_CONSTANT)
     rate = config.learning_rate or _RATES[config.preset].get(kind, DEFAULT_RATE)
     start = config.residual_start
-    if start is None:
+    if start is None or kind == "tbn":  # which draws the scales of its norms
         start = _RESIDUAL_STARTS.get(config.preset, {}).get(kind, 1.0)
     plain = kind == "ld"
     return MethodConfig(

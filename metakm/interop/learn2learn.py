@@ -25,7 +25,7 @@ try:
 except ImportError as problem:
     raise ImportError(
         f"Expected learn2learn 0.2.0, got {problem}; a plain pip install does not build it on Python 3.11 and later, "
-        "so run `make learn2learn` or `bash benchmarks/install_peers.sh python` in metakm's repository; on 3.10 "
+        "so run `make peers` or `bash benchmarks/install_peers.sh python` in metakm's repository; on 3.10 "
         "`pip install 'metakm[learn2learn]'` does"
     ) from problem
 

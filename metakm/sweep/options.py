@@ -27,7 +27,7 @@ class SweepOptions:
 
     python -m metakm.sweep [table3 | DATASET] [OPTIONS] [OPTIONS of metakm.run]
 
-    table3: omniglot 20-way and mini-imagenet 5-way, 1 and 5 shots.
+    table3: omniglot 20-way and mini-imagenet 5-way, 1 and 5 shots, --preset table3.
 
     Options of metakm.run, such as --preset paper, apply to every run.
     """
@@ -100,6 +100,8 @@ def parse_sweep(arguments: Sequence[str]) -> tuple[SweepOptions, list[str]]:
     datasets = TABLE3_DATASETS if first == "table3" else (first,)
     named = ["--dataset", *datasets] if first else []
     options, rest = read_some_options(SweepOptions, "python -m metakm.sweep", [*named, *flags])
+    if first == "table3" and not any(flag.partition("=")[0] == "--preset" for flag in rest):
+        rest = ["--preset", "table3", *rest]
     check_flags(rest, SweepOptions, _PER_RUN)
     return options, rest
 

@@ -221,6 +221,7 @@ def test_the_start_is_that_of_the_preset_unless_it_is_given():
     assert starts == {method: 0.2 if method == "km" else 1.0 for method in scratch.TABLE1}
     given = dataclasses.replace(short, residual_start=0.5)
     assert scratch.method_config(given, "scratch", "full").residual_start == 0.5
+    assert scratch.method_config(given, "scratch", "tbn").residual_start == 1.0
     assert scratch.method_config(scratch.PRESETS["paper"], "scratch", "km").residual_start == 1.0
 
 

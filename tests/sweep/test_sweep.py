@@ -93,13 +93,14 @@ def interrupt_at(patch, iteration):
 
 def test_table3_is_all_strategies_and_settings_seed_by_seed():
     expected = [
-        preset_config("quick", algo, dataset, ways, shots, seed=seed, resume=True)
+        preset_config("table3", algo, dataset, ways, shots, seed=seed, resume=True)
         for seed in range(3)
         for dataset, ways in (("omniglot", 20), ("mini-imagenet", 5))
         for shots in (1, 5)
         for algo in ("maml", "anil", "km")
     ]
     assert configs("table3") == expected
+    assert {config.preset for config in configs("table3", "--preset", "paper")} == {"paper"}
 
 
 def test_other_flags_go_to_every_run():
