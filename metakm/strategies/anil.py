@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from metakm.options import HeadOptions
-from metakm.strategies.base import PresetValues, Strategy
+from metakm.strategies.base import Strategy
 from metakm.strategies.network import make_head
 from metakm.strategies.registry import register_strategy
 
@@ -23,16 +23,6 @@ class ANIL(Strategy):
     """ANIL (Raghu et al. 2020): adapts the head."""
 
     head_prefix: ClassVar[str | None] = ""
-    # Searched: results/search/table3-mini-imagenet-5w1s/, rounded to two digits.
-    preset_values: ClassVar[PresetValues] = {
-        ("table3", "photographs"): {
-            "learn_inner_lr": True,
-            "inner_lr_per_step": True,
-            "inner_lr": 0.015,
-            "meta_lr": 1e-3,
-            "grad_clip": 0.0,
-        }
-    }
 
     def __init__(self, backbone: nn.Module, ways: int) -> None:
         super().__init__()

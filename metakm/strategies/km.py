@@ -19,7 +19,7 @@ from metakm.cli.flags import require
 from metakm.modulation import KernelModulators
 from metakm.modulation.modulators import Activation, Initialisation, Start
 from metakm.options import HeadOptions, NormOptions
-from metakm.strategies.base import PresetValues, Strategy
+from metakm.strategies.base import Strategy
 from metakm.strategies.network import Classifier, SharedParameters, call_with, is_norm_affine
 from metakm.strategies.registry import register_strategy
 
@@ -95,17 +95,6 @@ class KM(Strategy):
     """
 
     head_prefix: ClassVar[str | None] = "direct.head__"
-    # Searched: results/search/table3-omniglot-20w1s/, rounded to two digits.
-    preset_values: ClassVar[PresetValues] = {
-        ("table3", "characters"): {
-            "learn_inner_lr": True,
-            "inner_lr_per_step": True,
-            "inner_lr": 0.1,
-            "inner_steps": 5,
-            "first_head_lr": 10.0,
-            "meta_lr": 3e-3,
-        }
-    }
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ their meaning when presets change. Newer rows do not need this: they say what th
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from metakm.config import NAMED_IN_ROW
@@ -69,7 +69,7 @@ def _preset(row: ResultRow) -> dict[str, Any]:
         raise unknown_name("dataset", row.dataset, _CHARACTERS + _PHOTOGRAPHS)
     if row.ways < 2 or row.shots < 1:
         raise UserError(f"Expected 2 or more ways and 1 or more shots, got {row.ways} and {row.shots}")
-    build = {"paper": _paper, "tuned": _tuned, "table3": _table3(row.algo)}.get(row.preset, _quick)
+    build = {"paper": _paper, "tuned": _tuned}.get(row.preset, _quick)
     found = build(row.dataset in _PHOTOGRAPHS, row.ways, row.shots)
     not_set = _NOT_SET.get(row.algo, ("scaled_distance",))
     return _defaults(row.algo) | {name: value for name, value in found.items() if name not in not_set}
@@ -117,32 +117,3 @@ def _tuned(photographs: bool, ways: int, shots: int) -> dict[str, Any]:
         "backbone": "conv4-64-pool", "iterations": 5000, "inner_lr": 0.1, "learn_inner_lr": True,
         "inner_lr_per_step": True, "first_head_lr": 10.0,
     }  # fmt: skip
-
-
-_ZERO_HEAD = {"zero_head": True, "grad_clip": 0.01}
-_LEARNED = _ZERO_HEAD | {
-    "learn_inner_lr": True, "inner_lr": 0.15, "inner_steps": 3, "meta_lr": 3.6e-3, "test_inner_steps": 20,
-}  # fmt: skip
-_PER_STEP = {"learn_inner_lr": True, "inner_lr_per_step": True, "inner_steps": 5, "zero_head": True}
-_FIXED = _ZERO_HEAD | {"inner_lr": 0.05, "inner_steps": 5, "meta_lr": 3e-3, "test_inner_steps": 5}
-_KM_CHARACTERS = _PER_STEP | {
-    "grad_clip": 0.01, "inner_lr": 0.1, "first_head_lr": 10.0, "meta_lr": 3e-3, "test_inner_steps": 20,
-}  # fmt: skip
-_ANIL_PHOTOGRAPHS = _PER_STEP | {"grad_clip": 0.0, "inner_lr": 0.015, "meta_lr": 1e-3, "test_inner_steps": 5}
-
-
-def _table3(algo: str) -> Callable[[bool, int, int], dict[str, Any]]:
-    """This preset differs by strategy."""
-
-    def build(photographs: bool, _ways: int, shots: int) -> dict[str, Any]:
-        own = {"anil": _ANIL_PHOTOGRAPHS} if photographs else {"km": _KM_CHARACTERS}
-        one, more = (8_000, 6_000) if photographs else (12_000, 8_000)
-        iterations = one if shots == 1 else more
-        return {
-            "backbone": "conv4-32-pool" if photographs else "conv4-64-pool", "queries": 10, "test_queries": 0,
-            "meta_batch": 2 if shots == 1 else 1, "iterations": iterations, "schedule": "constant", "ema": 0.999,
-            "select": "last", "val_every": iterations // 4, "val_tasks": 100, "scaled_distance": True,
-            **own.get(algo.removesuffix("-proto"), _FIXED if photographs else _LEARNED),
-        }  # fmt: skip
-
-    return build
