@@ -208,14 +208,9 @@ def _table3(dataset: str, ways: int, shots: int) -> dict[str, Any]:
         "zero_head": True,
         "grad_clip": 0.01,
         "inner_steps": 5,
+        "learn_inner_lr": True,
+        "inner_lr_per_step": True,
     }
     if family == "photographs":
         return common | {"backbone": "conv4-32-pool", "inner_lr": 0.05, "test_inner_steps": 5}
-    return common | {
-        "backbone": "conv4-64-pool",
-        "inner_lr": 0.1,
-        "learn_inner_lr": True,
-        "inner_lr_per_step": True,
-        "first_head_lr": 10.0,
-        "test_inner_steps": 20,
-    }
+    return common | {"backbone": "conv4-64-pool", "inner_lr": 0.1, "first_head_lr": 10.0, "test_inner_steps": 20}
