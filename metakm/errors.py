@@ -24,3 +24,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return UserError(f"Expected {kind} to be one of {', '.join(names)}, got {name!r}{hint}")
+
+
+def one_line(error: BaseException, limit: int | None = None) -> str:
+    """The text of another library's error on one line, of at most `limit` characters."""
+    return " ".join(str(error).split())[:limit]

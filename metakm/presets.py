@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from metakm.config import NAMED_IN_ROW, PresetName, RunConfig, options_of
-from metakm.config.protocol import BEFORE
+from metakm.config.protocol import LEGACY_DEFAULTS
 from metakm.data.registry import Family, dataset_entry
 from metakm.errors import UserError
 from metakm.models.registry import OWN
@@ -74,7 +74,7 @@ def preset_values(preset: str, algo: str, dataset: str, ways: int | None, shots:
     if strategy_class(algo).own_network:
         values["backbone"] = OWN
     setting = {"preset": preset, "algo": algo, "dataset": dataset, "ways": ways, "shots": shots}
-    return {**BEFORE, **setting, **values}
+    return {**LEGACY_DEFAULTS, **setting, **values}
 
 
 def _own_values(algo: str, preset: str, dataset: str) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from metakm.cli.flags import flag
-from metakm.config.protocol import BEFORE, FROM_PRESET
+from metakm.config.protocol import FROM_PRESET, LEGACY_DEFAULTS
 from metakm.config.run_config import RunConfig, options_of
 from metakm.errors import UserError, unknown_name
 from metakm.options import SharedOptions, flat_name, option_types
@@ -28,7 +28,7 @@ def checked_values(values: Any) -> dict[str, Any]:
         if key not in hints:
             raise unknown_name("config key", key, hints)
     for field in dataclasses.fields(RunConfig):
-        if field.default is FROM_PRESET and field.name not in {*values, *BEFORE, "ways", "options"}:
+        if field.default is FROM_PRESET and field.name not in {*values, *LEGACY_DEFAULTS, "ways", "options"}:
             raise UserError(f"Expected config key {field.name!r}, got none; add it")
     for name, value in values.items():
         if not _is_json_of(value, hints[name]):

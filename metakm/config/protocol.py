@@ -21,9 +21,9 @@ Selection = Literal["best", "last"]
 
 FROM_PRESET: Any = object()
 """Default of a field whose value the preset gives."""
-BEFORE: dict[str, Any] = {"test_queries": 0, "ema": 0.0, "select": "best"}
+LEGACY_DEFAULTS: dict[str, Any] = {"test_queries": 0, "ema": 0.0, "select": "best"}
 """What a run did before there were these fields, which presets may set."""
-LATER: dict[str, Any] = {
+OMITTED_DEFAULTS: dict[str, Any] = {
     "init_from": None,
     "weights": None,
     "split": None,

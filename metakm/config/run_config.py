@@ -14,7 +14,7 @@ import tyro
 
 from metakm.cli.flags import require
 from metakm.config.execution import SHARED_EXECUTION_FIELDS, ExecutionOptions, json_value
-from metakm.config.protocol import BEFORE, FROM_PRESET, LATER, RunProtocol
+from metakm.config.protocol import FROM_PRESET, LEGACY_DEFAULTS, OMITTED_DEFAULTS, RunProtocol
 from metakm.config.ranges import read_range
 from metakm.errors import UserError
 from metakm.options import SHARED, Options, SharedOptions, from_flat, shared_part, to_flat
@@ -153,7 +153,7 @@ class RunConfig(ExecutionOptions, RunProtocol):
     def defaults(self) -> dict[str, Any]:
         """The defaults among what `flat` has, and of shared options that the strategy does not have."""
         values = {f.name: f.default for f in dataclasses.fields(self) if f.default is not FROM_PRESET}
-        return values | BEFORE | dataclasses.asdict(SharedOptions()) | to_flat(self.algo, type(self.options)())
+        return values | LEGACY_DEFAULTS | dataclasses.asdict(SharedOptions()) | to_flat(self.algo, type(self.options)())
 
     @classmethod
     def from_flat(cls, values: Mapping[str, Any]) -> RunConfig:
@@ -177,9 +177,13 @@ class RunConfig(ExecutionOptions, RunProtocol):
         return self.from_flat({**self.flat(), **values})
 
     def to_json(self) -> dict[str, Any]:
-        """`flat` as JSON values, without `LATER` where they are not given."""
+        """`flat` as JSON values, without `OMITTED_DEFAULTS` where they are not given."""
         values = {name: json_value(value) for name, value in self.flat().items()}
-        return {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in OMITTED_DEFAULTS or value != OMITTED_DEFAULTS[name]
+        }
 
     @classmethod
     def from_json(cls, values: Any) -> RunConfig:
@@ -190,7 +194,7 @@ class RunConfig(ExecutionOptions, RunProtocol):
         """
         from metakm.config.json_values import checked_values
 
-        return cls.from_flat({**BEFORE, **checked_values(values)})
+        return cls.from_flat({**LEGACY_DEFAULTS, **checked_values(values)})
 
 
 def options_of(algo: str) -> type[Options]:

@@ -32,7 +32,7 @@ from metakm.distributed.rendezvous import RENDEZVOUS_SECONDS, Rendezvous, gather
 from metakm.distributed.shutdown import ShutdownHandler
 from metakm.distributed.torchrun import from_torchrun, print_anyway
 from metakm.distributed.watchdog import Watch
-from metakm.errors import UserError
+from metakm.errors import UserError, one_line
 
 # torch's timeout for a collective, long because a process may wait for another's download. `Watch` detects lost ones.
 PATIENCE = timedelta(days=30)
@@ -220,7 +220,7 @@ def _rendezvous(rank: int, size: int, again: str) -> _Links:
     try:
         store, *_ = next(rendezvous("env://", timeout=timedelta(seconds=RENDEZVOUS_SECONDS)))
     except RuntimeError as error:
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise UserError(
             f"Expected to reach torchrun on {os.environ['MASTER_ADDR']}, got {said}; see whether that host takes "
             "connections from this one"

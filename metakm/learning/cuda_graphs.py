@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metakm.data import Episodes
+from metakm.errors import one_line
 from metakm.learning.memory import is_out_of_memory
 
 _log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class CudaGraphs:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            _log.warning("no CUDA graph (%s); going on without", " ".join(str(error).split())[:200])
+            _log.warning("no CUDA graph (%s); going on without", one_line(error, 200))
             self._refused = True
             self.clear()
             return None

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from metakm.data import EpisodeSource
-from metakm.errors import UserError
+from metakm.errors import UserError, one_line
 from metakm.io.files import atomic_write, expanded
 from metakm.learning.classifier import AdaptedClassifier, Images, Labels, adapt
 from metakm.learning.evaluation import Evaluation, accuracies
@@ -245,6 +245,6 @@ class Learner(nn.Module):
             learner = cls(algo, image_shape=image_shape, **own)
             learner.load_checked(state)
         except (RuntimeError, LookupError, TypeError, ValueError) as error:
-            said = " ".join(str(error).split())
+            said = one_line(error)
             raise UserError(f"Expected the learner of {path} to fit its description, got: {said}") from error
         return learner.eval()

@@ -25,7 +25,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-from metakm.errors import UserError, missing_extra, unknown_name
+from metakm.errors import UserError, missing_extra, one_line, unknown_name
 from metakm.models.network_file import build_from_file
 from metakm.models.weight_file import read_weights, take_weights
 
@@ -194,7 +194,7 @@ def _with_weights(
         hub.setLevel(logging.ERROR)  # it warns of each of its attempts; the last one's error is enough
         return pretrained()
     except Exception as error:  # each library, and each client of a hub, has errors of its own
-        said = " ".join(str(error).split())[:200]
+        said = one_line(error, 200)
         raise UserError(
             f"Expected weights for {name} from its library, got {type(error).__name__}: {said}; connect to the "
             f"network, or give a file as --weights, or use {LITE0}, which needs no download"

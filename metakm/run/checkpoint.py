@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from metakm.config.settings import Identified
-from metakm.errors import UserError
+from metakm.errors import UserError, one_line
 from metakm.io.files import atomic_write
 
 FORMAT = 2
@@ -75,7 +75,7 @@ def restoring(path: Path, state: Mapping[str, Any], split_hash: str, owner: str,
     try:
         yield
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise UserError(
             f"Expected the parameters of {owner} in {path}, got others: {said}; {remedy}start again with --overwrite"
         ) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from metakm.config import RunConfig
-from metakm.errors import UserError
+from metakm.errors import UserError, one_line
 from metakm.io.files import expanded
 from metakm.learning.classifier import AdaptedClassifier, Images, Labels
 from metakm.learning.inner_loop import InnerLR
@@ -83,7 +83,7 @@ def load_run(folder: str | Path) -> TrainedRun:
         learner = build_learner(own, image_shape, train_classes)
         learner.load_checked(model)
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise UserError(f"Expected the parameters of {config.algo} in {path}, got: {said}") from error
     row = run.read_row()
     done = row if row is not None and row["status"] == "done" else {}

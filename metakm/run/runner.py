@@ -19,7 +19,7 @@ from metakm.data.splits import SPLITS
 from metakm.device import resolve_device
 from metakm.distributed.processes import ALONE, Processes
 from metakm.distributed.torchrun import local_device
-from metakm.errors import UserError
+from metakm.errors import UserError, one_line
 from metakm.io.tensor_file import fingerprint_of
 from metakm.learning.learner import Learner
 from metakm.learning.outer_loop import OuterLoop
@@ -208,7 +208,7 @@ def _warm_start(learner: Learner, config: RunConfig) -> str:
     try:
         learner.load_checked(load_run(config.init_from).learner.state_dict())
     except (RuntimeError, LookupError, TypeError, ValueError) as error:
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise UserError(
             f"Expected --init-from to name a run of {config.algo!r} on the same network, got {config.init_from}: {said}"
         ) from error

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from metakm.config import RunConfig
-from metakm.errors import UserError, missing_extra
+from metakm.errors import UserError, missing_extra, one_line
 from metakm.learning.memory import RUNS_HERE
 from metakm.sweep.job import JobOutcome, RunJob, result_of, set_environment
 from metakm.sweep.options import SweepOptions
@@ -97,7 +97,7 @@ class Pool:
                 job = self.executor.submit(run)
         except (FailedJobError, FailedSubmissionError) as error:
             silent = self.queue is not None and self.queue.poll() != ""
-            message = " ".join(str(error).split()) or "the cluster gave no reason"
+            message = one_line(error) or "the cluster gave no reason"
             raise SubmissionError(message, silent=silent) from error
         if self.queue is not None:
             self.queue.track(job.job_id, config.run_id)
