@@ -65,7 +65,7 @@ class _Convolve(torch.autograd.Function):
             from metakm.ops.triton import conv2d as kernels
 
             return kernels.convolution(x, weight, geometry)
-        if matmul_conv2d.pays(x, weight.shape[1], stride=geometry.stride):
+        if matmul_conv2d.is_faster(x, weight.shape[1], stride=geometry.stride):
             return matmul_conv2d.convolution(x, weight, geometry)
         return torch.conv2d(x, plain_strides(weight, weight.shape[-2:]), None, *geometry)
 
@@ -88,7 +88,7 @@ class _InputGradient(torch.autograd.Function):
             from metakm.ops.triton import conv2d as kernels
 
             return kernels.input_gradient(grad, weight, shape, geometry)
-        if matmul_conv2d.pays(grad, weight.shape[1]):
+        if matmul_conv2d.is_faster(grad, weight.shape[1]):
             return matmul_conv2d.input_gradient(grad, weight, shape, geometry)
         x = _unread(shape, grad)
         return _derivatives(grad, x, weight, geometry, (True, False))[0]
@@ -112,7 +112,7 @@ class _WeightGradient(torch.autograd.Function):
             from metakm.ops.triton import conv2d as kernels
 
             return kernels.weight_gradient(x, grad, shape, geometry)
-        if matmul_conv2d.pays(grad, shape[1], weight_gradient=True):
+        if matmul_conv2d.is_faster(grad, shape[1], weight_gradient=True):
             return matmul_conv2d.weight_gradient(x, grad, shape, geometry)
         weight = _unread(shape, grad)
         return _derivatives(grad, x, weight, geometry, (False, True))[1]

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from metakm.ops.conv2d import Geometry
 
 
-def pays(output: Tensor, channels: int, *, stride: tuple[int, int] = (1, 1), weight_gradient: bool = False) -> bool:
+def is_faster(
+    output: Tensor, channels: int, *, stride: tuple[int, int] = (1, 1), weight_gradient: bool = False
+) -> bool:
     """Whether a product takes less time than oneDNN; measured with 3x3 kernels, one thread and 64 to 640 channels.
 
     Args:

@@ -28,7 +28,7 @@ from torch import Tensor
 from metakm.ops.autograd import last_derivative, without_autocast
 from metakm.ops.triton import has_kernels
 
-LARGEST = 64  # numbers of pixels k that the GPU kernels support
+MAX_KERNEL_PIXELS = 64  # numbers of pixels k that the GPU kernels support
 
 
 def tanh(x: Tensor) -> Tensor:
@@ -86,37 +86,37 @@ class _Backward(torch.autograd.Function):
         hidden = _hidden(first, columns) if hidden is None else hidden
         ctx.out_channels = grad.shape[1]
         grad = grad.transpose(1, 2).flatten(2)
-        received = second.mT @ grad  # R
-        inner = _through_tanh(received, hidden)  # A
-        ctx.save_for_backward(grad, columns, first, second, hidden, received)
-        return _shared_sum(first, inner) if all_three else None, _by_shared(inner, columns), grad @ hidden.mT
+        r = second.mT @ grad
+        a = _through_tanh(r, hidden)
+        ctx.save_for_backward(grad, columns, first, second, hidden, r)
+        return _shared_sum(first, a) if all_three else None, _by_shared(a, columns), grad @ hidden.mT
 
     @staticmethod
     @without_autocast
     @last_derivative
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        grad, columns, first, second, hidden, received = ctx.saved_tensors
-        if received is None:
+        grad, columns, first, second, hidden, r = ctx.saved_tensors
+        if r is None:
             from metakm.ops.triton import modulator_mlp as kernels
 
-            return *kernels.second(grads, grad, columns, first, second), None, None
-        v_columns, v_first, v_second = grads
+            return *kernels.double_backward(grads, grad, columns, first, second), None, None
+        v_columns, v_first, v_second = grads  # r, a, b, q, e: R, A, B, Q, E of the module's formulas
         v_first = torch.zeros_like(first) if v_first is None else v_first
         v_second = torch.zeros_like(second) if v_second is None else v_second
-        inner = _through_tanh(received, hidden)  # A
-        mixed = _times_shared(v_first, columns)  # B
+        a = _through_tanh(r, hidden)
+        b = _times_shared(v_first, columns)
         if v_columns is not None:
-            mixed += _times_shared(first, v_columns)
-        bent = (v_second.mT @ grad).addcmul_(received * hidden, mixed, value=-2.0)
-        bent = _through_tanh(bent, hidden)  # Q
-        passed = _through_tanh(mixed, hidden)  # E
-        for_grad = (v_second @ hidden).baddbmm_(second, passed)
-        for_columns = _shared_sum(v_first, inner).addmm_(first.flatten(0, 1).mT, bent.flatten(0, 1))
-        for_first = _by_shared(bent, columns)
+            b += _times_shared(first, v_columns)
+        q = (v_second.mT @ grad).addcmul_(r * hidden, b, value=-2.0)
+        q = _through_tanh(q, hidden)
+        e = _through_tanh(b, hidden)
+        for_grad = (v_second @ hidden).baddbmm_(second, e)
+        for_columns = _shared_sum(v_first, a).addmm_(first.flatten(0, 1).mT, q.flatten(0, 1))
+        for_first = _by_shared(q, columns)
         if v_columns is not None:
-            for_first += _by_shared(inner, v_columns)
+            for_first += _by_shared(a, v_columns)
         for_grad = _channels_innermost(for_grad, ctx.out_channels)
-        return for_grad, for_columns, for_first, grad @ passed.mT, None, None
+        return for_grad, for_columns, for_first, grad @ e.mT, None, None
 
 
 def _hidden(first: Tensor, columns: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def _tanh_(x: Tensor) -> Tensor:
 
 def _fits(columns: Tensor) -> bool:
     """Whether the GPU kernels support this."""
-    return has_kernels(columns) and columns.dtype == torch.float32 and columns.shape[0] <= LARGEST
+    return has_kernels(columns) and columns.dtype == torch.float32 and columns.shape[0] <= MAX_KERNEL_PIXELS
 
 
 def _channels_innermost(kernels: Tensor, out_channels: int) -> Tensor:

@@ -150,7 +150,7 @@ class _Backward(torch.autograd.Function):
             from metakm.ops.triton import norm_relu_pool as kernels
 
             saved = kernels.Forward(y, mean, inverse, pool_indices)
-            return *kernels.second((v, a, b), g, x, weight, saved, (sum_gx, sum_g)), *[None] * 6
+            return *kernels.double_backward((v, a, b), g, x, weight, saved, (sum_gx, sum_g)), *[None] * 6
         # -m[u] = sum(u) minus; few operations per channel, because they cost most in small networks
         minus = -1 / _count(x)
         scale = weight * inverse

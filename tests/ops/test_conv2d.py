@@ -12,7 +12,7 @@ GEOMETRIES = {
     "depthwise": Geometry((1, 1), (1, 1), (1, 1), 4),
 }
 
-REAL_PAYS = matmul_conv2d.pays
+REAL_IS_FASTER = matmul_conv2d.is_faster
 
 
 def inputs(geometry):
@@ -25,7 +25,7 @@ def inputs(geometry):
 @pytest.fixture(params=["oneDNN", "product"], autouse=True)
 def way(request, monkeypatch):
     """Every test runs with the library's convolutions and with those that are matrix products."""
-    monkeypatch.setattr(matmul_conv2d, "pays", lambda *_args, **_options: request.param == "product")
+    monkeypatch.setattr(matmul_conv2d, "is_faster", lambda *_args, **_options: request.param == "product")
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
@@ -69,9 +69,9 @@ def test_the_double_backward_of_pytorch_is_never_reached():
 
 def test_a_product_pays_with_fewer_pixels_than_channels():
     output = torch.empty(5, 640, 4, 4)  # 80 pixels
-    assert REAL_PAYS(output, 320)
-    assert not REAL_PAYS(output, 256)
-    assert REAL_PAYS(output, 80, weight_gradient=True)
-    assert not REAL_PAYS(output, 64, weight_gradient=True)
-    assert REAL_PAYS(torch.empty(5, 320, 8, 8), 320, stride=(2, 2))
-    assert not REAL_PAYS(output.to("meta"), 320)
+    assert REAL_IS_FASTER(output, 320)
+    assert not REAL_IS_FASTER(output, 256)
+    assert REAL_IS_FASTER(output, 80, weight_gradient=True)
+    assert not REAL_IS_FASTER(output, 64, weight_gradient=True)
+    assert REAL_IS_FASTER(torch.empty(5, 320, 8, 8), 320, stride=(2, 2))
+    assert not REAL_IS_FASTER(output.to("meta"), 320)

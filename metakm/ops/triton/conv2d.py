@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from metakm.ops.triton.launch import PROCESSORS, channels_last, launch
+from metakm.ops.triton.launch import NUM_SMS, channels_last, launch
 
 if TYPE_CHECKING:
     from metakm.ops.conv2d import Geometry
@@ -213,7 +213,7 @@ def _weight_tiles(channels: int, out_channels: int) -> dict[str, int]:
 
 def _rows_each(rows: int, others: int, block: int) -> int:
     """Rows that a program sums, for about four programs a processor, `others` being those that share a part."""
-    parts = max(1, min(triton.cdiv(4 * PROCESSORS, others), triton.cdiv(rows, block)))
+    parts = max(1, min(triton.cdiv(4 * NUM_SMS, others), triton.cdiv(rows, block)))
     return int(triton.cdiv(triton.cdiv(rows, parts), block) * block)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PROCESSORS = 132  # of a large GPU; a launch should have about as many programs, or more
+NUM_SMS = 132  # of a large GPU; a launch should have about as many programs, or more
 
 
 def launch(kernel: Any, grid: tuple[int, ...], first: Tensor, *arguments: Any, **constants: Any) -> None:

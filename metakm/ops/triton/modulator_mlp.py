@@ -148,7 +148,7 @@ def backward(grad: Tensor, columns: Tensor, first: Tensor, second: Tensor) -> tu
     return for_c, for_first, for_second
 
 
-def second(
+def double_backward(
     cotangents: tuple[Tensor | None, Tensor | None, Tensor | None],
     grad: Tensor,
     columns: Tensor,

@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 from metakm.ops.triton import norm_relu_pool_kernels as kernels
-from metakm.ops.triton.launch import PROCESSORS, channels_last, launch
+from metakm.ops.triton.launch import NUM_SMS, channels_last, launch
 
 BLOCK_ROWS = 16
 
@@ -40,7 +40,7 @@ class _Plan:
 
     def divided(self, total: int) -> tuple[int, int]:
         """The number of partial sums for `total` rows, and the rows in each."""
-        parts = max(1, min(2 * PROCESSORS // self.blocks, 64, triton.cdiv(total, BLOCK_ROWS)))
+        parts = max(1, min(2 * NUM_SMS // self.blocks, 64, triton.cdiv(total, BLOCK_ROWS)))
         each = triton.cdiv(triton.cdiv(total, parts), BLOCK_ROWS) * BLOCK_ROWS
         return triton.cdiv(total, each), each
 
@@ -96,7 +96,7 @@ def backward(grad: Tensor, x: Tensor, weight: Tensor, saved: Forward) -> tuple[T
     return grad_x, sum_gx, sum_g
 
 
-def second(
+def double_backward(
     cotangents: tuple[Tensor | None, Tensor | None, Tensor | None],
     grad: Tensor,
     x: Tensor,
