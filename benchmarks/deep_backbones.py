@@ -32,7 +32,7 @@ import metakm
 from metakm.data import Episodes
 from metakm.learning.malloc import keep_freed_memory
 from metakm.models.layers import BatchNorm2d, Conv2d, join_tasks, split_tasks
-from metakm.models.resnet import BasicBlock, task_layers
+from metakm.models.resnet import BasicBlock, layers_with_task_axis
 from metakm.models.resnet12 import ResNet12
 
 WAYS = 5
@@ -112,7 +112,7 @@ class ResNet18(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm = Conv2d(3, 64, 7, stride=2, padding=3, bias=False), BatchNorm2d(64)
-        self.out_features, layers = 512, task_layers("transductive")
+        self.out_features, layers = 512, layers_with_task_axis("transductive")
         widths = (64, 64, 128, 256, 512)
         self.blocks = nn.ModuleList(
             BasicBlock(before if first else filters, filters, stride if first else 1, layers, "projection")

@@ -24,7 +24,7 @@ class Layers(NamedTuple):
     norm: Callable[[int], nn.Module]
 
 
-def task_layers(bn_mode: BatchNormMode) -> Layers:
+def layers_with_task_axis(bn_mode: BatchNormMode) -> Layers:
     """Layers whose weights may have a task axis, for meta-learning."""
     return Layers(Conv2d, lambda channels: BatchNorm2d(channels, bn_mode))
 
@@ -112,7 +112,7 @@ class CifarResNet(nn.Module):
         if depth < 8 or (depth - 2) % 6:
             raise UserError(f"Expected a depth of 6n + 2 (8, 14, 20, 32, ...), got {depth}; choose one of these")
         self.in_channels = in_channels
-        widths, layers = [width, 2 * width, 4 * width], layers or task_layers(bn_mode)
+        widths, layers = [width, 2 * width, 4 * width], layers or layers_with_task_axis(bn_mode)
         self.conv = layers.conv(in_channels, width, 3, padding=1, bias=False)
         self.norm = layers.norm(width)
         blocks, channels = [], widths[0]

@@ -13,7 +13,7 @@ from metakm.modulation.modulators import (
 from metakm.modulation.norms import replace_norm
 from metakm.modulation.pack import load_pack, make_pack, save_pack, swap
 from metakm.modulation.pack_file import Pack, read_pack, write_pack
-from metakm.modulation.resident import ResidentPacks
+from metakm.modulation.resident_packs import ResidentPacks
 from metakm.modulation.trainable import TrainableReport, count_trainable, trainable_report
 
 __all__ = [

@@ -1,6 +1,6 @@
 """Layers that hold no task of their own: each row uses its own task's tensors.
 
-`metakm.modulation.task_rows.current_rows` says which rows are whose.
+`metakm.modulation.resident_rows.current_rows` says which rows are whose.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metakm.errors import UserError
-from metakm.modulation.task_kernels import kernel, kernels, published, streamed
-from metakm.modulation.task_rows import TaskRows, current_rows
+from metakm.modulation.resident_kernels import kernel, kernels, published, streamed
+from metakm.modulation.resident_rows import ResidentRows, current_rows
 
 FEW_PIXELS = 64  # of a task, up to which matrix products beat a grouped convolution with kernels of more than 1x1
 
@@ -47,7 +47,7 @@ class TaskLayer(nn.Module):
             )
         return self.mixed(rows, args[0], *args[1:], **kwargs)
 
-    def mixed(self, rows: TaskRows, images: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def mixed(self, rows: ResidentRows, images: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The output `[n, ...]` for rows of several tasks."""
         outputs = [
             functional_call(self.inner, task.tensors(self.layer_name), (images[part], *args), kwargs)
@@ -75,7 +75,7 @@ class TaskLayer(nn.Module):
 class TaskBatchNorm(TaskLayer):
     """Batch norm with running statistics, in one call: rows stand side by side on the channel axis."""
 
-    def mixed(self, rows: TaskRows, images: Tensor, *_: Any, **__: Any) -> Tensor:
+    def mixed(self, rows: ResidentRows, images: Tensor, *_: Any, **__: Any) -> Tensor:
         """`[n, C, H, W]` to the same shape."""
         wide = images.reshape(1, -1, *images.shape[2:])  # [1, n*C, H, W]
         state = self.inner.state_dict(keep_vars=True)
@@ -91,7 +91,7 @@ class TaskBatchNorm(TaskLayer):
 class TaskLinear(TaskLayer):
     """A linear layer on `[n, F]`."""
 
-    def mixed(self, rows: TaskRows, images: Tensor, *_: Any, **__: Any) -> Tensor:
+    def mixed(self, rows: ResidentRows, images: Tensor, *_: Any, **__: Any) -> Tensor:
         """`[n, F]` to `[n, most outputs]`."""
         outputs = []
         for task, part in zip(rows.tasks, rows.slices(), strict=True):
@@ -106,7 +106,7 @@ class TaskConv2d(TaskLayer):
 
     inner: nn.Conv2d
 
-    def mixed(self, rows: TaskRows, images: Tensor, *_: Any, **__: Any) -> Tensor:
+    def mixed(self, rows: ResidentRows, images: Tensor, *_: Any, **__: Any) -> Tensor:
         """`[n, C, H, W]` to `[n, O, H', W']`."""
         if not any(self.layer_name in task.modulators for task in rows.tasks):
             output: Tensor = self.inner(images)
@@ -121,7 +121,7 @@ class TaskConv2d(TaskLayer):
             return self._one_by_one(rows, images, list(found))
         return self._grouped(rows.each, images, found)
 
-    def _streams(self, rows: TaskRows, images: Tensor) -> bool:
+    def _streams(self, rows: ResidentRows, images: Tensor) -> bool:
         conv = self.inner
         if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             return False
@@ -134,7 +134,7 @@ class TaskConv2d(TaskLayer):
         plain = type(conv) is nn.Conv2d or (type(conv).__name__, type(conv).__module__[:5]) == ("Conv2dSame", "timm.")
         return plain and conv.padding_mode == "zeros"
 
-    def _one_by_one(self, rows: TaskRows, images: Tensor, weights: list[Tensor]) -> Tensor:
+    def _one_by_one(self, rows: ResidentRows, images: Tensor, weights: list[Tensor]) -> Tensor:
         outputs = [
             functional_call(self.inner, {"weight": weight}, (images[part],))
             for weight, part in zip(weights, rows.slices(), strict=True)
@@ -155,7 +155,7 @@ class TaskConv2d(TaskLayer):
         return split.reshape(n, -1, *output.shape[2:])
 
 
-def task_layer(name: str, module: nn.Module, whole: bool) -> TaskLayer:
+def resident_layer(name: str, module: nn.Module, whole: bool) -> TaskLayer:
     """`module` as a layer for all tasks; `whole` for the classifier, of which every tensor is the task's."""
     if whole:
         return (TaskLinear if type(module) is nn.Linear else TaskLayer)(name, module)

@@ -18,8 +18,8 @@ from metakm.modulation.modulators.registry import classes_called
 from metakm.modulation.pack import check_base, check_shapes, modulate_as
 from metakm.modulation.pack_file import Pack, read_pack
 from metakm.modulation.partition import fingerprint, split
-from metakm.modulation.task_layers import task_layer
-from metakm.modulation.task_rows import ResidentTask, TaskRows, current_rows, lay_out
+from metakm.modulation.resident_layers import resident_layer
+from metakm.modulation.resident_rows import ResidentRows, ResidentTask, current_rows, pack_tensors
 
 _UNUSED = "num_batches_tracked"  # in evaluation
 
@@ -109,7 +109,7 @@ class ResidentPacks:
         tensors = self._by_layer(pack, classifier)
         self._make_room(tensors, classifier)
         head = {layer: tensors.pop(layer) for layer in [classifier] if layer is not None and layer in tensors}
-        data, places = lay_out({**tensors, **head})
+        data, places = pack_tensors({**tensors, **head})
         common = min([place.start for own in head for place in places[own].values()], default=len(data))
         places = next((task.places for task in self._tasks.values() if task.places == places), places)  # one for all
         data = data.to(next(self._plain.parameters()).device)
@@ -140,7 +140,7 @@ class ResidentPacks:
         if not names or len(names) != len(images):
             raise UserError(f"Expected a task for each of 1 or more images, got {len(names)} for {len(images)}")
         distinct = sorted(set(names))
-        rows = TaskRows(tuple(self._task(name) for name in distinct), tuple(names.count(name) for name in distinct))
+        rows = ResidentRows(tuple(self._task(name) for name in distinct), tuple(names.count(name) for name in distinct))
         order = torch.tensor(sorted(range(len(names)), key=names.__getitem__), device=images.device)
         token = current_rows.set(rows)
         try:
@@ -211,7 +211,7 @@ class ResidentPacks:
             if name in self._layers:
                 continue
             module = self._network.get_submodule(name)
-            layer = task_layer(name, module, whole=name == classifier)
+            layer = resident_layer(name, module, whole=name == classifier)
             for parent in list(self._network.modules()):  # a module under two names is replaced under both
                 for child in [name for name, found in parent._modules.items() if found is module]:
                     parent._modules[child] = layer

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metakm.modulation.modulators import KernelModulator
-from metakm.modulation.task_rows import ResidentTask, TaskRows
+from metakm.modulation.resident_rows import ResidentRows, ResidentTask
 
 _FIRST, _SECOND, _SCALE = "modulator.layers.0", "modulator.layers.1", "modulator.scale"
 
@@ -35,7 +35,7 @@ class PublishedProduct(NamedTuple):
     scale: float | None
 
 
-def published(layer: str, rows: TaskRows) -> PublishedProduct | None:
+def published(layer: str, rows: ResidentRows) -> PublishedProduct | None:
     """The layer's modulators, if all tasks have the published one with the same scale."""
     modulators = [task.modulators.get(layer) for task in rows.tasks]
     if not all(_is_published(modulator) for modulator in modulators):
@@ -84,7 +84,7 @@ def kernels(weight: Tensor, modulators: PublishedProduct) -> Tensor:
     return found.view(tasks, *weight.shape)
 
 
-def streamed(images: Tensor, conv: nn.Conv2d, rows: TaskRows, modulators: PublishedProduct) -> Tensor:
+def streamed(images: Tensor, conv: nn.Conv2d, rows: ResidentRows, modulators: PublishedProduct) -> Tensor:
     """Convolve each row with its task's W~: `[n, C, H, W]` to `[n, O, H', W']`. For `groups` of 1."""
     patches, size = _patches(images, conv)  # [k, n*P, C]
     pixels, channels = size[0] * size[1], conv.in_channels

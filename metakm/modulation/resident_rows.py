@@ -1,4 +1,4 @@
-"""Which rows of a batch belong to which task, for the layers of `metakm.modulation.resident`."""
+"""Which rows of a batch belong to which task, for the layers of `metakm.modulation.resident_packs`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ResidentTask:
         return self.data[place.start : place.stop].view(place.dtype).view(place.shape)
 
 
-def lay_out(tensors: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, Mapping[str, Mapping[str, Place]]]:
+def pack_tensors(tensors: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, Mapping[str, Mapping[str, Place]]]:
     """The tensors of all layers in one piece, in their order, and their places."""
     parts: list[Tensor] = []
     places: dict[str, dict[str, Place]] = {}
@@ -76,7 +76,7 @@ def lay_out(tensors: Mapping[str, Mapping[str, Tensor]]) -> tuple[Tensor, Mappin
 
 
 @dataclass(frozen=True)
-class TaskRows:
+class ResidentRows:
     """The tasks of a batch and how many rows each has; the rows of a task stand together, in the order of the tasks."""
 
     tasks: tuple[ResidentTask, ...]
@@ -129,4 +129,4 @@ class TaskRows:
         return values.repeat_interleave(torch.tensor(self.counts, device=values.device), dim=0)
 
 
-current_rows: ContextVar[TaskRows] = ContextVar("current_rows")
+current_rows: ContextVar[ResidentRows] = ContextVar("current_rows")
