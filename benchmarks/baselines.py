@@ -77,12 +77,7 @@ class Bench:
     def __init__(self, options: Options, rest: Sequence[str]) -> None:
         self.options, self.rest, self.path = options, list(rest), options.out / "plan.csv"
         self.plan: list[Row] = list(read_csv(self.path)) if self.path.is_file() else []
-        for row in self.plan:
-            if float(row["core_seconds"]) != options.core_seconds:
-                raise UserError(
-                    f"Expected a plan for --core-seconds {options.core_seconds:g}, got one for {row['core_seconds']} "
-                    f"in {self.path}; use that, or another --out"
-                )
+        check_budget(self.plan, options.core_seconds, self.path)
 
     def cells(self) -> list[tuple[str, int]]:
         """Strategy and shots of each row, in the order in which they run."""
@@ -145,6 +140,16 @@ class Bench:
                 shown = dataclasses.replace(config, resume=False, out=Path("results/baselines"))
                 rows.append((planned, row, command(shown)))
         return as_page(rows, self.options.core_seconds)
+
+
+def check_budget(plan: Sequence[Row], core_seconds: float, path: Path) -> None:
+    """Raises UserError if a line of the plan in `path` is for another budget."""
+    for row in plan:
+        if float(row["core_seconds"]) != core_seconds:
+            raise UserError(
+                f"Expected a plan for --core-seconds {core_seconds:g}, got one for {row['core_seconds']} in {path}; "
+                "use that, or another --out"
+            )
 
 
 def seconds_an_iteration(config: RunConfig, repetitions: int = 5) -> float:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from baselines import seconds_an_iteration
+from baselines import check_budget, seconds_an_iteration
 from measuring import RESULTS, describe
 
 from metakm.cli.exit_code import exit_code
@@ -99,6 +99,7 @@ def run_rest(options: Options, rest: Sequence[str]) -> int:
     """Run what is not done; the exit code of a run that failed or was interrupted."""
     path = options.out / "plan.csv"
     plan: list[Row] = list(read_csv(path)) if path.is_file() else []
+    check_budget(plan, options.core_seconds, path)
     for part in options.train:
         for algo in options.algo:
             line = next((row for row in plan if (row["algo"], row["train"]) == (algo, part)), None)
@@ -117,7 +118,9 @@ def run_rest(options: Options, rest: Sequence[str]) -> int:
 
 def page(options: Options, rest: Sequence[str]) -> str:
     """A line a strategy, a column a part."""
-    plan = list(read_csv(options.out / "plan.csv"))
+    path = options.out / "plan.csv"
+    plan = list(read_csv(path))
+    check_budget(plan, options.core_seconds, path)
     cells, commands = {}, []
     for line in plan:
         place = line["algo"], line["train"]

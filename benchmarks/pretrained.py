@@ -11,6 +11,7 @@ the last one stopped; `--seconds` ends it before that, `--status` says what is l
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +24,11 @@ import numpy.typing as npt
 import torch
 import tyro
 from measuring import RESULTS, describe
-from pretrained_data import QUERIES, SOURCES, Task, cached_features, draw_tasks, load_source
+from pretrained_data import QUERIES, SOURCES, Task, cached_features, check_names, draw_tasks, load_source, parse_base
 from torch import Tensor
 
 import metakm
+from metakm.cli.exit_code import exit_code
 from metakm.data import FewShotDataset
 from metakm.io.csv_file import csv_text, read_csv
 from metakm.io.files import write_text
@@ -42,19 +44,14 @@ from metakm.run.provenance import now
 SOLVERS: Mapping[str, Solver] = {"centroid": solve_centroid, "ridge": solve_ridge, "probe": solve_head}
 ADAPTED = ("norm", "lora")
 """Methods of `metakm fit`; each adapts the head, too."""
-SEEN = {
-    "cifar10": "ImageNet's weights have seen these kinds of things",
-    "grocery": "ImageNet's weights have seen some of these kinds, such as lemons and oranges",
-    "all-grocery": "ImageNet's weights have seen some of these kinds, such as lemons and oranges",
-}
-"""Sources of which the bases have, in part, been trained on the classes."""
 TESTED = ("flowers", "grocery", "cifar10")
 """What the base that comes with metakm was not trained on."""
 KEYS = ("base", "source", "side", "ways", "shots", "method")
 COLUMNS = (
-    *KEYS, "tasks", "accuracy", "ci95", "seconds_a_task", "episodes_hash", "fingerprint", "seen", "when", "made_by",
-    "right",
+    *KEYS, "tasks", "accuracy", "ci95", "solve_seconds", "fit_seconds", "episodes_hash", "fingerprint", "seen", "when",
+    "made_by", "right",
 )  # fmt: skip
+"""`solve_seconds`: processor time of a task in closed form, from cached features; `fit_seconds`: from its photos."""
 Row = Mapping[str, str]
 
 
@@ -141,11 +138,12 @@ class Bench:
             right = [self._solved(SOLVERS[cell.method], bank, task, cell) for task in tasks]
         else:
             right = [self._adapted(dataset, task, cell) for task in tasks]
-        seconds = (time.process_time() - began) / len(tasks)
+        seconds = f"{(time.process_time() - began) / len(tasks):.4f}"
+        both = (seconds, "") if cell.method in SOLVERS else ("", seconds)
         shares = np.array(right) / (cell.ways * QUERIES)
         values = (
-            *cell, len(tasks), f"{shares.mean():.6f}", f"{interval_over_tasks(shares):.6f}", f"{seconds:.4f}", drawn,
-            digest[:16], SEEN.get(cell.source, ""), now(), describe(), " ".join(map(str, right)),
+            *cell, len(tasks), f"{shares.mean():.6f}", f"{interval_over_tasks(shares):.6f}", *both, drawn,
+            digest[:16], SOURCES[cell.source].seen, now(), describe(), " ".join(map(str, right)),
         )  # fmt: skip
         return dict(zip(COLUMNS, map(str, values), strict=True))
 
@@ -189,7 +187,12 @@ def scores(row: Row) -> npt.NDArray[np.float64]:
     return np.array([int(count) for count in row["right"].split()]) / (int(row["ways"]) * QUERIES)
 
 
-def main(
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 1 a file not written, 2 the user's mistake, 130 interrupted."""
+    return exit_code(lambda: tyro.cli(_main, args=arguments), "repeat the same command")
+
+
+def _main(
     out: Path = RESULTS.parent / "pretrained",
     bases: tuple[str, ...] = (),
     methods: tuple[str, ...] = (*SOLVERS, *ADAPTED),
@@ -200,7 +203,7 @@ def main(
     seconds: float | None = None,
     status: bool = False,
     page: bool = False,
-) -> None:
+) -> int:
     """Run what is left.
 
     Args:
@@ -215,30 +218,32 @@ def main(
         status: say what is done and left, and end.
         page: write the page from the rows, and end.
     """
+    check_names("--methods", methods, (*SOLVERS, *ADAPTED))
+    check_names("--tested", tested, SOURCES)
     named, sources = {LITE0: LITE0, FEWSHOT: FEWSHOT}, {LITE0: [*tested], FEWSHOT: [*tested]}
     for given in bases:
-        name, base, listed = given.split("=")
-        named[name], sources[name] = base, listed.split(",")
+        name, named[name], sources[name] = parse_base(given)
         sources[LITE0] += [each for each in sources[name] if each not in sources[LITE0]]
     bench = Bench(out, named, sources, sides=sides, methods=methods, tasks=tasks)
     if status:
         print(bench.status())
-        return
+        return 0
     if page:
         from pretrained_page import write_page
 
         print(write_page(out, bench.rows))
-        return
+        return 0
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     lock = Lock(out / ".lock")
     lock.acquire()
     try:
         for row in bench.run(seconds):
-            print(*(row[key] for key in (*KEYS, "accuracy", "ci95", "seconds_a_task")), flush=True)
+            print(*(row[key] for key in (*KEYS, "accuracy", "ci95", "solve_seconds", "fit_seconds")), flush=True)
     finally:
         lock.release()
+    return 0
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from metakm.data import EpisodeSampler, FewShotDataset, load_dataset
 from metakm.data.dataset import offsets_of
 from metakm.data.loading import data_roots
 from metakm.data.splits import SPLITS
-from metakm.errors import unknown_name
+from metakm.errors import UserError, unknown_name
 from metakm.experiments.classification import first_per_class, load_cifar10
 from metakm.io.files import atomic_write
 from metakm.models.pretrained import Pretrained
@@ -33,21 +34,49 @@ class Source(NamedTuple):
 
     ways: of the larger tasks, beside 5.
     splits: whose classes they are.
+    seen: which of them the bases have been trained on, with ImageNet's weights.
     """
 
     title: str
     dataset: str
     ways: int
     splits: tuple[str, ...] = ("test",)
+    seen: str = ""
 
 
+_SOME_GROCERIES = "ImageNet's weights have seen some of these kinds, such as lemons and oranges"
+_LIKE_DAISIES = "ImageNet's weights have seen daisies; one of these kinds, barbeton daisy, looks like them"
+_SOME_FLOWERS = "ImageNet's weights have seen a few of these kinds: daisies and artichokes"
+_THINGS = "ImageNet's weights have seen these kinds of things"
 SOURCES = {
-    "flowers": Source("Flowers-102, VGG-Flower's 16 test classes", "flowers", 16),
-    "grocery": Source("Grocery Store, 21 test classes", "grocery-store", 20),
-    "cifar10": Source("CIFAR-10, enlarged", "cifar10", 10),
-    "all-flowers": Source("Flowers-102, all classes", "flowers", 16, SPLITS),
-    "all-grocery": Source("Grocery Store, all classes", "grocery-store", 20, SPLITS),
+    "flowers": Source("Flowers-102, VGG-Flower's 16 test classes", "flowers", 16, seen=_LIKE_DAISIES),
+    "grocery": Source("Grocery Store, 21 test classes", "grocery-store", 20, seen=_SOME_GROCERIES),
+    "cifar10": Source("CIFAR-10, enlarged", "cifar10", 10, seen=_THINGS),
+    "all-flowers": Source("Flowers-102, all classes", "flowers", 16, SPLITS, _SOME_FLOWERS),
+    "all-grocery": Source("Grocery Store, all classes", "grocery-store", 20, SPLITS, _SOME_GROCERIES),
 }
+
+
+def check_names(flag: str, given: Iterable[str], known: Collection[str]) -> None:
+    """Raises UserError for the first of the names given with `flag` that is not known."""
+    for name in given:
+        if name not in known:
+            raise unknown_name(flag, name, known)
+
+
+def parse_base(given: str) -> tuple[str, str, list[str]]:
+    """NAME=BASE=SOURCE,SOURCE as the name, the base and the sources that it is tested on.
+
+    Raises:
+        UserError: written otherwise, or an unknown source.
+    """
+    name, base, listed = [*given.split("="), "", ""][:3]
+    if given.count("=") != 2 or not (name and base and listed):
+        raise UserError(
+            f"Expected --bases as NAME=BASE=SOURCE,SOURCE, got {given!r}; for example mine=results/a/seed0=cifar10"
+        )
+    check_names(f"the sources of {name}", sources := listed.split(","), SOURCES)
+    return name, base, sources
 
 
 def load_source(name: str, side: int) -> FewShotDataset:
@@ -56,8 +85,7 @@ def load_source(name: str, side: int) -> FewShotDataset:
     Raises:
         UserError: an unknown name, or data that are missing.
     """
-    if name not in SOURCES:
-        raise unknown_name("source", name, SOURCES)
+    check_names("source", [name], SOURCES)
     source = SOURCES[name]
     if source.dataset == "cifar10":
         return _cifar10(side)

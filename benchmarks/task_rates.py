@@ -7,11 +7,14 @@ the test alone. The meta-test is not touched.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import tyro
 
+from metakm.cli.exit_code import exit_code
 from metakm.learning.evaluation import Evaluation, accuracies
 from metakm.run.build import make_sampler
 from metakm.run.loading import TrainedRun, load_run
@@ -31,7 +34,12 @@ def measure(run: TrainedRun, rate: float, steps: int, tasks: int) -> Evaluation:
     return Evaluation(found)
 
 
-def main(run: tyro.conf.Positional[Path], rates: tuple[float, ...], steps: tuple[int, ...], tasks: int = 100) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 2 the user's mistake, 130 interrupted."""
+    return exit_code(lambda: tyro.cli(_main, args=arguments), "repeat the same command", resumes=False)
+
+
+def _main(run: tyro.conf.Positional[Path], rates: tuple[float, ...], steps: tuple[int, ...], tasks: int = 100) -> int:
     """Test a run on meta-validation with several inner learning rates and steps.
 
     Args:
@@ -45,7 +53,8 @@ def main(run: tyro.conf.Positional[Path], rates: tuple[float, ...], steps: tuple
         for count in steps:
             found = measure(trained, rate, count, tasks)
             print(f"rate {rate:g}, {count} steps: {100 * found.accuracy:.2f} +- {100 * (found.interval or 0):.2f} %")
+    return 0
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(main())

@@ -96,6 +96,9 @@ def _strategy(studies: Studies, algo: str, study: optuna.Study, own: list[Record
     for reason in dict.fromkeys(dropped.values()):
         fields = ", ".join(f"`{field}`" for field, why in dropped.items() if why == reason)
         lines.append(f"Not varied: {fields} ({reason}).")
+    if outside := study.user_attrs.get("outside"):
+        values = ", ".join(f"`{field}` {_short(value)}" for field, value in outside.items())
+        lines.append(f"Not tried, as they lie outside the space and the test steps: the preset's {values}.")
     best = winner(own)
     if best is None:
         lines.append("No trial was measured.")

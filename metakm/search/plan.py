@@ -15,12 +15,14 @@ from metakm.registry import load_plugin
 from metakm.run.build import build_learner, make_sampler
 from metakm.run.command_line import parse
 from metakm.search.options import PROG, SearchOptions, fields_given, search_command
-from metakm.search.space import Space, check_space, read_space, split_for, with_values
+from metakm.search.space import Choices, Space, check_space, read_space, split_for, with_values
+from metakm.strategies.base import Strategy
+from metakm.strategies.class_training import ClassTraining
 from metakm.strategies.registry import strategy_class
 
 FOLLOWS = {"km-proto": "km"}  # a strategy that takes the values of another one's winner
 _SHARED = ("dataset", "ways", "shots", "image_size", "seed", "iterations", "val_tasks", "val_every")
-_INNER = ("inner_lr", "inner_steps")
+_INNER = ("inner_lr", "inner_steps", "test_inner_steps")
 _SHAPING = ("backbone", "queries", "augment", "bn_mode", "implicit")  # fields that data or strategy may refuse
 
 
@@ -29,13 +31,15 @@ class StrategySearch:
     """The search of one strategy.
 
     config: the settings that all its trials share; space: what they vary; dropped: fields of the space that they do not
-    vary, and why; followers: the settings of strategies that take its winner's values.
+    vary, and why; followers: the settings of strategies that take its winner's values; outside: the settings that are
+    not tried, as the space, or the test steps, do not have their values.
     """
 
     config: RunConfig
     space: Space
     dropped: dict[str, str]
     followers: tuple[RunConfig, ...] = ()
+    outside: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def algo(self) -> str:
@@ -95,24 +99,34 @@ def make_plan(options: SearchOptions, rest: Sequence[str]) -> SearchPlan:
         searches.append(StrategySearch(configs[algo], own, dropped, followers))
     for search in searches:
         _check(search)
-    return SearchPlan(options, space, tuple(map(_that_matter, searches)), tuple(rest))
+    matter = tuple(_that_matter(search, options.test_steps) for search in searches)
+    return SearchPlan(options, space, matter, tuple(rest))
 
 
-def _that_matter(search: StrategySearch) -> StrategySearch:
-    """Without the fields of the inner loop, if the strategy adapts nothing in one.
+def _that_matter(search: StrategySearch, test_steps: tuple[int, ...]) -> StrategySearch:
+    """Without the fields that have no effect on the strategy, and with what lies outside the rest.
 
     Raises:
         UserError: no field is left.
     """
     dataset = make_sampler(search.config, "train").dataset
-    learner = build_learner(search.config, dataset.image_shape, dataset.n_episode_classes)
-    if learner.strategy.parameter_counts()[0]:
-        return search
-    dropped = {field: "this strategy adapts nothing in an inner loop" for field in _INNER if field in search.space}
+    without = _without_effect(build_learner(search.config, dataset.image_shape, dataset.n_episode_classes).strategy)
+    dropped = {field: why for field, why in without.items() if field in search.space}
     own = {field: dimension for field, dimension in search.space.items() if field not in dropped}
     if not own:
         raise _nothing_to_vary(search.algo)
-    return dataclasses.replace(search, space=own, dropped=search.dropped | dropped)
+    settings, tried = search.config.flat(), {**own, "test_inner_steps": Choices(test_steps)}
+    outside = {f: settings[f] for f, values in tried.items() if f not in without and settings[f] not in values}
+    return dataclasses.replace(search, space=own, dropped=search.dropped | dropped, outside=outside)
+
+
+def _without_effect(strategy: Strategy) -> dict[str, str]:
+    """Fields of the inner loop that change nothing, and why."""
+    if not strategy.parameter_counts()[0]:
+        return dict.fromkeys(_INNER, "this strategy adapts nothing in an inner loop")
+    if isinstance(strategy, ClassTraining):
+        return {"inner_steps": "this strategy is trained without an inner loop"}
+    return {}
 
 
 def _nothing_to_vary(algo: str) -> UserError:

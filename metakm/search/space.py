@@ -36,6 +36,9 @@ class Range:
         """Values to check in place of all."""
         return self.low, self.high
 
+    def __contains__(self, value: Any) -> bool:
+        return bool(self.low <= value <= self.high)
+
     def __str__(self) -> str:
         return f"{self.low:g} to {self.high:g}" + (", logarithmic" if self.log else "")
 
@@ -50,6 +53,9 @@ class Choices:
     def probes(self) -> tuple[Any, ...]:
         """Values to check in place of all."""
         return self.values
+
+    def __contains__(self, value: Any) -> bool:
+        return value in self.values
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.values))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from metakm.config import RunConfig, all_flat_types
+from metakm.config import all_flat_types
 from metakm.errors import UserError
 from metakm.io.files import write_text
 from metakm.io.lock import InUseError
@@ -140,7 +140,8 @@ class Studies:
                 f"Expected the search of {search.algo} in {self.out}, got different settings: {changes}; {_REMEDY}"
             )
         followers = [config.to_json() for config in search.followers]
-        fresh = {"dropped": search.dropped, "followers": followers, "config": search.config.identity()}
+        page = {"dropped": search.dropped, "outside": search.outside, "followers": followers}
+        fresh = {**page, "config": search.config.identity()}
         for name, value in json.loads(json.dumps(fresh)).items():
             if study.user_attrs.get(name) != value:
                 study.set_user_attr(name, value)
@@ -175,7 +176,8 @@ def _propose(
     study.add_trials(trials)
     distributions = {field: distribution(field, dimension) for field, dimension in search.space.items()}
     if number == 0:
-        study.enqueue_trial(_own_values(search.config, search.space))
+        own_values = search.config.flat()
+        study.enqueue_trial({field: own_values[field] for field in search.space if field not in search.outside})
     trial = study.ask()
     params: dict[str, Any] = {}
     for field, own in distributions.items():
@@ -200,14 +202,3 @@ def distribution(field: str, dimension: Dimension) -> BaseDistribution:
     if all_flat_types()[field] is int:
         return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
-
-
-def _own_values(config: RunConfig, space: Mapping[str, Dimension]) -> dict[str, Any]:
-    """The values of the config that lie in the space."""
-    found = {}
-    for field, dimension in space.items():
-        value = config.flat()[field]
-        inside = dimension.low <= value <= dimension.high if isinstance(dimension, Range) else value in dimension.values
-        if inside:
-            found[field] = value
-    return found

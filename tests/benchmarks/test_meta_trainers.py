@@ -2,12 +2,16 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from photographs import flower_files, grocery_files, write_files
 from plain_networks import write_weights
+from runs import write_run
 
+from metakm.errors import UserError
 from metakm.io.csv_file import read_csv
+from metakm.run.command_line import parse
 from metakm.run.folder import RunFolder
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -16,6 +20,64 @@ import meta_trainers
 
 pytestmark = pytest.mark.float32
 NETWORK = "timm:test_efficientnet"
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The settings of the runs that were started; an iteration takes half a second, and accuracies are made up."""
+    started = []
+
+    def seconds(config, **_):
+        if (config.algo, config.train) == ("maml", "km"):
+            raise UserError("Expected another strategy")
+        return 0.5
+
+    def run(words, **_):
+        config = parse(words[3:])
+        started.append(config)
+        accuracies = [0.5, 0.5 + len(started) / 10]
+        write_run(config.folder, config.algo, accuracies, dataset="glyphs", ways=15, iterations=config.iterations)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(meta_trainers, "seconds_an_iteration", seconds)
+    monkeypatch.setattr(meta_trainers, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return started
+
+
+def test_the_plan_has_what_fits_and_the_page_has_each_pair_once(tmp_path, made):
+    some = ["--algo", "protonet", "maml", "--train", "norm", "km", "--out", str(tmp_path / "out")]
+    assert meta_trainers.main([*some, "--core-seconds", "60"]) == 0
+    plan = read_csv(tmp_path / "out" / "plan.csv")
+    assert [(row["train"], row["algo"], row["iterations"], row["refused"]) for row in plan] == [
+        ("norm", "protonet", "120", ""), ("norm", "maml", "120", ""), ("km", "protonet", "120", ""),
+        ("km", "maml", "", "Expected another strategy"),
+    ]  # fmt: skip
+    assert [(c.train, c.algo, c.iterations, c.val_every) for c in made] == [
+        ("norm", "protonet", 120, 24), ("norm", "maml", 120, 24), ("km", "protonet", 120, 24),
+    ]  # fmt: skip
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "after 60 processor seconds" in page
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    assert rows[0] == "| strategy | norm | km |"
+    assert rows[2].startswith("| `protonet` | 55.00 ± ")
+    assert " (120) | 65.00 ± " in rows[2]
+    assert rows[3].startswith("| `maml` | 60.00 ± ")
+    assert rows[3].endswith(" (120) | refused |")
+    commands = [line for line in page.splitlines() if "metakm.run" in line]
+    for config, line in zip(made, commands, strict=True):
+        assert f"--out results/pretrained/meta-trainers/{config.train} " in f"{line} "
+
+
+def test_a_plan_of_another_budget_is_refused(tmp_path, made, capsys):
+    some = ["--algo", "protonet", "--train", "norm", "--out", str(tmp_path)]
+    assert meta_trainers.main([*some, "--core-seconds", "60"]) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for more in ([], ["--page"]):
+        assert meta_trainers.main([*some, "--core-seconds", "90", *more]) == 2
+        assert "Expected a plan for --core-seconds 90, got one for 60" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert len(made) == 1
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """`benchmarks/pretrained.py`: tasks, features, rows that go on where they stopped, and the page."""
 
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from metakm.models.pretrained import LITE0, Preprocessing, Pretrained
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import fit_seconds
 import pretrained
 import pretrained_data
 from pretrained import Bench, scores
@@ -73,6 +75,7 @@ def test_rows_go_on_where_they_stopped_and_the_page_has_them_all(bench):
     few, plain = (rows[base, "flowers", "16", "5", "centroid"] for base in ("few", LITE0))
     assert float(few["accuracy"]) > 0.7 > 0.3 > float(plain["accuracy"])
     assert few["episodes_hash"] == plain["episodes_hash"]
+    assert all(float(row["solve_seconds"]) >= 0 and row["fit_seconds"] == "" for row in second.rows)
     assert scores(few).mean() == pytest.approx(float(few["accuracy"]), abs=1e-6)
     assert len(scores(few)) == 4
     page = page_lines(second.rows)
@@ -90,10 +93,37 @@ def test_the_page_compares_with_the_best_plain_method_in_pairs(bench):
     assert f"({100 * (cells['few', 'flowers', '5', '1', 'centroid'] - best):+.1f}" in line
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--methods centriod", "did you mean 'centroid'?"),
+        ("--tested flower", "Expected --tested to be one of"),
+        ("--bases foo=bar", "Expected --bases as NAME=BASE=SOURCE,SOURCE, got 'foo=bar'"),
+        ("--bases a=b=c=d", "Expected --bases as"),
+        ("--bases a=b=", "Expected --bases as"),
+        ("--bases foo=bar=cifar10,grocry", "did you mean 'grocery'?"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_message_and_writes_nothing(tmp_path, capsys, flags, said):
+    for more in ([], ["--status"]):
+        assert pretrained.main(["--out", str(tmp_path / "out"), *more, *flags.split()]) == 2
+        found = capsys.readouterr()
+        assert said in found.err
+        assert (found.out, found.err.count("\n"), (tmp_path / "out").exists()) == ("", 1, False)
+
+
+def test_the_status_counts_what_was_asked_for(tmp_path, capsys):
+    flags = ["--methods", "centroid", "--tested", "grocery", "--sides", "96", "--bases", "mine=b=cifar10"]
+    assert pretrained.main(["--out", str(tmp_path), "--status", *flags]) == 0
+    cells = (2 + 2) * 2 * 3  # grocery for two bases, CIFAR-10 for the plain one and mine; two ways; three shots
+    assert capsys.readouterr().out == f"0 of {cells} cells are done; left: centroid {cells}\n"
+
+
 def test_the_committed_page_is_that_of_the_committed_rows():
     folder = Path(__file__).parents[2] / "results" / "pretrained"
     rows = read_csv(folder / "rows.csv")
     assert (folder / "README.md").read_text() == "\n".join(page_lines(rows)) + "\n"
+    assert all(row["seen"] == pretrained_data.SOURCES[row["source"]].seen for row in rows)
 
 
 def test_sources_are_test_classes_or_all(monkeypatch):
@@ -118,3 +148,25 @@ def test_tasks_are_the_same_for_all_methods_and_support_and_queries_differ():
         assert np.array_equal(one.support, other.support)
         assert len({*one.support, *one.queries}) == 5 * (2 + 10)
         assert np.array_equal(one.support.reshape(5, 2)[:, 0] // 22, one.queries.reshape(5, 10)[:, 0] // 22)
+
+
+def test_a_fit_is_timed_from_photos_to_a_classifier_without_its_base(tmp_path, monkeypatch, capsys):
+    loaded = []
+
+    def slow(name):
+        loaded.append(name)
+        began = time.process_time()
+        while time.process_time() < began + 0.2:
+            pass
+        return Pretrained(name, Colours((1.0, 1.0, 1.0)).eval(), Preprocessing(8, (0.0,) * 3, (1.0,) * 3), "fc")
+
+    monkeypatch.setattr(fit_seconds, "load_base", slow)
+    monkeypatch.setattr(fit_seconds, "load_source", dataset)
+    flags = ["--out", str(tmp_path), "--ways", "4", "--side", "32", "--repetitions", "2"]
+    assert fit_seconds.main([*flags, "--methods", "centroid", "ridge"]) == 0
+    rows = read_csv(tmp_path / "fit-seconds.csv")
+    assert [(r["method"], r["photos"], r["repetitions"]) for r in rows] == [("centroid", "4", "2"), ("ridge", "4", "2")]
+    assert all(0 < float(row["fit_seconds"]) < 0.2 for row in rows)
+    assert len(loaded) == 6
+    assert fit_seconds.main([*flags, "--methods", "rigde"]) == 2
+    assert "did you mean 'ridge'?" in capsys.readouterr().err

@@ -161,6 +161,32 @@ def test_a_strategy_without_an_inner_loop_does_not_vary_its_rate(space, tmp_path
         make_plan(options, rest)
 
 
+def test_a_strategy_that_classifies_does_not_vary_the_inner_steps_of_training(space, tmp_path):
+    options, rest = parse_search(["--algo", "baseline", "simpleshot", *flags(space, tmp_path)])
+    baseline, simpleshot = make_plan(options, rest).searches
+    assert set(baseline.space) == set(simpleshot.space) == {"meta_lr", "queries"}
+    assert baseline.dropped["inner_steps"] == "this strategy is trained without an inner loop"
+    assert simpleshot.dropped["inner_steps"] == "this strategy adapts nothing in an inner loop"
+
+
+def test_the_page_names_the_presets_values_that_are_not_tried(tmp_path):
+    (tmp_path / "inner.toml").write_text("inner_lr = {low = 0.03, high = 3.0, log = true}\ninner_steps = [1, 3]")
+    arguments = ["--algo", "cavia", "baseline", "protonet", "--queries", "2"]
+    options, rest = parse_search([*arguments, *flags(str(tmp_path / "inner.toml"), tmp_path / "out")])
+    with pytest.raises(metakm.UserError, match="a space that protonet can vary"):
+        make_plan(options, rest)
+    arguments.remove("protonet")
+    more = ["--test-steps", "1", "5"]
+    assert (
+        main([*arguments, *flags(str(tmp_path / "inner.toml"), tmp_path / "out", *more, trials=1, iterations=1)]) == 0
+    )
+    cavia, baseline = (tmp_path / "out" / "README.md").read_text().split("## cavia\n")[1].split("## baseline\n")
+    said = "Not tried, as they lie outside the space and the test steps: the preset's"
+    assert f"{said} `inner_lr` 20, `inner_steps` 5." in cavia
+    assert f"{said} `test_inner_steps` 100." in baseline
+    assert table(tmp_path / "out").set_index("algo")["inner_lr"]["baseline"] == 0.5  # the preset's lies in the space
+
+
 def test_meta_test_is_never_drawn_from(space, tmp_path, monkeypatch):
     import metakm.run.build as build
 

@@ -7,10 +7,8 @@ from oracle import conv4, unrolled_loss
 from small import CLASS_TRAINING, TRAIN_CLASSES, assert_close, gradients, random_episodes, small_strategy
 
 import metakm
-from metakm.learning.evaluation import accuracies
 from metakm.learning.inner_loop import evaluate_episodes, meta_loss
 from metakm.presets import preset_config
-from metakm.run.build import build_learner
 
 LR, STEPS, FILTERS = 0.4, 3, 6
 IDENTITY = {"head.weight": torch.eye(FILTERS).double(), "head.bias": torch.zeros(FILTERS).double()}
@@ -183,32 +181,6 @@ def test_a_scale_that_is_not_positive_is_refused(algo, scale):
 def test_an_unknown_transform_is_refused():
     with pytest.raises(metakm.UserError, match="did you mean 'cl2n'"):
         preset_config(algo="simpleshot", **{"simpleshot.transform": "c2ln"})
-
-
-def a_hundred_glyphs(split):
-    """Classes of a split, never turned."""
-    drawn = metakm.load_dataset("glyphs", split=split)
-    labels = [c for c in range(100) for _ in range(drawn.counts[c])]
-    return metakm.FewShotDataset.from_arrays(drawn.images[: len(labels)], labels, name="glyphs", split=split)
-
-
-@pytest.mark.float32
-@pytest.mark.parametrize("algo", CLASS_TRAINING)
-def test_a_short_training_makes_new_classes_easier(algo, cache, monkeypatch):
-    monkeypatch.setenv("METAKM_CACHE", str(cache))
-    train = metakm.EpisodeSampler(a_hundred_glyphs("train"), ways=20, shots=1, queries=4)
-    val = metakm.EpisodeSampler(a_hundred_glyphs("val"), ways=5, shots=1, queries=5)
-    config = preset_config(algo=algo, ways=5, backbone="conv4-16-stride")
-    learner = build_learner(config, train.dataset.image_shape, train.dataset.n_episode_classes)
-    settings = {"tasks": 60, "inner_lr": 0.1, "inner_steps": 10, "chunk": 20, "device": torch.device("cpu")}
-    before = accuracies(learner.strategy, val, **settings).mean()
-    optimiser = torch.optim.Adam(learner.meta_parameters(), lr=0.01)
-    for iteration in range(60):
-        optimiser.zero_grad()
-        learner.meta_loss(train.batch(2 * iteration, 2)).loss.backward()
-        optimiser.step()
-    after = accuracies(learner.strategy, val, **settings).mean()
-    assert after > before + 0.12, (before, after)
 
 
 @pytest.mark.parametrize("preset", ["quick", "table3"])
