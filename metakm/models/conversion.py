@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from metakm.errors import UserError, unknown_name
@@ -23,11 +21,7 @@ from metakm.models import layers
 from metakm.models.modes import BatchNormMode
 from metakm.models.row_layers import ADOPTED, rows_of
 from metakm.models.task_by_task import run_task_by_task
-from metakm.registry import describe_error
-
-ImageShape = tuple[int, int, int]
-_IMAGES, _TASKS = 4, 2  # of the trial; batch statistics of fewer images amplify rounding
-_TOLERANCE = 1e-6  # of the trial, in float64
+from metakm.models.task_trial import ImageShape, try_tasks
 
 _log = logging.getLogger(__name__)
 
@@ -73,8 +67,8 @@ def carries_tasks(backbone: nn.Module) -> bool:
 def carry_tasks(network: nn.Module, image_shape: ImageShape, bn_mode: BatchNormMode = "transductive") -> nn.Module:
     """Make a backbone of a plain network, which takes images `[n, C, H, W]` to features `[n, F]`.
 
-    The layers of `network` are changed in place; its parameters stay the same objects. A network that takes tasks
-    itself, and says so by an attribute `carries_tasks = True`, is returned as it is.
+    The backbone shares the parameters and buffers of `network`, whose own layers stay as they are. A network that takes
+    tasks itself, and says so by an attribute `carries_tasks = True`, is returned as it is.
 
     What runs task by task, and so is slow, is named once in the log.
 
@@ -84,22 +78,49 @@ def carry_tasks(network: nn.Module, image_shape: ImageShape, bn_mode: BatchNormM
 
     Raises:
         UserError: a layer whose statistics cannot follow `bn_mode`, or that has no fixed parameters; a network that
-            does not take such images to finite features `[n, F]`, equally many in training and in evaluation.
+            does not take such images to finite features `[n, F]`, equally many in training and in evaluation; one that
+            takes tasks itself, but mixes them.
     """
+    _require_arguments(network, image_shape)
     if carries_tasks(network):
+        if not type(network).__module__.startswith("metakm."):  # whose own are tested
+            _require_tasks_apart(network, image_shape)
         return network
     if bn_mode not in get_args(BatchNormMode):
         raise unknown_name("bn_mode", bn_mode, get_args(BatchNormMode))
     _require_convertible(network)
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    network = copy.deepcopy(network, shared)
     slow = [name for name, module in _innermost_first(network) if _convert(module, bn_mode) == "task by task"]
     backbone = TaskBackbone(network, image_shape[0])
-    if _trial(backbone, image_shape):
-        slow = [""]
+    backbone.out_features, mixes = try_tasks(backbone, image_shape)
+    if mixes:
         run_task_by_task(network, always=True)
-        _trial(backbone, image_shape)
-    if slow:
-        _say_slow(network, slow)
+        try_tasks(backbone, image_shape)
+    if mixes or slow:
+        _say_slow(network, slow, mixes)
     return backbone
+
+
+def _require_arguments(network: object, image_shape: object) -> None:
+    if not isinstance(network, nn.Module):
+        kind = f"the class {network.__name__}" if isinstance(network, type) else type(network).__name__
+        raise UserError(f"Expected a network, got {kind}; pass an nn.Module that is built, such as Net()")
+    if not isinstance(image_shape, tuple | list) or [type(size) for size in image_shape] != [int] * 3:
+        raise UserError(f"Expected image_shape as (C, H, W), three whole numbers, got {image_shape!r}; pass these")
+
+
+def _require_tasks_apart(backbone: nn.Module, image_shape: ImageShape) -> None:
+    """Refuse a backbone that takes tasks itself, but is none."""
+    name, said = type(backbone).__name__, getattr(backbone, "out_features", None)
+    features, mixes = try_tasks(backbone, image_shape)
+    if mixes:
+        raise UserError(
+            f"Expected {name}, which carries tasks, to give each task what it gives it alone, got other features; "
+            "build it of the layers of metakm.models, or leave out carries_tasks"
+        )
+    if said != features:
+        raise UserError(f"Expected out_features of {name} to be {features}, as it returns, got {said!r}; set that")
 
 
 def _innermost_first(network: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -155,79 +176,14 @@ def _convert(module: nn.Module, bn_mode: BatchNormMode) -> str:
     return "has no parameters"
 
 
-def _say_slow(network: nn.Module, slow: list[str]) -> None:
-    if slow == [""]:
-        _log.warning("%s runs task by task, which is slow: its own code mixes the images", type(network).__name__)
+def _say_slow(network: nn.Module, slow: list[str], mixes: bool) -> None:
+    if mixes or "" in slow:
+        why = "its own code mixes the images" if mixes else "it has parameters or hooks of its own"
+        _log.warning("%s runs task by task, which is slow: %s", type(network).__name__, why)
         return
     listed = ", ".join(f"{name} ({type(network.get_submodule(name)).__name__})" for name in sorted(slow)[:3])
     more = f" and {len(slow) - 3} more" if len(slow) > 3 else ""
     _log.warning("these layers run task by task, which is slow: %s%s", listed, more)
-
-
-class _Trial(NamedTuple):
-    """One backbone in float64, with images and with parameters of several tasks."""
-
-    backbone: TaskBackbone
-    images: Tensor
-    parameters: dict[str, Tensor]
-
-    def together(self) -> Tensor:
-        return self._call(self.parameters, self.images)
-
-    def alone(self) -> Tensor:
-        tasks = [{name: p[t] for name, p in self.parameters.items()} for t in range(_TASKS)]
-        return torch.cat([self._call(own, self.images[t : t + 1]) for t, own in enumerate(tasks)])
-
-    def _call(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        features: Tensor = functional_call(self.backbone, dict(parameters), (images,), tie_weights=False)
-        return features
-
-
-@torch.no_grad()
-def _trial(backbone: TaskBackbone, image_shape: ImageShape) -> bool:
-    """Set the number of features; whether tasks together differ from each alone, in evaluation or in training."""
-    copied = copy.deepcopy(backbone).to(dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(_TASKS, _IMAGES, *image_shape, dtype=torch.float64, generator=generator)
-    parameters = {}
-    for name, parameter in copied.named_parameters():  # each once; with a shift, as layers may start at zero
-        noise = torch.randn(_TASKS, *parameter.shape, dtype=torch.float64, generator=generator)
-        parameters[name] = parameter * (1 + 0.1 * noise) + 0.01 * noise
-    trial = _Trial(copied, images, parameters)
-    with torch.random.fork_rng(devices=[]):
-        found = [_tried(trial.backbone.train(mode), trial, image_shape) for mode in (False, True)]
-    features = [size for size, _ in found]
-    if features[0] != features[1]:
-        raise UserError(
-            f"Expected as many features in training as in evaluation, got {features[1]} and {features[0]} from "
-            f"{type(backbone.network).__name__}; return the same"
-        )
-    backbone.out_features = features[0]
-    return any(mixes for _, mixes in found)
-
-
-def _tried(backbone: nn.Module, trial: _Trial, image_shape: ImageShape) -> tuple[int, bool]:
-    """The number of features, and whether tasks mix; with dropout, which no two calls share, they are not said to."""
-    try:
-        alone = trial.alone()
-    except UserError:
-        raise
-    except Exception as error:  # the network's own code
-        raise UserError(
-            f"Expected a network for images of {image_shape}, got {describe_error(error)}; choose another"
-        ) from error
-    if not alone.isfinite().all():
-        raise UserError(
-            f"Expected finite features, got NaN or infinity in {'training' if backbone.training else 'evaluation'}; "
-            "check the weights of the network"
-        )
-    try:
-        together = trial.together()
-    except Exception:  # the network's own code meets other shapes than it expects
-        return alone.shape[-1], True
-    if together.shape == alone.shape and torch.allclose(together, alone, _TOLERANCE, _TOLERANCE):
-        return alone.shape[-1], False
-    return alone.shape[-1], torch.equal(alone, trial.alone())
 
 
 def _checked(features: Any, rows: int, network: str) -> Tensor:

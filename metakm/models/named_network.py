@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from metakm.errors import UserError
-from metakm.models.conversion import ImageShape, carries_tasks, carry_tasks
+from metakm.models.conversion import carries_tasks, carry_tasks
 from metakm.models.layers import BatchNorm2d
 from metakm.models.modes import BatchNormMode
 from metakm.models.network_file import build_from_file
 from metakm.models.pretrained import LITE0, PRETRAINED, classifier_name, network_of_library
+from metakm.models.task_trial import ImageShape
 from metakm.models.weight_file import read_weights, take_weights
 
 
@@ -44,7 +45,8 @@ class Normalised(nn.Module):
 
 def is_named_network(name: str) -> bool:
     """Whether a backbone's name is that of another library's network, or of a class in a file."""
-    return name == LITE0 or ":" in name
+    kind, found, _ = name.rpartition(":")
+    return name == LITE0 or bool(found and (kind in ("timm", "torchvision") or kind.endswith(".py")))
 
 
 def named_network(name: str, image_shape: ImageShape, bn_mode: BatchNormMode, weights: str | None) -> nn.Module:
@@ -59,7 +61,7 @@ def named_network(name: str, image_shape: ImageShape, bn_mode: BatchNormMode, we
         network = build_from_file(Path(kind), own, "--backbone")
         load_backbone_weights(network, name, weights)
         if carries_tasks(network):
-            return _following(network, bn_mode)
+            return carry_tasks(_following(network, bn_mode), image_shape)
         mean, std = getattr(network, "mean", None), getattr(network, "std", None)
         if isinstance(mean, list | tuple) and isinstance(std, list | tuple):
             network = Normalised(network, mean, std)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metakm.errors import UserError
 from metakm.models import layers
 from metakm.models.modes import BatchNormMode
 from metakm.ops.conv2d import Geometry
@@ -64,7 +65,16 @@ class RowConv2d(layers.Conv2d):
     pad: Callable[[Tensor], Tensor] | None
 
     def forward(self, input: Tensor, *, bias_cancels: bool = False) -> Tensor:  # noqa: A002 (torch's name)
-        """`[n*T, C, H, W]` to `[n*T, O, H', W']`."""
+        """`[n*T, C, H, W]` to `[n*T, O, H', W']`.
+
+        Raises:
+            UserError: another number of channels, which would count as further tasks.
+        """
+        if input.shape[1] != self.in_channels:
+            raise UserError(
+                f"Expected images or feature maps of {self.in_channels} channels for a convolution, got "
+                f"{input.shape[1]}; build the network for these, or convert the images"
+            )
         x = input if self.pad is None else self.pad(input)
         weight, bias = self.weight, self.bias
         if weight.dim() == 4 and (bias is None or bias.dim() == 1):

@@ -6,6 +6,7 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from plain_networks import TIMM, TORCHVISION, alone, assert_equal, plain, twice_differentiable
 from torch import nn
 from torch.func import functional_call
@@ -159,12 +160,61 @@ def test_what_runs_task_by_task_is_said_once_by_name(caplog):
     for _ in range(2):
         backbone(torch.randn(2, 3, *SHAPE))
     (record,) = caplog.records
-    assert "slow" in record.message
-    assert "Scaled" in record.message
-    caplog.clear()
-    carry_tasks(Mixing(), SHAPE)
-    (record,) = caplog.records
-    assert "Mixing runs task by task" in record.message
+    assert record.message == "Scaled runs task by task, which is slow: it has parameters or hooks of its own"
+    for network, said in (
+        (Mixing(), "Mixing runs task by task, which is slow: its own code mixes the images"),
+        (nn.Sequential(Scaled()), "these layers run task by task, which is slow: 0 (Scaled), 0.act (PReLU)"),
+    ):
+        caplog.clear()
+        carry_tasks(network, SHAPE)
+        (record,) = caplog.records
+        assert record.message == said
+
+
+class Centred(nn.Module):
+    """Subtracts the batch's mean in training, behind a layer that is random there."""
+
+    def __init__(self, drop):
+        super().__init__()
+        self.conv, self.drop = nn.Conv2d(3, 4, 3), drop
+
+    def forward(self, x):
+        features = self.drop(self.conv(x)).mean((2, 3))
+        return features - features.mean(0) if self.training else features
+
+
+class Functional(nn.Module):
+    """A function that is random, in training."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x) if self.training else x
+
+
+@pytest.mark.parametrize(
+    "drop",
+    [
+        nn.Dropout(0.3),
+        nn.Dropout2d(0.3),
+        nn.AlphaDropout(0.3),
+        torchvision.ops.StochasticDepth(0.3, "row"),
+        torchvision.ops.DropBlock2d(0.3, 3),
+        Functional(lambda x: F.dropout(x, 0.3)),
+        Functional(lambda x: x * torch.bernoulli(torch.full_like(x, 0.7))),
+        Functional(lambda x: x * (torch.rand_like(x) < 0.7)),
+        Functional(lambda x: x + torch.randn(x.shape)),
+    ],
+    ids=lambda drop: type(drop).__name__,
+)
+def test_what_mixes_images_is_found_behind_layers_that_are_random(caplog, drop):
+    carry_tasks(nn.Sequential(nn.Conv2d(3, 3, 3), drop, nn.Flatten()), SHAPE)
+    assert caplog.records == [], "nothing mixes"
+    backbone = carry_tasks(Centred(drop), SHAPE)
+    assert "Centred runs task by task" in caplog.text
+    assert_equal({"": backbone(torch.randn(2, 4, *SHAPE)).mean(1)}, {"": torch.zeros(2, 4)})
 
 
 def test_support_statistics_make_queries_independent():
@@ -210,27 +260,52 @@ def test_one_image_set_is_one_task():
     torch.testing.assert_close(backbone(images), backbone(images[None])[0])
 
 
-def test_parameters_stay_the_same_objects_and_the_generator_is_not_moved():
+def test_parameters_are_the_networks_own_and_the_generator_is_not_moved():
     network = plain("regnet")
     before, state = dict(network.named_parameters()), torch.get_rng_state()
-    carry_tasks(network, SHAPE)
-    after = dict(network.named_parameters())
+    after = dict(carry_tasks(network, SHAPE).network.named_parameters())
     assert before.keys() == after.keys()
     assert all(before[name] is after[name] for name in before)
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_the_network_itself_stays_plain_whether_it_is_taken_or_refused():
+    torch.manual_seed(0)
+    network, images = plain("resnet"), torch.randn(2, 3, *SHAPE)
+    with pytest.raises(metakm.UserError, match="3 channels for a convolution, got 1"):
+        carry_tasks(network, (1, 32, 32))
+    first, second = (carry_tasks(network, SHAPE, "frozen") for _ in range(2))
+    assert_equal({"": second(images)}, {"": first(images)})
+    assert_equal({"": first(images)[0]}, {"": network.eval()(images[0])})
+    assert type(network.conv1) is nn.Conv2d
+
+
 class Says(nn.Module):
-    """Takes tasks itself."""
+    """Takes tasks itself, and does with their features what it is told."""
 
     carries_tasks = True
 
-    def __init__(self):
+    def __init__(self, make=lambda features: features):
         super().__init__()
-        self.out_features = 2
+        self.out_features, self.make = 2, make
 
     def forward(self, images):
-        return images.mean((3, 4))[..., :2]
+        return self.make(images.mean((3, 4))[..., :2])
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda x: x - x.mean((0, 1)), "Expected Says, which carries tasks, to give each task what it gives it alone"),
+        (lambda x: x / 0, "got NaN or infinity"),
+        (lambda x: (x, x), r"return features \[1, 4, F\], got tuple"),
+        (lambda x: x[..., :1], "Expected out_features of Says to be 1, as it returns, got 2"),
+        (lambda x: x.view(7), "RuntimeError"),
+    ],
+)
+def test_a_backbone_that_says_that_it_carries_tasks_is_tried(make, said):
+    with pytest.raises(metakm.UserError, match=said):
+        carry_tasks(Says(make), SHAPE)
 
 
 def test_a_backbone_that_says_so_or_is_made_of_metakms_layers_stays_as_it_is():
@@ -294,6 +369,26 @@ def test_a_weight_that_is_computed_runs_task_by_task(caplog):
     reference = copy.deepcopy(network)
     _compare_gradients(reference, carry_tasks(network, (3, 8, 8)), (3, 8, 8))
     assert "slow" in caplog.text
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_network_for_other_channels_is_refused(channels):
+    with pytest.raises(metakm.UserError, match=f"of {channels} channels for a convolution, got {4 - channels}"):
+        carry_tasks(nn.Sequential(nn.Conv2d(channels, 8, 3), nn.Flatten()), (4 - channels, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "said"),
+    [
+        (Scaled, SHAPE, "Expected a network, got the class Scaled"),
+        ("resnet18", SHAPE, "Expected a network, got str"),
+        (Scaled(), 28, r"Expected image_shape as \(C, H, W\), three whole numbers, got 28"),
+        (Scaled(), (3, 32), r"got \(3, 32\)"),
+    ],
+)
+def test_what_is_no_network_or_no_shape_is_refused(network, shape, said):
+    with pytest.raises(metakm.UserError, match=said):
+        carry_tasks(network, shape)
 
 
 def test_modes_and_channels_are_checked():
