@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from metakm.errors import UserError, unknown_name
@@ -21,7 +22,7 @@ _T = TypeVar("_T")
 _BUILT_IN = ("metakm.strategies", "metakm.data", "metakm.models.build", "metakm.modulation", "metakm.table.layouts")
 
 _registries: list[Registry[Any]] = []
-_plugins: set[Path] = set()
+_files: dict[Path, ModuleType] = {}  # by path: of the user's files that have registered something
 
 
 class Registry(Generic[_T]):
@@ -68,8 +69,14 @@ class Registry(Generic[_T]):
             if point.name == name:
                 self._load(point)
         if name not in self.entries:
-            raise unknown_name(self.kind, name, self.names())
+            raise self.unknown(name)
         return self.entries[name]
+
+    def unknown(self, name: str, *others: str) -> UserError:
+        """The error for a name that is not registered; `others` are known, too."""
+        said = str(unknown_name(self.kind, name, (*self.names(), *others)))
+        also = " A" if said.endswith("?") else "; a"
+        return UserError(f"{said}{also} plugin's are known after --plugin, or metakm.load_plugin in Python")
 
     def _load(self, point: EntryPoint) -> None:
         try:
@@ -106,27 +113,34 @@ def load_plugin(path: str | Path) -> None:
     path = expanded(path, "--plugin")
     if not is_plugin_file(path):
         raise UserError(f"Expected --plugin to name a Python file, got {str(path)!r}, which is not a file")
-    if path.resolve() in _plugins:
-        return
-    name = f"metakm_plugin_{path.resolve().stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"Expected --plugin to name a .py file, got {str(path)!r}; rename it")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    before = [set(registry.entries) for registry in _registries]
     try:
-        spec.loader.exec_module(module)
+        run_file(path)
     except UserError:
         raise
     except (Exception, SystemExit) as error:
         raise UserError(f"Expected the plugin {path} to run, got {describe_error(error)}") from error
-    if before == [set(registry.entries) for registry in _registries]:
+    if path.resolve() not in _files:
         raise UserError(
             f"Expected the plugin {path} to register something, got nothing; decorate what it adds, for example a "
             'strategy with @metakm.register_strategy("name")'
         )
-    _plugins.add(path.resolve())
+
+
+def run_file(path: Path) -> ModuleType:
+    """Run a Python file of the user's, once if it registers something, whatever flags name it; raises what it does."""
+    key = path.resolve()
+    if key in _files:
+        return _files[key]
+    name = f"metakm_plugin_{key.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"Expected --plugin to name a .py file, got {str(path)!r}; rename it")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    before = [set(registry.entries) for registry in _registries]
+    spec.loader.exec_module(module)
+    if before != [set(registry.entries) for registry in _registries]:
+        _files[key] = module
+    return module
 
 
 def is_plugin_file(path: Path) -> bool:
@@ -148,16 +162,16 @@ def registries() -> tuple[Registry[Any], ...]:
 def isolated() -> Iterator[None]:
     """Undo, at the end of the block, what was registered within it. For tests."""
     known = registries()  # with their built-in entries, which stay registered
-    before, plugins = [dict(registry.entries) for registry in known], set(_plugins)
-    _plugins.clear()
+    before, files = [dict(registry.entries) for registry in known], dict(_files)
+    _files.clear()
     try:
         yield
     finally:
         for registry, entries in zip(known, before, strict=True):
             registry.entries.clear()
             registry.entries.update(entries)
-        _plugins.clear()
-        _plugins.update(plugins)
+        _files.clear()
+        _files.update(files)
 
 
 def full_name(entry: object) -> str:

@@ -101,7 +101,7 @@ class RunProtocol:
     init_from: Path | None = None
     """Folder of a trained run whose weights this one starts from; its strategy, network and ways must be the same. Without it: weights by --seed."""
     weights: str | None = None
-    """Trained weights that the backbone starts from: a file, or pretrained for those of timm or torchvision; images are then normalised as these expect. Without it: weights by --seed."""
+    """Trained weights that the backbone starts from: a file, whose tensors are taken by name or, if it has none of the network's names, by order; or pretrained for those of timm or torchvision; images are then normalised as these expect. Without it: weights by --seed."""
     train: TrainedPart = "full"
     """What of the backbone the outer loop trains: full, everything; norm, the scales and shifts of its norm layers; km, kernel modulators, which then are attached to its convolutions unless the strategy has its own; both, norm and km. The rest stays as it started. What the inner loop adapts is the strategy's choice, and what a strategy has beside the backbone is always trained."""
     eval_tasks: int = 600

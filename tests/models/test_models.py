@@ -56,7 +56,9 @@ def test_unknown_backbone(name):
 
 
 def test_networks_of_libraries_are_among_the_names_and_a_pack_is_no_backbone():
-    with pytest.raises(metakm.UserError, match=r"efficientnet-lite0, timm:NAME, .* got 'efficientnet-lite'"):
+    with pytest.raises(
+        metakm.UserError, match=r"efficientnet-lite0, file.py:Class, .*timm:NAME, .* got 'efficientnet-lite'"
+    ):
         make_backbone("efficientnet-lite", (3, 28, 28))
     with pytest.raises(metakm.UserError, match=r"a base of `metakm fit`; use efficientnet-lite0$"):
         make_backbone("efficientnet-lite0-fewshot", (3, 28, 28))

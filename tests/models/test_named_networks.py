@@ -11,6 +11,7 @@ from torch import nn
 import metakm
 from metakm.config import RunConfig
 from metakm.models.build import make_backbone, weights_fingerprint
+from metakm.models.network_file import build_from_file
 from metakm.run.__main__ import main
 
 SHAPE = (3, 32, 32)
@@ -147,8 +148,9 @@ def test_a_network_of_a_file_that_carries_tasks_follows_the_mode(tmp_path):
         ("nets.py:Smal", "Small"),
         ("none.py:Small", "Python file as backbone, got no file"),
         ("torchvision:resnet19", "resnet18"),
-        ("onnx:resnet18", "got 'onnx:resnet18'"),
-        ("resnet18 ", "timm:NAME, torchvision:NAME or file.py:Class"),
+        ("hub:resnet18", "Expected backbone to be one of conv4-<filters>-pool, "),
+        ("resnet18 ", "torchvision:NAME, "),
+        ("resnet-12", "got 'resnet-12'; did you mean 'resnet12'?"),
     ],
 )
 def test_bad_backbones_end_with_one_message_and_nothing_written(run, capsys, tmp_path, backbone, said):
@@ -166,16 +168,83 @@ def test_bad_backbones_end_with_one_message_and_nothing_written(run, capsys, tmp
         (["--weights", "pretrained"], "which it does not have"),
         (["--weights", "other.pt", "--init-from", "."], "--init-from or --weights"),
         (["--weights", "other.pt", "--backbone", "conv4-8-stride"], "tensors for the network"),
+        (["--weights", "."], "Expected a file of weights that can be read, got "),
+        *(
+            (["--weights", name], f"Expected a file of weights, got {name}, which is damaged or has more in it")
+            for name in ("text.pt", "empty.pt", "half.pt", "whole.pt", "text.safetensors", "empty.safetensors")
+        ),
     ],
 )
 def test_bad_weights_end_with_one_message_and_nothing_written(run, capsys, tmp_path, flags, said):
+    for name, data in (("text", b"izmir"), ("empty", b"")):
+        (tmp_path / f"{name}.pt").write_bytes(data)
+        (tmp_path / f"{name}.safetensors").write_bytes(data)
+    torch.save(nn.Linear(2, 3), tmp_path / "whole.pt")
+    whole = (tmp_path / "whole.pt").read_bytes()
+    (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
     torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "other.pt")
     state = {"conv.weight": torch.full((4, 1, 3, 3), float("nan")), "conv.bias": torch.zeros(4)}
     state |= nn.Sequential(nn.BatchNorm2d(4)).state_dict(prefix="")
     torch.save({k.replace("0.", "norm."): v for k, v in state.items()}, tmp_path / "nan.pt")
     assert run("--backbone", "nets.py:Small", *flags) == 2
-    assert said in capsys.readouterr().err
+    found = capsys.readouterr().err
+    assert said in found
+    assert found.count("\n") == 1
+    assert "\x1b" not in found
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_foreign_names_are_taken_by_their_order_and_the_log_says_so(file, tmp_path, caplog):
+    torch.manual_seed(0)
+    state = build_from_file(file, "Small").state_dict()
+    torch.save(state, tmp_path / "own.pt")
+    torch.save({f"x{place}": tensor for place, tensor in enumerate(state.values())}, tmp_path / "foreign.pt")
+    own, foreign = (
+        make_backbone(f"{file}:Small", (1, 8, 8), weights=str(tmp_path / f"{n}.pt")) for n in ("own", "foreign")
+    )
+    assert weights_fingerprint(own) == weights_fingerprint(foreign)
+    (record,) = caplog.records
+    assert record.message.startswith(
+        f"{tmp_path / 'foreign.pt'} has none of the network's names, such as conv.weight: "
+    )
+
+
+BOTH = """
+import metakm
+from metakm.strategies.anil import ANIL
+from torch import nn
+
+@metakm.register_strategy("own")
+class Own(ANIL):
+    pass
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3))
+"""
+
+
+def test_a_file_with_a_strategy_and_a_network_runs_once(run, tmp_path):
+    (tmp_path / "both.py").write_text(BOTH)
+    assert run("--algo", "own", "--plugin", "both.py", "--backbone", "both.py:Net") == 0
+    assert metakm.load_run(tmp_path / "out" / "glyphs-3w1s" / "own" / "seed0").accuracy is not None
+
+
+def test_a_network_of_a_file_that_registers_something_is_built_twice_and_then_a_plugin(tmp_path):
+    (tmp_path / "both.py").write_text(BOTH)
+    for _ in range(2):
+        make_backbone(f"{tmp_path}/both.py:Net", (1, 8, 8))
+    metakm.load_plugin(tmp_path / "both.py")
+    assert "own" in metakm.available_strategies()
+
+
+def test_grey_images_of_a_file_for_rgb_and_the_reverse_are_refused(file):
+    with pytest.raises(metakm.UserError, match="of 1 channels for a convolution, got 3"):
+        make_backbone(f"{file}:Small", SHAPE)
 
 
 def test_run_ids_without_weights_are_as_before_there_were_any():
