@@ -12,6 +12,7 @@ from metakm.data.registry import datasets
 from metakm.data.splits import SPLITS
 from metakm.errors import UserError, unknown_name
 from metakm.io.files import expanded
+from metakm.registry import describe_error
 
 
 def load_dataset(
@@ -48,12 +49,24 @@ def load_dataset(
         options |= {"class_split": class_split, "split_seed": split_seed}
     roots = data_roots(root)
     try:
-        return entry.load(split, roots, **options)
+        dataset: Any = entry.load(split, roots, **options)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(
             f"Expected data that can be read under {', '.join(map(str, roots))}, got {error}; fix this, or choose "
             "another --data-root"
         ) from error
+    except Exception as error:  # a plugin's code may raise anything; a built-in's errors are passed on
+        if entry.load.__module__.startswith("metakm."):
+            raise
+        raise UserError(f"Expected the dataset {name!r} to be loaded, got {describe_error(error)}") from error
+    if not isinstance(dataset, FewShotDataset):
+        raise UserError(
+            f"Expected {entry} to return a FewShotDataset, got {type(dataset).__name__}; make one, for example by "
+            "FewShotDataset.from_arrays"
+        )
+    return dataset
 
 
 def data_roots(root: str | Path | None = None) -> list[Path]:

@@ -101,6 +101,25 @@ def test_a_class_of_several_datasets_in_two_splits(tmp_path, capsys, names, seed
 
 
 @pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("return None", "load_dots to return a FewShotDataset, got NoneType; make one"),
+        ("1 / 0", "Expected the dataset 'dots' to be loaded, got ZeroDivisionError: division by zero ("),
+        ("raise OSError('no disk')", "Expected data that can be read under "),
+    ],
+)
+def test_a_plugins_dataset_that_fails(tmp_path, capsys, more, said):
+    path = plugin(tmp_path, PLUGIN.format(each=10, more=more))
+    assert said in refused(capsys, tmp_path / "out", "--dataset", "dots", "--plugin", path)
+
+
+def test_a_plugins_dataset_of_another_signature(tmp_path, capsys):
+    path = plugin(tmp_path, PLUGIN.format(each=10, more="pass").replace("(split, roots)", "(split)"))
+    said = "Expected the dataset 'dots' to be loaded, got TypeError: load_dots() takes 1 positional argument but 2"
+    assert said in refused(capsys, tmp_path / "out", "--dataset", "dots", "--plugin", path)
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("import metakm_of_tomorrow\n", "to run, got ModuleNotFoundError: No module named 'metakm_of_tomorrow'"),
