@@ -34,8 +34,20 @@ class ExecutionOptions:
     """For scripts: standard output has one JSON object a line, for progress, each validation and the result, and nothing else."""
 
     def __post_init__(self) -> None:
+        _take_paths(self)
         if self.resume and self.overwrite:
             raise UserError("Expected --resume or --overwrite, got both; drop one of them")
+
+
+def _take_paths(config: ExecutionOptions) -> None:
+    """Make paths of the strings in the fields that are paths, those of derived classes, too."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if "tuple[Path" in str(field.type):
+            value = tuple(map(Path, (value,) if isinstance(value, str | Path) else value))
+        elif "Path" in str(field.type) and isinstance(value, str):
+            value = Path(value)
+        object.__setattr__(config, field.name, value)
 
 
 def how_to_resume(options: ExecutionOptions) -> str:

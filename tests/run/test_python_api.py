@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -27,6 +28,21 @@ def test_a_config_follows_its_preset_where_nothing_is_given():
         assert made == preset_config(preset, algo, dataset)
     own = metakm.RunConfig(preset="table3", dataset="omniglot", ways=5, ema=0.5)
     assert own == preset_config("table3", dataset="omniglot", ways=5, ema=0.5)
+
+
+def test_paths_may_be_strings(tmp_path):
+    (tmp_path / "own.py").touch()
+    names = ("out", "data_root", "log_dir", "init_from")
+    config = small_config(str(tmp_path), **{name: str(tmp_path / name) for name in names[1:]}, plugin=["own.py"])
+    assert [getattr(config, name) for name in names] == [tmp_path, *(tmp_path / name for name in names[1:])]
+    assert config.plugin == metakm.RunConfig(plugin="own.py").plugin == (Path("own.py"),)
+    run = metakm.train(small_config(str(tmp_path / "out")))
+    assert metakm.evaluate(str(run.folder), data_root=str(tmp_path)).accuracy == run.accuracy
+
+
+def test_a_name_that_only_a_plugin_would_have_says_how_to_load_it():
+    with pytest.raises(metakm.UserError, match=r"got 'mine'.*--plugin, or metakm\.load_plugin"):
+        metakm.RunConfig(algo="mine", plugin=("mine.py",))
 
 
 def test_training_gives_the_run_that_its_folder_has(tmp_path):
