@@ -94,6 +94,10 @@ class Callback:
         del state
 
 
+def _counted(number: int, unit: str) -> str:
+    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
+
+
 class EarlyStopping(Callback):
     """Stop when meta-validation has not had a new best accuracy for a number of validations in a row.
 
@@ -113,7 +117,7 @@ class EarlyStopping(Callback):
         """See `Callback`. It follows from the curve alone, so that there is nothing to remember."""
         accuracies = [point.val_accuracy for point in event.curve]
         since = len(accuracies) - 1 - accuracies.index(max(accuracies))
-        return None if since < self.patience else f"no better meta-validation in {since} validations"
+        return None if since < self.patience else f"no better meta-validation in {_counted(since, 'validation')}"
 
 
 class CallbackList:
@@ -139,23 +143,29 @@ class CallbackList:
         """See `Callback.on_iteration`."""
         if self.callbacks:
             event = IterationEvent(number, loss, accuracy, seconds, self.learner)
-            self._note(number, [callback.on_iteration(event) for callback in self.callbacks])
+            self._note(number, "on_iteration", [callback.on_iteration(event) for callback in self.callbacks])
 
     def on_validation(self, curve: Sequence[CurvePoint]) -> None:
         """See `Callback.on_validation`."""
         point = curve[-1]
         event = ValidationEvent(point.iteration, point.val_accuracy, tuple(curve), self.learner)
-        self._note(point.iteration, [callback.on_validation(event) for callback in self.callbacks])
+        returned = [callback.on_validation(event) for callback in self.callbacks]
+        self._note(point.iteration, "on_validation", returned)
 
     def on_end(self, event: EndEvent) -> None:
         """See `Callback.on_end`."""
         for callback in self.callbacks:
             callback.on_end(event)
 
-    def _note(self, iteration: int, reasons: list[str | None]) -> None:
-        given = [str(reason) for reason in reasons if reason is not None]
-        if given and not self.stopped:
-            self.stopped = f"after {iteration} iterations: {' '.join(given[0].split())}"
+    def _note(self, iteration: int, method: str, returned: Sequence[str | None]) -> None:
+        for callback, reason in zip(self.callbacks, returned, strict=True):
+            if not isinstance(reason, str | None):
+                raise UserError(
+                    f"Expected {type(callback).__qualname__}.{method} to return None or, to stop the training, a "
+                    f"reason in words, got {reason!r:.100}; return one of these"
+                )
+            if reason is not None and not self.stopped:
+                self.stopped = f"after {_counted(iteration, 'iteration')}: {' '.join(reason.split())}"
 
     def state(self) -> dict[str, Any]:
         """Its part of a checkpoint."""

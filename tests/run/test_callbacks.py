@@ -192,6 +192,24 @@ def test_what_is_no_callback_and_no_patience_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("method", ["on_iteration", "on_validation"])
+@pytest.mark.parametrize("returned", [True, False, 0.5, {"loss": 1}])
+def test_what_is_returned_by_chance_is_no_reason_to_stop(method, returned):
+    callback = type("Chatty", (metakm.Callback,), {method: lambda *_: returned})()
+    called = CallbackList([callback], torch.nn.Identity())
+    with pytest.raises(metakm.UserError, match=rf"Chatty\.{method} to return None or, .* in words, got {returned!r}"):
+        called.on_iteration(1, 0.0, 0.0, 0.0) if method == "on_iteration" else called.on_validation(curve(0.5))
+
+
+def test_one_is_singular():
+    called = CallbackList([StopAt(1)], torch.nn.Identity())
+    called.on_iteration(1, 0.0, 0.0, 0.0)
+    assert called.stopped == "after 1 iteration: a long reason"
+    called = CallbackList([metakm.EarlyStopping(1)], torch.nn.Identity())
+    called.on_validation(curve(0.5, 0.4))
+    assert called.stopped == "after 1 iteration: no better meta-validation in 1 validation"
+
+
 def test_each_callback_gets_the_state_of_its_class():
     saved = CallbackList([Counter(9), Recorder(), Counter(9)], torch.nn.Identity())
     saved.on_iteration(1, 0.0, 0.0, 0.0)
