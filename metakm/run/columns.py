@@ -18,6 +18,8 @@ from metakm.learning.statistics import interval_over_tasks
 from metakm.presets import changes_from_preset
 from metakm.run import provenance
 from metakm.run.row import ResultRow
+from metakm.strategies import Strategy
+from metakm.strategies.registry import strategy_class
 
 SPLIT_NAMES = {"val": "meta-validation", "test": "meta-test"}
 
@@ -55,11 +57,23 @@ def measured_columns(
     }
 
 
+def figures(algo: str, value: float, width: float | None = None, sign: str = "") -> str:
+    """An accuracy in percent, or a strategy's own metric as it is; with the half-width of its interval, if known."""
+    factor, digits, unit = (1, "4g", "") if _own_metric(algo) else (100, "2f", " %")
+    interval = "" if width is None else f" +- {factor * width:.{digits}}"
+    return f"{factor * value:{sign}.{digits}}{interval}{unit}"
+
+
+def _own_metric(algo: str) -> bool:
+    return strategy_class(algo).metric is not Strategy.metric
+
+
 def summary(config: RunConfig, accuracy: float, ci95: float, ending: str, tested: str = SPLIT_NAMES["test"]) -> str:
-    """One line: the run, its accuracy on the split called `tested`, and `ending`."""
+    """One line: the run, its accuracy or own metric on the split called `tested`, and `ending`."""
     c = config
     return (
         f"{c.algo} {c.dataset} {c.ways}-way {c.shots}-shot ({c.preset}, seed {c.seed}, batch norm {c.bn_mode}): "
-        f"{tested} accuracy {100 * accuracy:.2f} +- {100 * ci95:.2f} % (95 % interval over {c.eval_tasks} tasks), "
+        f"{tested} {'metric' if _own_metric(c.algo) else 'accuracy'} {figures(c.algo, accuracy, ci95)} (95 % interval "
+        f"over {c.eval_tasks} tasks), "
         f"{ending}"
     )

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from metakm.cli.exit_code import exit_code
-from metakm.cli.flags import read_options
 from metakm.cli.progress import Progress
 from metakm.cli.signals import StopRequest, stop_on_request
 from metakm.config import RunConfig
@@ -24,14 +23,13 @@ from metakm.learning.malloc import keep_freed_memory
 from metakm.learning.memory import TaskChunks, TooLittleMemoryError
 from metakm.registry import load_plugin
 from metakm.run.build import make_sampler, with_data_here
-from metakm.run.columns import SPLIT_NAMES, measured_columns, summary
+from metakm.run.columns import SPLIT_NAMES, figures, measured_columns, summary
 from metakm.run.cross_domain import OUT, TransferRow, require_shape, require_ways
-from metakm.run.evaluate_options import Adapted, EvaluateOptions, Split, tested_as
+from metakm.run.evaluate_options import Adapted, EvaluateOptions, Split, read_flags, tested_as
 from metakm.run.event_log import EventLog
 from metakm.run.folder import RunFolder
-from metakm.run.loading import TrainedRun, load_run, read_settings
+from metakm.run.loading import TrainedRun, load_run, read_settings, require_plugins
 from metakm.run.row import ResultRow
-from metakm.strategies import available_strategies
 
 
 class RunEvaluation:
@@ -134,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     with only_first_prints():
         return exit_code(
-            lambda: _evaluate(read_options(EvaluateOptions, "python -m metakm evaluate", arguments)),
+            lambda: _evaluate(read_flags(arguments)),
             "repeat the same command",
             resumes=False,
         )
@@ -167,13 +165,7 @@ def _evaluate(options: EvaluateOptions) -> int:
 def _prepare(options: EvaluateOptions, processes: Processes) -> RunEvaluation:
     for plugin in options.plugin:
         load_plugin(plugin)
-    settings = read_settings(options.run)
-    algo, plugins = settings.get("algo"), settings.get("plugin")
-    if isinstance(plugins, list) and plugins and algo not in available_strategies():
-        raise UserError(
-            f"Expected --plugin for the strategy {algo!r}, got none that has it; the run was started with "
-            f"--plugin {' '.join(str(path) for path in plugins)}"
-        )
+    require_plugins(read_settings(options.run))
     own = ("run", "split", "grey", "adapt", "out")  # no fields of the config
     given = {name: value for name, value in vars(options).items() if name not in own and value is not None}
     return RunEvaluation(load_run(options.run), options.split, given, processes, grey=options.grey, adapt=options.adapt)
@@ -230,9 +222,8 @@ def _beside(found: dict[str, Any], row: dict[str, Any] | None) -> str:
         return "without a finished row to compare with"
     if (row["accuracy"], row["n_tasks"]) == (found["accuracy"], found["n_tasks"]):
         return "equal to its row"
-    apart = 100 * (found["accuracy"] - row["accuracy"])
-    interval = "" if row["ci95"] is None else f" +- {100 * row['ci95']:.2f}"
-    says = f"{100 * row['accuracy']:.2f}{interval} % over {row['n_tasks']} tasks"
+    apart = figures(row["algo"], found["accuracy"] - row["accuracy"], sign="+").replace(" %", " points")
+    says = f"{figures(row['algo'], row['accuracy'], row['ci95'])} over {row['n_tasks']} tasks"
     names = ("split_hash", "test_inner_steps", "device", "threads", "torch_version")  # the last three: rounding alone
     changes = ", ".join(f"{name}={row[name]} (now {found[name]})" for name in names if row[name] != found[name])
-    return f"{apart:+.2f} points from the {says} in its row" + (f", which has {changes}" if changes else "")
+    return f"{apart} from the {says} in its row" + (f", which has {changes}" if changes else "")

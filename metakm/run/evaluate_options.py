@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+
+from metakm.cli.flags import list_given, read_options
+from metakm.data.registry import available_datasets
+from metakm.errors import UserError
 
 Split = Literal["val", "test"]
 Adapted = Literal["all", "head"]
@@ -54,9 +60,22 @@ class EvaluateOptions:
     json: bool = False
     """For scripts: standard output has one JSON object a line, for progress and the result, and nothing else."""
     plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
-    """Python files that register strategies or datasets; they run with your rights. Name those of the run, too."""
+    """Python files that register strategies, backbones or datasets; they run with your rights. Name those of the run, too."""  # noqa: E501
 
 
 def tested_as(options: EvaluateOptions) -> tuple[str, ...]:
     """What a row on another dataset says of the test."""
     return ("grey",) * options.grey + ("head",) * (options.adapt == "head")
+
+
+def read_flags(arguments: Sequence[str] | None) -> EvaluateOptions:
+    """The options from the command line; see `read_options`.
+
+    Raises:
+        UserError: also for several datasets, which only a training takes.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    named = [name for name in list_given(arguments, "dataset") if name in available_datasets()]
+    if len(named) > 1:
+        raise UserError(f"Expected one --dataset to test on, got {' '.join(named)}; test on one after the other")
+    return read_options(EvaluateOptions, "python -m metakm evaluate", arguments)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from metakm.config import RunConfig
+from metakm.data.registry import dataset_entry
 from metakm.errors import UserError, one_line
 from metakm.io.files import expanded
 from metakm.learning.classifier import AdaptedClassifier, Images, Labels
 from metakm.learning.inner_loop import InnerLR
 from metakm.learning.learner import ImageShape, Learner
+from metakm.models.build import require_backbone
 from metakm.run.build import build_learner
 from metakm.run.checkpoint import load_checkpoint
 from metakm.run.config_file import read_config_file
 from metakm.run.folder import RunFolder
 from metakm.run.weights import read_weights
 from metakm.strategies import Strategy
+from metakm.strategies.registry import strategy_class
 
 
 @dataclass(frozen=True)
@@ -116,3 +119,26 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if settings is None:
         raise UserError(f"Expected the run's settings in {folder}/config.json, got no file; name a run's own folder")
     return settings
+
+
+def require_plugins(settings: dict[str, Any]) -> None:
+    """Refuse the settings of a run whose plugins are not loaded.
+
+    Raises:
+        UserError: names what is unknown, and the flags that the run was started with.
+    """
+    plugins = settings.get("plugin") or []
+    look_up: dict[str, Callable[[str], object]] = {
+        "algo": strategy_class,
+        "backbone": require_backbone,
+        "dataset": dataset_entry,
+    }
+    for name in look_up if isinstance(plugins, list) and plugins else ():
+        kind, own = "strategy" if name == "algo" else name, str(settings.get(name))
+        try:
+            look_up[name](own)
+        except UserError as error:
+            raise UserError(
+                f"Expected --plugin for the {kind} {own!r}, got none that has it; the run was started with --plugin "
+                f"{' '.join(map(str, plugins))}"
+            ) from error

@@ -226,6 +226,52 @@ def test_a_plugin_is_run_when_it_is_named_and_not_otherwise(tmp_path, capsys):
     assert "equal to its row" in capsys.readouterr().out
 
 
+DATASET = """
+import metakm, numpy as np
+
+@metakm.register_dataset("dots", title="Dots", family="characters", ways=3)
+def dots(split, roots):
+    images = np.random.default_rng(len(split) + ord(split[1])).integers(0, 256, (24, 1, 28, 28), dtype=np.uint8)
+    return metakm.FewShotDataset.from_arrays(images, [f"{split}{i // 6}" for i in range(24)], name="dots", split=split)
+"""
+BACKBONE = """
+import metakm
+
+@metakm.register_backbone("slim-<filters>")
+def slim(image_shape, bn_mode, filters):
+    return metakm.Conv4(image_shape[0], filters, image_size=image_shape[1], bn_mode=bn_mode)
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "said"),
+    [
+        (DATASET, ("--dataset", "dots"), "Expected --plugin for the dataset 'dots', got none that has it"),
+        (BACKBONE, ("--backbone", "slim-4"), "Expected --plugin for the backbone 'slim-4', got none that has it"),
+    ],
+)
+def test_a_run_says_that_its_data_or_backbone_need_a_plugin(tmp_path, capsys, text, flags, said):
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(text)
+    with isolated():
+        words = [*SMALL.split(), "--algo", "anil", *flags, "--plugin", str(plugin), "--out", str(tmp_path / "out")]
+        assert main(words) == 0
+    [run] = (path.parent for path in (tmp_path / "out").rglob("config.json"))
+    capsys.readouterr()
+    assert evaluate(run) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.endswith(f"the run was started with --plugin {plugin}\n")
+    assert evaluate(run, "--plugin", str(plugin)) == 0
+    assert "equal to its row" in capsys.readouterr().out
+
+
+def test_several_datasets_are_for_training_alone(run, capsys):
+    assert evaluate(run, "--dataset", "flowers", "glyphs") == 2
+    said = "Expected one --dataset to test on, got flowers glyphs; test on one after the other"
+    assert said in capsys.readouterr().err
+
+
 def test_the_runs_own_data_folder_is_used_while_it_is_there(run, tmp_path, capsys):
     settings = json.loads((run / "config.json").read_text())
     for root in (tmp_path, tmp_path / "gone"):
