@@ -23,7 +23,7 @@ from metakm.learning.fast_weights import inner_optimiser, release, with_fast_wei
 from metakm.learning.inner_rates import one_rate_each, rates_by_step
 from metakm.strategies.base import EpisodeBatch, Gradients, InnerLR, Strategy, Transform, require_ways
 from metakm.strategies.independence import require_independent_tasks
-from metakm.strategies.losses import one_per_task
+from metakm.strategies.losses import one_per_task, scalar_and_logits
 
 __all__ = ["EpisodeBatch", "GradientDescent", "InnerLR", "MetaLoss", "evaluate_episodes", "meta_loss"]
 
@@ -68,7 +68,9 @@ def meta_loss(
     """
     _check_weights(step_weights, inner_steps)
     inner = GradientDescent(strategy, inner_lr, inner_steps, first_order, True, step_weights, progress)
-    loss, logits = strategy.outer_loss(inner, episodes)
+    result = strategy.outer_loss(inner, episodes)
+    owner = f"{type(strategy).__qualname__}.outer_loss"
+    loss, logits = scalar_and_logits(result, len(episodes.query_labels), owner)
     inner.require_weights_used()
     require_ways(logits, episodes.support_labels)
     inner.release()

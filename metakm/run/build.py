@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -9,14 +10,18 @@ import torch
 
 from metakm.config import RunConfig
 from metakm.data import EpisodeSampler, FewShotDataset, SamplerInTurn, load_dataset
+from metakm.data.batch import Episodes
 from metakm.data.channels import in_grey
 from metakm.data.registry import dataset_names
 from metakm.data.varying_episodes import VaryingEpisodes
 from metakm.errors import UserError
 from metakm.learning.evaluation import EVALUATION_SEED
 from metakm.learning.learner import ImageShape, Learner
+from metakm.learning.memory import is_out_of_memory
+from metakm.learning.randomness import own_randomness
 from metakm.models.registry import OWN
 from metakm.options import to_flat
+from metakm.registry import describe_error, full_name
 from metakm.strategies.independence import require_independent_tasks
 from metakm.strategies.registry import strategy_class
 
@@ -111,3 +116,26 @@ def build_learner(config: RunConfig, image_shape: ImageShape, train_classes: int
         )
     require_independent_tasks(learner.strategy.train())
     return learner
+
+
+def try_losses(learner: Learner, episodes: Episodes, config: RunConfig) -> None:
+    """Compute the outer loss and the metric of a copy of the learner, to fail now and not after the first files.
+
+    metakm's own strategies, which are tested, are not tried.
+
+    Raises:
+        UserError: they raise, or return something else than `Strategy` says.
+    """
+    kind, steps = type(learner.strategy), config.inner_steps
+    if kind.__module__.startswith("metakm."):
+        return
+    weights = [1 / steps] * steps if config.shared.multi_step_loss and steps > 1 else None
+    like = next(learner.parameters())
+    try:
+        with own_randomness(config.seed, 0, like.device):
+            copy.deepcopy(learner).train().meta_loss(episodes.to(like.device, like.dtype), weights, 0.0)
+    except UserError:
+        raise
+    except Exception as error:  # a plugin's code may raise anything
+        if not is_out_of_memory(error):  # which the training says better
+            raise UserError(f"Expected {full_name(kind)} to learn from a task, got {describe_error(error)}") from error

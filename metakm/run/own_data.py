@@ -134,6 +134,11 @@ class DrawnEpisodes:
             ("shots", shots, first.support_labels[0]),
             ("queries", queries, first.query_labels[0]),
         ):
+            if labels.is_floating_point():
+                raise UserError(
+                    f"Expected class numbers as labels of {split} episodes, got targets of floating point; train a "
+                    "regression by a Learner in a loop of your own, as examples/06_sinusoid.py does"
+                )
             if labels.tolist() != [label for label in range(ways) for _ in range(each)]:
                 raise UserError(
                     f"Expected {split} episodes of {ways} ways and {each} {part}, class after class, got the labels "

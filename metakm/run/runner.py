@@ -27,7 +27,7 @@ from metakm.models.build import weights_fingerprint
 from metakm.modulation import write_pack
 from metakm.registry import load_plugin
 from metakm.run import provenance
-from metakm.run.build import build_learner, make_sampler
+from metakm.run.build import build_learner, make_sampler, try_losses
 from metakm.run.callbacks import Callback, CallbackList, EarlyStopping
 from metakm.run.columns import SPLIT_NAMES, measured_columns, summary
 from metakm.run.command_line import command
@@ -80,6 +80,7 @@ class Run(TrainingRun[OuterLoop]):
         learner = build_learner(start, self.image_shape, classes)
         self.init_weights = "" if begun else _warm_start(learner, config)
         loop = OuterLoop(learner, self.samplers["train"], config, self.device, processes)
+        try_losses(learner, self.samplers["train"].batch(index=0, tasks=1), config)
         self.train_classes = learner.train_classes
         self.base = base_of(config)
         weights_file(config, self.image_shape, loop.model_state())  # to fail now, not after the training

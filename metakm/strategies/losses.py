@@ -45,6 +45,24 @@ def one_per_task(values: Tensor, tasks: int, owner: str) -> Tensor:
     return values
 
 
+def scalar_and_logits(result: object, tasks: int, owner: str) -> tuple[Tensor, Tensor]:
+    """Return `result`, which must be a scalar loss and the query logits of each task, `[T, ...]`.
+
+    Args:
+        owner: the method that computed them, for the message.
+
+    Raises:
+        UserError: anything else.
+    """
+    parts = tuple(result) if isinstance(result, tuple | list) else (result,)
+    got = [list(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+    if not all(isinstance(part, Tensor) for part in parts) or len(parts) != 2 or got[0] or got[1][:1] != [tasks]:
+        listed = " and ".join(map(str, got)) or "nothing"
+        raise UserError(f"Expected {owner} to return a scalar loss and the logits [{tasks}, n, N], got {listed}; do so")
+    loss, logits = parts
+    return loss, logits
+
+
 def with_gradients(loss: Tensor, parameters: Iterable[Tensor], gradients: Iterable[Tensor]) -> Tensor:
     """A scalar with the value of `loss` whose gradient by each of `parameters` is the given one."""
     surrogate = torch.stack([(p * g).sum() for p, g in zip(parameters, gradients, strict=True)]).sum()

@@ -112,6 +112,27 @@ def test_a_loss_or_a_metric_that_mixes_the_tasks_is_refused(name):
         meta_loss(mixed(), curves(), inner_lr=LR, inner_steps=1)
 
 
+@pytest.mark.parametrize(
+    ("result", "got"),
+    [
+        (lambda _: None, "NoneType"),
+        (lambda given: given[0], r"\[\]"),
+        (lambda given: (given[0], None), r"\[\] and NoneType"),
+        (lambda given: (given[0].repeat(3), given[1]), r"\[3\] and \[3, 6, 2\]"),
+        (lambda given: (given[0], given[1][:1]), r"\[\] and \[1, 6, 2\]"),
+        (lambda _: (), "nothing"),
+    ],
+)
+def test_an_outer_loss_that_returns_something_else_is_refused(result, got):
+    def outer_loss(self, inner, episodes):
+        return result(Regression.outer_loss(self, inner, episodes))
+
+    odd = type("Odd", (Regression,), {"outer_loss": outer_loss})
+    said = rf"Expected Odd.outer_loss to return a scalar loss and the logits \[3, n, N\], got {got}; do so"
+    with pytest.raises(metakm.UserError, match=said):
+        meta_loss(odd(), curves(), inner_lr=LR, inner_steps=1)
+
+
 class Halved:
     """Half the usual inner loss, so that twice the inner rate does the same."""
 

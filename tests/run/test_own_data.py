@@ -11,6 +11,8 @@ from runs import numbers
 import metakm
 from metakm.presets import preset_config
 from metakm.registry import isolated
+from metakm.run.evaluate import main as evaluate
+from metakm.strategies.anil import ANIL
 
 pytestmark = pytest.mark.float32
 SPLITS = ("train", "val", "test")
@@ -144,6 +146,55 @@ def test_samplers_of_other_tasks_are_refused(tmp_path, changes, message):
     with pytest.raises(metakm.UserError, match=message):
         metakm.train(small(tmp_path, **changes), dataset=[Source(split) for split in SPLITS])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_targets_of_a_regression_are_refused(tmp_path):
+    class Targets(Source):
+        def batch(self, index, tasks):
+            drawn = super().batch(index, tasks)
+            return dataclasses.replace(drawn, support_labels=torch.rand(tasks, 3, 1))
+
+    with pytest.raises(metakm.UserError, match=r"got targets of floating point; train a regression by a Learner"):
+        metakm.train(small(tmp_path), dataset=[Targets(split) for split in SPLITS])
+
+
+LOSSES = {
+    "inner_loss": lambda *_: torch.zeros((), requires_grad=True),
+    "metric": lambda _self, logits, _labels: logits,
+    "outer_loss": lambda *_: None,
+}
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "predict"])
+def test_losses_and_metrics_that_do_not_work_are_refused_before_anything_is_written(tmp_path, name):
+    def fails(*_):
+        raise ZeroDivisionError("no such luck")
+
+    metakm.register_strategy("odd")(type("Odd", (ANIL,), {name: LOSSES.get(name, fails)}))
+    said = "no such luck" if name == "predict" else rf"Expected Odd\.{name} to return"
+    with pytest.raises(metakm.UserError, match=said):
+        metakm.train(small(tmp_path, algo="odd"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_losses_that_raise_are_named(tmp_path):
+    def inner_loss(_self, _logits, labels):
+        raise ValueError(labels.shape)
+
+    metakm.register_strategy("odd")(type("Odd", (ANIL,), {"inner_loss": inner_loss}))
+    with pytest.raises(metakm.UserError, match=r"Odd to learn from a task, got ValueError: .*test_own_data\.py"):
+        metakm.train(small(tmp_path, algo="odd"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_metric_of_ones_own_is_no_percentage(tmp_path, capsys):
+    metric = {"metric": lambda _self, logits, _labels: logits.abs().mean((1, 2)).double() - 1}
+    metakm.register_strategy("gap")(type("Gap", (ANIL,), metric))
+    run = metakm.train(small(tmp_path, algo="gap"))
+    said = capsys.readouterr().out
+    assert f"meta-test metric {run.accuracy:.4g} +- {run.interval:.4g} (95 % interval over 6 tasks)" in said
+    assert evaluate([str(run.folder), "--quiet", "--eval-tasks", "4", "--device", "cpu"]) == 0
+    assert f" from the {run.accuracy:.4g} +- {run.interval:.4g} over 6 tasks in its row" in capsys.readouterr().out
 
 
 def test_inputs_that_are_no_images_are_refused(tmp_path):
