@@ -132,7 +132,17 @@ def _table1(title: str, lines: Sequence[Line]) -> Grid:
 def _table2(title: str, lines: Sequence[Line]) -> Grid:
     order = ("tbl-1", "implicit", "explicit", "nc", "tkm-1", "implicit-explicit", "tkm-2", "ttl", "tbl-2")
     lines = _sorted_by_method(lines, order)
-    header = ("Measured", "Network", "Trainable", "All", "Pack, kB", "Accuracy, %", "Learning rate", "Seeds")
+    header = (
+        "Measured",
+        "Network",
+        "Trainable",
+        "All",
+        "Pack, kB",
+        "Memory, MB",
+        "Accuracy, %",
+        "Learning rate",
+        "Seeds",
+    )
     cells = [
         (
             name,
@@ -140,6 +150,7 @@ def _table2(title: str, lines: Sequence[Line]) -> Grid:
             f"{line.first.trainable_parameters:,}",
             f"{line.first.total_parameters:,}",
             "" if line.first.pack_bytes is None else f"{line.first.pack_bytes / 1000:.1f}",
+            _format_memory(line),
             _format_accuracy(line),
             f"{line.learning_rate:g}",
             str(len(line.rows)),
@@ -207,6 +218,12 @@ def _format_difference(first: Line, second: Line) -> str:
 
 def _sorted_by_method(lines: Sequence[Line], order: Sequence[str]) -> list[Line]:
     return sorted(lines, key=lambda line: (order.index(line.method), line.learning_rate, line.own))
+
+
+def _format_memory(line: Line) -> str:
+    """The largest peak of the processes that trained nothing before."""
+    peaks = [row.peak_memory_mb for row in line.rows if row.peak_memory_mb is not None]
+    return f"{max(peaks):,.0f}" if peaks else ""
 
 
 def _format_accuracy(line: Line) -> str:

@@ -59,7 +59,7 @@ class ExperimentRow(CsvRow):
     n_test: int
     train_seconds: float  # wall time of training, validation included
     ms_per_iteration: float | None  # mean wall time of a training iteration, validation excluded
-    peak_memory_mb: float  # largest resident set of the process, or allocation on the GPU; 10^6 bytes
+    peak_memory_mb: float | None  # largest resident set of the process, or allocation on the GPU; of its first run
     device: str
     threads: int
     torch_version: str

@@ -61,6 +61,7 @@ class ExperimentRun(TrainingRun[Training]):
                 f"{len(training.train.labels)} images; choose a smaller --batch"
             )
         self.pack_bytes: int | None = None
+        self.first_of_process = True
         super().__init__(
             config,
             training,
@@ -141,7 +142,7 @@ class ExperimentRun(TrainingRun[Training]):
             accuracy=accuracy,
             ci95=None if accuracy is None else 1.96 * math.sqrt(accuracy * (1 - accuracy) / n_test),
             n_test=n_test,
-            peak_memory_mb=provenance.peak_memory_mb(self.device),
+            peak_memory_mb=provenance.peak_memory_mb(self.device) if self.first_of_process else None,
             device=provenance.device_name(self.device),
             threads=torch.get_num_threads(),
             torch_version=torch.__version__,

@@ -56,6 +56,7 @@ def test_one_row_for_each_method(small, tmp_path, capsys):
         assert (row.status, row.method, row.trainable_parameters) == ("done", method, trained)
         assert row.n_train == 110  # 12 of a class, of which 1 is set aside
         assert row.n_test == 30
+        assert (row.peak_memory_mb is None) == (method == "ld")  # the process's peak counts for its first run
         assert row.iterations == 2 * (110 // 16)
         assert 0 <= row.accuracy <= 1
         assert len(pd.read_csv(folder / "curve.csv")) == 2
