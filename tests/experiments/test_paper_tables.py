@@ -187,7 +187,7 @@ def test_runs_that_differ_in_more_than_their_seed_are_never_pooled(tmp_path):
     write(tmp_path, transfer("tkm-2", 0.4, seed=1), config={**shared, "weights": "random", "out": "there"})
     runs, problems = read_experiments(tmp_path)
     grids = {grid.title: grid for grid in layout_paper("table2", runs).grids}
-    accuracies = {t.rpartition(", ")[2]: [line[5] for line in g.lines] for t, g in grids.items() if "measured (" in t}
+    accuracies = {t.rpartition(", ")[2]: [line[6] for line in g.lines] for t, g in grids.items() if "measured (" in t}
     assert accuracies == {"weights imagenet)": ["70.00 ± 1.00", "80.00 ± 1.00"], "weights random)": ["40.00 ± 1.00"]}
     assert not problems
 
