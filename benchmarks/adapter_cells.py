@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from metakm.models.pretrained import Preprocessing, Pretrained, replace_classifier
 from metakm.photos.features import frozen_features
 from metakm.photos.store import PhotoStore, normalise
-from metakm.photos.training import BATCH, HEAD_RATE, Budget, Fit, Plan
+from metakm.photos.training import BATCH, HEAD_RATE, Budget, Trainer, TrainingPlan
 
 FEWEST_STEPS = 3
 """An epoch of few images has this many steps."""
@@ -76,7 +76,7 @@ class Task:
     preprocessing: Preprocessing
     support: PhotoStore
     queries: PhotoStore
-    bank: Tensor
+    features: Tensor
     seed: int
     head_seconds: float
 
@@ -92,18 +92,18 @@ def make_task(base: Pretrained, images: Images, shots: str, number: str, ways: i
     replace_classifier(own.network, own.classifier, len(support.classes))
     seed = 1000 if number == "tune" else int(number)
     began = time.process_time()
-    bank = frozen_features(own, preprocessing, support, seed, augment=True)
-    task = Task(own.network, own.classifier, preprocessing, support, queries, bank, seed, 0.0)
+    features = frozen_features(own, preprocessing, support, seed, augment=True)
+    task = Task(own.network, own.classifier, preprocessing, support, queries, features, seed, 0.0)
     fit_of(task, Adapted(own.network, own.classifier), plan_of("head", CANDIDATES[0], len(support))).start()
     task.head_seconds = time.process_time() - began
     return task
 
 
-def fit_of(task: Task, adapted: Adapted, plan: Plan) -> Fit:
+def fit_of(task: Task, adapted: Adapted, plan: TrainingPlan) -> Trainer:
     """The loop that all methods share: that of `metakm fit`."""
-    return Fit(
+    return Trainer(
         adapted.network, adapted.classifier, plan, task.support, task.preprocessing, range(len(task.support)), (),
-        task.bank, seed=task.seed,
+        task.features, seed=task.seed, last_step=plan.budget.steps,
     )  # fmt: skip
 
 
@@ -126,14 +126,14 @@ def run_cell(task: Task, method: str, candidate: Candidate) -> Result:
     return Result(right, right_half, trained, head, *sizes, plan.budget.steps, seconds, image_ms)
 
 
-def plan_of(method: str, candidate: Candidate, photos: int) -> Plan:
+def plan_of(method: str, candidate: Candidate, photos: int) -> TrainingPlan:
     """Rates and steps of a method; the head alone is solved for, and takes none."""
     if method == "head":
-        return Plan(0.0, 0.0, 0.0, Budget(0, BATCH))
+        return TrainingPlan(0.0, 0.0, 0.0, Budget(0, BATCH))
     rates = CONTESTANTS[method]
     batch = min(BATCH, photos)
     steps = candidate.epochs * max(FEWEST_STEPS, round(photos / batch))
-    return Plan(
+    return TrainingPlan(
         candidate.factor * rates.rate, candidate.factor * rates.norm_rate, candidate.factor * HEAD_RATE,
         Budget(steps, batch),
     )  # fmt: skip

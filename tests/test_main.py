@@ -48,6 +48,15 @@ def test_a_command_runs_with_the_arguments_behind_it(tmp_path, capsys):
     assert capsys.readouterr().err == "error: Expected --ways to be at least 2, got 1\n"
 
 
+def test_ctrl_c_while_a_command_is_imported_ends_it_without_a_traceback(monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("importlib.import_module", interrupted)
+    assert main(["run"]) == 130
+    assert capsys.readouterr().err == "Stopped.\n"
+
+
 def test_the_version_is_the_packages(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"metakm {metakm.__version__}\n"

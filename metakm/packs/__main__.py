@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,9 @@ import tyro
 
 from metakm.cli.exit_code import exit_code
 from metakm.cli.flags import read_subcommand
-from metakm.modulation.attachment import within
 from metakm.modulation.pack_file import read_pack
 from metakm.modulation.storage import paper_plan, plan_storage, table
+from metakm.packs.card import values_by_part
 from metakm.packs.hub_commands import Pull, Push
 from metakm.packs.merge_command import Merge
 
@@ -54,11 +53,7 @@ class Inspect:
     def __call__(self) -> str:
         """The text to print."""
         pack = read_pack(self.file)
-        layers, classifier = pack.modulation["layers"], pack.modulation["classifier"]
-        values = Counter[str]()
-        for name, tensor in pack.tensors.items():
-            part = "classifier" if within(name, classifier) else "modulators" if ".modulator." in name else "norms"
-            values[part] += tensor.numel()
+        layers = pack.modulation["layers"]
         lines = {
             "task": pack.task or "(not named)",
             "base": pack.base,
@@ -66,7 +61,7 @@ class Inspect:
             "metrics": ", ".join(f"{name} {value:g}" for name, value in pack.metrics.items()) or "(none)",
             "modulation": ", ".join(f"{k}={v}" for k, v in pack.modulation.items() if k != "layers"),
             "layers": f"{len(layers)}: {', '.join(layers[:4])}{', ...' if len(layers) > 4 else ''}",
-            "values": ", ".join(f"{part} {n:,}" for part, n in sorted(values.items())),
+            "values": ", ".join(f"{part} {n:,}" for part, n in sorted(values_by_part(pack).items())),
             "size": f"{self.file.stat().st_size:,} bytes",
         }
         if pack.photos:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
 from metakm.device import resolve_device
 from metakm.errors import UserError, unknown_name
 from metakm.modulation.base_pack import load_base
+from metakm.modulation.pack_file import class_names
 from metakm.photos.checkpoint import Checkpoint
 from metakm.photos.classifier import PhotoClassifier
-from metakm.photos.fitting import Fitting, class_photos, fit_key
-from metakm.photos.listing import PhotoListing, list_folder
+from metakm.photos.fitting import FitPipeline, class_photos, fit_key
+from metakm.photos.listing import Photo, PhotoListing, list_folder
 from metakm.photos.methods import faster_layout
 from metakm.photos.options import DEFAULT_METHOD, PLAIN_METHOD, FitSettings, MethodChoice
-from metakm.photos.store import Photo, PhotoStore, as_photo
-from metakm.photos.training import Fit
+from metakm.photos.store import PhotoStore, as_photo
+from metakm.photos.training import Trainer
 
 
 def fit(
@@ -38,7 +39,7 @@ def fit(
         labels: the class of each photo, if `images` is a list of them.
         base: see `metakm.modulation.base_pack`; the default needs `metakm[pretrained]`.
         method: what is trained beside the classifier; see `python -m metakm fit --help`.
-        settings: the other settings of that command, such as `size=160`, `validation="none"`, `seed=1`.
+        settings: the other settings of that command, such as `size=160`, `validation="none"`, `task="shop"`.
 
     Raises:
         UserError: an unknown setting, base or method, photos that no classifier can be made of.
@@ -47,6 +48,8 @@ def fit(
     for name in settings:
         if name not in known:
             raise unknown_name("a setting of fit", name, known)
+    if isinstance(images, str | Path):
+        settings = {"task": Path(images).expanduser().resolve().name, **settings}
     chosen = FitSettings(base=base, method=method, **settings)
     return fit_listing(as_listing(images, labels), chosen)
 
@@ -57,15 +60,18 @@ def fit_listing(
     *,
     checkpoint: Path | None = None,
     resume: bool = False,
-    begin: Callable[[Fitting], None] | None = None,
-    advance: Callable[[float | None, Fit], None] | None = None,
+    prepare: Callable[[str, int, int], None] = lambda *_: None,
+    begin: Callable[[FitPipeline], None] = lambda _: None,
+    advance: Callable[[float | None, Trainer], None] = lambda *_: None,
 ) -> PhotoClassifier:
     """Fit to listed photos.
 
     Args:
-        checkpoint: a file to go on from, if the fit is stopped.
-        begin: called once the photos are read.
-        advance: see `Fitting`.
+        checkpoint: a file to go on from, if the fit is stopped; the photos are read again.
+        prepare: called after each photo with ("photos", photos read, all), and by `FitPipeline`; may raise to end the
+            fit.
+        begin: called once the photos are read, before the base's features are computed.
+        advance: see `FitPipeline`.
 
     Raises:
         UserError: see `fit`.
@@ -77,33 +83,37 @@ def fit_listing(
     faster_layout(pretrained.network.to(device))
     size = pretrained.preprocessing.size if settings.size is None else settings.size
     preprocessing = dataclasses.replace(pretrained.preprocessing, size=size)
-    store = PhotoStore(cast(Mapping[str, Sequence[Photo]], listing.classes), preprocessing)
+    store = PhotoStore(listing.classes, preprocessing, lambda done, total: prepare("photos", done, total))
     store.skipped[:0] = listing.skipped
-    saved = Checkpoint(checkpoint, fit_key(settings, store) if checkpoint else "", resume=resume)
-    fitting = Fitting(pretrained, preprocessing, store, settings, saved)
-    if begin is not None:
-        begin(fitting)
-    if advance is not None:
-        fitting.advance = advance
-    return fitting.run()
+    saved = Checkpoint(checkpoint, fit_key(settings, pretrained, store) if checkpoint else "", resume=resume)
+    pipeline = FitPipeline(pretrained, preprocessing, store, settings, saved, prepare, advance)
+    begin(pipeline)
+    return pipeline.run()
 
 
 def as_listing(images: Any, labels: Sequence[Any] | Tensor | None) -> PhotoListing:
     """What `fit` takes, as photos by class.
 
     Raises:
-        UserError: labels that are missing, left over or of another number than photos.
+        UserError: neither a folder nor photos, or labels that are missing, left over or of another number than photos.
     """
     if isinstance(images, str | Path):
         if labels is not None:
             raise UserError("Expected no labels with a folder, whose folders are the classes, got some; leave them out")
         return list_folder(images)
     if isinstance(images, Mapping):
-        given = {str(name): [as_photo(photo) for photo in photos] for name, photos in images.items()}
+        names = class_names(images)
+        given = {name: _as_photos(photos) for name, photos in zip(names, images.values(), strict=True)}
     else:
-        photos = [as_photo(photo) for photo in images]
+        photos = _as_photos(images)
         if labels is None or len(labels) != len(photos):
             count = "none" if labels is None else len(labels)
             raise UserError(f"Expected one label a photo, got {count} for {len(photos)} photos")
-        given = dict(class_photos(photos, labels))
-    return PhotoListing(given, [])  # type: ignore[arg-type]
+        given = class_photos(photos, labels)
+    return PhotoListing(given, [])
+
+
+def _as_photos(given: Any) -> list[Photo]:
+    if isinstance(given, str | Path) or not isinstance(given, Iterable):
+        raise UserError(f"Expected a folder, or lists of photos, got {type(given).__name__}; put photos into a list")
+    return [as_photo(photo) for photo in given]

@@ -21,7 +21,7 @@ class Checkpoint:
 
     Args:
         path: None for none, as in Python without a place to save to.
-        key: of the photos and settings; a file of others is refused.
+        key: of the photos, settings and base; a file of others is refused.
         resume: go on from the file, if there is one; otherwise it is written over.
 
     Attributes:
@@ -42,10 +42,10 @@ class Checkpoint:
         self.done[name], self.current = result, None
         self.save()
 
-    def update(self, name: str, fit: Any, *, now: bool = False) -> None:
+    def update(self, name: str, trainer: Any, *, now: bool = False) -> None:
         """Keep the state of the part at work, if the last time is long ago."""
         if now or time.monotonic() - self._saved >= EVERY:
-            self.current = name, fit.state()
+            self.current = name, trainer.state_dict()
             self.save()
 
     def save(self) -> None:
@@ -58,11 +58,6 @@ class Checkpoint:
         with atomic_write(self.path) as file:
             file.write(buffer.getvalue())
 
-    def remove(self) -> None:
-        """The fit is complete."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
     def _read(self, path: Path) -> None:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
@@ -73,7 +68,7 @@ class Checkpoint:
             ) from error
         if key != self.key:
             raise UserError(
-                f"Expected the checkpoint of the same photos and settings, got another in {path}; start again without "
-                "--resume"
+                f"Expected the checkpoint of the same photos, settings and base, got another in {path}; start again "
+                "without --resume"
             )
         self.done, self.current = done, current

@@ -21,17 +21,16 @@ from metakm.modulation.attachment import is_modulated
 from metakm.modulation.base_pack import load_base
 from metakm.modulation.merging import merge
 from metakm.modulation.pack import swap
-from metakm.modulation.pack_file import Pack, read_pack, write_pack
-from metakm.photos.listing import list_images
+from metakm.modulation.pack_file import Pack, class_names, read_pack, write_pack
+from metakm.photos.listing import NONE_OF_THESE, Photo, list_images, normal_form
 from metakm.photos.methods import METHODS, attach, faster_layout
-from metakm.photos.store import Photo, as_photo, decode, normalise
+from metakm.photos.options import is_local, without_folder
+from metakm.photos.store import BATCH, as_photo, decode, normalise
 
 if TYPE_CHECKING:
     from metakm.photos.fitting import FitReport
 
-NONE_OF_THESE = "(none of these)"
 HEADER_VERSION = 1
-_BATCH = 32
 _LIBRARIES = ("metakm", "torch", "torchvision", "timm")
 
 
@@ -72,8 +71,8 @@ class PhotoClassifier:
         """Calibrated probabilities `[n, N]`; see `predict`."""
         given = _photos(photos)
         parts = []
-        for first in range(0, len(given), _BATCH):
-            arrays = [decode(photo, self.preprocessing) for photo in given[first : first + _BATCH]]
+        for first in range(0, len(given), BATCH):
+            arrays = [decode(photo, self.preprocessing) for photo in given[first : first + BATCH]]
             parts.append(self.probabilities(np.stack(arrays)))
         return np.concatenate(parts)
 
@@ -97,7 +96,7 @@ class PhotoClassifier:
         found = self.predict(photos, threshold=0.0)
         if len(found) != len(labels):
             raise UserError(f"Expected one label a photo, got {len(labels)} for {len(found)} photos")
-        return float(np.mean(found == np.array([str(label) for label in labels])))
+        return float(np.mean(found == np.array([normal_form(name) for name in class_names(labels)])))
 
     def save(self, path: str | Path) -> None:
         """Write the pack: all that prediction needs but the base itself."""
@@ -110,8 +109,8 @@ def load_classifier(
     """Read a pack of `metakm fit`, load its base and put both together.
 
     Args:
-        base: in place of the name in the pack. A base of a Python file has to be named here: what a pack names is
-            never run.
+        base: in place of the name in the pack, which has no folder. A run's folder or a file has to be named here,
+            unless it lies in the current folder; a Python file always: what a pack names is never run.
         weights: of the base, if it was fitted with `--weights`.
         device: cpu, cuda or auto.
 
@@ -130,10 +129,13 @@ def load_classifier(
         )
     name = base or str(header["base"])
     if base is None and ".py:" in name:
-        raise UserError(f"Expected --base for a pack whose base is in a Python file, got none; give --base {name}")
+        raise UserError(f"Expected base (--base) for a pack whose base is in a Python file, got none; give {name}")
+    if base is None and is_local(name) and not Path(name).exists():
+        raise UserError(f"Expected base (--base) for a pack whose base is {name}, got none; say where that lies")
     if weights is None and header["settings"]["weights"] and base is None:
         raise UserError(
-            f"Expected --weights for a base whose weights were in {header['settings']['weights']}, got none; give it"
+            "Expected weights (--weights) for a base whose weights were in "
+            f"{header['settings']['weights']}, got none; give it"
         )
     return _assembled(pack, load_base(name, weights), on)
 
@@ -149,7 +151,7 @@ def photos_header(
     """What a pack of photos says beside its tensors."""
     return {
         "version": HEADER_VERSION,
-        "base": base.name,
+        "base": without_folder(base.name),
         "method": method,
         "preprocessing": dataclasses.asdict(preprocessing),
         "temperature": temperature,

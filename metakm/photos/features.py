@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from metakm.models.pretrained import Preprocessing, Pretrained
 from metakm.photos.augmentation import random_views
-from metakm.photos.store import PhotoStore, normalise
+from metakm.photos.store import BATCH, PhotoStore, normalise
 
 VIEWS = 4  # random ones of each photo, where photos are few; one of each where they are many
 FEW = 500
-_BATCH = 32
 
 
 def frozen_features(
-    base: Pretrained, preprocessing: Preprocessing, store: PhotoStore, seed: int, *, augment: bool
+    base: Pretrained,
+    preprocessing: Preprocessing,
+    store: PhotoStore,
+    seed: int,
+    *,
+    augment: bool,
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Tensor:
     """Features `[V, n, D]` of each photo as it is (the first) and of random views of it.
 
     `base.network` is in evaluation mode.
+
+    Args:
+        progress: called after each batch with (images done, all); may raise to end the computation.
     """
     device = next(base.network.parameters()).device
     views = (VIEWS if len(store) <= FEW else 1) if augment else 0
 
     def batches(view: int) -> Iterator[Tensor]:
-        for first in range(0, len(store), _BATCH):
-            pixels = store.pixels(range(first, min(first + _BATCH, len(store))))
+        for first in range(0, len(store), BATCH):
+            last = min(first + BATCH, len(store))
+            pixels = store.pixels(range(first, last))
             if view:
                 pixels = random_views(pixels, (seed * 1_000_003 + 10**8 * view + first) % 2**63)
             yield normalise(pixels.to(device), preprocessing)
+            progress(view * len(store) + last, (views + 1) * len(store))
 
     return torch.stack([features(base.network, base.classifier, batches(view)) for view in range(views + 1)])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,12 +19,12 @@ from metakm.io.files import write_text
 from metakm.learning.malloc import keep_freed_memory
 from metakm.photos.api import fit_listing
 from metakm.photos.classifier import PhotoClassifier
-from metakm.photos.fitting import FitReport, Fitting
+from metakm.photos.fitting import FitPipeline, FitReport
 from metakm.photos.listing import list_folder
-from metakm.photos.methods import CLOSED
+from metakm.photos.methods import CLOSED_FORM
 from metakm.photos.options import FitSettings
 from metakm.photos.page import render_page
-from metakm.photos.training import Fit
+from metakm.photos.training import Trainer
 
 PROGRAM = "python -m metakm fit"
 
@@ -51,7 +52,8 @@ class FitOptions(FitSettings):
     def settings(self) -> FitSettings:
         """Those that are not the command's alone."""
         names = [field.name for field in dataclasses.fields(FitSettings)]
-        return FitSettings(**{name: getattr(self, name) for name in names})
+        given = {name: getattr(self, name) for name in names}
+        return FitSettings(**{**given, "task": self.out.stem if self.task is None else self.task})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,10 +65,10 @@ def _fit(options: FitOptions) -> int:
     keep_freed_memory()
     listing = list_folder(options.photos)
     checkpoint = options.out.with_name(f".{options.out.name}.checkpoint")
-    with StopRequest() as stop, _Steps(stop) as steps:
+    with StopRequest() as stop, closing(_Steps(stop)) as steps:
         classifier = fit_listing(
-            listing, options.settings(), checkpoint=checkpoint, resume=options.resume, begin=steps.begin,
-            advance=steps.advance,
+            listing, options.settings(), checkpoint=checkpoint, resume=options.resume, prepare=steps.prepare,
+            begin=steps.begin, advance=steps.advance,
         )  # fmt: skip
     classifier.save(options.out)
     checkpoint.unlink(missing_ok=True)
@@ -83,43 +85,61 @@ def _adapted_on_top(method: str, report: FitReport) -> str:
     """Whether more than the classifier of a meta-trained network was made, and why."""
     if report.held_out is None:
         return "No photos were held out, so the classifier is class means and the network was left as it was."
-    if method in CLOSED or report.held_out.mark == 0:
+    if method in CLOSED_FORM or report.held_out.evaluation == 0:
         return "Adapting the network to these photos did not help on photos held out, so it was left as it was."
     return "Adapting the network to these photos helped on photos held out."
 
 
 class _Steps:
-    """Progress of a fit, whose steps are known once the photos are read; ends it where a stop is requested."""
+    """Progress of a fit, one bar after the other; ends it where a stop is requested."""
 
     def __init__(self, stop: StopRequest) -> None:
         self.stop = stop
         self.progress: Progress | None = None
-        self.counted = 0
+        self.steps = 1
 
-    def __enter__(self) -> _Steps:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Remove the bar."""
         if self.progress is not None:
             self.progress.__exit__(None, None, None)
 
-    def begin(self, fitting: Fitting) -> None:
+    def prepare(self, what: str, done: int, total: int) -> None:
+        """After a photo is read, or a batch of the base's features computed."""
+        progress = self._progress_of(what, total, "image")
+        progress.advance(done - progress.done)
+        self._end_if_requested()
+
+    def begin(self, pipeline: FitPipeline) -> None:
         """Say what is about to be done."""
-        for skipped in fitting.store.skipped:
+        self.close()
+        for skipped in pipeline.store.skipped:
             log_line(f"skipped {skipped.path}: {skipped.reason}")
-        counts = fitting.store.counts()
+        counts = pipeline.store.counts()
         log_line(
             f"{sum(counts)} photos of {len(counts)} classes ({min(counts)} to {max(counts)} each), "
-            f"{fitting.settings.method} on {fitting.base.name} at {fitting.preprocessing.size} px"
+            f"{pipeline.settings.method} on {pipeline.base.name} at {pipeline.preprocessing.size} px"
         )
-        if not fitting.splits:
-            log_line("No photos are held out: probabilities have a stored temperature, and no accuracy is known.")
-        self.progress = Progress("fit", max(1, fitting.steps), unit="step")
+        if not pipeline.splits:
+            log_line(
+                "No photos are held out: probabilities have a stored temperature, no accuracy is known, and predict "
+                "names a class for every photo."
+            )
+        self.steps = max(1, pipeline.steps)
 
-    def advance(self, loss: float | None, fit: Fit) -> None:
+    def advance(self, loss: float | None, trainer: Trainer) -> None:
         """After a step, or at the start of a part (without a loss), which may be in its middle."""
-        if self.progress is not None and (loss is not None or fit.course.step):
-            self.progress.advance(1 if loss is not None else fit.course.step, loss=loss)
+        progress = self._progress_of("fit", self.steps, "step")
+        if loss is not None or trainer.state.step:
+            progress.advance(1 if loss is not None else trainer.state.step, loss=loss)
+        self._end_if_requested()
+
+    def _progress_of(self, what: str, total: int, unit: str) -> Progress:
+        if self.progress is None or self.progress.description != what:
+            self.close()
+            self.progress = Progress(what, total, unit=unit)
+        return self.progress
+
+    def _end_if_requested(self) -> None:
         if self.stop.requested:
             raise KeyboardInterrupt
 
@@ -134,7 +154,7 @@ def _summary(options: FitOptions, classifier: PhotoClassifier, report: FitReport
         )
     if report.settings.method == "few-shot":
         lines.append(_adapted_on_top(method, report))
-    elif held_out is not None and held_out.mark == 0 and method not in CLOSED:
+    elif held_out is not None and held_out.evaluation == 0 and method not in CLOSED_FORM:
         lines.append("The classifier alone did best on them, so the network was left as it was.")
     size, written = options.out.stat().st_size, f" and {page}" if options.report else ""
     lines.append(f"{options.out}: {method}, {size / 1000:,.0f} kB, in {duration(report.seconds)}{written}")

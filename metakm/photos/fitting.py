@@ -6,8 +6,8 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -16,15 +16,18 @@ from torch import Tensor
 from metakm.errors import UserError
 from metakm.models.pretrained import Preprocessing, Pretrained, replace_classifier
 from metakm.modulation.pack import make_pack, swap
-from metakm.photos.calibration import STORED_TEMPERATURE, STORED_THRESHOLD, rejection_threshold
+from metakm.modulation.pack_file import class_names
+from metakm.modulation.partition import fingerprint
+from metakm.photos.calibration import DEFAULT_TEMPERATURE, rejection_threshold
 from metakm.photos.checkpoint import Checkpoint
 from metakm.photos.classifier import PhotoClassifier, photos_header
 from metakm.photos.features import frozen_features
-from metakm.photos.methods import CLOSED, COSINES, MethodName, attach
+from metakm.photos.listing import Photo
+from metakm.photos.methods import CLOSED_FORM, MethodName, attach
 from metakm.photos.options import FitSettings, MethodChoice, as_header
 from metakm.photos.selection import HeldOut, best_of, comparison, judge
 from metakm.photos.store import PhotoStore
-from metakm.photos.training import Course, Fit, budget, plan_for
+from metakm.photos.training import Trainer, TrainingState, budget, plan_for
 from metakm.photos.validation import HeldOutSplit, plan_splits
 
 CANDIDATES: dict[MethodChoice, tuple[MethodName, ...]] = {
@@ -39,24 +42,29 @@ class FitReport:
 
     Attributes:
         held_out: the answers of the method taken to photos it did not see; None where none was held out.
-        course: of the final fit, on all photos.
+        state: of the final fit, on all photos.
         comparison: what `auto` found, a line a method.
     """
 
     store: PhotoStore
     settings: FitSettings
     held_out: HeldOut | None
-    course: Course
+    state: TrainingState
     comparison: list[str]
     seconds: float
 
 
 @dataclass
-class Fitting:
+class FitPipeline:
     """A fit as a sequence of parts, each of which is in the checkpoint once it is done.
 
+    The features of the frozen base are in no checkpoint; a fit that resumes computes them again.
+
     Args:
-        advance: called after each step with (its loss or None, steps in all); may raise to end the fit.
+        prepare: called after each batch of the base's features with ("features", images done, all); may raise to end
+            the fit.
+        advance: called with (None, trainer) where a part starts or goes on, and with (loss, trainer) after each step;
+            may raise to end the fit.
     """
 
     base: Pretrained
@@ -64,7 +72,8 @@ class Fitting:
     store: PhotoStore
     settings: FitSettings
     checkpoint: Checkpoint
-    advance: Callable[[float | None, Fit], None] = field(default=lambda *_: None)
+    prepare: Callable[[str, int, int], None]
+    advance: Callable[[float | None, Trainer], None]
 
     def __post_init__(self) -> None:
         self.began = time.monotonic()
@@ -74,32 +83,34 @@ class Fitting:
         if chosen == "auto" and not self.splits:
             raise UserError("Expected photos to hold out for --method auto, got one of each class; choose a method")
         replace_classifier(self.base.network, self.base.classifier, len(self.store.classes))
-        augment = self.settings.augment
-        self.bank = frozen_features(self.base, self.preprocessing, self.store, self.settings.seed, augment=augment)
 
     @property
     def steps(self) -> int:
         """Of all parts, at most."""
         every = range(len(self.store))
         sizes = [len(split.train) for split in self.splits]
-        trained = [method for method in self.methods if method not in CLOSED]
+        trained = [method for method in self.methods if method not in CLOSED_FORM]
         held = len(trained) * sum(budget(size).steps for size in sizes)
         one = trained and (self.splits or self.methods[0] in trained)
         return held + (budget(len(every)).steps if one else 0)
 
     def run(self) -> PhotoClassifier:
         """All parts."""
+        self.features = frozen_features(
+            self.base, self.preprocessing, self.store, self.settings.seed, augment=self.settings.augment,
+            progress=lambda done, total: self.prepare("features", done, total),
+        )  # fmt: skip
         found = {method: held for method in self.methods if (held := self._judged(method)) is not None}
         best = best_of(found) if found else None
         method = best.method if best is not None else self.methods[0]
         everything = HeldOutSplit(list(range(len(self.store))), [])
-        network, course = self._part(f"{method}/all", method, everything, best.mark if best is not None else None)
-        scale, threshold = STORED_TEMPERATURE, 0.0 if method in COSINES else STORED_THRESHOLD
+        network, state = self._part(f"{method}/all", method, everything, best.evaluation if best is not None else None)
+        scale, threshold = DEFAULT_TEMPERATURE, 0.0
         metrics = {"images": float(len(self.store))}
         if best is not None:
             scale, threshold = best.temperature, rejection_threshold(best.probabilities, best.labels)
             metrics |= {"accuracy": best.accuracy, "nll": best.nll, "held_out": float(len(best.numbers))}
-        pack = make_pack(network, "", self.store.classes, metrics, self.settings.precision)
+        pack = make_pack(network, self.settings.task or "", self.store.classes, metrics, self.settings.precision)
         if pack.precision == "fp16":
             swap(network, pack)  # predict as the file will
         pack.photos.update(
@@ -107,60 +118,57 @@ class Fitting:
         )
         classifier = PhotoClassifier(pack, network, self.preprocessing)
         compared = comparison(found, best) if best is not None and len(found) > 1 else []
-        classifier.report_ = FitReport(self.store, self.settings, best, course, compared, time.monotonic() - self.began)
+        classifier.report_ = FitReport(self.store, self.settings, best, state, compared, time.monotonic() - self.began)
         return classifier
 
     def _judged(self, method: MethodName) -> HeldOut | None:
-        courses = [self._part(f"{method}/{number}", method, split, None)[1] for number, split in enumerate(self.splits)]
-        return judge(method, self.splits, courses, self.store.labels) if courses else None
+        states = [self._part(f"{method}/{number}", method, split, None)[1] for number, split in enumerate(self.splits)]
+        return judge(method, self.splits, states, self.store.labels) if states else None
 
     def _part(
-        self, name: str, method: MethodName, split: HeldOutSplit, mark: int | None
-    ) -> tuple[torch.nn.Module, Course]:
+        self, name: str, method: MethodName, split: HeldOutSplit, evaluation: int | None
+    ) -> tuple[torch.nn.Module, TrainingState]:
         """Train on a split, or take what the checkpoint has of it."""
         network = attach(copy.deepcopy(self.base.network), self.base.classifier, method, self.settings.seed)
         plan = plan_for(method, len(split.train))
-        steps = plan.budget.marks()[-1 if mark is None else mark]
-        fit = Fit(
+        steps = plan.budget.evaluation_steps()[-1 if evaluation is None else evaluation]
+        trainer = Trainer(
             network, self.base.classifier, plan, self.store, self.preprocessing, split.train, split.held_out,
-            self.bank, seed=self.settings.seed, augment=self.settings.augment, last_step=steps,
+            self.features, seed=self.settings.seed, augment=self.settings.augment, last_step=steps,
         )  # fmt: skip
         if name in self.checkpoint.done:
-            fit.load_state(self.checkpoint.done[name])
-            return network.eval(), fit.course
+            trainer.load_state_dict(self.checkpoint.done[name])
+            return network.eval(), trainer.state
         if self.checkpoint.current is not None and self.checkpoint.current[0] == name:
-            fit.load_state(self.checkpoint.current[1])
+            trainer.load_state_dict(self.checkpoint.current[1])
         else:
-            fit.start()
-        self.advance(None, fit)
+            trainer.start()
+        self.advance(None, trainer)
 
         def after_step(loss: float) -> None:
-            self.checkpoint.update(name, fit)
+            self.checkpoint.update(name, trainer)
             try:
-                self.advance(loss, fit)
+                self.advance(loss, trainer)
             except BaseException:
-                self.checkpoint.update(name, fit, now=True)
+                self.checkpoint.update(name, trainer, now=True)
                 raise
 
-        fit.run(after_step)
-        state = fit.state()
+        trainer.run(after_step)
+        state = trainer.state_dict()
         self.checkpoint.finish(name, {**state, "optimizer": None})
-        return network, fit.course
+        return network, trainer.state
 
 
-def fit_key(settings: FitSettings, store: PhotoStore) -> str:
-    """What the parts of a fit depend on, as a hash: the settings, the photos' files and their pixels' sums."""
-    digest = hashlib.sha256(json.dumps(as_header(settings), sort_keys=True).encode())
-    for photo, label in zip(store.photos, store.labels.tolist(), strict=True):
-        digest.update(f"{label} {photo if not hasattr(photo, 'size') else ''}\n".encode())
-    for number in range(len(store)):
-        digest.update(store.pixels([number]).numpy().tobytes())
-    return digest.hexdigest()
+def fit_key(settings: FitSettings, base: Pretrained, store: PhotoStore) -> str:
+    """What the parts of a fit depend on, as a hash: the settings, the base's tensors and the photos."""
+    tensors = fingerprint(base.network, False, base.classifier, "base")
+    text = json.dumps([as_header(settings), tensors, store.digest], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def class_photos(photos: Sequence[Any], labels: Sequence[Any] | Tensor) -> Mapping[str, list[Any]]:
+def class_photos(photos: Sequence[Photo], labels: Sequence[Any] | Tensor) -> dict[str, list[Photo]]:
     """Photos by the text of their label."""
-    found: dict[str, list[Any]] = {}
-    for photo, label in zip(photos, labels, strict=True):
-        found.setdefault(str(label), []).append(photo)
+    found: dict[str, list[Photo]] = {}
+    for photo, label in zip(photos, class_names(labels), strict=True):
+        found.setdefault(label, []).append(photo)
     return found

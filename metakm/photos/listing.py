@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
 
 from metakm.data.folder import SUFFIXES
 from metakm.data.hidden import is_hidden
 from metakm.errors import UserError
 from metakm.io.files import expanded
 
+Photo = Path | Image.Image | npt.NDArray[np.uint8]
+"""A file, or an image in memory (an array is `[H, W, 3]`)."""
 IMAGES = SUFFIXES | {".heic", ".heif", ".jfif", ".jpe", ".mpo", ".avif"}
+NONE_OF_THESE = "(none of these)"
+"""The answer in place of a class."""
+_Photos = TypeVar("_Photos", bound=Sequence[object])
 
 
 class Skipped(NamedTuple):
@@ -23,9 +33,9 @@ class Skipped(NamedTuple):
 
 
 class PhotoListing(NamedTuple):
-    """The files of each class, in the order of the classes' names; nothing of them has been read."""
+    """The photos of each class, in the order of the classes' names; no file has been read."""
 
-    classes: dict[str, list[Path]]
+    classes: Mapping[str, Sequence[Photo]]
     skipped: list[Skipped]
 
 
@@ -36,8 +46,7 @@ def list_folder(folder: Path | str) -> PhotoListing:
     classes; such files, and files that are no images, are listed as skipped.
 
     Raises:
-        UserError: no such folder, fewer than two classes, a class without an image, classes that differ in case alone,
-            or a folder of such folders.
+        UserError: no such folder, classes that `check_classes` refuses, or a folder of such folders.
     """
     root = expanded(folder, "the folder of photos")
     if not root.is_dir():
@@ -51,8 +60,8 @@ def list_folder(folder: Path | str) -> PhotoListing:
             classes[path.name] = _images(path, skipped)
         else:
             skipped.append(Skipped(path, "not in a class's folder"))
-    _check_classes(root, classes)
-    return PhotoListing(classes, skipped)
+    _check_layout(root, classes)
+    return PhotoListing(check_classes(classes), skipped)
 
 
 def list_images(paths: Sequence[Path | str]) -> list[Path]:
@@ -70,29 +79,39 @@ def list_images(paths: Sequence[Path | str]) -> list[Path]:
     return found
 
 
-def check_classes(classes: Mapping[str, Sequence[object]]) -> None:
-    """Refuse what no classifier can be made of.
+def normal_form(name: str) -> str:
+    """A class's name in Unicode's composed form (NFC): an umlaut has two spellings, and systems differ in theirs."""
+    return unicodedata.normalize("NFC", name)
+
+
+def check_classes(classes: Mapping[str, _Photos]) -> dict[str, _Photos]:
+    """The classes by the normal forms of their names, if a classifier can be made of them.
 
     Raises:
-        UserError: fewer than two classes, a class without an image, names that differ in case alone.
+        UserError: fewer than two classes, a class without an image, a name that `predict` needs, names that differ in
+            case or Unicode form alone.
     """
     if len(classes) < 2:
         listed = f" ({', '.join(classes)})" if classes else ""
         raise UserError(f"Expected at least two classes to tell apart, got {len(classes)}{listed}; add another")
     folded: dict[str, list[str]] = defaultdict(list)
     for name in classes:
-        folded[name.casefold()].append(name)
+        folded[normal_form(name).casefold()].append(name)
     for names in folded.values():
         if len(names) > 1:
+            kind = "case" if len({*map(normal_form, names)}) > 1 else "the Unicode form of their letters"
             raise UserError(
-                f"Expected class names that differ in more than case, got {' and '.join(names)}; merge or rename them"
+                f"Expected class names that differ in more than {kind}, got {' and '.join(names)}; merge or rename them"
             )
+    if NONE_OF_THESE in classes:
+        raise UserError(f"Expected a class name other than {NONE_OF_THESE!r}, which predict answers; rename it")
     empty = [name for name, images in classes.items() if not images]
     if empty:
         raise UserError(f"Expected an image in each class, got none in {', '.join(map(repr, empty))}; add some")
+    return {normal_form(name): images for name, images in classes.items()}
 
 
-def _check_classes(root: Path, classes: Mapping[str, Sequence[Path]]) -> None:
+def _check_layout(root: Path, classes: Mapping[str, Sequence[Path]]) -> None:
     if not classes and any(path.suffix.lower() in IMAGES for path in root.iterdir()):
         raise UserError(f"Expected one folder of photos a class in {root}, got photos; sort them into folders")
     nested = {name: {path.relative_to(root / name).parts[0] for path in files} for name, files in classes.items()}
@@ -102,7 +121,6 @@ def _check_classes(root: Path, classes: Mapping[str, Sequence[Path]]) -> None:
             f"Expected one folder of photos a class in {root}, got folders of folders (such as "
             f"{first}/{min(nested[first])}); name one of {', '.join(list(classes)[:3])} instead"
         )
-    check_classes(classes)
 
 
 def _all_folders(parent: Path, names: set[str]) -> bool:

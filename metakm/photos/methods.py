@@ -16,18 +16,18 @@ from metakm.modulation.attachment import modulate
 from metakm.modulation.modulators.low_rank import LowRank
 
 MethodName = Literal["km", "both", "norm", "head", "centroid", "ridge", "lora", "full"]
-CLOSED: frozenset[MethodName] = frozenset({"head", "centroid", "ridge"})
+CLOSED_FORM: frozenset[MethodName] = frozenset({"head", "centroid", "ridge"})
 """Leave the network as it is; their classifiers are solved for."""
-COSINES: frozenset[MethodName] = frozenset({"centroid", "ridge"})
-"""Give a class of many a low probability even where it is right, so that the stored threshold would reject it."""
 
 
 class Method(NamedTuple):
     """One way to adapt a network.
 
-    what: is trained beside the head.
-    rate, norm_rate: AdamW's highest learning rates, of the norms and of the rest; the head has a rate of its own.
-    attach: freezes the rest of a network, whose classifier has the name given.
+    Attributes:
+        what: is trained beside the head.
+        rate: AdamW's highest learning rate of all but the norms and the head, which has a rate of its own.
+        norm_rate: that of the norms.
+        attach: freezes the rest of a network, whose classifier has the name given.
     """
 
     what: str

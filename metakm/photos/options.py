@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
-from metakm.cli.flags import require
+from metakm.cli.flags import flag, require
+from metakm.errors import unknown_name
+from metakm.models.pretrained import FEWSHOT, LITE0
 from metakm.modulation.precision import Precision
+from metakm.photos.validation import ValidationChoice
 
 MethodChoice = Literal["default", "km", "both", "norm", "head", "centroid", "ridge", "lora", "full", "auto", "few-shot"]
-ValidationChoice = Literal["auto", "folds", "part", "none"]
 
 DEFAULT_METHOD: MethodChoice = "default"
 PLAIN_METHOD: MethodChoice = "norm"
@@ -23,7 +25,7 @@ class FitSettings:
     """How to fit.
 
     Raises:
-        UserError: a value out of its range.
+        UserError: a value of another type, out of its range, or not among its choices.
     """
 
     base: str = "efficientnet-lite0"
@@ -37,17 +39,25 @@ class FitSettings:
     validation: ValidationChoice = "auto"
     """Photos to hold out, for calibration, early stopping and auto: folds, a part of a fifth, or none; auto: folds below 400 photos."""  # noqa: E501
     folds: int = 3
-    """How many."""
+    """Number of cross-validation folds."""
     augment: bool = True
     """Train on random crops, mirror images and light."""
     precision: Precision = "full"
-    """Of the pack's tensors: full, or fp16 for half the bytes."""
+    """Precision of the stored tensors: full, or fp16 for half the bytes."""
     seed: int = 0
-    """Of the folds, the views and the order of photos."""
+    """Seed of the folds, augmentation and photo order."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    task: str | None = None
+    """Name of the task in the pack; by default that of the output file, in Python of the folder of photos."""
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(FitSettings).items():
+            value = getattr(self, name)
+            if get_origin(hint) is Literal and value not in get_args(hint):
+                raise unknown_name(flag(name), str(value), get_args(hint))
+            if int in (hint, *get_args(hint)) and value is not None:
+                require(type(value) is int, name, "a whole number", repr(value))
         require(self.folds >= 2, "folds", "at least 2", self.folds)
         require(self.size is None or self.size >= 32, "size", "at least 32", self.size)
         require(0 <= self.seed < 2**31, "seed", "from 0 to 2147483647", self.seed)
@@ -55,6 +65,16 @@ class FitSettings:
 
 
 def as_header(settings: FitSettings) -> dict[str, object]:
-    """The settings as JSON values."""
-    values = dataclasses.asdict(settings)
-    return {**values, "weights": None if settings.weights is None else str(settings.weights)}
+    """The settings as JSON values, without what is private: where files lie."""
+    weights = None if settings.weights is None else Path(settings.weights).name
+    return {**dataclasses.asdict(settings), "base": without_folder(settings.base), "weights": weights}
+
+
+def without_folder(base: str) -> str:
+    """The name of a base; of a file or a run only its own, without the folders that it lies in."""
+    return Path(base).resolve().name if is_local(base) else base
+
+
+def is_local(base: str) -> bool:
+    """Whether a base is a file or a folder of the user's."""
+    return base not in (LITE0, FEWSHOT) and not base.startswith(("timm:", "torchvision:"))

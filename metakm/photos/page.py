@@ -14,17 +14,21 @@ from PIL import Image
 from metakm.photos.classifier import PhotoClassifier
 from metakm.photos.fitting import FitReport
 from metakm.photos.selection import HeldOut
-from metakm.photos.training import Course
+from metakm.photos.training import TrainingState
 
 MOST_WRONG = 60
 MOST_CLASSES = 40  # in the confusion matrix
 _THUMB = 112
+_OPTIMISTIC = (
+    "The accuracy is a little optimistic: how long to train, the temperature and, where methods were compared, the "
+    "method were chosen on the same photos."
+)
 
 
 def render_page(name: str, classifier: PhotoClassifier, report: FitReport) -> str:
     """The page as HTML. It loads nothing from elsewhere and runs no script."""
     style = resources.files("metakm.report").joinpath("page.css").read_text(encoding="utf-8")
-    parts = [_head(classifier, report), _curve(report.course), _comparison(report.comparison)]
+    parts = [_head(classifier, report), _curve(report.state), _comparison(report.comparison)]
     if report.held_out is not None:
         parts += [_confusion(report.held_out, report.store.classes), _wrong(report.held_out, report)]
     parts.append(_skipped(report))
@@ -54,19 +58,20 @@ def _head(classifier: PhotoClassifier, report: FitReport) -> str:
         right = f"{100 * held.accuracy:.1f} % of {len(held.numbers)}, by fits that did not see them"
         lines[3:3] = [("right on photos held out", right), ("negative log-likelihood", f"{held.nll:.3f}")]
     rows = "".join(f'<tr><th scope="row">{escape(k)}</th><td>{escape(v)}</td></tr>\n' for k, v in lines)
-    return _section("fit", "The fit", f'<div class="scroll"><table><tbody>\n{rows}</tbody></table></div>')
+    note = f"<p class='note'>{_OPTIMISTIC}</p>" if report.held_out is not None else ""
+    return _section("fit", "The fit", f'<div class="scroll"><table><tbody>\n{rows}</tbody></table></div>{note}')
 
 
-def _curve(course: Course) -> str:
-    if not course.losses:
+def _curve(state: TrainingState) -> str:
+    if not state.losses:
         return ""
-    width, height, steps = 440, 180, course.losses[-1][0]
-    top = max(loss for _, loss in course.losses) or 1.0
+    width, height, steps = 440, 180, state.losses[-1][0]
+    top = max(loss for _, loss in state.losses) or 1.0
     points = " ".join(f"{40 + (width - 50) * s / steps:.1f},{10 + (height - 35) * (1 - v / top):.1f}"
-                      for s, v in course.losses)  # fmt: skip
+                      for s, v in state.losses)  # fmt: skip
     svg = (
         f'<svg class="chart" role="img" viewBox="0 0 {width} {height}" '
-        f'aria-label="Training loss from {course.losses[0][1]:.2f} to {course.losses[-1][1]:.2f}">'
+        f'aria-label="Training loss from {state.losses[0][1]:.2f} to {state.losses[-1][1]:.2f}">'
         f'<path d="M40 10V{height - 25}H{width - 10}" fill="none" stroke="var(--faint)"/>'
         f'<polyline points="{points}" fill="none" stroke="var(--series-0)" stroke-width="1.6"/>'
         f'<text x="2" y="18" font-size="11">{top:.2f}</text><text x="2" y="{height - 25}" font-size="11">0</text>'

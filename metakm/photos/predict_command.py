@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,18 +18,18 @@ from metakm.cli.flags import read_options, require
 from metakm.cli.progress import log_line
 from metakm.errors import UserError
 from metakm.photos.classifier import PhotoClassifier, load_classifier
-from metakm.photos.listing import list_images
-from metakm.photos.store import decode
+from metakm.photos.listing import NONE_OF_THESE, list_images
+from metakm.photos.store import BATCH, decode
 
 PROGRAM = "python -m metakm predict"
-_BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
     """Classify photos with a pack that metakm fit wrote.
 
-    A line a photo: file, class and probability; the class may be "(none of these)".
+    A line a photo: file, class and probability; behind "(none of these)" the most
+    likely class.
     """
 
     pack: tyro.conf.Positional[Path]
@@ -77,12 +76,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _predict(options: PredictOptions) -> int:
     paths = list_images(options.photos)
     classifier = load_classifier(options.pack, options.base, options.weights, options.device)
-    answers = [answer for first in range(0, len(paths), _BATCH)
-               for answer in _answers(classifier, paths[first : first + _BATCH], options.threshold)]  # fmt: skip
-    print(_text(options, answers, [str(name) for name in classifier.classes_]))  # noqa: T201
-    unread = [answer for answer in answers if answer.error is not None]
-    for answer in unread:
-        log_line(f"skipped {answer.file}: {answer.error}")
+    classes, write = [str(name) for name in classifier.classes_], csv.writer(sys.stdout, lineterminator="\n").writerow
+    widths = max(len(str(path)) for path in paths), max(map(len, [*classes, NONE_OF_THESE]))
+    records = []
+    unread = 0
+    if options.csv:
+        write(["file", "class", "probability", *classes])
+    for first in range(0, len(paths), BATCH):
+        for answer in _answers(classifier, paths[first : first + BATCH], options.threshold):
+            if answer.error is not None:
+                unread += 1
+                log_line(f"skipped {answer.file}: {answer.error}")
+            if options.json:
+                records.append(_record(answer))
+            elif options.csv:
+                write(_row(answer, classes))
+            elif answer.name is not None:
+                print(_line(answer, *widths))  # noqa: T201
+        sys.stdout.flush()
+    if options.json:
+        print(json.dumps(records, indent=1, ensure_ascii=False))  # noqa: T201
     return 2 if unread else 0
 
 
@@ -105,21 +118,15 @@ def _answers(classifier: PhotoClassifier, paths: Sequence[Path], threshold: floa
             yield Answer(path, None, {}, str(read[path]))
 
 
-def _text(options: PredictOptions, answers: Sequence[Answer], classes: Sequence[str]) -> str:
-    if options.json:
-        return json.dumps([_record(answer) for answer in answers], indent=1, ensure_ascii=False)
-    if options.csv:
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(["file", "class", "probability", *classes])
-        for answer in answers:
-            values = [f"{answer.probabilities[name]:.6f}" if answer.probabilities else "" for name in classes]
-            best = f"{max(answer.probabilities.values()):.6f}" if answer.probabilities else ""
-            writer.writerow([answer.file, answer.name or "", best, *values])
-        return buffer.getvalue().rstrip("\n")
-    read = [(str(a.file), a.name, max(a.probabilities.values())) for a in answers if a.name is not None]
-    files, names = max((len(f) for f, _, _ in read), default=0), max((len(n) for _, n, _ in read), default=0)
-    return "\n".join(f"{file:<{files}}  {name:<{names}}  {p:.3f}" for file, name, p in read)
+def _line(answer: Answer, file_width: int, name_width: int) -> str:
+    likely, probability = max(answer.probabilities.items(), key=lambda item: item[1])
+    line = f"{answer.file!s:<{file_width}}  {answer.name:<{name_width}}  {probability:.3f}"
+    return f"{line} {likely}" if answer.name == NONE_OF_THESE else line
+
+
+def _row(answer: Answer, classes: Sequence[str]) -> list[str]:
+    values = [f"{answer.probabilities[name]:.6f}" if answer.probabilities else "" for name in classes]
+    return [str(answer.file), answer.name or "", max(values, key=lambda v: float(v or 0)), *values]
 
 
 def _record(answer: Answer) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metakm.photos.calibration import nll, temperature
 from metakm.photos.methods import MethodName
-from metakm.photos.training import Course
+from metakm.photos.training import TrainingState
 from metakm.photos.validation import HeldOutSplit
 
 
@@ -23,7 +23,7 @@ class HeldOut:
         numbers: of the photos, `[m]`.
         logits: `[m, N]`, of the fit that did not see them.
         labels: `[m]`.
-        mark: which evaluation they are of; the final fit stops there.
+        evaluation: which evaluation they are of; the final fit stops there.
         temperature: that calibrates them.
     """
 
@@ -31,7 +31,7 @@ class HeldOut:
     numbers: list[int]
     logits: Tensor
     labels: Tensor
-    mark: int
+    evaluation: int
     temperature: float
 
     @property
@@ -55,14 +55,16 @@ class HeldOut:
         return torch.softmax(self.logits.double() / self.temperature, dim=1)
 
 
-def judge(method: MethodName, splits: Sequence[HeldOutSplit], courses: Sequence[Course], labels: Tensor) -> HeldOut:
-    """The answers at the mark with the least negative log-likelihood; a later mark has to be better by 1 %."""
+def judge(
+    method: MethodName, splits: Sequence[HeldOutSplit], states: Sequence[TrainingState], labels: Tensor
+) -> HeldOut:
+    """The answers of the evaluation with the least negative log-likelihood; a later one has to be better by 1 %."""
     numbers = [number for split in splits for number in split.held_out]
     best: HeldOut | None = None
-    for mark in range(len(courses[0].evaluations)):
-        logits = torch.cat([course.evaluations[mark][1] for course in courses])
+    for evaluation in range(len(states[0].evaluations)):
+        logits = torch.cat([state.evaluations[evaluation][1] for state in states])
         scaled_by = temperature(logits, labels[numbers])
-        found = HeldOut(method, numbers, logits, labels[numbers], mark, scaled_by)
+        found = HeldOut(method, numbers, logits, labels[numbers], evaluation, scaled_by)
         if best is None or found.nll < 0.99 * best.nll:
             best = found
     assert best is not None, "a fit classifies what is held out at its start"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +17,11 @@ from torch import Tensor
 
 from metakm.errors import UserError
 from metakm.models.pretrained import Preprocessing
-from metakm.photos.listing import Skipped, check_classes
+from metakm.photos.listing import Photo, Skipped, check_classes
 from metakm.photos.reading import read_photo, square
 
-Photo = Path | Image.Image | npt.NDArray[np.uint8]
-"""A file, or an image in memory (an array is `[H, W, 3]`)."""
+BATCH = 32
+"""Photos that a network is given at a time, at most."""
 ROOM = 2 * 2**30
 """Bytes of decoded photos that are held; the others are decoded again each time."""
 
@@ -33,6 +34,7 @@ class PhotoStore:
         labels: class of each, `[n]`.
         classes: names, sorted.
         skipped: files that cannot be read, and why.
+        digest: SHA-256 of the photos' labels, paths and pixels.
     """
 
     def __init__(
@@ -43,30 +45,41 @@ class PhotoStore:
     ) -> None:
         """Decode all once.
 
+        Args:
+            progress: called after each with (photos done, all); may raise to end the reading.
+
         Raises:
             UserError: classes that `check_classes` refuses, once what cannot be read is left out.
         """
-        check_classes(classes)
+        classes = check_classes(classes)
         self.classes = tuple(sorted(classes))
         self._preprocessing = preprocessing
         self._held: dict[int, npt.NDArray[np.uint8]] = {}
         self.skipped: list[Skipped] = []
         given = [(photo, label) for label, name in enumerate(self.classes) for photo in classes[name]]
         self.photos: list[Photo] = []
-        labels = []
-        with ThreadPoolExecutor(_workers()) as pool:
-            for done, (photo, label, found) in enumerate(pool.map(lambda pair: (*pair, self._try(pair[0])), given)):
+        labels, unread = [], dict[int, Skipped]()  # the first of each class
+        digest = hashlib.sha256()
+        pool = ThreadPoolExecutor(_workers())
+        try:
+            read = pool.map(self._try, [photo for photo, _ in given])
+            for done, ((photo, label), found) in enumerate(zip(given, read, strict=True), 1):
                 if progress is not None:
-                    progress(done + 1, len(given))
+                    progress(done, len(given))
                 if isinstance(found, UserError):
                     self.skipped.append(Skipped(Path(str(photo)), str(found)))
+                    unread.setdefault(label, self.skipped[-1])
                     continue
                 if len(self._held) * found.nbytes < ROOM:
                     self._held[len(self.photos)] = found
+                digest.update(f"{label} {photo if isinstance(photo, Path) else ''}\n".encode())
+                digest.update(found.tobytes())
                 self.photos.append(photo)
                 labels.append(label)
-        self.labels = torch.tensor(labels, dtype=torch.long)
-        self._check_readable()
+        finally:
+            pool.shutdown(cancel_futures=True)
+        self.labels, self.digest = torch.tensor(labels, dtype=torch.long), digest.hexdigest()
+        self._check_readable(unread)
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -86,12 +99,12 @@ class PhotoStore:
         except UserError as error:
             return error
 
-    def _check_readable(self) -> None:
-        empty = [name for name, count in zip(self.classes, self.counts(), strict=True) if not count]
+    def _check_readable(self, unread: Mapping[int, Skipped]) -> None:
+        empty = [label for label, count in enumerate(self.counts()) if not count]
         if empty:
-            names = ", ".join(map(repr, empty))
+            names = ", ".join(repr(self.classes[label]) for label in empty)
             raise UserError(
-                f"Expected a readable image in each class, got none in {names} ({self.skipped[0].reason}); add some"
+                f"Expected a readable image in each class, got none in {names} ({unread[empty[0]].reason}); add some"
             )
 
 

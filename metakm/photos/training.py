@@ -17,7 +17,7 @@ from metakm.modulation.norms import is_norm, train_mode
 from metakm.modulation.partition import split
 from metakm.photos.augmentation import random_views
 from metakm.photos.head import Solver, install_head, solve_centroid, solve_head, solve_ridge
-from metakm.photos.methods import CLOSED, METHODS, MethodName
+from metakm.photos.methods import CLOSED_FORM, METHODS, MethodName
 from metakm.photos.store import PhotoStore, normalise
 
 HEAD_RATE = 1e-3
@@ -32,7 +32,7 @@ class Budget(NamedTuple):
     steps: int
     batch: int
 
-    def marks(self) -> list[int]:
+    def evaluation_steps(self) -> list[int]:
         """Steps after which the photos that are held out are classified, the start included."""
         return [round(self.steps * i / EVALUATIONS) for i in range(EVALUATIONS + 1)] if self.steps else [0]
 
@@ -44,10 +44,15 @@ def budget(photos: int) -> Budget:
     return Budget(max(6, round(passes * photos / batch)), batch)
 
 
-class Plan(NamedTuple):
-    """How a fit trains: AdamW's highest learning rates of the norms, of the head and of the rest, and for how long.
+class TrainingPlan(NamedTuple):
+    """How a fit trains.
 
-    solve: the classifier that it starts from.
+    Attributes:
+        rate: AdamW's highest learning rate of all but the norms and the head.
+        norm_rate: that of the norms.
+        head_rate: that of the head.
+        budget: for how long.
+        solve: the classifier that it starts from.
     """
 
     rate: float
@@ -57,16 +62,16 @@ class Plan(NamedTuple):
     solve: Solver = solve_head
 
 
-def plan_for(method: MethodName, photos: int) -> Plan:
+def plan_for(method: MethodName, photos: int) -> TrainingPlan:
     """The plan of a method that needs no tuning."""
     rates = METHODS[method]
     solve = {"centroid": solve_centroid, "ridge": solve_ridge}.get(method, solve_head)
-    steps = Budget(0, BATCH) if method in CLOSED else budget(photos)
-    return Plan(rates.rate, rates.norm_rate, HEAD_RATE, steps, solve)
+    steps = Budget(0, BATCH) if method in CLOSED_FORM else budget(photos)
+    return TrainingPlan(rates.rate, rates.norm_rate, HEAD_RATE, steps, solve)
 
 
 @dataclass
-class Course:
+class TrainingState:
     """How far a fit is: all that resuming needs beside the task's tensors.
 
     Attributes:
@@ -80,7 +85,7 @@ class Course:
     losses: list[tuple[int, float]] = field(default_factory=list)
 
 
-class Fit:
+class Trainer:
     """One network in training, on some photos of a store.
 
     Args:
@@ -88,32 +93,32 @@ class Fit:
             gradients is trained.
         train: numbers of the photos to train on.
         held_out: of those to classify now and then; may be empty.
-        bank: see `frozen_features`.
-        last_step: where to stop before the schedule's end; None for its end.
+        features: see `frozen_features`.
+        last_step: where to stop, at the schedule's end or before it.
     """
 
     def __init__(
         self,
         network: nn.Module,
         classifier: str,
-        plan: Plan,
+        plan: TrainingPlan,
         store: PhotoStore,
         preprocessing: Preprocessing,
         train: Sequence[int],
         held_out: Sequence[int],
-        bank: Tensor,
+        features: Tensor,
         *,
         seed: int,
+        last_step: int,
         augment: bool = True,
-        last_step: int | None = None,
     ) -> None:
         self.network, self.classifier, self.plan, self.store = network, classifier, plan, store
         self.preprocessing, self.train, self.held_out = preprocessing, list(train), list(held_out)
-        self.bank, self.seed, self.augment = bank, seed, augment
+        self.features, self.seed, self.augment = features, seed, augment
         self.device = next(network.parameters()).device
         self.budget = plan.budget
-        self.last_step = self.budget.steps if last_step is None else min(last_step, self.budget.steps)
-        self.course = Course()
+        self.last_step = last_step
+        self.state = TrainingState()
         self.labels = store.labels[self.train]
         counts = torch.bincount(self.labels, minlength=len(store.classes)).clamp_min(1)
         rare = counts[self.labels].double().rsqrt()  # a class of 300 photos weighs 10 times one of 3, not 100 times
@@ -122,44 +127,44 @@ class Fit:
 
     def start(self) -> None:
         """Install the best head for the frozen network."""
-        views = len(self.bank)
+        views = len(self.features)
         labels, weights = (each.repeat(views).to(self.device) for each in (self.labels, self.weights))
-        weight, bias = self.plan.solve(self.bank[:, self.train].flatten(0, 1), labels, weights, len(self.store.classes))
+        weight, bias = self.plan.solve(
+            self.features[:, self.train].flatten(0, 1), labels, weights, len(self.store.classes)
+        )
         install_head(self.network, self.classifier, weight, bias)
         if self.held_out:
-            logits = self.bank[0, self.held_out] @ weight.T + bias
-            self.course.evaluations.append((0, logits.cpu()))
+            logits = self.features[0, self.held_out] @ weight.T + bias
+            self.state.evaluations.append((0, logits.cpu()))
 
     def run(self, after_step: Callable[[float], None] = lambda _: None) -> None:
         """Train to the last step; `after_step` is called with each loss, and may end the run by an exception."""
-        marks = self.budget.marks()
-        course = self.course
-        while course.step < self.last_step:
-            loss = self._step(course.step)
-            course.step += 1
-            course.losses.append((course.step, loss))
-            if course.step in marks:
+        evaluated = self.budget.evaluation_steps()
+        while self.state.step < self.last_step:
+            loss = self._step(self.state.step)
+            self.state.step += 1
+            self.state.losses.append((self.state.step, loss))
+            if self.state.step in evaluated:
                 self._evaluate()
             after_step(loss)
         self.network.eval()
 
-    def state(self) -> dict[str, Any]:
-        """All that `load_state` needs to go on as if nothing had happened."""
-        course = self.course
+    def state_dict(self) -> dict[str, Any]:
+        """All that `load_state_dict` needs to go on as if nothing had happened."""
         return {
             "tensors": {name: tensor.detach().clone() for name, tensor in self._task().items()},
             "optimizer": self.optimizer.state_dict(),
-            "course": [course.step, course.evaluations, course.losses],
+            "state": [self.state.step, self.state.evaluations, self.state.losses],
         }
 
     @torch.no_grad()
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Inverse of `state`."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
         for name, tensor in self._task().items():
             tensor.copy_(state["tensors"][name])
         if state["optimizer"] is not None:  # which a fit that is done needs no more
             self.optimizer.load_state_dict(state["optimizer"])
-        self.course = Course(*state["course"])
+        self.state = TrainingState(*state["state"])
 
     def _task(self) -> dict[str, Tensor]:
         found = attachment(self.network)
@@ -217,7 +222,7 @@ class Fit:
         if self.held_out:
             self.network.eval()
             logits = torch.cat([self.network(batch).float().cpu() for batch in self._batches()])
-            self.course.evaluations.append((self.course.step, logits))
+            self.state.evaluations.append((self.state.step, logits))
 
     def _batches(self) -> Iterator[Tensor]:
         for first in range(0, len(self.held_out), BATCH):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metakm.errors import UserError
 
-Validation = Literal["auto", "folds", "part", "none"]
+ValidationChoice = Literal["auto", "folds", "part", "none"]
 MANY = 400
 """Photos from which on a part of them is enough."""
 PART = 0.2
@@ -22,7 +22,7 @@ class HeldOutSplit(NamedTuple):
     held_out: list[int]
 
 
-def plan_splits(labels: Tensor, validation: Validation, folds: int, seed: int) -> list[HeldOutSplit]:
+def plan_splits(labels: Tensor, validation: ValidationChoice, folds: int, seed: int) -> list[HeldOutSplit]:
     """Several folds, each photo held out once; one part; or nothing, where no class has a photo to spare.
 
     The folds are drawn class by class. A class's only photo is always trained on. `auto` is a part of a fifth for

@@ -12,7 +12,7 @@ from photographs import flower_files, grocery_files, write_tar
 
 from metakm import UserError
 from metakm.models.pretrained import Preprocessing, Pretrained
-from metakm.photos.training import Budget, Plan
+from metakm.photos.training import Budget, TrainingPlan
 
 pytest.importorskip("peft", reason="peft is not installed: pip install 'metakm[peft]'")
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -126,7 +126,9 @@ def test_a_cell_fits_and_counts_what_it_took():
         assert result.bytes_full > result.bytes_half
         assert min(result.fit_seconds, result.image_ms) > 0
     assert torch.equal(from_hex(as_hex(result.right), 15), result.right)
-    assert plan_of("norm", Candidate(3, 4), 100) == Plan(0.0, pytest.approx(6e-3), pytest.approx(3e-3), Budget(12, 32))
+    assert plan_of("norm", Candidate(3, 4), 100) == TrainingPlan(
+        0.0, pytest.approx(6e-3), pytest.approx(3e-3), Budget(12, 32)
+    )
 
 
 def test_all_methods_start_from_the_best_head():

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import signal
 import subprocess
 import sys
 
@@ -10,16 +11,18 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from photo_cases import make_photos
+from photo_cases import make_photos, photo
 from PIL import Image
 
 import metakm
 from metakm import UserError
+from metakm.models.pretrained import load_pretrained
 from metakm.modulation import read_pack
 from metakm.modulation.pack_file import write_pack
 from metakm.packs.__main__ import main as packs_main
-from metakm.photos.classifier import NONE_OF_THESE
+from metakm.photos import fit_command, predict_command
 from metakm.photos.fit_command import main as fit_main
+from metakm.photos.listing import NONE_OF_THESE
 from metakm.photos.methods import METHODS
 from metakm.photos.predict_command import main as predict_main
 
@@ -45,25 +48,19 @@ def test_each_method_learns_and_its_pack_gives_the_same_probabilities(method, sh
 
 
 def test_only_what_the_method_says_changes(shop, base):
-    plain = metakm.models.pretrained.load_pretrained(base).network.state_dict()
+    plain = load_pretrained(base).network.state_dict()
+    head = {"fc.weight", "fc.bias"}
+    norms = {f"norm{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
+    kernels = {f"conv{i}.modulator.{name}" for i in (1, 2) for name in ("layers.0", "layers.1", "scale")}
+    low_rank = {f"conv{i}.modulator.{name}" for i in (1, 2) for name in ("up", "down")}
     trained = {
-        "head": {"fc.weight", "fc.bias"},
-        "norm": {f"norm{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")} | {"fc.weight", "fc.bias"},
-        "km": {"conv1.weight", "conv2.weight", "fc.weight", "fc.bias"},
-    }
-    trained["both"] = trained["norm"] | trained["km"]
-    trained["lora"] = trained["km"]
+        "head": head, "norm": head | norms, "km": head | kernels, "both": head | norms | kernels,
+        "lora": head | low_rank,
+    }  # fmt: skip
     for method, names in trained.items():
-        merged = metakm.fit(shop, base=base, method=method, validation="none").network.state_dict()
-        if "norm1.weight" in merged:  # else folded into the convolutions
-            changed = {n for n in plain if n.startswith("fc") or not torch.equal(plain[n], merged[n])}
-            assert changed == names
-    kept = metakm.fit(shop, base=base, method="norm", validation="none").pack.tensors
-    assert set(kept) == trained["norm"]
-    km = metakm.fit(shop, base=base, method="km", validation="none").pack.tensors
-    assert {name for name in km if not name.startswith("fc")} == {
-        f"conv{i}.modulator.{name}" for i in (1, 2) for name in ("layers.0", "layers.1", "scale")
-    }
+        pack = metakm.fit(shop, base=base, method=method, validation="none").pack.tensors
+        assert set(pack) == names
+        assert not any(torch.equal(tensor, plain[name]) for name, tensor in pack.items() if name.startswith("norm"))
 
 
 def test_the_same_seed_gives_the_same_pack_and_another_seed_another(shop, base):
@@ -108,6 +105,14 @@ def test_below_the_threshold_a_photo_is_none_of_the_classes(shop, new, base):
     assert NONE_OF_THESE not in fitted.predict(new, threshold=0)
 
 
+@pytest.mark.parametrize("count", [2, 80])
+def test_where_no_photo_is_held_out_each_photo_gets_a_class_of_however_many(count, base):
+    colours = np.random.default_rng(0).integers(30, 226, (count, 3))
+    fitted = metakm.fit({f"{i}": [photo(c, i)] for i, c in enumerate(colours)}, base=base, method="head")
+    assert fitted.threshold == 0
+    assert NONE_OF_THESE not in fitted.predict([photo(c, 100 + i) for i, c in enumerate(colours)])
+
+
 def test_auto_takes_the_best_and_says_by_how_much(shop, base, capsys, tmp_path):
     assert fit_main([str(shop), "--base", base, "--method", "auto", "--out", str(tmp_path / "a.safetensors")]) == 0
     printed = capsys.readouterr().out
@@ -116,12 +121,15 @@ def test_auto_takes_the_best_and_says_by_how_much(shop, base, capsys, tmp_path):
     assert lines[0].endswith("(taken)")
     assert all("points" in line for line in lines[1:])
     assert read_pack(tmp_path / "a.safetensors").photos["method"] == lines[0].split()[0]
+    assert "The accuracy is a little optimistic" in (tmp_path / "a.html").read_text()
 
 
 def test_one_photo_a_class_has_fixed_defaults_and_says_so(tmp_path, base, capsys):
     folder = make_photos(tmp_path / "one", 1)
     assert fit_main([str(folder), "--base", base, "--out", str(tmp_path / "a.safetensors")]) == 0
-    assert "No photos are held out: probabilities have a stored temperature" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "No photos are held out: probabilities have a stored temperature" in said
+    assert "predict names a class for every photo" in " ".join(said.split())
     assert set(read_pack(tmp_path / "a.safetensors").metrics) == {"images"}
     with pytest.raises(UserError, match="Expected photos to hold out for --method auto"):
         metakm.fit(folder, base=base, method="auto")
@@ -166,36 +174,90 @@ def test_predict_prints_lines_or_csv_and_names_what_it_cannot_read(shop, new, ba
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-2] for line in lines] == ["blau", "blau"]
     assert predict_main([str(pack), str(new / "blau"), "--base", base, "--threshold", "1"]) == 0
-    assert capsys.readouterr().out.count(NONE_OF_THESE) == 2
+    rejected = capsys.readouterr().out.splitlines()
+    assert [line.partition(NONE_OF_THESE)[2].split()[1] for line in rejected] == ["blau", "blau"]  # what it may be
     assert predict_main([str(pack), str(new / "blau"), "--base", base, "--device", "auto", "--csv"]) == 0
     assert predict_main([str(pack), str(new / "blau"), "--base", base, "--device", "tpu"]) == 2
     assert "Expected --device to be auto, cpu, or cuda of this machine, got 'tpu'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [[], ["--csv"]])
+def test_predict_prints_each_batch_before_it_reads_the_next(flags, shop, new, base, tmp_path, capsys, monkeypatch):
+    pack = tmp_path / "a.safetensors"
+    metakm.fit(shop, base=base, method="head").save(pack)
+    monkeypatch.setattr(predict_command, "BATCH", 2)
+    read, printed = predict_command.decode, []
+
+    def decode(path, preprocessing):
+        printed.append(capsys.readouterr().out)
+        return read(path, preprocessing)
+
+    monkeypatch.setattr(predict_command, "decode", decode)
+    assert predict_main([str(pack), str(new), "--base", base, *flags]) == 0
+    assert [text.count(".png") for text in printed] == [0, 0, 2, 0, 2, 0]
+
+
+@pytest.mark.parametrize("where", ["photos", "features"])
+def test_ctrl_c_ends_a_fit_while_photos_are_read_and_features_computed(
+    where, shop, base, tmp_path, capsys, monkeypatch
+):
+    seen, original = [], fit_command._Steps.prepare
+
+    def prepare(self, what, done, total):
+        seen.append((what, done, total))
+        if what == where:
+            signal.raise_signal(signal.SIGINT)
+        original(self, what, done, total)
+
+    monkeypatch.setattr(fit_command._Steps, "prepare", prepare)
+    out = tmp_path / "a.safetensors"
+    assert fit_main([str(shop), "--base", base, "--out", str(out)]) == 130
+    said = capsys.readouterr().err
+    assert "Stopped." in said
+    photos = [("photos", i, 12) for i in range(1, 13)]
+    assert seen == (photos[:1] if where == "photos" else [*photos, ("features", 12, 60)])
+    assert ("12 photos of 3 classes" in said) == (where == "features")
+    assert not out.exists()
 
 
 class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("after", [1, 7, 9])
-def test_a_fit_that_was_stopped_resumes_to_the_same_pack(after, shop, base, tmp_path, monkeypatch):
-    from metakm.photos import fit_command
-
-    flags = [str(shop), "--base", base, "--method", "both", "--out"]
-    assert fit_main([*flags, str(tmp_path / "whole.safetensors")]) == 0
+def kill(after, flags, monkeypatch):
+    """Run a fit that ends after some steps."""
     steps, original = [], fit_command._Steps.advance
 
-    def advance(self, loss, fit):
-        original(self, loss, fit)
+    def advance(self, loss, trainer):
+        original(self, loss, trainer)
         steps.append(loss)
         if sum(each is not None for each in steps) == after:
             raise Killed
 
     monkeypatch.setattr(fit_command._Steps, "advance", advance)
-    out = tmp_path / "parts.safetensors"
     with pytest.raises(Killed):
-        fit_main([*flags, str(out)])
-    assert not out.exists()
+        fit_main(flags)
     monkeypatch.setattr(fit_command._Steps, "advance", original)
+
+
+def test_a_fit_on_other_weights_of_the_same_name_does_not_resume(shop, base, tmp_path, monkeypatch, capsys):
+    weights, out = tmp_path / "net.pt", tmp_path / "a.safetensors"
+    tensors = load_pretrained(base).network.state_dict()
+    torch.save(tensors, weights)
+    flags = [str(shop), "--base", base, "--weights", str(weights), "--out", str(out)]
+    kill(2, flags, monkeypatch)
+    torch.save({**tensors, "conv1.weight": 1.5 * tensors["conv1.weight"]}, weights)
+    assert fit_main([*flags, "--resume"]) == 2
+    assert "of the same photos, settings and base" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("after", [1, 7, 9])
+def test_a_fit_that_was_stopped_resumes_to_the_same_pack(after, shop, base, tmp_path, monkeypatch):
+    flags = [str(shop), "--base", base, "--method", "both", "--out"]
+    assert fit_main([*flags, str(tmp_path / "whole.safetensors")]) == 0
+    out = tmp_path / "parts.safetensors"
+    kill(after, [*flags, str(out)], monkeypatch)
+    assert not out.exists()
     assert fit_main([*flags, str(out), "--seed", "1", "--resume"]) == 2
     assert fit_main([*flags, str(out), "--resume"]) == 0
     whole, parts = tensors_of(tmp_path / "whole.safetensors"), tensors_of(out)
@@ -210,7 +272,10 @@ def test_a_pack_of_another_base_version_or_kind_is_refused(shop, base, tmp_path,
     fitted.save(path)
     with pytest.raises(UserError, match="Expected the base network of the pack"):
         metakm.load_classifier(path, base=base.replace(":Small", ":Other"))
-    with pytest.raises(UserError, match="Expected --base for a pack whose base is in a Python file"):
+    with pytest.raises(
+        UserError,
+        match=r"Expected base \(--base\) for a pack whose base is in a Python file, got none; give net.py:Small",
+    ):
         metakm.load_classifier(path)
     for key, value, message in (
         ("version", 2, "Expected version 1 of what metakm fit writes, got 2"),
@@ -241,4 +306,4 @@ def test_merge_writes_onnx_only_from_a_pack_of_fit(shop, base, tmp_path, capsys)
     assert packs_main(["merge", str(pack), "--onnx", str(tmp_path / "a.zip"), "--base", base]) == 2
     assert "Expected --onnx to be a .onnx file" in capsys.readouterr().err
     assert packs_main(["inspect", str(pack)]) == 0
-    assert f"head on {base}, by metakm fit" in capsys.readouterr().out
+    assert "head on net.py:Small, by metakm fit" in capsys.readouterr().out

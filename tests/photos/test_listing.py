@@ -1,7 +1,11 @@
 """Folders of photos: what is a class, what is left out, what is refused."""
 
+import unicodedata
+
+import numpy as np
 import pytest
-from photo_cases import make_photos, photo
+import torch
+from photo_cases import COLOURS, make_photos, photo
 
 import metakm
 from metakm import UserError
@@ -58,8 +62,10 @@ def test_too_little_to_fit_is_refused(shop, capsys, base, tmp_path):
     (shop / "none").mkdir()
     assert "Expected an image in each class, got none in 'none'" in refused(shop, capsys, base)
     (shop / "none" / "a.jpg").write_text("broken")
+    (shop / "blau" / "b.jpg").write_text("broken, too, but not the only one")
     message = refused(shop, capsys, base)
     assert "Expected a readable image in each class, got none in 'none'" in message
+    assert "none/a.jpg" in message
 
 
 def test_folders_of_folders_are_refused(tmp_path, capsys, base):
@@ -75,6 +81,21 @@ def test_names_that_differ_in_case_alone_are_refused(shop, capsys, base):
     assert "differ in more than case, got Red Apple and red apple" in refused(shop, capsys, base)
 
 
+def test_names_that_differ_in_unicode_form_alone_are_refused_and_otherwise_composed(shop, capsys, base):
+    decomposed = unicodedata.normalize("NFD", "birne grün")
+    (shop / "birne grün").rename(shop / decomposed)
+    fitted = metakm.fit(shop, base=base, method="head", validation="none")
+    assert list(fitted.classes_) == ["birne grün", "blau", "red apple"]
+    assert fitted.score(shop / decomposed, [decomposed] * 4) == 1
+    make_photos(shop)
+    assert "differ in more than the Unicode form of their letters" in refused(shop, capsys, base)
+
+
+def test_the_answer_in_place_of_a_class_is_no_class(shop, capsys, base):
+    (shop / "blau").rename(shop / "(none of these)")
+    assert "Expected a class name other than '(none of these)'" in refused(shop, capsys, base)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -83,7 +104,7 @@ def test_names_that_differ_in_case_alone_are_refused(shop, capsys, base):
         (["--seed", "-1"], "Expected --seed to be from 0"),
         (["--method", "nrom"], "did you mean 'norm'?"),
         (["--method", "auto", "--validation", "none"], "Expected --validation to be other than none for auto"),
-        (["--device", "gpu"], "Expected --device to be auto, cpu or cuda, got 'gpu'"),
+        (["--device", "gpu"], "Expected --device to be auto, cpu, or cuda of this machine, got 'gpu'"),
         (["--base", "timm:resnet18x"], "for example resnet18"),
         (["--weights", "nothing.pt"], "Expected a file of weights, got no file nothing.pt"),
     ],
@@ -117,7 +138,36 @@ def test_python_is_refused_as_the_command_is(shop, base):
         fitted.predict(photo_as_floats())
 
 
-def photo_as_floats():
-    import numpy as np
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "nrom"}, "Expected --method to be one of .* did you mean 'norm'"),
+        ({"validation": "fold"}, "Expected --validation to be one of .* did you mean 'folds'"),
+        ({"precision": "half"}, "Expected --precision to be one of fp16, full, got 'half'"),
+        ({"folds": "3"}, "Expected --folds to be a whole number, got '3'"),
+        ({"size": 64.0}, "Expected --size to be a whole number, got 64.0"),
+        ({"seed": True}, "Expected --seed to be a whole number, got True"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_anything_starts(settings, message):
+    with pytest.raises(UserError, match=message):
+        metakm.fit("nowhere", base="nothing", **settings)
 
+
+def test_what_is_no_photos_is_refused():
+    for images in (None, {"a": None, "b": None}, {"a": "a.jpg", "b": "b.jpg"}):
+        with pytest.raises(UserError, match="Expected a folder, or lists of photos, got"):
+            metakm.fit(images)
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, list])
+def test_labels_may_be_numbers(kind, base):
+    photos = [photo(c, i) for i, c in enumerate(COLOURS.values()) for _ in range(2)]
+    labels = kind([7, 7, 1, 1, 3, 3])
+    fitted = metakm.fit(photos, labels, base=base, method="head", validation="none")
+    assert list(fitted.classes_) == ["1", "3", "7"]
+    assert fitted.score(photos, labels) == 1
+
+
+def photo_as_floats():
     return np.zeros((4, 4, 3), dtype=np.float32)

@@ -50,6 +50,9 @@ def test_one_photo_a_class_takes_class_means_without_training_and_says_so(pack, 
     written = read_pack(tmp_path / "shop.safetensors")
     assert (written.photos["method"], written.photos["preprocessing"]["size"]) == ("centroid", 32)
     assert {*written.tensors} == {"classifier.weight", "classifier.bias"}
+    assert (written.photos["base"], written.photos["settings"]["weights"]) == (pack.name, weights.name)
+    with pytest.raises(UserError, match=rf"Expected base \(--base\) for a pack whose base is {pack.name}, got none"):
+        metakm.load_classifier(tmp_path / "shop.safetensors", weights=weights)
     loaded = metakm.load_classifier(tmp_path / "shop.safetensors", weights=weights, base=str(pack))
     paths = sorted(new.glob("*/*.png"))
     assert loaded.score(paths, [path.parent.name for path in paths]) > 0.6

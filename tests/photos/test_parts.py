@@ -44,7 +44,7 @@ def test_budgets_grow_with_photos_and_passes_shrink():
     passes = [steps * batch / n for n in (40, 400, 4000) for steps, batch in [budget(n)]]
     assert passes == sorted(passes, reverse=True)
     assert budget(1).steps >= 6
-    assert budget(2000).marks() == [0, 125, 250]
+    assert budget(2000).evaluation_steps() == [0, 125, 250]
     rates = [_schedule(step, 20) for step in range(20)]
     assert max(rates) == 1
     assert rates[0] < rates[1]
@@ -132,5 +132,5 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
         Checkpoint(path, "key", resume=True)
     Checkpoint(path, "key", resume=False).finish("part", {"a": 1})
     assert Checkpoint(path, "key", resume=True).done == {"part": {"a": 1}}
-    with pytest.raises(UserError, match="of the same photos and settings, got another"):
+    with pytest.raises(UserError, match="of the same photos, settings and base, got another"):
         Checkpoint(path, "other", resume=True)
