@@ -38,7 +38,7 @@ SAYS = {  # what the blocks of a page print, in this order
     "docs/quickstart.md": [r"accuracy on classes never seen before: \d+\.\d%"],
     "docs/training.md": [r"^km \(1, 28, 28\) 5"],
     "docs/images.md": [r"\['\w+', '\w+'\]", r"\['ant', 'bee', 'cat', 'dog', 'elk'\] \[\[", r"\[2, 5, 3, 32, 32\]"],
-    "docs/photos.md": [r"\['train0' .*\] \['train\d' 'train\d'\]", r"\[\["],
+    "docs/photos.md": [r"\['train0' .*\] \['train\d' 'train\d'\]", r"\[\[", r"\['train\d'\]\n\['train\d'\]"],
     "docs/batch-norm.md": ["{'support'}"],
     "docs/modulation.md": [r"11,189,042"],
     "docs/extending.md": [r"adapts \d+ of \d+ parameters"],

@@ -49,7 +49,7 @@ def fit(
         if name not in known:
             raise unknown_name("a setting of fit", name, known)
     if isinstance(images, str | Path):
-        settings = {"task": Path(images).expanduser().resolve().name, **settings}
+        settings = {"task": Path(images).expanduser().absolute().name, **settings}
     chosen = FitSettings(base=base, method=method, **settings)
     return fit_listing(as_listing(images, labels), chosen)
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from metakm.device import resolve_device
 from metakm.errors import UserError
@@ -72,9 +72,12 @@ class PhotoClassifier:
         given = _photos(photos)
         parts = []
         for first in range(0, len(given), BATCH):
-            arrays = [decode(photo, self.preprocessing) for photo in given[first : first + BATCH]]
-            parts.append(self.probabilities(np.stack(arrays)))
+            parts.append(self.probabilities(self._pixels(given[first : first + BATCH]).numpy()))
         return np.concatenate(parts)
+
+    def inputs(self, photos: Any) -> Tensor:
+        """What the network is given for photos: normalised, `[n, 3, S, S]`; see `predict`."""
+        return normalise(self._pixels(_photos(photos)), self.preprocessing)
 
     @torch.no_grad()
     def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
@@ -90,6 +93,9 @@ class PhotoClassifier:
         least = self.threshold if threshold is None else threshold
         found = self.classes_[probabilities.argmax(axis=1)]
         return np.where(probabilities.max(axis=1) >= least, found, NONE_OF_THESE)
+
+    def _pixels(self, photos: Sequence[Photo]) -> Tensor:
+        return torch.from_numpy(np.stack([decode(photo, self.preprocessing) for photo in photos]))
 
     def score(self, photos: Any, labels: Sequence[Any]) -> float:
         """Share of photos whose most likely class is their label."""
@@ -130,7 +136,7 @@ def load_classifier(
     name = base or str(header["base"])
     if base is None and ".py:" in name:
         raise UserError(f"Expected base (--base) for a pack whose base is in a Python file, got none; give {name}")
-    if base is None and is_local(name) and not Path(name).exists():
+    if base is None and is_local(name) and not Path(name).expanduser().exists():
         raise UserError(f"Expected base (--base) for a pack whose base is {name}, got none; say where that lies")
     if weights is None and header["settings"]["weights"] and base is None:
         raise UserError(

@@ -72,7 +72,7 @@ def as_header(settings: FitSettings) -> dict[str, object]:
 
 def without_folder(base: str) -> str:
     """The name of a base; of a file or a run only its own, without the folders that it lies in."""
-    return Path(base).resolve().name if is_local(base) else base
+    return Path(base).absolute().name if is_local(base) else base
 
 
 def is_local(base: str) -> bool:

@@ -9,7 +9,6 @@ from metakm.modulation import ResidentPacks, read_pack
 from metakm.packs.card import model_card
 from metakm.packs.hub import push
 from metakm.photos.fit_command import main as fit_main
-from metakm.photos.store import normalise
 
 pytestmark = pytest.mark.float32
 
@@ -29,11 +28,11 @@ def test_packs_of_several_fits_are_resident_under_their_tasks_and_calibrated_by_
     fits = [metakm.fit(shop, base=base, method=m, task=m) for m in ("norm", "both")]
     resident = ResidentPacks(pretrained.network, [fitted.pack for fitted in fits])
     assert resident.tasks == ("norm", "both")
-    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    logits = resident(normalise(pixels, pretrained.preprocessing), tasks=["norm", "both"])
+    photos = [shop / "blau" / "0.png", shop / "red apple" / "1.png"]
+    logits = resident(fits[0].inputs(photos), tasks=["norm", "both"])
     for row, fitted in enumerate(fits):
         found = torch.softmax(logits[row].double() / fitted.temperature, 0)
-        expected = torch.from_numpy(fitted.probabilities(pixels.numpy())[row])
+        expected = torch.from_numpy(fitted.predict_proba(photos)[row])
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
