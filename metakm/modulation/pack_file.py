@@ -17,7 +17,7 @@ from metakm.data.labels import as_text, plain_label
 from metakm.errors import UserError
 from metakm.io.files import atomic_write, expanded
 from metakm.io.tensor_file import TensorFile
-from metakm.modulation.precision import Precision, halved, widened
+from metakm.modulation.precision import Precision, from_half, to_half
 
 _FILE = TensorFile("pack", key="metakm", version=1, source="save_pack() writes one")
 
@@ -77,7 +77,7 @@ def write_pack(pack: Pack, path: Path | str) -> None:
     """Write `pack` as one file; `path` is replaced completely or left as it was."""
     header, tensors = pack.header(), pack.tensors
     if pack.precision == "fp16":
-        tensors, former = halved(tensors)
+        tensors, former = to_half(tensors)
         header["halved"] = former
     data = _FILE.to_bytes(header, tensors)
     with atomic_write(expanded(path, "the pack's path")) as file:
@@ -94,7 +94,7 @@ def read_pack(path: Path | str) -> Pack:
     header, tensors = _FILE.read(path)
     modulation = {"start": "paper", "statistics": "task", **header["modulation"]}  # of packs from before there was more
     return Pack(
-        widened(tensors, header.get("halved", {})), header["base"], header["task"], tuple(header["classes"]),
+        from_half(tensors, header.get("halved", {})), header["base"], header["task"], tuple(header["classes"]),
         header["metrics"], modulation, header.get("photos", {}), "fp16" if "halved" in header else "full",
         header.get("meta_trained", {}),
     )  # fmt: skip

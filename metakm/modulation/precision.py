@@ -17,7 +17,7 @@ LARGEST_ERROR = 2.0**-10
 """Of a tensor in half precision, as a share of its largest value; float16 itself errs by 2^-11 in its normal range."""
 
 
-def halved(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def to_half(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors with those in float16 that float16 can hold, and the former precision of what is then in float16.
 
     The latter is by name; under the empty name is that of all tensors that are not named. Other tensors stay as they
@@ -36,7 +36,7 @@ def halved(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
     return stored, {"": usual, **{name: kind for name, kind in former.items() if kind != usual}}
 
 
-def widened(stored: Mapping[str, Tensor], former: Mapping[str, str]) -> dict[str, Tensor]:
+def from_half(stored: Mapping[str, Tensor], former: Mapping[str, str]) -> dict[str, Tensor]:
     """Tensors in their former precision, with the values that float16 left them."""
     found = dict(stored)
     for name, tensor in stored.items():
@@ -47,7 +47,7 @@ def widened(stored: Mapping[str, Tensor], former: Mapping[str, str]) -> dict[str
 
 def rounded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What comes back of tensors that were stored in half precision."""
-    return widened(*halved(tensors))
+    return from_half(*to_half(tensors))
 
 
 def _close(half: Tensor, tensor: Tensor) -> bool:
