@@ -205,3 +205,12 @@ def check_tool(words):
         assert [flag for flag in flags if f"{flag}: " not in script] == []
     else:
         assert (ROOT / words[0]).is_file(), f"{words[0]} is no command that is known here"
+
+
+def test_the_outer_loss_of_the_page_takes_one_inner_step(tmp_path):
+    path = tmp_path / "smooth.py"
+    path.write_text(block_with("class Smooth", EXTENDING).text)
+    metakm.load_plugin(path)
+    backbone = metakm.Conv4(1, 4, image_size=14)
+    learner = metakm.Learner("smooth", backbone=backbone, ways=3, inner_lr=0.1, inner_steps=1)
+    assert learner.meta_loss(random_episodes(tasks=2, ways=3), progress=0.5).loss.isfinite()
