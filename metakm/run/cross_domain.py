@@ -56,7 +56,7 @@ def require_shape(shape: ImageShape, run: TrainedRun, config: RunConfig) -> None
 
 
 @dataclasses.dataclass(frozen=True)
-class TransferRow:
+class CrossDomainRow:
     """Where the row of a run that is tested on another dataset goes, and what it takes over from the run's own row.
 
     Args:

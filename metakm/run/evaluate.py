@@ -24,7 +24,7 @@ from metakm.learning.memory import TaskChunks, TooLittleMemoryError
 from metakm.registry import load_plugin
 from metakm.run.build import make_sampler, with_data_here
 from metakm.run.columns import SPLIT_NAMES, figures, measured_columns, summary
-from metakm.run.cross_domain import OUT, TransferRow, require_shape, require_ways
+from metakm.run.cross_domain import OUT, CrossDomainRow, require_shape, require_ways
 from metakm.run.evaluate_options import Adapted, EvaluateOptions, Split, read_flags, tested_as
 from metakm.run.event_log import EventLog
 from metakm.run.folder import RunFolder
@@ -171,11 +171,11 @@ def _prepare(options: EvaluateOptions, processes: Processes) -> RunEvaluation:
     return RunEvaluation(load_run(options.run), options.split, given, processes, grey=options.grey, adapt=options.adapt)
 
 
-def _row_of(prepared: RunEvaluation, options: EvaluateOptions) -> TransferRow | None:
+def _row_of(prepared: RunEvaluation, options: EvaluateOptions) -> CrossDomainRow | None:
     """The row to write: that of a meta-test on another dataset.
 
     Raises:
-        UserError: `--out` where no row is written; see `TransferRow` for others.
+        UserError: `--out` where no row is written; see `CrossDomainRow` for others.
     """
     if options.split != "test" or prepared.config.dataset == prepared.run.config.dataset:
         if options.out is not None:
@@ -183,10 +183,10 @@ def _row_of(prepared: RunEvaluation, options: EvaluateOptions) -> TransferRow | 
                 "Expected --out with a meta-test on another --dataset, whose row goes there, got it alone; leave it out"
             )
         return None
-    return TransferRow(prepared.run, prepared.config, tested_as(options), options.out or OUT)
+    return CrossDomainRow(prepared.run, prepared.config, tested_as(options), options.out or OUT)
 
 
-def _write(row: TransferRow, prepared: RunEvaluation, log: EventLog, tested: Evaluation) -> None:
+def _write(row: CrossDomainRow, prepared: RunEvaluation, log: EventLog, tested: Evaluation) -> None:
     config = prepared.config
     found = vars(row.write(measured_columns(config, prepared.evaluator, prepared.sampler, tested.accuracies), tested))
     log.print_json("result", {**found, "split": "test"})

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from metakm.errors import UserError, unknown_name
 from metakm.table.cells import Cell, LeftOut, Protocol, build_cells, provenance_of
 from metakm.table.collect import Collection, Problem
+from metakm.table.cross_domain import CrossDomainResult, build_cross_domain
 from metakm.table.pairing import Comparison, compare, peer_of
 from metakm.table.published import KM_CLAIMED_ABOVE, Published, published_results
 from metakm.table.setting import TABLE3, Setting
-from metakm.table.transfers import Transfer, build_transfers
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Table:
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
     hidden: int = 0  # number of measured rows that a selection left out, see selection.py
-    transfers: tuple[Transfer, ...] = ()  # runs tested on other data, which are in no block
+    cross_domain: tuple[CrossDomainResult, ...] = ()  # runs tested on other data, which are in no block
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -78,7 +78,7 @@ def build_table(collection: Collection, baseline: str = "anil") -> Table:
         UserError: an unknown baseline.
     """
     cells, left_out = build_cells(run for run in collection.runs if not run.row.trained_on)
-    transfers, of_transfers = build_transfers(collection.runs)
+    cross_domain, of_cross_domain = build_cross_domain(collection.runs)
     known = {"maml", "anil", "km"} | {cell.algo for cell in cells}
     if baseline not in known:
         raise unknown_name("--baseline", baseline, known)
@@ -95,10 +95,10 @@ def build_table(collection: Collection, baseline: str = "anil") -> Table:
         baseline=baseline,
         comparisons=comparisons,
         claims=_claims(comparisons),
-        left_out=(*left_out, *of_transfers),
+        left_out=(*left_out, *of_cross_domain),
         problems=collection.problems,
         notes=(*notes_of(cells), *refused),
-        transfers=transfers,
+        cross_domain=cross_domain,
     )
 
 

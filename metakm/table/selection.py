@@ -45,7 +45,7 @@ def select_strategies(table: Table, algos: Sequence[str]) -> Table:
         UserError: a strategy without a row.
     """
     known = {_algo(row) for block in table.blocks for row in block.rows}
-    known |= {cell.algo for transfer in table.transfers for cell in transfer.cells}
+    known |= {cell.algo for result in table.cross_domain for cell in result.cells}
     for algo in algos:
         if algo not in known:
             raise unknown_name("--only", algo, known)
@@ -53,11 +53,11 @@ def select_strategies(table: Table, algos: Sequence[str]) -> Table:
         dataclasses.replace(block, rows=tuple(row for row in block.rows if _algo(row) in algos))
         for block in table.blocks
     ]
-    transfers = (
-        dataclasses.replace(transfer, cells=tuple(cell for cell in transfer.cells if cell.algo in algos))
-        for transfer in table.transfers
+    cross_domain = (
+        dataclasses.replace(result, cells=tuple(cell for cell in result.cells if cell.algo in algos))
+        for result in table.cross_domain
     )
-    table = dataclasses.replace(table, transfers=tuple(transfer for transfer in transfers if transfer.cells))
+    table = dataclasses.replace(table, cross_domain=tuple(result for result in cross_domain if result.cells))
     return _with_blocks(table, (blocks[0], *(block for block in blocks[1:] if block.rows)), table.hidden)
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from metakm.table.blocks import Table
 from metakm.table.cells import Cell
+from metakm.table.cross_domain import CrossDomainResult
 from metakm.table.grids import Grid, Layout, TitledList
 from metakm.table.layouts.registry import register_table_layout
 from metakm.table.setting import Setting
-from metakm.table.transfers import Transfer
 
 
 @register_table_layout("cross-domain")
 def layout_cross_domain(table: Table) -> Layout:
     """Train x test: runs tested on other data by `metakm evaluate --dataset`, beside their own tests."""
-    settings = sorted({cell.setting for transfer in table.transfers for cell in transfer.cells})
+    settings = sorted({cell.setting for result in table.cross_domain for cell in result.cells})
     header = ("Trained on", "Method", *(setting.title for setting in settings))
-    lines = tuple(line for transfer in table.transfers for line in _lines(transfer, settings))
+    lines = tuple(line for result in table.cross_domain for line in _lines(result, settings))
     left = tuple(f"{each.run.name}: {each.reason}" for each in table.left_out if each.run.row.trained_on)
     said = _NOTES if lines else (*_NONE, *_NOTES)
     title = "Trained on one data set, tested on others: accuracy, %"
@@ -23,11 +23,11 @@ def layout_cross_domain(table: Table) -> Layout:
     return Layout((Grid(title, header, lines),), tuple(listings))
 
 
-def _lines(transfer: Transfer, settings: list[Setting]) -> list[tuple[str, ...]]:
-    how = " ".join(_TESTED_AS[word] for word in transfer.tested_as.split())
-    trained = f"{transfer.trained_on}, tested {how}" if how else transfer.trained_on
-    protocols = sorted({cell.protocol for cell in transfer.cells}, key=lambda protocol: protocol.order)
-    found = {(cell.protocol, cell.setting): cell for cell in transfer.cells}
+def _lines(result: CrossDomainResult, settings: list[Setting]) -> list[tuple[str, ...]]:
+    how = " ".join(_TESTED_AS[word] for word in result.tested_as.split())
+    trained = f"{result.trained_on}, tested {how}" if how else result.trained_on
+    protocols = sorted({cell.protocol for cell in result.cells}, key=lambda protocol: protocol.order)
+    found = {(cell.protocol, cell.setting): cell for cell in result.cells}
     return [
         (trained, protocol.label, *(_text(found.get((protocol, setting))) for setting in settings))
         for protocol in protocols

@@ -89,7 +89,7 @@ def hidden_rows(table: Table) -> tuple[str, ...]:
     counts = {
         "of other protocols or settings: --all": table.hidden,
         "tested on other data than trained on: --layout cross-domain": sum(
-            cell.runs[0].row.trained_on != "" for transfer in table.transfers for cell in transfer.cells
+            cell.runs[0].row.trained_on != "" for result in table.cross_domain for cell in result.cells
         ),
     }
     return tuple(f"{'1 row' if n == 1 else f'{n} rows'} {which}" for which, n in counts.items() if n)

@@ -11,7 +11,7 @@ from metakm.table.collect import RecordedRun
 
 
 @dataclass(frozen=True)
-class Transfer:
+class CrossDomainResult:
     """What was trained on one setting, as tested on several; `tested_as` is what was done differently."""
 
     trained_on: str
@@ -19,7 +19,7 @@ class Transfer:
     cells: tuple[Cell, ...]
 
 
-def build_transfers(runs: Iterable[RecordedRun]) -> tuple[tuple[Transfer, ...], tuple[LeftOut, ...]]:
+def build_cross_domain(runs: Iterable[RecordedRun]) -> tuple[tuple[CrossDomainResult, ...], tuple[LeftOut, ...]]:
     """Sort the rows of `metakm evaluate --dataset` by what was trained, with the rows of these protocols' own tests."""
     groups: dict[tuple[str, str], list[RecordedRun]] = defaultdict(list)
     own: dict[str, list[RecordedRun]] = defaultdict(list)
@@ -34,6 +34,6 @@ def build_transfers(runs: Iterable[RecordedRun]) -> tuple[tuple[Transfer, ...], 
         protocols = {(run.row.algo, run.row.preset, run.changes) for run in group}
         beside = [run for run in own[trained_on] if (run.row.algo, run.row.preset, run.changes) in protocols]
         cells, refused = build_cells([*group, *([] if tested_as else beside)])
-        found.append(Transfer(trained_on, tested_as, cells))
+        found.append(CrossDomainResult(trained_on, tested_as, cells))
         left_out += [each for each in refused if each.run.row.trained_on]  # the others are in the table's own list
     return tuple(found), tuple(left_out)
