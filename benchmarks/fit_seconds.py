@@ -27,7 +27,7 @@ from metakm.io.files import write_text
 from metakm.models.pretrained import FEWSHOT, LITE0
 from metakm.modulation.base_pack import load_base
 from metakm.photos.checkpoint import Checkpoint
-from metakm.photos.fitting import Fitting
+from metakm.photos.fitting import FitPipeline
 from metakm.photos.methods import faster_layout
 from metakm.photos.options import FitSettings
 from metakm.photos.store import PhotoStore
@@ -56,8 +56,13 @@ def seconds_of_fit(method: str, photos: Photos, side: int) -> float:
     settings = FitSettings(base=BASES[method], method=method, size=side, validation="none", device="cpu")
     store = PhotoStore(photos, wanted)
     began = time.process_time()
-    Fitting(base, wanted, store, settings, Checkpoint(None, "", resume=False)).run()
+    checkpoint = Checkpoint(None, "", resume=False)
+    FitPipeline(base, wanted, store, settings, checkpoint, prepare=_ignore, advance=_ignore).run()
     return time.process_time() - began
+
+
+def _ignore(*_: object) -> None:
+    """No progress is shown."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
