@@ -28,8 +28,9 @@ PROGRAM = "python -m metakm predict"
 class PredictOptions:
     """Classify photos with a pack that metakm fit wrote.
 
-    A line a photo: file, class and probability; behind "(none of these)" the most
-    likely class.
+    Each photo gets a line: file, class and probability.
+
+    Behind "(none of these)" stands the most likely class.
     """
 
     pack: tyro.conf.Positional[Path]
