@@ -148,14 +148,20 @@ def test_samplers_of_other_tasks_are_refused(tmp_path, changes, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_targets_of_a_regression_are_refused(tmp_path):
-    class Targets(Source):
+@pytest.mark.parametrize(
+    ("field", "shape", "message"),
+    [
+        ("support_labels", (3, 1), "got targets of floating point; train a regression by a Learner"),
+        ("support_images", (3, 5), r"Expected images \[T, n, C, H, W\], got \[1, 3, 5\] for train"),
+    ],
+)
+def test_targets_of_a_regression_and_inputs_that_are_no_images_are_refused(tmp_path, field, shape, message):
+    class Other(Source):
         def batch(self, index, tasks):
-            drawn = super().batch(index, tasks)
-            return dataclasses.replace(drawn, support_labels=torch.rand(tasks, 3, 1))
+            return dataclasses.replace(super().batch(index, tasks), **{field: torch.rand(tasks, *shape)})
 
-    with pytest.raises(metakm.UserError, match=r"got targets of floating point; train a regression by a Learner"):
-        metakm.train(small(tmp_path), dataset=[Targets(split) for split in SPLITS])
+    with pytest.raises(metakm.UserError, match=message):
+        metakm.train(small(tmp_path), dataset=[Other(split) for split in SPLITS])
 
 
 LOSSES = {
@@ -195,13 +201,3 @@ def test_a_metric_of_ones_own_is_no_percentage(tmp_path, capsys):
     assert f"meta-test metric {run.accuracy:.4g} +- {run.interval:.4g} (95 % interval over 6 tasks)" in said
     assert evaluate([str(run.folder), "--quiet", "--eval-tasks", "4", "--device", "cpu"]) == 0
     assert f" from the {run.accuracy:.4g} +- {run.interval:.4g} over 6 tasks in its row" in capsys.readouterr().out
-
-
-def test_inputs_that_are_no_images_are_refused(tmp_path):
-    class Flat(Source):
-        def batch(self, index, tasks):
-            drawn = super().batch(index, tasks)
-            return dataclasses.replace(drawn, support_images=torch.rand(tasks, 3, 5))
-
-    with pytest.raises(metakm.UserError, match=r"Expected images \[T, n, C, H, W\], got \[1, 3, 5\] for train"):
-        metakm.train(small(tmp_path), dataset=[Flat(split) for split in SPLITS])
