@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from metakm.errors import UserError, unknown_name
+from metakm.errors import UserError, one_line, unknown_name
 from metakm.io.files import expanded
 
 _T = TypeVar("_T")
@@ -183,5 +183,5 @@ def full_name(entry: object) -> str:
 def describe_error(error: BaseException) -> str:
     """The error on one line, with the line of code that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return f"{type(error).__name__}: {text}" + (f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else "")

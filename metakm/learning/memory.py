@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from metakm.config import RunConfig
 from metakm.distributed.torchrun import processes_here
-from metakm.errors import UserError
+from metakm.errors import UserError, one_line
 from metakm.strategies import Strategy
 
 _log = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def _activation_bytes(strategy: Strategy, image_shape: tuple[int, int, int], way
     except Exception as error:  # a plugin's code may raise anything
         raise UserError(
             f"Expected a strategy and backbone that fit images of {image_shape}, got {type(error).__name__}: "
-            f"{' '.join(str(error).split())}"
+            f"{one_line(error)}"
         ) from error
     finally:
         for hook in hooks:
