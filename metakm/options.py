@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 
 import tyro
 
-from metakm.cli.flags import flag, off_flag, require
 from metakm.errors import UserError, unknown_name
+from metakm.fields import flag, off_flag, require
 
 _T = TypeVar("_T")
 _Shared = tyro.conf.arg(prefix_name=False)

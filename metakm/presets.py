@@ -1,4 +1,4 @@
-"""Defaults of a run by preset and setting: the published protocols, a quick one, one for Table III, and a tuned one.
+"""Defaults of a run by preset and setting: the published protocols, a quick one, and one for Table III.
 
 `paper` is the protocol of Finn et al. 2017, App. A.1, and their code, which Raghu et al. 2020 use, too. Their losses
 are sums over images and ours are means, so inner rates and clipping are converted: a rate for the sum over N*K support
@@ -27,7 +27,7 @@ from typing import Any, get_args
 from metakm.config import NAMED_IN_ROW, PresetName, RunConfig, options_of
 from metakm.config.protocol import LEGACY_DEFAULTS
 from metakm.data.registry import Family, dataset_entry
-from metakm.errors import UserError
+from metakm.errors import UserError, unknown_name
 from metakm.models.registry import OWN
 from metakm.options import SHARED, option_types
 from metakm.strategies.registry import strategy_class
@@ -64,11 +64,12 @@ def preset_values(preset: str, algo: str, dataset: str, ways: int | None, shots:
     """What a preset sets for one setting, by the flat names of a run's config, the setting included.
 
     Raises:
-        UserError: an unknown strategy or dataset.
+        UserError: an unknown preset, strategy or dataset.
     """
+    if preset not in _VALUES:
+        raise unknown_name("--preset", preset, _VALUES)
     ways = default_ways(dataset) if ways is None else ways
-    build = {"paper": _paper, "tuned": _tuned, "table3": _table3}.get(preset, _quick)
-    values = {**build(dataset, ways, shots), **_own_values(algo, preset, dataset)}
+    values = {**_VALUES[preset](dataset, ways, shots), **_own_values(algo, preset, dataset)}
     refused = {*SHARED} - {*option_types(options_of(algo))}
     values = {name: value for name, value in values.items() if name not in refused}
     if strategy_class(algo).own_network:
@@ -154,34 +155,6 @@ def _quick(dataset: str, ways: int, shots: int) -> dict[str, Any]:
     }
 
 
-def _tuned(dataset: str, ways: int, shots: int) -> dict[str, Any]:
-    """Longer than quick, with small meta-batches, hard clipping and a head that starts at zero.
-
-    Characters get pooling and inner rates for each step, too. Searched on Omniglot 20-way 1-shot (the head and the test
-    steps on 5-shot, too) and on tiny-ImageNet 5-way 1-shot: see results/search/. With more shots a task costs
-    more, so there are half as many, which was not searched.
-    """
-    tuned = {
-        **_quick(dataset, ways, shots),
-        "meta_batch": 2 if shots == 1 else 1,
-        "grad_clip": 0.01,
-        "zero_head": True,
-        "test_inner_steps": 10,
-        "val_every": 500 if shots == 1 else 1000,
-        "val_tasks": 200,
-    }
-    if dataset_entry(dataset).family == "photographs":
-        return tuned | {"iterations": 2500}
-    return tuned | {
-        "backbone": "conv4-64-pool",
-        "iterations": 5000,
-        "inner_lr": 0.1,
-        "learn_inner_lr": True,
-        "inner_lr_per_step": True,
-        "first_head_lr": 10.0,
-    }
-
-
 _ITERATIONS = {"characters": {1: 8_000, 5: 4_000}, "photographs": {1: 6_000, 5: 5_000}}
 
 
@@ -214,3 +187,6 @@ def _table3(dataset: str, ways: int, shots: int) -> dict[str, Any]:
     if family == "photographs":
         return common | {"backbone": "conv4-32-pool", "inner_lr": 0.05, "test_inner_steps": 5}
     return common | {"backbone": "conv4-64-pool", "inner_lr": 0.1, "first_head_lr": 10.0, "test_inner_steps": 20}
+
+
+_VALUES = {"quick": _quick, "paper": _paper, "table3": _table3}

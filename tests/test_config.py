@@ -6,10 +6,11 @@ from typing import get_args
 
 import pytest
 
-from metakm.cli.flags import flag, with_paths_expanded
+from metakm.cli.flags import with_paths_expanded
 from metakm.config import PresetName, RunConfig
 from metakm.data.registry import Family, available_datasets, dataset_entry
 from metakm.errors import UserError
+from metakm.fields import flag
 from metakm.presets import preset_config
 from metakm.registry import isolated
 from metakm.run.command_line import command, parse
@@ -39,13 +40,11 @@ def test_paper_preset_is_the_published_protocol():
         assert (mini.backbone, mini.select, mini.shared.normal_head) == ("conv4-32-pool", "last", False)
 
 
-@pytest.mark.parametrize("preset", ["quick", "tuned"])
 @pytest.mark.parametrize(("dataset", "ways"), [("omniglot", 20), ("omniglot", 5), ("mini-imagenet", 5)])
-def test_what_is_scaled_down_keeps_its_own_test(preset, dataset, ways):
-    config = preset_config(preset, "anil", dataset, ways)
+def test_what_is_scaled_down_keeps_its_own_test(dataset, ways):
+    config = preset_config("quick", "anil", dataset, ways)
     assert (config.test_queries, config.select, config.shared.normal_head, config.inner_steps) == (0, "best", False, 5)
-    assert config.test_inner_steps == (5 if preset == "quick" else 10)
-    assert config.grad_clip == (10.0 if preset == "quick" else 0.01)
+    assert (config.test_inner_steps, config.grad_clip) == (5, 10.0)
 
 
 @pytest.mark.parametrize("preset", get_args(PresetName))
@@ -126,32 +125,20 @@ def test_run_id_tells_computations_apart_but_not_places(tmp_path):
     assert "-km-depth-1-quick-" in others[2].run_id
 
 
-def test_the_tuned_preset_learns_inner_rates_for_characters_alone():
-    tuned = preset_config("tuned", "km", "omniglot")
-    assert (tuned.shared.learn_inner_lr, tuned.shared.inner_lr_per_step, tuned.shared.first_head_lr > 0) == (
-        True,
-        True,
-        True,
-    )
-    assert tuned.shared.zero_head
-    assert (tuned.inner_steps, tuned.test_inner_steps) == (5, 10)
-    assert tuned.preset == "tuned"
-    assert (tuned.meta_batch, preset_config("tuned", "km", "omniglot", shots=5).meta_batch) == (2, 1)
-    assert preset_config("quick", "km", "omniglot").shared.learn_inner_lr is False
-    for dataset in ("tiny-imagenet", "mini-imagenet", "folder"):
-        photographs = preset_config("tuned", dataset=dataset)
-        assert (photographs.shared.zero_head, photographs.shared.learn_inner_lr) == (True, False)
-        assert photographs.backbone == preset_config("paper", dataset=dataset).backbone
+def test_an_unknown_preset_is_refused_by_name():
+    for make in (preset_config, lambda preset: RunConfig(preset=preset)):
+        with pytest.raises(UserError, match=r"Expected --preset to be one of .*, got 'tabel3'; did you mean 'table3'"):
+            make("tabel3")
 
 
 def test_a_preset_sets_nothing_that_the_strategy_would_refuse():
-    proto = preset_config("tuned", "km-proto", "omniglot")
+    proto = preset_config("table3", "km-proto", "omniglot")
     assert (proto.shared.inner_lr_per_step, proto.shared.first_head_lr, proto.shared.zero_head) == (True, 0.0, False)
-    assert preset_config("tuned", "protonet", "omniglot").shared.learn_inner_lr is False
+    assert preset_config("table3", "protonet", "omniglot").shared.learn_inner_lr is False
     with pytest.raises(UserError, match="Expected a strategy that --learn-inner-lr changes, got 'protonet'"):
         preset_config("quick", "protonet", learn_inner_lr=True)
     with pytest.raises(UserError, match=r"Expected strategy to be one of .*got 'from-a-plugin'"):
-        preset_config("tuned", "from-a-plugin", "omniglot")
+        preset_config("table3", "from-a-plugin", "omniglot")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +173,7 @@ def test_flags_take_their_defaults_from_the_preset_asked_for():
             "grad_clip": 0.0,
         },
         {"out": Path("a folder/\u00fc $HOME 'x'"), "data_root": Path("~/d"), "plugin": (Path("a.py"), Path("b c.py"))},
-        {"preset": "tuned", "dataset": "omniglot", "algo": "protonet", "learn_inner_lr": False},
+        {"preset": "table3", "dataset": "omniglot", "algo": "protonet", "learn_inner_lr": False},
         {"schedule": "constant", "precision": "bf16", "bn_mode": "support", "test_inner_steps": 0, "iterations": 0},
     ],
 )
@@ -203,7 +190,7 @@ def test_a_preset_sets_nothing_that_the_strategy_of_a_plugin_would_refuse(tmp_pa
     text += "metakm.register_strategy({!r})(type('_', (ANIL,), {}))"
     plugin.write_text(text.format("no-rates", "dict(options=GradientOptions)"))
     other.write_text(text.format("other", "{}"))
-    words = ["--preset", "tuned", "--algo", "no-rates", "--dataset", "omniglot", "--plugin", str(other), str(plugin)]
+    words = ["--preset", "table3", "--algo", "no-rates", "--dataset", "omniglot", "--plugin", str(other), str(plugin)]
     with isolated():
         config = parse(words)
         printed = shlex.split(command(config))[3:]

@@ -12,11 +12,12 @@ from convnets import Mixed
 from PIL import Image
 
 import metakm
-from metakm.cli.flags import flag, read_options
+from metakm.cli.flags import read_options
 from metakm.experiments import ablation, scratch, transfer
 from metakm.experiments.classification import load_image_folder
 from metakm.experiments.config import parse as parse_experiment
 from metakm.experiments.row import read_experiments
+from metakm.fields import flag
 from metakm.modulation import load_pack, modulate, read_pack, save_pack
 from metakm.packs.__main__ import main as packs_main
 from metakm.report.__main__ import ReportOptions
@@ -101,7 +102,7 @@ def test_a_plugin_named_with_the_home_is_found(home):
     text = "import metakm\nfrom metakm.strategies.anil import ANIL\n"
     text += "metakm.register_strategy('mine')(type('_', (ANIL,), {}))"
     (home / "mine.py").write_text(text)
-    assert parse(["--algo", "mine", "--preset", "tuned", "--plugin=~/mine.py"]).plugin == (home / "mine.py",)
+    assert parse(["--algo", "mine", "--preset", "table3", "--plugin=~/mine.py"]).plugin == (home / "mine.py",)
     metakm.load_plugin("~/mine.py")
     assert "mine" in metakm.available_strategies()
 

@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
-from metakm.errors import UserError, unknown_name
+from metakm.errors import unknown_name
+from metakm.fields import flag
 from metakm.io.files import expanded
 
 _T = TypeVar("_T")
@@ -95,20 +96,3 @@ def _check_choices(options: type[Any], arguments: Sequence[str]) -> None:
     for name, text in texts_given(arguments, list(choices)).items():
         if text is not None and text not in choices[name]:
             raise unknown_name(flag(name), text, choices[name])
-
-
-def flag(name: str) -> str:
-    """The flag of a field, such as `--inner-lr`, or `--km.depth` for `km.depth`."""
-    return "--" + name.replace("_", "-")
-
-
-def off_flag(name: str) -> str:
-    """The flag that turns off a field that is on by default, such as `--no-zero-head`."""
-    prefix, _, own = name.rpartition(".")
-    return flag(f"{prefix}.no_{own}" if prefix else f"no_{own}")
-
-
-def require(condition: bool, field: str, expected: str, value: object) -> None:
-    """Raise a UserError that names the field's flag, unless the condition holds."""
-    if not condition:
-        raise UserError(f"Expected {flag(field)} to be {expected}, got {value}")

@@ -7,10 +7,10 @@ import functools
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from metakm.cli.flags import flag
 from metakm.config.protocol import FROM_PRESET, LEGACY_DEFAULTS
 from metakm.config.run_config import RunConfig, options_of
 from metakm.errors import UserError, unknown_name
+from metakm.fields import flag
 from metakm.options import SharedOptions, flat_name, option_types
 
 

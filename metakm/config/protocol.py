@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from metakm.cli.flags import flag, require
 from metakm.config.ranges import RANGED, read_range
 from metakm.errors import unknown_name
+from metakm.fields import flag, require
 from metakm.models.modes import BatchNormMode, TrainedPart
 from metakm.options import Options
 
-PresetName = Literal["quick", "paper", "table3", "tuned"]
+PresetName = Literal["quick", "paper", "table3"]
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["fp32", "bf16"]
 Selection = Literal["best", "last"]
@@ -61,7 +61,7 @@ class RunProtocol:
     test_queries: int = FROM_PRESET
     """Query images of each class in meta-validation and meta-test; 0: as --queries. With --preset paper: the shots for photographs (MAML's code)."""
     preset: PresetName = "quick"
-    """Where the other defaults come from. table3: that of results/table3/, the same for all strategies, chosen on meta-validation (results/search). quick: scaled down, chosen for km on the meta-validation of omniglot 20-way 1-shot and only estimated for other settings; paper: the published protocol of Finn et al. 2017 and Raghu et al. 2020 (metakm/presets.py lists what still differs); tuned: longer than quick, with smaller clipping, a zero head and 10 inner steps in the meta-test, for characters with pooling and learned inner rates too, searched on omniglot 20-way 1-shot, in part on 5-shot, and on tiny-imagenet 5-way 1-shot (results/search), and only estimated for other settings."""
+    """Where the other defaults come from. table3: that of results/table3/, the same for all strategies, chosen on meta-validation (results/search). quick: scaled down, chosen for km on the meta-validation of omniglot 20-way 1-shot and only estimated for other settings; paper: the published protocol of Finn et al. 2017 and Raghu et al. 2020 (metakm/presets.py lists what still differs)."""
     backbone: str = FROM_PRESET
     """conv4-<filters>-stride, conv4-<filters>-pool, resnet12, resnet<depth> (of CIFAR) or wrn-<depth>-<k>; any network as timm:NAME, torchvision:NAME or file.py:Class, which runs with your rights; own where a strategy brings a network of its own; or one from a plugin. Default from --preset; paper: conv4-64-stride for characters, conv4-32-pool for photographs."""
     inner_lr: float = FROM_PRESET

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from metakm.cli.flags import flag
 from metakm.errors import UserError
+from metakm.fields import flag
 
 RANGED = {"ways": 2, "shots": 1}
 """Fields that may be ranges in meta-training, as `train_<name>`, and the least number of each."""

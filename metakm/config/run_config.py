@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from metakm.cli.flags import require
 from metakm.config.execution import SHARED_EXECUTION_FIELDS, ExecutionOptions, json_value
 from metakm.config.protocol import FROM_PRESET, LEGACY_DEFAULTS, OMITTED_DEFAULTS, RunProtocol
 from metakm.config.ranges import read_range
 from metakm.errors import UserError
+from metakm.fields import require
 from metakm.options import SHARED, Options, SharedOptions, from_flat, shared_part, to_flat
 
 # Fields that say where and how a run is executed, not what it computes; a resumed run may change them.

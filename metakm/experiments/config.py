@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from metakm.cli.flags import flag, read_options, require, texts_given
+from metakm.cli.flags import read_options, texts_given
 from metakm.config.execution import ExecutionOptions, json_value
 from metakm.errors import unknown_name
 from metakm.experiments.batches import Augmentation
 from metakm.experiments.row import EXECUTION_FIELDS
+from metakm.fields import flag, require
 
 ExperimentPreset = Literal["quick", "short", "paper"]
 Optimiser = Literal["sgd", "adam"]

@@ -24,7 +24,6 @@ import torch
 from torch import nn
 
 from metakm.cli.exit_code import exit_code
-from metakm.cli.flags import require
 from metakm.cli.signals import StopRequest
 from metakm.data.loading import data_roots
 from metakm.experiments.classification import load_cifar10
@@ -33,6 +32,7 @@ from metakm.experiments.config import ExperimentConfig, ExperimentPreset, Method
 from metakm.experiments.networks import cifar_classifier
 from metakm.experiments.random_bases import RandomBases
 from metakm.experiments.run import ExperimentRun, MethodSetup
+from metakm.fields import require
 from metakm.modulation import ChannelModulator, modulate
 from metakm.modulation.norms import is_norm
 

@@ -25,7 +25,7 @@ from metakm.modulation.modulators import KernelModulator
 from metakm.modulation.pack import load_pack, make_pack
 from metakm.modulation.pack_file import Pack, read_pack
 from metakm.modulation.partition import split
-from metakm.modulation.precision import Precision
+from metakm.modulation.precision import PackPrecision
 
 FILE = "pack.safetensors"
 """In the folder of a run."""
@@ -37,7 +37,7 @@ def base_pack(
     part: TrainedPart,
     facts: Mapping[str, Any],
     modulator: KernelModulator | None = None,
-    precision: Precision = "full",
+    precision: PackPrecision = "full",
 ) -> Pack:
     """The pack of a network that started as `base`, which is changed to it.
 

@@ -16,7 +16,7 @@ from metakm.modulation.attachment import Attachment, attachment, detach, is_modu
 from metakm.modulation.modulators.registry import classes_called
 from metakm.modulation.pack_file import Pack, class_names, read_pack, write_pack
 from metakm.modulation.partition import fingerprint, split
-from metakm.modulation.precision import Precision, rounded
+from metakm.modulation.precision import PackPrecision, rounded
 
 _resident: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()  # state of the base, fingerprint
 
@@ -26,7 +26,7 @@ def make_pack(
     task: str = "",
     classes: Sequence[str] = (),
     metrics: Mapping[str, float] | None = None,
-    precision: Precision = "full",
+    precision: PackPrecision = "full",
 ) -> Pack:
     """Copy the task that a modulated model holds.
 
@@ -39,8 +39,8 @@ def make_pack(
         UserError: a model that is not modulated, a number of classes that differs from the classifier's outputs, or an
             unknown precision.
     """
-    if precision not in get_args(Precision):
-        raise unknown_name("precision", precision, get_args(Precision))
+    if precision not in get_args(PackPrecision):
+        raise unknown_name("precision", precision, get_args(PackPrecision))
     model = unwrap(model)
     found = attachment(model)
     outputs, names = _outputs(model, found.classifier), class_names(classes)
@@ -65,7 +65,7 @@ def save_pack(
     task: str = "",
     classes: Sequence[str] = (),
     metrics: Mapping[str, float] | None = None,
-    precision: Precision = "full",
+    precision: PackPrecision = "full",
 ) -> Pack:
     """Write the task that a modulated model holds to one file, and return it.
 

@@ -17,7 +17,7 @@ from metakm.data.labels import as_text, plain_label
 from metakm.errors import UserError
 from metakm.io.files import atomic_write, expanded
 from metakm.io.tensor_file import TensorFile
-from metakm.modulation.precision import Precision, from_half, to_half
+from metakm.modulation.precision import PackPrecision, from_half, to_half
 
 _FILE = TensorFile("pack", key="metakm", version=1, source="save_pack() writes one")
 
@@ -46,7 +46,7 @@ class Pack:
     metrics: dict[str, float]
     modulation: dict[str, Any]
     photos: dict[str, Any] = field(default_factory=dict)
-    precision: Precision = "full"
+    precision: PackPrecision = "full"
     meta_trained: dict[str, Any] = field(default_factory=dict)
 
     def header(self) -> dict[str, Any]:

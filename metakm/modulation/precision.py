@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Precision = Literal["full", "fp16"]
+PackPrecision = Literal["full", "fp16"]
 
 _WIDER = {"float32": torch.float32, "float64": torch.float64}
 _KINDS = {"float16": torch.float16, **_WIDER}

@@ -12,9 +12,10 @@ from typing import Annotated
 import tyro
 
 from metakm.cli.exit_code import exit_code
-from metakm.cli.flags import read_options, require
+from metakm.cli.flags import read_options
 from metakm.cli.progress import Progress, duration, log_line
 from metakm.cli.signals import StopRequest
+from metakm.fields import require
 from metakm.io.files import write_text
 from metakm.learning.malloc import keep_freed_memory
 from metakm.photos.api import fit_listing

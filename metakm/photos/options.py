@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from metakm.cli.flags import flag, require
 from metakm.errors import unknown_name
+from metakm.fields import flag, require
 from metakm.models.pretrained import FEWSHOT, LITE0
-from metakm.modulation.precision import Precision
+from metakm.modulation.precision import PackPrecision
 from metakm.photos.validation import ValidationChoice
 
 MethodChoice = Literal["default", "km", "both", "norm", "head", "centroid", "ridge", "lora", "full", "auto", "few-shot"]
@@ -42,7 +42,7 @@ class FitSettings:
     """Number of cross-validation folds."""
     augment: bool = True
     """Train on random crops, mirror images and light."""
-    precision: Precision = "full"
+    precision: PackPrecision = "full"
     """Precision of the stored tensors: full, or fp16 for half the bytes."""
     seed: int = 0
     """Seed of the folds, augmentation and photo order."""

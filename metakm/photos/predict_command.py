@@ -14,9 +14,10 @@ import numpy as np
 import tyro
 
 from metakm.cli.exit_code import exit_code
-from metakm.cli.flags import read_options, require
+from metakm.cli.flags import read_options
 from metakm.cli.progress import log_line
 from metakm.errors import UserError
+from metakm.fields import require
 from metakm.photos.classifier import PhotoClassifier, load_classifier
 from metakm.photos.listing import NONE_OF_THESE, list_images
 from metakm.photos.store import BATCH, decode

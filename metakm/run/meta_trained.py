@@ -15,7 +15,7 @@ from metakm.models.named_network import Normalised
 from metakm.models.pretrained import LITE0, PRETRAINED, Pretrained, load_pretrained
 from metakm.modulation import KernelModulator, KernelModulators, Pack
 from metakm.modulation.base_pack import base_pack, task_tensors
-from metakm.modulation.precision import Precision
+from metakm.modulation.precision import PackPrecision
 from metakm.strategies import Strategy
 from metakm.strategies.network import Classifier
 
@@ -37,7 +37,7 @@ def base_of(config: RunConfig) -> Pretrained | None:
 
 
 def run_pack(
-    base: Pretrained, strategy: Strategy, config: RunConfig, facts: dict[str, Any], precision: Precision = "full"
+    base: Pretrained, strategy: Strategy, config: RunConfig, facts: dict[str, Any], precision: PackPrecision = "full"
 ) -> Pack:
     """The pack of a trained strategy.
 

@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from metakm.cli.flags import require
+from metakm.fields import require
 from metakm.options import Options
 from metakm.strategies.base import PresetValues
 from metakm.strategies.baseline import Baseline

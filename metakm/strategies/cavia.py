@@ -28,8 +28,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from metakm.cli.flags import require
 from metakm.errors import UserError
+from metakm.fields import require
 from metakm.models.layers import Linear
 from metakm.modulation.norms import is_norm
 from metakm.options import RateOptions
@@ -87,7 +87,7 @@ class CAVIA(Strategy):
     adapted: Context
     preset_values: ClassVar[PresetValues] = {
         (preset, family): {"inner_lr": rate}
-        for preset in ("quick", "tuned", "table3", "paper")
+        for preset in ("quick", "table3", "paper")
         for family, rate in (("characters", 20.0), ("photographs", 1.0))
     }
 

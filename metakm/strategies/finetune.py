@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metakm.cli.flags import require
+from metakm.fields import require
 from metakm.options import Options
 from metakm.strategies.base import InnerLoop, PresetValues
 from metakm.strategies.class_training import ClassTraining, CosineLinear

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from metakm.cli.flags import require
+from metakm.fields import require
 from metakm.options import Options
 from metakm.strategies.base import EpisodeBatch, Gradients, InnerLoop, require_ways, with_gradients
 from metakm.strategies.parameter_subset import DirectStrategy

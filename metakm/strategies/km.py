@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from metakm.cli.flags import require
+from metakm.fields import require
 from metakm.modulation import KernelModulators
 from metakm.modulation.modulators import Activation, Initialisation, Start
 from metakm.options import HeadOptions, NormOptions

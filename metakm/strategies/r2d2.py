@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metakm.cli.flags import require
+from metakm.fields import require
 from metakm.options import Options
 from metakm.strategies.base import InnerLoop, Strategy
 from metakm.strategies.registry import register_strategy

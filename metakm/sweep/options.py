@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from metakm.cli.flags import flag as flag_of
-from metakm.cli.flags import off_flag, read_some_options, require
+from metakm.cli.flags import read_some_options
 from metakm.config import all_flat_types
 from metakm.data import available_datasets
 from metakm.errors import UserError, unknown_name
+from metakm.fields import flag as flag_of
+from metakm.fields import off_flag, require
 
 TABLE3_DATASETS = ("omniglot", "mini-imagenet")
 Names = Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")]

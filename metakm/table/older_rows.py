@@ -26,16 +26,9 @@ _MODULATOR = {"depth": 2, "activation": "tanh", "init": "identity", "start": "pa
 
 _CHARACTERS = ("glyphs", "omniglot")
 _PHOTOGRAPHS = ("folder", "mini-imagenet", "tiny-imagenet")
-_HEAD = ("first_head_lr", "normal_head", "zero_head")
-_RATES = ("first_head_lr", "inner_lr_per_step", "learn_inner_lr")
 _NOT_SET: dict[str, tuple[str, ...]] = {  # what presets left out for a strategy; for others, the distance's scale
-    "anil-proto": _HEAD,
-    "km-proto": _HEAD,
-    "maml-proto": _HEAD,
-    "boil": (*_HEAD, "scaled_distance"),
-    "meta-sgd": (*_HEAD, *_RATES, "scaled_distance"),
-    "protonet": (*_HEAD, *_RATES),
-    "reptile": (*_HEAD, *_RATES, "scaled_distance"),
+    **dict.fromkeys(("anil-proto", "km-proto", "maml-proto", "protonet"), ("normal_head",)),
+    **dict.fromkeys(("boil", "meta-sgd", "reptile"), ("normal_head", "scaled_distance")),
 }
 
 
@@ -69,7 +62,7 @@ def _preset(row: ResultRow) -> dict[str, Any]:
         raise unknown_name("dataset", row.dataset, _CHARACTERS + _PHOTOGRAPHS)
     if row.ways < 2 or row.shots < 1:
         raise UserError(f"Expected 2 or more ways and 1 or more shots, got {row.ways} and {row.shots}")
-    build = {"paper": _paper, "tuned": _tuned}.get(row.preset, _quick)
+    build = _paper if row.preset == "paper" else _quick
     found = build(row.dataset in _PHOTOGRAPHS, row.ways, row.shots)
     not_set = _NOT_SET.get(row.algo, ("scaled_distance",))
     return _defaults(row.algo) | {name: value for name, value in found.items() if name not in not_set}
@@ -102,18 +95,4 @@ def _quick(photographs: bool, ways: int, shots: int) -> dict[str, Any]:
     iterations, meta_batch = (500, 8) if shots == 1 else (350, 4)
     return quick | {
         "iterations": iterations, "meta_batch": meta_batch, "val_tasks": 100, "queries": 5, "inner_lr": 0.5,
-    }  # fmt: skip
-
-
-def _tuned(photographs: bool, ways: int, shots: int) -> dict[str, Any]:
-    meta_batch, val_every = (2, 500) if shots == 1 else (1, 1000)
-    tuned = _quick(photographs, ways, shots) | {
-        "meta_batch": meta_batch, "grad_clip": 0.01, "zero_head": True, "test_inner_steps": 10,
-        "val_every": val_every, "val_tasks": 200,
-    }  # fmt: skip
-    if photographs:
-        return tuned | {"iterations": 2500}
-    return tuned | {
-        "backbone": "conv4-64-pool", "iterations": 5000, "inner_lr": 0.1, "learn_inner_lr": True,
-        "inner_lr_per_step": True, "first_head_lr": 10.0,
     }  # fmt: skip

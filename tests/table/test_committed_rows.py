@@ -20,14 +20,14 @@ EXPERIMENTS = sorted(RESULTS.rglob("experiment.csv"))
 
 def test_every_run_is_read_and_none_is_a_problem():
     collection = read_runs(RESULTS)
-    assert len(ROWS) > 100
+    assert len(ROWS) >= 8
     assert [run.path for run in collection.runs] == ROWS
     assert collection.problems == ()
 
 
 def test_every_experiment_is_read_and_none_is_a_problem():
     runs, problems = read_experiments(RESULTS)
-    assert len(runs) == len(EXPERIMENTS) > 50
+    assert len(runs) == len(EXPERIMENTS) > 40
     assert problems == []
 
 

@@ -58,11 +58,11 @@ def test_a_missing_cell_stays_empty(tmp_path):
 
 def test_a_strategy_of_a_plugin_needs_no_plugin_here(tmp_path):
     """Its run knew what the preset is for it; only an older row of it looks changed where it refused the preset's."""
-    refused = {"learn_inner_lr": False, "inner_lr_per_step": False, "first_head_lr": 0.0, "zero_head": False}
-    folder = write_run(tmp_path / "a", "fixed", SIX_HUNDRED, preset="tuned", row={"changes": "{}"}, **refused)
-    assert "| fixed (tuned) |" in render_table(table_of(tmp_path), "markdown")
-    write_run(folder, "fixed", SIX_HUNDRED, preset="tuned", row={"changes": None}, **refused)
-    assert "| fixed (tuned, first-head-lr 0.0, no " in render_table(table_of(tmp_path), "markdown")
+    refused = {"normal_head": False}
+    folder = write_run(tmp_path / "a", "fixed", SIX_HUNDRED, preset="paper", row={"changes": "{}"}, **refused)
+    assert "| fixed (paper) |" in render_table(table_of(tmp_path), "markdown")
+    write_run(folder, "fixed", SIX_HUNDRED, preset="paper", row={"changes": None}, **refused)
+    assert "| fixed (paper, no normal-head) |" in render_table(table_of(tmp_path), "markdown")
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -218,7 +218,7 @@ def test_module_runs_on_the_committed_rows():
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "km (quick)  anil (quick)  +1.22 +- 0.41 (seeds) +- 0.19 (tasks)" in done.stdout
+    assert "km (quick)  anil (quick)  +0.63 +- 0.27 (tasks)" in done.stdout
 
 
 def test_what_was_tested_on_other_data_is_shown_beside_its_own_test_and_nowhere_else(tmp_path, capsys):

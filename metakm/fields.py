@@ -1,0 +1,22 @@
+"""What a field of a config or of options is called in a command, and the check of its value."""
+
+from __future__ import annotations
+
+from metakm.errors import UserError
+
+
+def flag(name: str) -> str:
+    """The flag of a field, such as `--inner-lr`, or `--km.depth` for `km.depth`."""
+    return "--" + name.replace("_", "-")
+
+
+def off_flag(name: str) -> str:
+    """The flag that turns off a field that is on by default, such as `--no-zero-head`."""
+    prefix, _, own = name.rpartition(".")
+    return flag(f"{prefix}.no_{own}" if prefix else f"no_{own}")
+
+
+def require(condition: bool, field: str, expected: str, value: object) -> None:
+    """Raise a UserError that names the field's flag, unless the condition holds."""
+    if not condition:
+        raise UserError(f"Expected {flag(field)} to be {expected}, got {value}")
