@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ class AdaptedClassifier:
     alone may be classified differently than among others. With the other modes each image stands for itself.
 
     Attributes:
-        labels: the N labels, sorted; column i of logits and probabilities belongs to `labels[i]`.
+        classes_: the N labels, sorted; column i of logits and probabilities belongs to `classes_[i]`.
     """
 
     def __init__(
@@ -79,8 +80,8 @@ class AdaptedClassifier:
         marks = _plain(support_labels)
         if len(marks) != self._support.shape[1]:
             raise UserError(f"Expected one label per image, got {len(marks)} for {self._support.shape[1]} images")
-        self.labels = sorted(set(marks))
-        self._classes = torch.tensor([[self.labels.index(mark) for mark in marks]], device=self._support.device)
+        self.classes_ = sorted(set(marks))
+        self._classes = torch.tensor([[self.classes_.index(mark) for mark in marks]], device=self._support.device)
         self._adapted = self._adapt(self._encode(self._classes))
 
     def _adapt(self, encoded: Tensor) -> Any:
@@ -106,13 +107,24 @@ class AdaptedClassifier:
             )
         return self._strategy.query_logits(self._adapted, self._support, batch)[0]
 
-    def probabilities(self, images: Images) -> Tensor:
+    def predict_proba(self, images: Images) -> Tensor:
         """Softmax of the logits, `[n, N]`."""
         return self(images).softmax(dim=-1)
 
     def predict(self, images: Images) -> list[Any]:
         """The most likely label of each image."""
-        return [self.labels[i] for i in self(images).argmax(dim=-1).tolist()]
+        return [self.classes_[i] for i in self(images).argmax(dim=-1).tolist()]
+
+    @property
+    def labels(self) -> list[Any]:
+        """The name of `classes_` in metakm 0.2."""
+        _deprecated("labels", "classes_")
+        return self.classes_
+
+    def probabilities(self, images: Images) -> Tensor:
+        """The name of `predict_proba` in metakm 0.2."""
+        _deprecated("probabilities", "predict_proba")
+        return self.predict_proba(images)
 
     def _batch(self, images: Images) -> Tensor:
         """One task of images in [0, 1], `[1, n, C, H, W]`, where and in which precision the strategy is."""
@@ -138,12 +150,16 @@ class AdaptedClassifier:
         except RuntimeError as error:
             shape = list(self._support.shape[2:])
             raise UserError(f"Expected images that fit the strategy, got {shape}: {error}; resize them") from error
-        if outputs.shape[-1] != len(self.labels):
+        if outputs.shape[-1] != len(self.classes_):
             raise UserError(
-                f"Expected {outputs.shape[-1]} different labels, the ways of the strategy, got {len(self.labels)}; "
-                f"add classes or leave some out, or train with --ways {len(self.labels)}"
+                f"Expected {outputs.shape[-1]} different labels, the ways of the strategy, got {len(self.classes_)}; "
+                f"add classes or leave some out, or train with --ways {len(self.classes_)}"
             )
         return encoded
+
+
+def _deprecated(name: str, new: str) -> None:
+    warnings.warn(f"AdaptedClassifier.{name} is deprecated; use {new}", DeprecationWarning, stacklevel=3)
 
 
 def _plain(labels: Labels) -> list[Any]:

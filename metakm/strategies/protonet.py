@@ -8,9 +8,9 @@ there is no head. Adapting to a task means computing its prototypes, one for eac
 
 The paper has s = 1, and its distance grows with F: on photographs (F = 800) the logits of an untrained network are more
 than a hundred apart, and the loss of `protonet` was 32 in iterations 21 to 40 of `--preset quick`. It is 1.54 with 8/F
-and 1.51 with 1/F. On Omniglot 20-way 1-shot (F = 64), with pooling, `protonet` had 89.7 % on meta-validation with s = 1,
-91.4 % with 8/F and 88.5 % with 1/F after 250 iterations of 2 tasks of 5 queries (seed 0, Adam at 3e-3 with a cosine,
-clipped at 0.01).
+and 1.51 with 1/F. On Omniglot 20-way 1-shot (F = 64), with pooling, it had 89.7 % on meta-validation with s = 1, 91.4 %
+with 8/F and 88.5 % with 1/F after 250 iterations of 2 tasks of 5 queries (seed 0, Adam at 3e-3 with a cosine, clipped
+at 0.01).
 
 With `distance="cosine"`, which suits a backbone that was trained before, features are divided by their length, and the
 logits are `scale` times the cosine of f(x) and c_k (Gidaris & Komodakis 2018, Eq. 5, with the mean of normalised

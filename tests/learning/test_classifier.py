@@ -47,9 +47,9 @@ def test_the_classifier_gives_the_logits_of_an_evaluated_episode(algo, bn_mode):
     logits = classifier(queries)
     torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-12)
     assert not logits.requires_grad
-    assert classifier.labels == NAMES
+    assert classifier.classes_ == NAMES
     assert classifier.predict(queries) == [NAMES[i] for i in expected.argmax(1).tolist()]
-    torch.testing.assert_close(classifier.probabilities(queries).sum(1), torch.ones(WAYS * QUERIES))
+    torch.testing.assert_close(classifier.predict_proba(queries).sum(1), torch.ones(WAYS * QUERIES))
 
 
 @pytest.mark.parametrize("bn_mode", ["transductive", "support", "running", "frozen"])
@@ -81,7 +81,7 @@ def test_bytes_arrays_and_numbered_labels_are_taken_too():
     numbered = metakm.adapt(strategy, as_bytes[0].numpy(), numbers, **INNER)
     assert torch.equal(named(as_bytes[1]), numbered(as_bytes[1].numpy()))
     torch.testing.assert_close(named(as_bytes[1]), named(as_bytes[1].double() / 255))
-    assert numbered.labels == [0, 1, 2]
+    assert numbered.classes_ == [0, 1, 2]
 
 
 def test_protonet_takes_any_number_of_classes():
@@ -247,7 +247,16 @@ def test_a_classifier_that_was_pickled_or_copied_gives_the_same_logits(algo):
     classifier = metakm.adapt(small_strategy(algo, WAYS), support, labels, **INNER)
     for again in (pickle.loads(pickle.dumps(classifier)), copy.deepcopy(classifier)):
         assert torch.equal(again(queries), classifier(queries))
-        assert again.labels == classifier.labels
+        assert again.classes_ == classifier.classes_
+
+
+def test_the_names_of_metakm_0_2_still_work():
+    support, labels, queries = photographs()
+    classifier = metakm.adapt(small_strategy("km", WAYS), support, labels, **INNER)
+    with pytest.warns(DeprecationWarning, match=r"AdaptedClassifier\.labels is deprecated; use classes_"):
+        assert classifier.labels == NAMES
+    with pytest.warns(DeprecationWarning, match=r"AdaptedClassifier\.probabilities is deprecated; use predict_proba"):
+        assert torch.equal(classifier.probabilities(queries), classifier.predict_proba(queries))
 
 
 def test_adaptation_works_in_inference_mode_on_images_that_were_made_there():
@@ -291,5 +300,5 @@ def test_labels_as_a_table_has_them_are_taken():
     support, labels, queries = photographs()
     named = metakm.adapt(small_strategy("anil", WAYS), support, labels, **INNER)
     column = metakm.adapt(small_strategy("anil", WAYS), support, pd.Series(labels, dtype="category"), **INNER)
-    assert column.labels == NAMES
+    assert column.classes_ == NAMES
     assert torch.equal(column(queries), named(queries))
