@@ -15,6 +15,7 @@ from metakm.cli.flags import read_options
 from metakm.errors import UserError
 from metakm.experiments.fig5 import fig5_picture
 from metakm.experiments.layout import PaperTable, layout_paper
+from metakm.experiments.memory_figure import memory_picture
 from metakm.experiments.row import read_experiments
 from metakm.table.output import picture_format, write_table
 from metakm.table.rendering import Format, render_layout
@@ -36,9 +37,12 @@ class PaperTableOptions:
     out: Path | None = None
     """File to write instead of printing."""
     plot: Path | None = None
-    """With fig5: also draw it, to a .png, .svg or .pdf file; needs metakm[report]."""
+    """Also draw fig5, or for table2 the memory that 1 to 100 tasks take, to a .png, .svg or .pdf file; needs metakm[report]."""  # noqa: E501
     strict: bool = False
     """Exit with code 1 if an experiment.csv could not be used."""
+
+
+_PICTURES = {"table2": memory_picture, "fig5": fig5_picture}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,12 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: PaperTableOptions) -> int:
-    if options.plot is not None and options.table != "fig5":
-        raise UserError(f"Expected --plot with fig5, got it with {options.table}; leave it out")
+    if options.plot is not None and options.table not in _PICTURES:
+        raise UserError(f"Expected --plot with {' or '.join(_PICTURES)}, got it with {options.table}; leave it out")
     form = None if options.plot is None else picture_format(options.plot)
     runs, problems = read_experiments(options.results)
     text = render_layout(layout_paper(options.table, runs, problems), options.format)
-    write_table(text, options.out, options.plot, None if form is None else lambda: fig5_picture(runs, form))
+    write_table(text, options.out, options.plot, None if form is None else lambda: _PICTURES[options.table](runs, form))
     for problem in problems:
         print(f"not read: {problem}", file=sys.stderr)  # noqa: T201
     return 1 if options.strict and problems else 0

@@ -11,6 +11,7 @@ import pytest
 from metakm.errors import UserError
 from metakm.experiments import table
 from metakm.experiments.layout import FIG5_CLAIMS, TABLE1_CLAIMS, TABLE2_CLAIMS, layout_paper
+from metakm.experiments.memory_figure import memory_of_tasks
 from metakm.experiments.row import ExperimentRow, RecordedExperiment, lines_of, read_experiments
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -146,11 +147,28 @@ def test_fig5_is_drawn(folder, tmp_path):
     assert (tmp_path / "fig5.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_the_memory_of_tasks_is_one_base_and_a_pack_for_each(tmp_path):
+    size = {"total_parameters": 1_000_000, "trainable_parameters": 5_000}
+    write(
+        tmp_path,
+        transfer("tkm-1", 0.8, pack_bytes=30_000, **size),
+        transfer("ttl", 0.8, **{**size, "trainable_parameters": 100_000, "total_parameters": 1_100_000}),
+        transfer("tbl-2", 0.9, **{**size, "trainable_parameters": 1_000_000}),
+    )
+    lines, _ = lines_of(read_experiments(tmp_path)[0])
+    assert memory_of_tasks(lines, 1) == pytest.approx({"tkm-1": 4.03, "ttl": 4.4, "tbl-2": 4.0})
+    assert memory_of_tasks(lines, 100) == pytest.approx({"tkm-1": 7.0, "ttl": 44.0, "tbl-2": 400.0})
+    assert table.main(["table2", str(tmp_path), "--plot", str(tmp_path / "p.svg")]) == 0
+    text = (tmp_path / "p.svg").read_text()
+    assert [name in text for name in ("tbl-2: 400 MB", "ttl: 44 MB", "tkm-1: 7 MB", "flowers")] == [True] * 4
+
+
 def test_an_empty_folder_says_what_to_run(tmp_path, capsys):
     (tmp_path / "none").mkdir()
     assert table.main(["table2", str(tmp_path / "none")]) == 0
     assert "python -m metakm.experiments.transfer" in capsys.readouterr().out
-    assert table.main(["fig5", str(tmp_path / "none"), "--plot", str(tmp_path / "p.png")]) == 2
+    for name in ("fig5", "table2"):
+        assert table.main([name, str(tmp_path / "none"), "--plot", str(tmp_path / "p.png")]) == 2
     assert table.main(["table1", str(tmp_path / "none"), "--plot", str(tmp_path / "p.png")]) == 2
     assert table.main(["table1", str(tmp_path / "gone")]) == 2
 
@@ -176,8 +194,8 @@ def test_a_row_survives_its_file(tmp_path):
         read_experiments(tmp_path / "gone")
 
 
-def transfer(method, accuracy, seed=0):
-    return row(method, accuracy, seed, experiment="transfer-flowers", dataset="flowers")
+def transfer(method, accuracy, seed=0, **changes):
+    return row(method, accuracy, seed, experiment="transfer-flowers", dataset="flowers", **changes)
 
 
 def test_runs_that_differ_in_more_than_their_seed_are_never_pooled(tmp_path):
