@@ -69,7 +69,8 @@ class Episodes:
     def chunks(self, size: int) -> Iterator[Episodes]:
         """Yield the tasks in order, `size` at a time; the last chunk may be smaller.
 
-        Raises UserError if `size` is below 1.
+        Raises:
+            UserError: `size` is below 1.
         """
         if size < 1:
             raise UserError(f"Expected a chunk of at least 1 task, got {size}; raise it")

@@ -35,7 +35,9 @@ def load_cub(split: str, roots: Sequence[Path], side: int = SIDE) -> FewShotData
     """Load a split; only its own images are decoded, to `[3, side, side]`. A class is named as its folder.
 
     Looks in each root for `CUB_200_2011/`, also in `cub/`.
-    Raises UserError if the data are missing, damaged or incomplete.
+
+    Raises:
+        UserError: the data are missing, damaged or incomplete.
     """
     folders = [root / sub / FOLDER for root in roots for sub in (".", "cub")]
     folder = next((folder for folder in folders if folder.is_dir()), None)

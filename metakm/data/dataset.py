@@ -97,7 +97,8 @@ class FewShotDataset:
         images: uint8 `[M, C, H, W]`; labels: `[M]`, all numbers or all strings, in any order. Classes are sorted by
         label and keep the order of their images. `split_hash` then covers this split alone. Copies the images.
 
-        Raises UserError if the shapes do not fit, or a label is missing.
+        Raises:
+            UserError: the shapes do not fit, or a label is missing.
         """
         pictures, marks = np.asarray(images), label_array(labels)
         if pictures.ndim < 1 or len(marks) != len(pictures):
@@ -127,7 +128,8 @@ class FewShotDataset:
         [0, 1], which are rounded to multiples of 1/255; all have the same size. A label is a number or a string. Reads
         every item once, in order, and keeps all images in memory, a byte per value. Otherwise see `from_arrays`.
 
-        Raises UserError for a dataset without a length, and for an item that does not fit, which it numbers.
+        Raises:
+            UserError: a dataset without a length, or an item that does not fit; it gives the item's number.
         """
         if isinstance(dataset, Mapping):
             raise UserError(

@@ -27,8 +27,10 @@ def decode(data: bytes, where: str, mode: str, side: int, upright: bool = False)
     """Decode an image file, convert it to mode "L" or "RGB", resize it with LANCZOS: `[C, side, side]`.
 
     With `upright` a camera's EXIF orientation is followed; the published datasets are read without.
-    Raises UserError that names `where` if the bytes are not one whole opaque image of 8 bits a channel, of at most
-    Pillow's `Image.MAX_IMAGE_PIXELS` pixels.
+
+    Raises:
+        UserError: the bytes are not one whole opaque image of 8 bits a channel, of at most Pillow's
+            `Image.MAX_IMAGE_PIXELS` pixels; it names `where`.
     """
     try:
         with warnings.catch_warnings():
@@ -102,7 +104,8 @@ def read_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) 
 
     Grey for one channel, RGB for three; upright by EXIF orientation, resized to the square by LANCZOS.
 
-    Raises UserError for an image that cannot be read, which it names, and for a shape that is no square.
+    Raises:
+        UserError: an image that cannot be read, which it names, or a shape that is not a square.
     """
     channels, height, width = image_shape
     if channels not in (1, 3) or height != width:

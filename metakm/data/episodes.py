@@ -46,8 +46,9 @@ class EpisodeSampler:
     With `augment` each image, support and query, is cropped and mirrored at random (see `augmentation.py`). This
     has its own random stream, so the same images are drawn as without it, and it depends only on what is said above.
 
-    Raises UserError if the dataset has too few classes or images, or a number is not positive; and for `augment` with
-    a dataset with rotations, or with any split but "train".
+    Raises:
+        UserError: the dataset has too few classes or images; a number is not positive; `augment` with a dataset that
+            has rotations, or with a split other than "train".
     """
 
     def __init__(
@@ -71,7 +72,9 @@ class EpisodeSampler:
 
         Memory: 5 bytes per pixel, four of which are kept. A dataset with rotations keeps its rotated images (see
         `ROTATED_BYTES`) from the first batch on.
-        Raises UserError if `tasks` is below 1 or `index` negative.
+
+        Raises:
+            UserError: `tasks` is below 1 or `index` negative.
         """
         drawn = self.draw(index, tasks)
         support = self._pictures(drawn.rows[:, :, : self.shots], drawn.rotations)
@@ -95,7 +98,8 @@ class EpisodeSampler:
         An image is identified by its class and its position there, not by its pixels: sources of a dataset with
         the same classes and class sizes are equal. `augment` does not change the hash.
 
-        Raises UserError as `batch` does.
+        Raises:
+            UserError: as `batch`.
         """
         numbers = [self.seed, self.ways, self.shots, self.queries]
         header = json.dumps([self.dataset.split_hash, self.dataset.split, *numbers])
@@ -113,7 +117,9 @@ class EpisodeSampler:
 
         The words of an episode's stream are: one key per class of the dataset, then for each of the N classes
         one word for the rotation and one key per image (as many as the largest class has).
-        Raises UserError as `batch` does.
+
+        Raises:
+            UserError: as `batch`.
         """
         _check_numbers(index, tasks)
         counts = self.dataset.counts

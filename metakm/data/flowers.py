@@ -52,7 +52,9 @@ def load_flowers(split: str, roots: Sequence[Path], side: int = SIDE) -> FewShot
     """Load a split; only its own images are decoded, to `[3, side, side]`. A class is named by its number.
 
     Looks in each root for `flowers-102/` and the root itself, and there for the archive, else for the folder.
-    Raises UserError if the data are missing, damaged or incomplete.
+
+    Raises:
+        UserError: the data are missing, damaged or incomplete.
     """
     source = find_flowers(roots)
     entry = Entry("flowers", split, rotations=False, fingerprint=fingerprint(f"{VERSION} {side}", [source]))

@@ -42,8 +42,10 @@ def load_folder(
 
     Takes the first root that has the folders `train`, `val` and `test`; with `class_split`, such as 64/16/20, the first
     that is there, whose classes are divided by `split_seed`. A class is named after its folder.
-    Raises UserError if there is none, if a class is in two splits or has no image, and for an image that cannot be
-    read, which it names.
+
+    Raises:
+        UserError: there is no such root; a class is in two splits or has no image; an image cannot be read, which it
+            names.
     """
     if class_split is not None:
         return _load_divided(split, roots, side, class_split, split_seed)

@@ -47,7 +47,9 @@ def load_grocery_store(split: str, roots: Sequence[Path], side: int = SIDE) -> F
     """Load a split; only its own images are decoded, to `[3, side, side]`. A class is named `<number> <folder>`.
 
     Looks in each root for `grocery-store/` and the root itself, and there for the archive, else for the folders.
-    Raises UserError if the data are missing, damaged or incomplete.
+
+    Raises:
+        UserError: the data are missing, damaged or incomplete.
     """
     source = find_groceries(roots)
     entry = Entry("grocery-store", split, rotations=False, fingerprint=fingerprint(f"{VERSION} {side}", [source]))

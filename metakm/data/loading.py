@@ -30,7 +30,9 @@ def load_dataset(
     read the cache. `image_size` is the side in pixels to which images are resized, by datasets that can be (such as
     "folder"); 0 is their default. `class_split`, such as 64/16/20, divides the classes of a "folder" at random, by
     `split_seed`: one that has a folder of images per class and nothing else.
-    Raises UserError for an unknown name or split, and for data that are missing, damaged or unreadable.
+
+    Raises:
+        UserError: an unknown name or split, or data that are missing, damaged or unreadable.
     """
     entry = datasets.get(name)
     if split not in SPLITS:
@@ -72,7 +74,8 @@ def load_dataset(
 def data_roots(root: str | Path | None = None) -> list[Path]:
     """The folders in which data are searched for, in this order.
 
-    Raises UserError if `root` is a file, or a path with the home of an unknown user.
+    Raises:
+        UserError: `root` is a file, or a path with the home of an unknown user.
     """
     if root is not None:
         folder = expanded(root, "--data-root")

@@ -56,7 +56,9 @@ def load_mini_imagenet(split: str, roots: Sequence[Path]) -> FewShotDataset:
 
     Looks in each root for `mini-imagenet/` and the root itself, and there for one of the three forms, the files of
     all three splits. From the archives, val and test are decoded together because they share one.
-    Raises UserError if the data are missing or damaged.
+
+    Raises:
+        UserError: the data are missing or damaged.
     """
     folders = [root / sub for root in roots for sub in ("mini-imagenet", ".")]
     for folder in folders:

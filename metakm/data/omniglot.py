@@ -44,7 +44,9 @@ def load_omniglot(split: str, roots: Sequence[Path]) -> FewShotDataset:
 
     Looks in each root for `omniglot/`, the root itself and torchvision's `omniglot-py/`, and there for the two
     official zips or the folders extracted from them.
-    Raises UserError if the data are missing and cannot be downloaded, damaged or incomplete.
+
+    Raises:
+        UserError: the data are missing and cannot be downloaded, damaged or incomplete.
     """
     folders = [root / sub for root in roots for sub in ("omniglot", ".", "omniglot-py")]
     sources = [_find(part, folders) or _download(part, folders, roots[0]) for part in PARTS]

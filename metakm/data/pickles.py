@@ -24,7 +24,9 @@ def read_pickle(path: Path) -> Any:
 
     Arrays come as objects that `numpy.asarray` takes, without a copy; numpy's scalars as Python's; the dicts of
     `collections` as dicts.
-    Raises UserError, which names the file, if the pickle asks for anything else or is damaged.
+
+    Raises:
+        UserError: the pickle asks for anything else or is damaged; it names the file.
     """
     try:
         with path.open("rb") as file:

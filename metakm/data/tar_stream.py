@@ -37,7 +37,8 @@ class _Bounded:
 def tar_files(path: Path, largest: int) -> Generator[tuple[str, bytes]]:
     """Yield name and content of each regular file of an archive, in its order; links and devices are skipped.
 
-    Raises UserError for an archive that is damaged or truncated, and for a file of more than `largest` bytes.
+    Raises:
+        UserError: the archive is damaged or truncated, or a file has more than `largest` bytes.
     """
     try:
         with lzma.open(path) as unpacked:

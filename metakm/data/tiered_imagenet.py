@@ -48,7 +48,9 @@ def load_tiered_imagenet(split: str, roots: Sequence[Path], side: int = SIDE) ->
     """Load a split; only its own images are decoded, to `[3, side, side]`.
 
     Looks in each root for `tiered-imagenet/` and the root itself, and there for the two files of each split.
-    Raises UserError if the data are missing or damaged, or a category is in two splits.
+
+    Raises:
+        UserError: the data are missing or damaged, or a category is in two splits.
     """
     folders = [root / sub for root in roots for sub in ("tiered-imagenet", ".")]
     names = {key: (f"{key}_images_png.pkl", f"{key}_labels.pkl") for key in SPLITS}

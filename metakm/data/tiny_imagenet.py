@@ -35,7 +35,9 @@ def load_tiny_imagenet(split: str, roots: Sequence[Path]) -> FewShotDataset:
 
     Looks in each root for `tiny-imagenet/` and the root itself, and there for `tiny-imagenet-200.zip`,
     `tiny-imagenet-100.zip` or the extracted folder `tiny-imagenet-200/`.
-    Raises UserError if the data are missing, damaged or incomplete.
+
+    Raises:
+        UserError: the data are missing, damaged or incomplete.
     """
     source = find_tiny_imagenet(roots)
     entry = Entry("tiny-imagenet", split, rotations=False, fingerprint=fingerprint(VERSION, [source]))

@@ -71,7 +71,9 @@ def load_cifar10(side: int, roots: Sequence[Path]) -> Classification:
 
     Looks in each root for `cifar10/` and the root itself, and there for `cifar10-jpeg.tar.xz`, or a folder `cifar10`
     or `cifar10-jpeg`, with `{train,test}/<class>/` in it.
-    Raises UserError if the data are missing or damaged.
+
+    Raises:
+        UserError: the data are missing or damaged.
     """
     remedy = "fetch CIFAR-10, write its images to {train,test}/<class>/ in one of them, and set METAKM_DATA"
     source = require_source(roots, "cifar10", ("cifar10-jpeg.tar.xz", "cifar10-jpeg", "cifar10"), remedy)
@@ -81,7 +83,8 @@ def load_cifar10(side: int, roots: Sequence[Path]) -> Classification:
 def load_image_folder(path: str | Path, side: int) -> Classification:
     """The user's image folder: `{train,test}/<class>/` (with or without `val/<class>/`), or just `<class>/`.
 
-    Raises UserError if there is no such folder, or the images in it do not make a classification problem.
+    Raises:
+        UserError: there is no such folder, or the images in it do not make a classification problem.
     """
     path = expanded(path, "the folder of images")
     if not path.is_dir():
@@ -120,7 +123,8 @@ def load_members(
 def load_tiny_imagenet_classes(count: int, side: int, roots: Sequence[Path]) -> Classification:
     """The first `count` meta-test classes of Tiny ImageNet: 396 training, 44 validation and 110 test images of each.
 
-    Raises UserError if the data are missing or damaged, or there are fewer classes.
+    Raises:
+        UserError: the data are missing or damaged, or there are fewer classes.
     """
     wanted = split_classes()["test"]
     if not 2 <= count <= len(wanted):
