@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from metakm.errors import UserError
 
@@ -41,13 +41,13 @@ class ExecutionOptions:
 
 def _take_paths(config: ExecutionOptions) -> None:
     """Make paths of the strings in the fields that are paths, those of derived classes, too."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if "tuple[Path" in str(field.type):
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if kind == tuple[Path, ...]:
             value = tuple(map(Path, (value,) if isinstance(value, str | Path) else value))
-        elif "Path" in str(field.type) and isinstance(value, str):
+        elif kind in (Path, Path | None) and isinstance(value, str):
             value = Path(value)
-        object.__setattr__(config, field.name, value)
+        object.__setattr__(config, name, value)
 
 
 def how_to_resume(options: ExecutionOptions) -> str:
