@@ -36,7 +36,7 @@ PHOTOS = [f"{name}.jpg" for name in ("ant", "bee", "cat", "dog", "elk", "new1", 
 SAYS = {  # what the blocks of a page print, in this order
     "README.md": [r"accuracy on new classes: \d+\.\d%", r"\['\w+', '\w+'\]", r"11,189,042"],
     "docs/quickstart.md": [r"accuracy on classes never seen before: \d+\.\d%"],
-    "docs/training.md": [r"^anil \(1, 28, 28\) 20"],
+    "docs/training.md": [r"^km \(1, 28, 28\) 20"],
     "docs/images.md": [r"\['\w+', '\w+'\]", r"\['ant', 'bee', 'cat', 'dog', 'elk'\] \[\[", r"\[2, 5, 3, 32, 32\]"],
     "docs/photos.md": [r"\['train0' .*\] \['train\d' 'train\d'\]", r"\[\[", r"\['train\d'\]\n\['train\d'\]"],
     "docs/batch-norm.md": ["{'support'}"],
