@@ -51,6 +51,11 @@ def test_elsewhere(run: TrainedRun, run_id: str, dataset: str, out: Path) -> int
     return evaluate([str(run.folder), *flags])
 
 
+def page_text(results: Path) -> str:
+    """The page of all rows below a folder."""
+    return HEAD + render_table(build_table(read_runs(results)), "markdown", "cross-domain")
+
+
 def main(
     runs: Positional[Path] = Path("results/table3"),
     trained_on: str = "mini-imagenet",
@@ -74,7 +79,7 @@ def main(
         for dataset in tested_on:
             if code := test_elsewhere(run, run_id, dataset, out):
                 return code
-    write_text(out / "README.md", HEAD + render_table(build_table(read_runs(runs.parent)), "markdown", "cross-domain"))
+    write_text(out / "README.md", page_text(runs.parent))
     return 0
 
 

@@ -24,6 +24,11 @@ def environment(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("METAKM_DATA", str(tmp_path / "data"))
 
 
+def test_the_committed_page_is_what_the_rows_give():
+    results = Path(__file__).parents[2] / "results"
+    assert (results / "cross-domain" / "README.md").read_text() == cross_domain.page_text(results)
+
+
 def test_each_run_has_a_row_for_each_dataset_and_none_twice(tmp_path, capsys):
     results = tmp_path / "results"
     for algo in ("km", "protonet"):
