@@ -169,7 +169,7 @@ def _table3(dataset: str, ways: int, shots: int) -> dict[str, Any]:
     iterations = _ITERATIONS[family][1 if shots == 1 else 5]
     common = {
         "queries": 10,
-        "test_queries": 0,
+        "test_queries": shots,
         "meta_batch": 2 if shots == 1 else 1,
         "meta_lr": 3e-3,
         "iterations": iterations,

@@ -39,8 +39,8 @@ class ClassTraining(Strategy):
     preset_values: ClassVar[PresetValues] = {
         ("quick", "characters"): {"queries": 1, "test_queries": 5, "meta_batch": 24},
         ("quick", "photographs"): {"queries": 1, "test_queries": 15, "meta_batch": 32},
-        ("table3", "characters"): {"queries": 1, "test_queries": 10, "meta_batch": 11},
-        ("table3", "photographs"): {"queries": 1, "test_queries": 10, "meta_batch": 11},
+        ("table3", "characters"): {"queries": 1, "meta_batch": 11},
+        ("table3", "photographs"): {"queries": 1, "meta_batch": 11},
     }
     classifier: nn.Module | None
     """Features `[T, n, F]` to logits of all training classes, `[T, n, C]`; None: it can be tested, not trained."""
