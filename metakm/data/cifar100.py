@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from metakm.data.archives import fingerprint, missing
 from metakm.data.cache import CachePlan, Entry, cached
 from metakm.data.dataset import FewShotDataset
+from metakm.data.decode import resized
 from metakm.data.labels import as_text
 from metakm.data.pickles import read_pickle
 from metakm.data.splits import SPLITS
@@ -87,15 +87,6 @@ def read_classes(folder: Path) -> Iterator[FineClass]:
                 "fetch CIFAR-100 again"
             )
         yield FineClass(name, coarse[int(above[0])], images[own])
-
-
-def resized(images: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
-    """`[n, 3, H, W]` to `[n, 3, side, side]` by LANCZOS; as it is where that is its size."""
-    if images.shape[2:] == (side, side):
-        return images
-    pictures = (Image.fromarray(image.transpose(1, 2, 0)) for image in images)
-    small = [np.asarray(picture.resize((side, side), Image.Resampling.LANCZOS)) for picture in pictures]
-    return np.stack(small).transpose(0, 3, 1, 2)
 
 
 def _part(path: Path, fine: int, coarse: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[Any], npt.NDArray[Any]]:

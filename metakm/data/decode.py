@@ -99,6 +99,15 @@ def decode_classes(
             yield np.stack(arrays)
 
 
+def resized(images: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+    """`[n, 3, H, W]` to `[n, 3, side, side]` by LANCZOS; as it is where that is its size."""
+    if images.shape[2:] == (side, side):
+        return images
+    pictures = (Image.fromarray(image.transpose(1, 2, 0)) for image in images)
+    small = [np.asarray(picture.resize((side, side), Image.Resampling.LANCZOS)) for picture in pictures]
+    return np.stack(small).transpose(0, 3, 1, 2)
+
+
 def read_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     """Read image files as a strategy trained on images of `image_shape` (C, H, W) expects them: uint8 `[n, C, H, W]`.
 

@@ -4,11 +4,13 @@ Vinyals et al., "Matching Networks for One Shot Learning", NeurIPS 2016; the spl
 "Optimization as a Model for Few-Shot Learning", ICLR 2017. It may not be redistributed, so nothing is downloaded.
 Three forms are read:
 
-- `images/*.jpg` with `train.csv`, `val.csv`, `test.csv` (columns filename, label), resized to 84x84 with LANCZOS;
+- `images/*.jpg` with `train.csv`, `val.csv`, `test.csv` (columns filename, label);
 - `mini-imagenet-train.tar.xz` and `mini-imagenet-val-test.tar.xz`, with these files below `mini-imagenet/`, each with
   all three tables and the images of its splits;
 - `mini-imagenet-cache-{train,val,test}.pkl`: a dict of `image_data`, uint8 [M, 84, 84, 3], and `class_dict`, class
   name -> list of row numbers.
+
+Images of another size are resized to a square with LANCZOS, without keeping their proportions.
 
 As published, it has 8 pairs of byte-identical images, 7 of them of two classes: 2 pairs within train (one of two
 classes), 6 of a train and a val image, none with a test image.
@@ -31,7 +33,7 @@ import numpy.typing as npt
 from metakm.data.archives import FolderSource, Member, Source, TarSource, fingerprint, missing, unwrap_folder
 from metakm.data.cache import CachePlan, Entry, cached
 from metakm.data.dataset import FewShotDataset
-from metakm.data.decode import decode_classes
+from metakm.data.decode import decode_classes, resized
 from metakm.data.labels import as_text
 from metakm.data.pickles import read_pickle
 from metakm.data.registry import register_dataset
@@ -50,9 +52,9 @@ PUBLISHED = "1de524a5f7c08cdc"
 _log = logging.getLogger(__name__)
 
 
-@register_dataset("mini-imagenet", title="mini-ImageNet", family="photographs", ways=5)
-def load_mini_imagenet(split: str, roots: Sequence[Path]) -> FewShotDataset:
-    """Load a split.
+@register_dataset("mini-imagenet", title="mini-ImageNet", family="photographs", ways=5, resized=True)
+def load_mini_imagenet(split: str, roots: Sequence[Path], side: int = SIDE) -> FewShotDataset:
+    """Load a split, as images `[3, side, side]`.
 
     Looks in each root for `mini-imagenet/` and the root itself, and there for one of the three forms, the files of
     all three splits. From the archives, val and test are decoded together because they share one.
@@ -61,20 +63,21 @@ def load_mini_imagenet(split: str, roots: Sequence[Path]) -> FewShotDataset:
         UserError: the data are missing or damaged.
     """
     folders = [root / sub for root in roots for sub in ("mini-imagenet", ".")]
+    version = f"{VERSION} {side}"
     for folder in folders:
         tables = {key: folder / f"{key}.csv" for key in SPLITS}
         archives = {name: TarSource(folder / name) for name in ARCHIVES.values()}
         pickles = {key: folder / f"mini-imagenet-cache-{key}.pkl" for key in SPLITS}
         if (folder / "images").is_dir() and all(path.is_file() for path in tables.values()):
             images = FolderSource(unwrap_folder(folder / "images"))
-            stamp = fingerprint(VERSION, [images], tables.values())
-            return cached(_entry(split, stamp), partial(_plan_folder, split, tables, images))
+            stamp = fingerprint(version, [images], tables.values())
+            return cached(_entry(split, stamp), partial(_plan_folder, split, side, tables, images))
         if all(source.path.is_file() for source in archives.values()):
-            stamp = fingerprint(VERSION, archives.values())
-            return cached(_entry(split, stamp), partial(_plan_archives, split, archives))
+            stamp = fingerprint(version, archives.values())
+            return cached(_entry(split, stamp), partial(_plan_archives, split, side, archives))
         if all(path.is_file() for path in pickles.values()):
-            stamp = fingerprint(VERSION, [], pickles.values())
-            return cached(_entry(split, stamp), partial(_plan_pickles, split, pickles))
+            stamp = fingerprint(version, [], pickles.values())
+            return cached(_entry(split, stamp), partial(_plan_pickles, split, side, pickles))
     raise _missing(folders)
 
 
@@ -108,15 +111,15 @@ class _Table(NamedTuple):
     folder: str
 
 
-def _plan_folder(split: str, paths: Mapping[str, Path], images: FolderSource) -> CachePlan:
+def _plan_folder(split: str, side: int, paths: Mapping[str, Path], images: FolderSource) -> CachePlan:
     try:
         tables = {key: _Table(path.read_bytes(), str(path), images, "images/") for key, path in paths.items()}
     except OSError as error:
         raise UserError(f"Expected tables that can be read, got {error}; fetch them again") from error
-    return _plan_tables(split, tables)
+    return _plan_tables(split, side, tables)
 
 
-def _plan_archives(split: str, archives: Mapping[str, TarSource]) -> CachePlan:
+def _plan_archives(split: str, side: int, archives: Mapping[str, TarSource]) -> CachePlan:
     names = {key: f"mini-imagenet/{key}.csv" for key in SPLITS}
     found = {archive: source.first(names.values()) for archive, source in archives.items()}
     first, *others = found.values()
@@ -129,17 +132,17 @@ def _plan_archives(split: str, archives: Mapping[str, TarSource]) -> CachePlan:
         where = f"{source.path}: {names[key]}"
         tables[key] = _Table(found[archive][names[key]], where, source, "mini-imagenet/images/")
     also = tuple(key for key in SPLITS if key != split and ARCHIVES[key] == ARCHIVES[split])
-    return _plan_tables(split, tables, also)
+    return _plan_tables(split, side, tables, also)
 
 
-def _plan_tables(split: str, tables: Mapping[str, _Table], also: tuple[str, ...] = ()) -> CachePlan:
+def _plan_tables(split: str, side: int, tables: Mapping[str, _Table], also: tuple[str, ...] = ()) -> CachePlan:
     members = {key: _members(table) for key, table in tables.items()}
     check_disjoint(members, ", ".join(table.where for table in tables.values()), "fetch the tables again")
     _check_once(tables, [m.name for found in members.values() for own in found.values() for m in own])
     classes = {key: [(name, len(found[name])) for name in sorted(found)] for key, found in members.items()}
     wanted = [members[key][name] for key in (split, *also) for name, _ in classes[key]]
     _tell(split, classes)
-    return CachePlan(classes, (3, SIDE, SIDE), lambda: decode_classes(wanted, "RGB", SIDE), also)
+    return CachePlan(classes, (3, side, side), lambda: decode_classes(wanted, "RGB", side), also)
 
 
 def _tell(split: str, classes: Mapping[str, Classes]) -> None:
@@ -182,7 +185,7 @@ def _check_once(tables: Mapping[str, _Table], names: Sequence[str]) -> None:
         )
 
 
-def _plan_pickles(split: str, pickles: dict[str, Path]) -> CachePlan:
+def _plan_pickles(split: str, side: int, pickles: dict[str, Path]) -> CachePlan:
     classes: dict[str, list[tuple[str, int]]] = {}
     for key, path in pickles.items():
         _, rows = _pickle(path)
@@ -192,9 +195,9 @@ def _plan_pickles(split: str, pickles: dict[str, Path]) -> CachePlan:
 
     def arrays() -> Iterator[npt.NDArray[np.uint8]]:
         pictures, rows = _pickle(pickles[split])
-        return (pictures[rows[name]].transpose(0, 3, 1, 2) for name, _ in classes[split])
+        return (resized(pictures[rows[name]].transpose(0, 3, 1, 2), side) for name, _ in classes[split])
 
-    return CachePlan(classes, (3, SIDE, SIDE), arrays)
+    return CachePlan(classes, (3, side, side), arrays)
 
 
 def _pickle(path: Path) -> tuple[npt.NDArray[np.uint8], dict[str, list[int]]]:

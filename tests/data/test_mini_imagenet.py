@@ -93,6 +93,17 @@ def test_tables_and_pickles_of_every_protocol_give_the_same_classes(tmp_path: Pa
     assert len(hashes) == 1
 
 
+def test_all_forms_are_resized_alike(tmp_path: Path) -> None:
+    write_tables(tmp_path / "files")
+    write_archives(tmp_path / "packed", tmp_path / "files")
+    write_pickles(tmp_path / "pickles")
+    for name in ("files", "packed", "pickles"):
+        large, usual = (load_dataset("mini-imagenet", "val", root=tmp_path / name, image_size=side) for side in (96, 0))
+        assert large.images.shape == (len(usual.images), 3, 96, 96)
+        assert large.split_hash == usual.split_hash
+        assert np.allclose(large.images.mean(axis=(2, 3)), usual.images.mean(axis=(2, 3)), atol=2)
+
+
 def test_the_archives_hold_the_same_images_in_the_tables_order(tmp_path: Path) -> None:
     write_tables(tmp_path / "files")
     write_archives(tmp_path / "packed" / "mini-imagenet", tmp_path / "files")
@@ -208,7 +219,7 @@ def test_the_real_archives_are_the_published_split(real_data: Path) -> None:
     found = [TarSource(real_data / "mini-imagenet" / name) for name in ARCHIVES]
     if not all(source.path.exists() for source in found):
         pytest.skip("the archives of mini-imagenet/ are not under METAKM_DATA")
-    plan = mini_imagenet._plan_archives("val", {source.path.name: source for source in found})
+    plan = mini_imagenet._plan_archives("val", 84, {source.path.name: source for source in found})
     assert {key: (len(own), {count for _, count in own}) for key, own in plan.classes.items()} == {
         "train": (64, {600}),
         "val": (16, {600}),
