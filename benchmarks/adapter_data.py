@@ -34,7 +34,7 @@ _TUNING_IMAGES = 10
 
 @dataclass(frozen=True)
 class Images:
-    """A data set: pixels uint8 `[n, S, S, 3]`, labels `[n]`, and the official part of each, `[n]`."""
+    """A dataset: pixels uint8 `[n, S, S, 3]`, labels `[n]`, and the official part of each, `[n]`."""
 
     name: str
     pixels: npt.NDArray[np.uint8]
@@ -87,13 +87,13 @@ def draw(images: Images, shots: str, number: str, ways: int = 20) -> Draw:
 
 
 def load_images(name: str, data: Path, cache: Path) -> Images:
-    """A data set; decoded once, into `cache`.
+    """A dataset; decoded once, into `cache`.
 
     Raises:
         UserError: an unknown name, or the archive is missing.
     """
     if name not in SIDES:
-        raise unknown_name("data set", name, SIDES)
+        raise unknown_name("dataset", name, SIDES)
     path = cache / f"{name}-{SIDES[name]}.npz"
     if not path.is_file():
         archive = data / _ARCHIVES[name]

@@ -38,7 +38,7 @@ class Estimate(NamedTuple):
 
 
 class Block:
-    """The rows of a data set and a number of images a class that are reported, by method and draw."""
+    """The rows of a dataset and a number of images a class that are reported, by method and draw."""
 
     def __init__(self, rows: Sequence[Row], dataset: str, shots: str) -> None:
         self.dataset, self.shots = dataset, shots
@@ -200,7 +200,7 @@ and intervals are over test images: they do not tell what another seed would giv
 
 All methods run in the loop of `metakm fit`, on one network, from one head (the best one for frozen features), with the
 same views of the same images in the same order, and batch norm's statistics held. Each takes the best of the same four
-candidates, 0.3 times its rates for 4 epochs, 1 for 4, 1 for 10 and 3 for 10, chosen for each data set and number of
+candidates, 0.3 times its rates for 4 epochs, 1 for 4, 1 for 10 and 3 for 10, chosen for each dataset and number of
 images on one draw of training and validation images that is not reported. At 1 the rates of AdamW are those of `metakm
 fit`: head 1e-3, norms 2e-3 (1e-3 in full fine-tuning), kernel modulators 2e-4 alone and 5e-5 with norms, low-rank
 additions and all of peft's 3e-4, everything 1e-4. So a method of two kinds of tensors has a rate for each.

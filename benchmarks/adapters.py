@@ -6,7 +6,7 @@ LoKr, by norms and head, by the head alone, and by training everything. All meth
 same head to start from, the same steps and views, batch norm's statistics held. Each method's rates and epochs are the
 best of the same four candidates on a draw of its own.
 
-A row is added to OUT/rows.csv for each cell (data set, images a class, draw, method, candidate), all methods of a draw
+A row is added to OUT/rows.csv for each cell (dataset, images a class, draw, method, candidate), all methods of a draw
 before the next draw. The same command goes on where the last one stopped; `--seconds` ends it before that. `--status`
 says what is done and left, `--page` writes OUT/README.md and OUT/frontier.png from the rows.
 """
@@ -51,7 +51,7 @@ class Bench:
 
     Args:
         out: folder of `rows.csv`.
-        images: reads a data set.
+        images: reads a dataset.
         base: loads the network.
     """
 

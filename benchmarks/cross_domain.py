@@ -25,7 +25,7 @@ from metakm.table.collect import read_runs
 from metakm.table.rendering import render_table
 
 TESTED = ("flowers", "grocery-store")
-HEAD = """# Trained on one data set, tested on others
+HEAD = """# Trained on one dataset, tested on others
 
 Made by `python benchmarks/cross_domain.py results/table3`: the rows by `python -m metakm evaluate` on the weights
 beside each run's row, the table by `python -m metakm.table --layout cross-domain --format markdown`.

@@ -107,7 +107,7 @@ def _cifar10(side: int) -> FewShotDataset:
 
 
 def cached_features(base: Pretrained, dataset: FewShotDataset, path: Path) -> Tensor:
-    """Features `[M, D]` of all images of a data set, computed once, into `path`."""
+    """Features `[M, D]` of all images of a dataset, computed once, into `path`."""
     if not path.is_file():
         wanted = dataclasses.replace(base.preprocessing, size=dataset.image_shape[-1])
         batches = (
@@ -122,7 +122,7 @@ def cached_features(base: Pretrained, dataset: FewShotDataset, path: Path) -> Te
 
 
 class Task(NamedTuple):
-    """Rows of the data set: of the support images `[N*K]` and of the queries `[N*Q]`, class after class."""
+    """Rows of the dataset: of the support images `[N*K]` and of the queries `[N*Q]`, class after class."""
 
     support: npt.NDArray[np.int64]
     queries: npt.NDArray[np.int64]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from metakm.photos.api import fit
     from metakm.photos.classifier import PhotoClassifier, load_classifier
     from metakm.registry import load_plugin
-    from metakm.run.callbacks import Callback, EarlyStopping
+    from metakm.run.callbacks import Callback, EarlyStopping, EndEvent, IterationEvent, ValidationEvent
     from metakm.run.evaluate import evaluate
     from metakm.run.loading import TrainedRun, load_run
     from metakm.run.train import train
@@ -58,7 +58,7 @@ _modules = {
     "metakm.photos.api": ("fit",),
     "metakm.photos.classifier": ("PhotoClassifier", "load_classifier"),
     "metakm.registry": ("load_plugin",),
-    "metakm.run.callbacks": ("Callback", "EarlyStopping"),
+    "metakm.run.callbacks": ("Callback", "EarlyStopping", "EndEvent", "IterationEvent", "ValidationEvent"),
     "metakm.run.evaluate": ("evaluate",),
     "metakm.run.loading": ("TrainedRun", "load_run"),
     "metakm.run.train": ("train",),
@@ -75,10 +75,12 @@ __all__ = [
     "CifarResNet",
     "Conv4",
     "EarlyStopping",
+    "EndEvent",
     "EpisodeSampler",
     "Episodes",
     "Evaluation",
     "FewShotDataset",
+    "IterationEvent",
     "Learner",
     "MetaLoss",
     "PhotoClassifier",
@@ -86,6 +88,7 @@ __all__ = [
     "Strategy",
     "TrainedRun",
     "UserError",
+    "ValidationEvent",
     "adapt",
     "available_datasets",
     "available_strategies",

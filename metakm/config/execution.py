@@ -31,7 +31,7 @@ class ExecutionOptions:
     quiet: bool = False
     """No progress on standard error; errors and the result stay."""
     json: bool = False
-    """For scripts: standard output has one JSON object a line, for progress, each validation and the result, and nothing else."""
+    """For scripts: standard output has one JSON object per line, for progress, each validation and the result, and nothing else."""
 
     def __post_init__(self) -> None:
         _take_paths(self)

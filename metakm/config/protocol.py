@@ -47,7 +47,7 @@ class RunProtocol:
     algo: str = "km"
     """Strategy: maml, anil, km, bn, boil, meta-sgd, reptile, protonet, maml-proto, anil-proto, km-proto, r2d2, cavia, meta-curvature, imaml, baseline, baseline++, simpleshot, finetune, or one from a plugin. km is the paper's own."""
     dataset: str = "glyphs"
-    """Dataset: glyphs (drawn by metakm, needs no file), omniglot, mini-imagenet, tiered-imagenet, tiny-imagenet, cifar-fs, fc100, cub, flowers, grocery-store, or folder: your own images, one folder per class in train/, val/ and test/ of --data-root; or one from a plugin. Of several, such as --dataset flowers grocery-store, the episodes come in turn. glyphs by default, so that every machine can run it."""
+    """Dataset: glyphs (drawn by metakm, needs no file), omniglot, mini-imagenet, tiered-imagenet, tiny-imagenet, cifar-fs, fc100, cub, flowers, grocery-store, or folder: your own images, one folder per class in train/, val/ and test/ of --data-root, or directly in it with --split; or one from a plugin. Several, such as --dataset flowers grocery-store, alternate episode by episode. glyphs by default, so that every machine can run it."""
     ways: int = FROM_PRESET
     """Classes in an episode. Default from --dataset: 20 for characters, 5 for photographs (Finn et al. 2017). A range such as 5-20 is one of meta-training alone, as --train-ways; validation and test then have the default."""
     shots: int = 1
@@ -87,13 +87,13 @@ class RunProtocol:
     augment: bool = False
     """Crop and mirror each image of the meta-training episodes at random, support and query; photographs only. Off as published."""
     bn_mode: BatchNormMode = "transductive"
-    """Where batch statistics come from. transductive, as published: the batch at hand; support: the support images alone; running: averages over meta-training when evaluating; frozen: never."""
+    """Where batch statistics come from. transductive, as published: the batch at hand; support: the support images alone; running: averages over meta-training when evaluating; frozen: the stored averages, in training too."""
     precision: Precision = "fp32"
     """Of the convolutions: fp32, on a GPU too (metakm's kernels there keep float32's accuracy), or bf16, faster where the processor has it; parameters, norm statistics and classifier stay fp32."""
     seed: int = 0
     """Seed of the initial weights and of the meta-training episodes. Meta-validation and meta-test episodes are the same for every seed."""
     image_size: int = 0
-    """Side in pixels of the square to which images are resized; 0 is 84, or 32 for cifar-fs and fc100. Not for glyphs, omniglot, mini-imagenet and tiny-imagenet, which have a size of their own."""
+    """Side in pixels of the square to which images are resized; 0 is 84, or 32 for cifar-fs and fc100. Refused for glyphs, omniglot and tiny-imagenet, whose size is fixed."""
     split: str | None = None
     """Numbers of training, validation and test classes, such as 64/16/20, for --dataset folder with one folder of images per class and nothing else; drawn by --split-seed. Without it: the folders train, val and test."""
     split_seed: int = 0

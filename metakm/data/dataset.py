@@ -94,8 +94,11 @@ class FewShotDataset:
     ) -> FewShotDataset:
         """Make a dataset from your own arrays.
 
-        images: uint8 `[M, C, H, W]`; labels: `[M]`, all numbers or all strings, in any order. Classes are sorted by
-        label and keep the order of their images. `split_hash` then covers this split alone. Copies the images.
+        Classes are sorted by label and keep the order of their images. `split_hash` then covers this split alone.
+
+        Args:
+            images: uint8 `[M, C, H, W]`; they are copied.
+            labels: `[M]`, all numbers or all strings, in any order.
 
         Raises:
             UserError: the shapes do not fit, or a label is missing.

@@ -2,7 +2,7 @@
 
 Nilsback & Zisserman, "Automated flower classification over a large number of classes", ICVGIP 2008. The split is that
 of Triantafillou et al., "Meta-Dataset", ICLR 2020 (`vgg_flower_splits.json` of its code), by the numbers that
-`imagelabels.mat` gives the classes, from 1 to 102. Of a class all images are used, whatever part of the data set's own
+`imagelabels.mat` gives the classes, from 1 to 102. Of a class all images are used, whatever part of the dataset's own
 division into training, validation and test images they are in.
 
 torchvision's layout is read: `flowers-102/` with `jpg/image_00001.jpg` and so on, `imagelabels.mat` and `setid.mat`; or

@@ -24,7 +24,8 @@ EVALUATION_SEED = 0
 class Evaluation:
     """Accuracy of a learner on a number of tasks.
 
-    accuracies: fraction of queries that are right, float64 `[tasks]`.
+    Attributes:
+        accuracies: fraction of queries that are right, float64 `[tasks]`.
     """
 
     accuracies: npt.NDArray[np.float64]

@@ -29,11 +29,17 @@ __all__ = ["EpisodeBatch", "GradientDescent", "InnerLR", "MetaLoss", "evaluate_e
 
 
 class MetaLoss(NamedTuple):
-    """Outcome of one batch of episodes."""
+    """Outcome of one batch of episodes.
 
-    loss: Tensor  # scalar: the strategy's outer loss, by default the mean over tasks of the query loss
-    accuracy: Tensor  # [T], float64: the strategy's metric, by default the fraction of queries that are right
-    logits: Tensor  # [T, N*Q, N]
+    Attributes:
+        loss: scalar: the strategy's outer loss, by default the mean over tasks of the query loss.
+        accuracy: float64 `[T]`: the strategy's metric, by default the fraction of queries that are right.
+        logits: `[T, N*Q, N]`.
+    """
+
+    loss: Tensor
+    accuracy: Tensor
+    logits: Tensor
 
 
 def meta_loss(

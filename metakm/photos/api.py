@@ -34,7 +34,7 @@ def fit(
     """Adapt a pretrained network to the classes of some photos.
 
     Args:
-        images: a folder with one folder of photos a class; or the photos of each class by its name; or photos, with
+        images: a folder with one folder of photos per class; or the photos of each class by its name; or photos, with
             `labels`. A photo is a path, a PIL image or a uint8 array `[H, W, 3]`.
         labels: the class of each photo, if `images` is a list of them.
         base: see `metakm.modulation.base_pack`; the default needs `metakm[pretrained]`.

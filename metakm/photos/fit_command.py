@@ -34,11 +34,11 @@ PROGRAM = "python -m metakm fit"
 class FitOptions(FitSettings):
     """Adapt a pretrained network to the classes of a folder of photos.
 
-    The folder has one folder of photos a class, from 1 to 1,000s each.
+    The folder has one subfolder per class, with one to thousands of photos each.
     """
 
     photos: tyro.conf.Positional[Path]
-    """Folder with one folder of photos a class."""
+    """Folder with one subfolder of photos per class."""
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("classifier.safetensors")
     """The pack, replaced if it is there."""
     report: bool = True

@@ -43,7 +43,7 @@ class FitReport:
     Attributes:
         held_out: the answers of the method taken to photos it did not see; None where none was held out.
         state: of the final fit, on all photos.
-        comparison: what `auto` found, a line a method.
+        comparison: what `auto` found, one line per method.
     """
 
     store: PhotoStore

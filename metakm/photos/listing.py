@@ -50,7 +50,7 @@ def list_folder(folder: Path | str) -> PhotoListing:
     """
     root = expanded(folder, "the folder of photos")
     if not root.is_dir():
-        raise UserError(f"Expected a folder with one folder of photos a class, got {root}; check the path")
+        raise UserError(f"Expected a folder with one folder of photos per class, got {root}; check the path")
     classes: dict[str, list[Path]] = {}
     skipped: list[Skipped] = []
     for path in sorted(root.iterdir(), key=lambda each: each.name):
@@ -113,12 +113,12 @@ def check_classes(classes: Mapping[str, _Photos]) -> dict[str, _Photos]:
 
 def _check_layout(root: Path, classes: Mapping[str, Sequence[Path]]) -> None:
     if not classes and any(path.suffix.lower() in IMAGES for path in root.iterdir()):
-        raise UserError(f"Expected one folder of photos a class in {root}, got photos; sort them into folders")
+        raise UserError(f"Expected one folder of photos per class in {root}, got photos; sort them into folders")
     nested = {name: {path.relative_to(root / name).parts[0] for path in files} for name, files in classes.items()}
     if classes and all(files and _all_folders(root / name, nested[name]) for name, files in classes.items()):
         first = next(iter(classes))
         raise UserError(
-            f"Expected one folder of photos a class in {root}, got folders of folders (such as "
+            f"Expected one folder of photos per class in {root}, got folders of folders (such as "
             f"{first}/{min(nested[first])}); name one of {', '.join(list(classes)[:3])} instead"
         )
 

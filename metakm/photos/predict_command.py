@@ -31,7 +31,7 @@ class PredictOptions:
 
     Each photo gets a line: file, class and probability.
 
-    Behind "(none of these)" stands the most likely class.
+    "(none of these)" is followed by the most likely class.
     """
 
     pack: tyro.conf.Positional[Path]
@@ -41,11 +41,11 @@ class PredictOptions:
     json: bool = False
     """Print a JSON list instead, with the probability of each class."""
     csv: bool = False
-    """Print CSV instead, with a column a class."""
+    """Print CSV instead, with one column per class."""
     threshold: float | None = None
     """Least probability that names a class, in place of the pack's. 0 always names one."""
     base: str | None = None
-    """The pretrained network, in place of the name in the pack; needed where that is in a Python file."""
+    """The pretrained network, in place of the one named in the pack. Required if that is a Python file, or a run or pack that is not in the current folder."""  # noqa: E501
     weights: Path | None = None
     """File with weights of the base, if the pack was fitted with one."""
     device: str = "cpu"

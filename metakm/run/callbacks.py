@@ -17,10 +17,12 @@ from metakm.run.curve import CurvePoint
 class IterationEvent:
     """An iteration of the training is done.
 
-    number: how many are.
-    loss, accuracy: means over the tasks of its meta-batch, before its step.
-    seconds: how long it took.
-    learner: what is trained.
+    Attributes:
+        number: how many are.
+        loss: mean over the tasks of its meta-batch, before its step.
+        accuracy: the same.
+        seconds: how long it took.
+        learner: what is trained.
     """
 
     number: int
@@ -34,10 +36,11 @@ class IterationEvent:
 class ValidationEvent:
     """A validation is done.
 
-    iteration: after which it was; 0 before the first one.
-    accuracy: mean over the meta-validation tasks.
-    curve: all validations of the run, also those before a resume; this one is the last.
-    learner: what is trained.
+    Attributes:
+        iteration: after which it was; 0 before the first one.
+        accuracy: mean over the meta-validation tasks.
+        curve: all validations of the run, also those before a resume; this one is the last.
+        learner: what is trained.
     """
 
     iteration: int
@@ -50,10 +53,12 @@ class ValidationEvent:
 class EndEvent:
     """The run is done, and its row is written.
 
-    iterations: how many it was trained for.
-    stopped: why it was stopped before it had all; empty if it was not.
-    accuracy, interval: on the meta-test tasks, as fractions; the half-width of the 95 % interval over tasks.
-    folder: where the run keeps its files.
+    Attributes:
+        iterations: how many it was trained for.
+        stopped: why it was stopped before it had all; empty if it was not.
+        accuracy: mean over the meta-test tasks, as a fraction; None if there was no meta-test.
+        interval: half-width of its 95 % interval over tasks.
+        folder: where the run keeps its files.
     """
 
     iterations: int

@@ -22,7 +22,7 @@ Adapted = Literal["all", "head"]
 class EvaluateOptions:
     """Test a trained run again, beside what its row says, or on other data.
 
-    On other data (--dataset) its row is written below --out, else nothing.
+    With another --dataset, a meta-test writes a row below --out; otherwise nothing is written.
     """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -40,7 +40,7 @@ class EvaluateOptions:
     image_size: int | None = None
     """Side in pixels to which the images of another dataset are resized. Without it: that dataset's own."""
     adapt: Adapted = "all"
-    """all: what the inner loop adapts in training; head: the head alone, which tells what the rest is worth at test time."""  # noqa: E501
+    """all: what the inner loop adapts in training; head: the head alone, which shows what adapting the rest contributes."""  # noqa: E501
     grey: bool = False
     """Test on grey images, with as many equal channels as the run was trained on."""
     out: Path | None = None
@@ -58,7 +58,7 @@ class EvaluateOptions:
     quiet: bool = False
     """No progress on standard error; errors and the result stay."""
     json: bool = False
-    """For scripts: standard output has one JSON object a line, for progress and the result, and nothing else."""
+    """For scripts: standard output has one JSON object per line, for progress and the result, and nothing else."""
     plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
     """Python files that register strategies, backbones or datasets; they run with your rights. Name those of the run, too."""  # noqa: E501
 

@@ -29,11 +29,12 @@ from metakm.strategies.registry import strategy_class
 class TrainedRun:
     """A run that has finished, or its best model so far.
 
-    learner: on the CPU, in evaluation mode.
-    image_shape: (C, H, W) of the images that it was trained on.
-    folder: where the run keeps its files.
-    accuracy, interval: on the meta-test tasks, as fractions; the half-width of the 95 % interval over tasks. None
-        before the run is done.
+    Attributes:
+        learner: on the CPU, in evaluation mode.
+        image_shape: (C, H, W) of the images that it was trained on.
+        folder: where the run keeps its files.
+        accuracy: mean over the meta-test tasks, as a fraction; None before the run is done.
+        interval: half-width of its 95 % interval over tasks.
     """
 
     learner: Learner

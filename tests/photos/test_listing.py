@@ -57,7 +57,7 @@ def test_too_little_to_fit_is_refused(shop, capsys, base, tmp_path):
     assert "Expected at least two classes to tell apart, got 1 (birne grün)" in refused(one, capsys, base)
     (tmp_path / "empty").mkdir()
     assert "Expected at least two classes to tell apart, got 0" in refused(tmp_path / "empty", capsys, base)
-    assert "Expected a folder with one folder of photos a class" in refused(tmp_path / "nowhere", capsys, base)
+    assert "Expected a folder with one folder of photos per class" in refused(tmp_path / "nowhere", capsys, base)
     assert "got photos; sort them into folders" in refused(shop / "blau", capsys, base)
     (shop / "none").mkdir()
     assert "Expected an image in each class, got none in 'none'" in refused(shop, capsys, base)

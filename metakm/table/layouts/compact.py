@@ -53,7 +53,7 @@ def _claims(table: Table) -> Grid:
             lines.append((protocol.label, *("" if c is None else _format_difference(c) for c in found)))
     header = ("KM minus", *(setting.title for setting in settings))
     return Grid(
-        "KM minus the others, points: > above, < below, ~ not separated (how many seeds would tell)",
+        "KM minus the others, points: > above, < below, ~ not separated (seeds needed to separate them)",
         header,
         tuple(lines),
     )
@@ -94,6 +94,6 @@ def _footnotes(table: Table) -> Iterator[str]:
     if table.cells:
         yield (
             "± of measured rows and differences: the 95 % interval, over seeds (Student-t) and meta-test tasks in "
-            "quadrature; with one seed over tasks alone. Behind it the number of seeds."
+            "quadrature; with one seed over tasks alone. The number of seeds is in parentheses."
         )
         yield "A measured row is named by strategy and preset. Only preset paper is the published protocol."

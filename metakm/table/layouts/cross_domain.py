@@ -18,7 +18,7 @@ def layout_cross_domain(table: Table) -> Layout:
     lines = tuple(line for result in table.cross_domain for line in _lines(result, settings))
     left = tuple(f"{each.run.name}: {each.reason}" for each in table.left_out if each.run.row.trained_on)
     said = _NOTES if lines else (*_NONE, *_NOTES)
-    title = "Trained on one data set, tested on others: accuracy, %"
+    title = "Trained on one dataset, tested on others: accuracy, %"
     listings = [TitledList("Remarks", said), *([TitledList("Runs left out", left)] if left else [])]
     return Layout((Grid(title, header, lines),), tuple(listings))
 
@@ -44,7 +44,7 @@ def _text(cell: Cell | None) -> str:
 _TESTED_AS = {"grey": "in grey", "head": "with the head alone adapted"}
 _NOTES = (
     "± is the 95 % interval, over seeds (Student-t) and meta-test tasks in quadrature; with one seed over tasks alone. "
-    "Behind it the number of seeds.",
+    "The number of seeds is in parentheses.",
     "All strategies meet the same tasks of a column. A column of the data trained on has the run's own meta-test, of "
     "classes that it did not see.",
 )
