@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import torch
-
 from metakm.cli.exit_code import exit_code
 from metakm.cli.signals import StopRequest
 from metakm.data.loading import data_roots
@@ -23,6 +21,7 @@ from metakm.experiments.command import run_all
 from metakm.experiments.config import ExperimentPreset, parse
 from metakm.experiments.networks import cifar_classifier
 from metakm.experiments.run import ExperimentRun, MethodSetup
+from metakm.learning.randomness import seeded
 from metakm.modulation import modulate
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -64,8 +63,7 @@ def method_setup(variant: str, seed: int, residual_start: float = 1.0) -> Method
     """
     if variant not in VARIANTS:
         raise unknown_name("variant", variant, VARIANTS)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         network = cifar_classifier(32, scratch.CLASSES, residual_start=residual_start)
         return MethodSetup("resnet32", modulate(network, start="paper", **VARIANTS[variant]))
 

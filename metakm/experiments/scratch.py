@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from torch import nn
 
 from metakm.cli.exit_code import exit_code
@@ -33,6 +32,7 @@ from metakm.experiments.networks import cifar_classifier
 from metakm.experiments.random_bases import RandomBases
 from metakm.experiments.run import ExperimentRun, MethodSetup
 from metakm.fields import require
+from metakm.learning.randomness import seeded
 from metakm.modulation import ChannelModulator, modulate
 from metakm.modulation.norms import is_norm
 
@@ -114,8 +114,7 @@ def method_config(config: FromScratchConfig, experiment: str, method: str) -> Me
 
 def method_setup(method: str, seed: int, residual_start: float = 1.0) -> MethodSetup:
     """The untrained network of a method: a function of the seed, whatever the global generator's state."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return _BUILDERS[method.removesuffix(_CONSTANT)](seed, residual_start)
 
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-import torch
 from torch import nn
 
 from metakm.cli.exit_code import exit_code
@@ -29,6 +28,7 @@ from metakm.experiments.config import ExperimentConfig, ExperimentPreset, Method
 from metakm.experiments.fine_grained import FineGrained, load_fine_grained
 from metakm.experiments.networks import pretrained
 from metakm.experiments.run import ExperimentRun, MethodSetup
+from metakm.learning.randomness import seeded
 from metakm.models.lite_residual import LiteResidual, insert_lite_residuals
 from metakm.models.pretrained import LITE0
 from metakm.modulation import modulate, replace_norm, save_pack
@@ -179,8 +179,7 @@ def method_setup(config: TransferConfig, method: str, class_names: Sequence[str]
     Raises:
         UserError: see `pretrained`.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         model, classifier, normalisation = pretrained(config.backbone, config.weights, len(class_names))
         held = config.norm == "held"
         setup = MethodSetup(config.backbone, model, normalisation=normalisation, hold_statistics=held)

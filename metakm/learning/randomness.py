@@ -1,4 +1,4 @@
-"""Dropout and the like, reproducible: random numbers of an iteration that depend on nothing before it."""
+"""Random numbers that depend on a seed and on nothing before: initial values, views, dropout."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from collections.abc import Iterator
 import torch
 
 from metakm.data.rng import stream_key
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within the block, torch's CPU generator starts from `seed`; then it is as before. A GPU's is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' generators too
+        yield
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ file itself, or the name of one that comes with metakm.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -79,13 +80,14 @@ def task_tensors(network: nn.Module, part: TrainedPart) -> dict[str, Tensor]:
     return split(network, part in ("norm", "both"), None, "base").task
 
 
-def load_base(name: str, weights: Path | None = None) -> Pretrained:
+def load_base(name: str | os.PathLike[str], weights: Path | None = None) -> Pretrained:
     """The base called `name`: as in `metakm.models.pretrained`; or a run's folder, a pack, or `FEWSHOT`.
 
     Raises:
         UserError: see `load_pretrained`; a folder without a pack, a pack that is damaged, that no run wrote, or of
             another base.
     """
+    name = os.fspath(name)
     path = _path(name)
     if path is None:
         return load_pretrained(name, weights)

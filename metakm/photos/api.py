@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from metakm.data.labels import check_labels, plain_label
 from metakm.device import resolve_device
 from metakm.errors import UserError, unknown_name
 from metakm.modulation.base_pack import load_base
@@ -21,13 +23,14 @@ from metakm.photos.methods import faster_layout
 from metakm.photos.options import DEFAULT_METHOD, PLAIN_METHOD, FitSettings, MethodChoice
 from metakm.photos.store import PhotoStore, as_photo
 from metakm.photos.training import Trainer
+from metakm.photos.trial import try_network
 
 
 def fit(
     images: str | Path | Mapping[str, Sequence[Any]] | Sequence[Any],
     labels: Sequence[Any] | None = None,
     *,
-    base: str = "efficientnet-lite0",
+    base: str | os.PathLike[str] = "efficientnet-lite0",
     method: MethodChoice = DEFAULT_METHOD,
     **settings: Any,
 ) -> PhotoClassifier:
@@ -50,7 +53,7 @@ def fit(
             raise unknown_name("a setting of fit", name, known)
     if isinstance(images, str | Path):
         settings = {"task": Path(images).expanduser().absolute().name, **settings}
-    chosen = FitSettings(base=base, method=method, **settings)
+    chosen = FitSettings(base=os.fspath(base), method=method, **settings)
     return fit_listing(as_listing(images, labels), chosen)
 
 
@@ -83,6 +86,7 @@ def fit_listing(
     faster_layout(pretrained.network.to(device))
     size = pretrained.preprocessing.size if settings.size is None else settings.size
     preprocessing = dataclasses.replace(pretrained.preprocessing, size=size)
+    try_network(pretrained, size)
     store = PhotoStore(listing.classes, preprocessing, lambda done, total: prepare("photos", done, total))
     store.skipped[:0] = listing.skipped
     saved = Checkpoint(checkpoint, fit_key(settings, pretrained, store) if checkpoint else "", resume=resume)
@@ -103,13 +107,17 @@ def as_listing(images: Any, labels: Sequence[Any] | Tensor | None) -> PhotoListi
         return list_folder(images)
     if isinstance(images, Mapping):
         names = class_names(images)
+        if len(set(names)) < len(names):
+            raise UserError(f"Expected class names that differ as text, got {sorted(images, key=str)}; rename some")
         given = {name: _as_photos(photos) for name, photos in zip(names, images.values(), strict=True)}
     else:
         photos = _as_photos(images)
-        if labels is None or len(labels) != len(photos):
-            count = "none" if labels is None else len(labels)
-            raise UserError(f"Expected one label a photo, got {count} for {len(photos)} photos")
-        given = class_photos(photos, labels)
+        marks = None if labels is None else [plain_label(label) for label in labels]
+        if marks is None or len(marks) != len(photos):
+            count = "none" if marks is None else len(marks)
+            raise UserError(f"Expected one label per photo, got {count} for {len(photos)} photos")
+        check_labels(marks)
+        given = class_photos(photos, marks)
     return PhotoListing(given, [])
 
 

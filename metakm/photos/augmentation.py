@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from metakm.learning.randomness import seeded
+
 
 def random_views(photos: Tensor, seed: int) -> Tensor:
     """A view of each photo: cropped to between half and all of it, mirrored or not, in slightly other light.
@@ -21,6 +23,5 @@ def random_views(photos: Tensor, seed: int) -> Tensor:
             v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
         ]
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return torch.stack([transform(photo) for photo in photos])

@@ -49,10 +49,9 @@ def nll(logits: Tensor, labels: Tensor, t: float = 1.0) -> float:
 def rejection_threshold(probabilities: Tensor, labels: Tensor) -> float:
     """The probability below which a photo is none of the classes: `KEPT` of the right answers lie above.
 
-    Never below 1.5 / N, which a guess reaches, nor above 0.9.
+    At most 0.9; without a right answer 1.5 / N, which is better than a guess.
     """
     best, answers = probabilities.max(dim=1)
     right = best[answers == labels]
-    lowest = 1.5 / probabilities.shape[1]
-    quantile = float(torch.quantile(right.double(), 1 - KEPT)) if len(right) else lowest
-    return min(max(quantile, lowest), 0.9)
+    quantile = float(torch.quantile(right.double(), 1 - KEPT)) if len(right) else 1.5 / probabilities.shape[1]
+    return min(quantile, 0.9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +26,7 @@ from metakm.modulation.pack_file import Pack, class_names, read_pack, write_pack
 from metakm.photos.listing import NONE_OF_THESE, Photo, list_images, normal_form
 from metakm.photos.methods import METHODS, attach, faster_layout
 from metakm.photos.options import is_local, without_folder
+from metakm.photos.reading import without_warnings
 from metakm.photos.store import BATCH, as_photo, decode, normalise
 
 if TYPE_CHECKING:
@@ -95,13 +97,14 @@ class PhotoClassifier:
         return np.where(probabilities.max(axis=1) >= least, found, NONE_OF_THESE)
 
     def _pixels(self, photos: Sequence[Photo]) -> Tensor:
-        return torch.from_numpy(np.stack([decode(photo, self.preprocessing) for photo in photos]))
+        with without_warnings():
+            return torch.from_numpy(np.stack([decode(photo, self.preprocessing) for photo in photos]))
 
     def score(self, photos: Any, labels: Sequence[Any]) -> float:
         """Share of photos whose most likely class is their label."""
         found = self.predict(photos, threshold=0.0)
         if len(found) != len(labels):
-            raise UserError(f"Expected one label a photo, got {len(labels)} for {len(found)} photos")
+            raise UserError(f"Expected one label per photo, got {len(labels)} for {len(found)} photos")
         return float(np.mean(found == np.array([normal_form(name) for name in class_names(labels)])))
 
     def save(self, path: str | Path) -> None:
@@ -110,7 +113,7 @@ class PhotoClassifier:
 
 
 def load_classifier(
-    path: str | Path, base: str | None = None, weights: Path | None = None, device: str = "cpu"
+    path: str | Path, base: str | os.PathLike[str] | None = None, weights: Path | None = None, device: str = "cpu"
 ) -> PhotoClassifier:
     """Read a pack of `metakm fit`, load its base and put both together.
 
@@ -133,7 +136,7 @@ def load_classifier(
             f"Expected version {HEADER_VERSION} of what metakm fit writes, got {header.get('version')!r:.20} in "
             f"{path}; read it with metakm {header.get('versions', {}).get('metakm', 'of its time')}"
         )
-    name = base or str(header["base"])
+    name = os.fspath(base or header["base"])
     if base is None and ".py:" in name:
         raise UserError(f"Expected base (--base) for a pack whose base is in a Python file, got none; give {name}")
     if base is None and is_local(name) and not Path(name).expanduser().exists():

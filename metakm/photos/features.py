@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from metakm.models.pretrained import Preprocessing, Pretrained
 from metakm.photos.augmentation import random_views
-from metakm.photos.store import BATCH, PhotoStore, normalise
+from metakm.photos.store import PhotoStore, normalise
 
 VIEWS = 4  # random ones of each photo, where photos are few; one of each where they are many
 FEW = 500
@@ -35,13 +35,12 @@ def frozen_features(
     views = (VIEWS if len(store) <= FEW else 1) if augment else 0
 
     def batches(view: int) -> Iterator[Tensor]:
-        for first in range(0, len(store), BATCH):
-            last = min(first + BATCH, len(store))
-            pixels = store.pixels(range(first, last))
-            if view:
-                pixels = random_views(pixels, (seed * 1_000_003 + 10**8 * view + first) % 2**63)
-            yield normalise(pixels.to(device), preprocessing)
-            progress(view * len(store) + last, (views + 1) * len(store))
+        done = 0
+        for pixels in store.batches(range(len(store))):
+            seen = random_views(pixels, (seed * 1_000_003 + 10**8 * view + done) % 2**63) if view else pixels
+            yield normalise(seen.to(device), preprocessing)
+            done += len(pixels)
+            progress(view * len(store) + done, (views + 1) * len(store))
 
     return torch.stack([features(base.network, base.classifier, batches(view)) for view in range(views + 1)])
 

@@ -115,6 +115,8 @@ class _Steps:
         self.close()
         for skipped in pipeline.store.skipped:
             log_line(f"skipped {skipped.path}: {skipped.reason}")
+        for photo, other in pipeline.store.in_two_classes:
+            log_line(f"{photo} is the same photo as {other}, of another class; remove one of them")
         counts = pipeline.store.counts()
         log_line(
             f"{sum(counts)} photos of {len(counts)} classes ({min(counts)} to {max(counts)} each), "

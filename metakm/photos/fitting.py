@@ -8,10 +8,10 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from metakm.errors import UserError
 from metakm.models.pretrained import Preprocessing, Pretrained, replace_classifier
@@ -154,19 +154,20 @@ class FitPipeline:
                 raise
 
         trainer.run(after_step)
-        state = trainer.state_dict()
-        self.checkpoint.finish(name, {**state, "optimizer": None})
+        state = {**trainer.state_dict(), "optimizer": None}
+        self.checkpoint.finish(name, {**state, "tensors": None} if split.held_out else state)
         return network, trainer.state
 
 
 def fit_key(settings: FitSettings, base: Pretrained, store: PhotoStore) -> str:
-    """What the parts of a fit depend on, as a hash: the settings, the base's tensors and the photos."""
+    """What the parts of a fit depend on, as a hash: metakm's version, the settings, the base's tensors, the photos."""
     tensors = fingerprint(base.network, False, base.classifier, "base")
-    text = json.dumps([as_header(settings), tensors, store.digest], sort_keys=True)
+    chosen = {name: value for name, value in as_header(settings).items() if name not in ("device", "task")}
+    text = json.dumps([version("metakm"), chosen, tensors, store.digest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def class_photos(photos: Sequence[Photo], labels: Sequence[Any] | Tensor) -> dict[str, list[Photo]]:
+def class_photos(photos: Sequence[Photo], labels: Sequence[Any]) -> dict[str, list[Photo]]:
     """Photos by the text of their label."""
     found: dict[str, list[Photo]] = {}
     for photo, label in zip(photos, class_names(labels), strict=True):

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 
+from metakm.learning.randomness import seeded
 from metakm.modulation.attachment import modulate
 from metakm.modulation.modulators.low_rank import LowRank
 
@@ -24,13 +25,11 @@ class Method(NamedTuple):
     """One way to adapt a network.
 
     Attributes:
-        what: is trained beside the head.
         rate: AdamW's highest learning rate of all but the norms and the head, which has a rate of its own.
         norm_rate: that of the norms.
         attach: freezes the rest of a network, whose classifier has the name given.
     """
 
-    what: str
     rate: float
     norm_rate: float
     attach: Callable[[nn.Module, str], nn.Module]
@@ -48,21 +47,20 @@ def _whole(network: nn.Module, _: str) -> nn.Module:
 
 
 METHODS: dict[MethodName, Method] = {
-    "km": Method("kernel modulators", 2e-4, 0.0, _modulated(implicit=False)),
-    "both": Method("kernel modulators and norms", 5e-5, 2e-3, _modulated()),
-    "norm": Method("norms", 0.0, 2e-3, _modulated(layers=())),
-    "head": Method("nothing", 0.0, 0.0, _modulated(layers=(), implicit=False)),
-    "centroid": Method("nothing", 0.0, 0.0, _modulated(layers=(), implicit=False)),
-    "ridge": Method("nothing", 0.0, 0.0, _modulated(layers=(), implicit=False)),
-    "lora": Method("low-rank additions to convolutions", 3e-4, 0.0, _modulated(implicit=False, modulator=LowRank)),
-    "full": Method("everything", 1e-4, 1e-3, _whole),
+    "km": Method(2e-4, 0.0, _modulated(implicit=False)),
+    "both": Method(5e-5, 2e-3, _modulated()),
+    "norm": Method(0.0, 2e-3, _modulated(layers=())),
+    "head": Method(0.0, 0.0, _modulated(layers=(), implicit=False)),
+    "centroid": Method(0.0, 0.0, _modulated(layers=(), implicit=False)),
+    "ridge": Method(0.0, 0.0, _modulated(layers=(), implicit=False)),
+    "lora": Method(3e-4, 0.0, _modulated(implicit=False, modulator=LowRank)),
+    "full": Method(1e-4, 1e-3, _whole),
 }
 
 
 def attach(network: nn.Module, classifier: str, method: MethodName, seed: int = 0) -> nn.Module:
     """Make `network` trainable as the method says; changes it and returns it. What starts at random has the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return METHODS[method].attach(network, classifier)
 
 

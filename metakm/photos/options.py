@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -52,12 +53,15 @@ class FitSettings:
     """Name of the task in the pack; by default that of the output file, in Python of the folder of photos."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "base", os.fspath(self.base))
         for name, hint in get_type_hints(FitSettings).items():
             value = getattr(self, name)
             if get_origin(hint) is Literal and value not in get_args(hint):
                 raise unknown_name(flag(name), str(value), get_args(hint))
             if int in (hint, *get_args(hint)) and value is not None:
                 require(type(value) is int, name, "a whole number", repr(value))
+            require(hint is not bool or type(value) is bool, name, "True or False", repr(value))
+        require(isinstance(self.task, str | None), "task", "a name", repr(self.task))
         require(self.folds >= 2, "folds", "at least 2", self.folds)
         require(self.size is None or self.size >= 32, "size", "at least 32", self.size)
         require(0 <= self.seed < 2**31, "seed", "from 0 to 2147483647", self.seed)

@@ -20,6 +20,7 @@ from metakm.errors import UserError
 from metakm.fields import require
 from metakm.photos.classifier import PhotoClassifier, load_classifier
 from metakm.photos.listing import NONE_OF_THESE, list_images
+from metakm.photos.reading import without_warnings
 from metakm.photos.store import BATCH, decode
 
 PROGRAM = "python -m metakm predict"
@@ -105,7 +106,8 @@ def _answers(classifier: PhotoClassifier, paths: Sequence[Path], threshold: floa
     read: dict[Path, Any] = {}
     for path in paths:
         try:
-            read[path] = decode(path, classifier.preprocessing)
+            with without_warnings():
+                read[path] = decode(path, classifier.preprocessing)
         except UserError as error:
             read[path] = error
     good = [path for path in paths if not isinstance(read[path], UserError)]

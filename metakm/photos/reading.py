@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import struct
 import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,8 @@ LARGEST = 2**30
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _PHONE = frozenset({".heic", ".heif"})
 _limit = threading.Lock()
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, TypeError, LookupError, MemoryError, RuntimeError)
+"""What Pillow and its plugins raise over files that are not whole."""
 
 
 def read_photo(path: Path, side: int, interpolation: Interpolation = "bicubic") -> npt.NDArray[np.uint8]:
@@ -34,17 +38,40 @@ def read_photo(path: Path, side: int, interpolation: Interpolation = "bicubic") 
         UserError: a file that cannot be read, is no image, or has more than `LARGEST` pixels. It names the file.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, about metadata and sizes; what cannot be read raises
-            return square(_open(path), side, interpolation)
+        image = _open(path)
+        image.draft("RGB", (side, side))  # a JPEG is decoded at the smallest size that is not below
+        return _square(image, side, interpolation)
     except FileNotFoundError as error:
         raise UserError(f"Expected an image, got no file {path}; check the path") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"Expected an image of at most {LARGEST:,} pixels, got more in {path}; reduce it") from error
     except UnidentifiedImageError as error:
         raise UserError(f"Expected an image, got {_content(path)} in {path}; convert it, or leave it out") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, TypeError, IndexError, MemoryError) as error:
+    except _DAMAGED as error:
         raise UserError(f"Expected a whole image, got {error or type(error).__name__} from {path}") from error
+
+
+def square(image: Image.Image, side: int, interpolation: Interpolation = "bicubic") -> npt.NDArray[np.uint8]:
+    """The middle square of an image in memory, which stays as it is; see `read_photo`.
+
+    Raises:
+        UserError: its pixels cannot be read.
+    """
+    try:
+        return _square(image, side, interpolation)
+    except _DAMAGED as error:
+        raise UserError(f"Expected a whole image, got {error or type(error).__name__}; leave it out") from error
+
+
+@contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """Within the block, Pillow says nothing about metadata and sizes; what cannot be read raises all the same.
+
+    For all threads of the process: one of them enters it, before the others read.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _open(path: Path) -> Image.Image:
@@ -60,9 +87,7 @@ def _open(path: Path) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = usual
 
 
-def square(image: Image.Image, side: int, interpolation: Interpolation) -> npt.NDArray[np.uint8]:
-    """The middle square of an opened image; see `read_photo`."""
-    image.draft("RGB", (side, side))  # a JPEG is decoded at the smallest size that is not below
+def _square(image: Image.Image, side: int, interpolation: Interpolation) -> npt.NDArray[np.uint8]:
     image.load()
     turned = turned_upright(image)
     width, height = turned.size

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 from metakm.errors import UserError
 from metakm.models.pretrained import Preprocessing
 from metakm.photos.listing import Photo, Skipped, check_classes
-from metakm.photos.reading import read_photo, square
+from metakm.photos.reading import read_photo, square, without_warnings
 
 BATCH = 32
 """Photos that a network is given at a time, at most."""
@@ -33,8 +34,9 @@ class PhotoStore:
         photos: where each is from.
         labels: class of each, `[n]`.
         classes: names, sorted.
-        skipped: files that cannot be read, and why.
-        digest: SHA-256 of the photos' labels, paths and pixels.
+        skipped: files that cannot be read and copies of a photo of the same class, and why.
+        in_two_classes: photos that are the same, pixel by pixel, and of different classes; both are used.
+        digest: SHA-256 of the classes and of the photos' labels and pixels.
     """
 
     def __init__(
@@ -56,12 +58,15 @@ class PhotoStore:
         self._preprocessing = preprocessing
         self._held: dict[int, npt.NDArray[np.uint8]] = {}
         self.skipped: list[Skipped] = []
+        self.in_two_classes: list[tuple[Photo, Photo]] = []
         given = [(photo, label) for label, name in enumerate(self.classes) for photo in classes[name]]
         self.photos: list[Photo] = []
         labels, unread = [], dict[int, Skipped]()  # the first of each class
-        digest = hashlib.sha256()
-        pool = ThreadPoolExecutor(_workers())
+        seen: dict[bytes, tuple[Photo, int]] = {}
+        digest = hashlib.sha256(repr(self.classes).encode())
+        pool, quiet = ThreadPoolExecutor(_workers()), contextlib.ExitStack()
         try:
+            quiet.enter_context(without_warnings())
             read = pool.map(self._try, [photo for photo, _ in given])
             for done, ((photo, label), found) in enumerate(zip(given, read, strict=True), 1):
                 if progress is not None:
@@ -70,14 +75,22 @@ class PhotoStore:
                     self.skipped.append(Skipped(Path(str(photo)), str(found)))
                     unread.setdefault(label, self.skipped[-1])
                     continue
+                own = hashlib.sha256(found.tobytes()).digest()
+                same, theirs = seen.setdefault(own, (photo, label))
+                if same is not photo and theirs == label:  # it would be held out and trained on at once
+                    self.skipped.append(Skipped(Path(str(photo)), f"a copy of {same}"))
+                    continue
+                if same is not photo:
+                    self.in_two_classes.append((photo, same))
                 if len(self._held) * found.nbytes < ROOM:
                     self._held[len(self.photos)] = found
-                digest.update(f"{label} {photo if isinstance(photo, Path) else ''}\n".encode())
-                digest.update(found.tobytes())
+                digest.update(f"{label}\n".encode())
+                digest.update(own)
                 self.photos.append(photo)
                 labels.append(label)
         finally:
             pool.shutdown(cancel_futures=True)
+            quiet.close()
         self.labels, self.digest = torch.tensor(labels, dtype=torch.long), digest.hexdigest()
         self._check_readable(unread)
 
@@ -90,8 +103,16 @@ class PhotoStore:
 
     def pixels(self, numbers: Sequence[int]) -> Tensor:
         """uint8 `[b, 3, S, S]`."""
-        arrays = [self._held[n] if n in self._held else decode(self.photos[n], self._preprocessing) for n in numbers]
+        with without_warnings():
+            arrays = [
+                self._held[n] if n in self._held else decode(self.photos[n], self._preprocessing) for n in numbers
+            ]
         return torch.from_numpy(np.stack(arrays))
+
+    def batches(self, numbers: Sequence[int]) -> Iterator[Tensor]:
+        """`pixels` of at most `BATCH` photos at a time, in their order."""
+        for first in range(0, len(numbers), BATCH):
+            yield self.pixels(numbers[first : first + BATCH])
 
     def _try(self, photo: Photo) -> npt.NDArray[np.uint8] | UserError:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metakm.learning.randomness import own_randomness
 from metakm.models.pretrained import Preprocessing
 from metakm.modulation.attachment import attachment
 from metakm.modulation.norms import is_norm, train_mode
@@ -18,12 +19,11 @@ from metakm.modulation.partition import split
 from metakm.photos.augmentation import random_views
 from metakm.photos.head import Solver, install_head, solve_centroid, solve_head, solve_ridge
 from metakm.photos.methods import CLOSED_FORM, METHODS, MethodName
-from metakm.photos.store import PhotoStore, normalise
+from metakm.photos.store import BATCH, PhotoStore, normalise
 
 HEAD_RATE = 1e-3
 WARM_UP = 0.2  # of the steps
 EVALUATIONS = 2  # of the photos that are not trained on, over the steps
-BATCH = 32
 
 
 class Budget(NamedTuple):
@@ -133,9 +133,7 @@ class Trainer:
             self.features[:, self.train].flatten(0, 1), labels, weights, len(self.store.classes)
         )
         install_head(self.network, self.classifier, weight, bias)
-        if self.held_out:
-            logits = self.features[0, self.held_out] @ weight.T + bias
-            self.state.evaluations.append((0, logits.cpu()))
+        self._evaluate()  # by the network, which may do more after its classifier, as SqueezeNet does
 
     def run(self, after_step: Callable[[float], None] = lambda _: None) -> None:
         """Train to the last step; `after_step` is called with each loss, and may end the run by an exception."""
@@ -160,9 +158,10 @@ class Trainer:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
-        for name, tensor in self._task().items():
-            tensor.copy_(state["tensors"][name])
-        if state["optimizer"] is not None:  # which a fit that is done needs no more
+        if state["tensors"] is not None:  # of a part that is done, the answers may be all that is kept
+            for name, tensor in self._task().items():
+                tensor.copy_(state["tensors"][name])
+        if state["optimizer"] is not None:
             self.optimizer.load_state_dict(state["optimizer"])
         self.state = TrainingState(*state["state"])
 
@@ -190,12 +189,13 @@ class Trainer:
             pixels = random_views(pixels, self._seed(step))
         labels = self.store.labels[batch].to(self.device)
         scale = _schedule(step, self.budget.steps)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            logits = self.network(normalise(pixels.to(self.device), self.preprocessing))
-        errors = F.cross_entropy(logits.float(), labels, reduction="none")
-        loss = (errors * self.weights[numbers].to(errors)).mean()
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        with own_randomness(self.seed, step, self.device):  # of dropout and stochastic depth
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                logits = self.network(normalise(pixels.to(self.device), self.preprocessing))
+            errors = F.cross_entropy(logits.float(), labels, reduction="none")
+            loss = (errors * self.weights[numbers].to(errors)).mean()
+            loss.backward()  # type: ignore[no-untyped-call]
         rates = [group["lr"] for group in self.optimizer.param_groups]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * scale
@@ -207,12 +207,15 @@ class Trainer:
     def _drawn(self, step: int) -> list[int]:
         """Places in `train` of a step's batch: each photo once a pass, in an order of the pass's own."""
         count, size = len(self.train), self.budget.batch
-        first = step * size
-        drawn = []
-        for place in range(first, first + size):
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(self._seed(place // count + 10**6)))
-            drawn.append(int(order[place % count]))
-        return drawn
+        places = range(step * size, (step + 1) * size)
+        orders = {number: self._order(number) for number in {place // count for place in places}}
+        return [orders[place // count][place % count] for place in places]
+
+    def _order(self, number: int) -> list[int]:
+        """The order of a pass over the photos."""
+        generator = torch.Generator().manual_seed(self._seed(number + 10**6))
+        order: list[int] = torch.randperm(len(self.train), generator=generator).tolist()
+        return order
 
     def _seed(self, number: int) -> int:
         return (self.seed * 1_000_003 + number) % 2**63
@@ -221,13 +224,9 @@ class Trainer:
     def _evaluate(self) -> None:
         if self.held_out:
             self.network.eval()
-            logits = torch.cat([self.network(batch).float().cpu() for batch in self._batches()])
-            self.state.evaluations.append((self.state.step, logits))
-
-    def _batches(self) -> Iterator[Tensor]:
-        for first in range(0, len(self.held_out), BATCH):
-            pixels = self.store.pixels(self.held_out[first : first + BATCH])
-            yield normalise(pixels.to(self.device), self.preprocessing)
+            batches = self.store.batches(self.held_out)
+            logits = [self.network(normalise(p.to(self.device), self.preprocessing)).float().cpu() for p in batches]
+            self.state.evaluations.append((self.state.step, torch.cat(logits)))
 
 
 def _schedule(step: int, steps: int) -> float:

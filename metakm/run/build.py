@@ -6,8 +6,6 @@ import copy
 import dataclasses
 from pathlib import Path
 
-import torch
-
 from metakm.config import RunConfig
 from metakm.data import EpisodeSampler, FewShotDataset, SamplerInTurn, load_dataset
 from metakm.data.batch import Episodes
@@ -18,7 +16,7 @@ from metakm.errors import UserError
 from metakm.learning.evaluation import EVALUATION_SEED
 from metakm.learning.learner import ImageShape, Learner
 from metakm.learning.memory import is_out_of_memory
-from metakm.learning.randomness import own_randomness
+from metakm.learning.randomness import own_randomness, seeded
 from metakm.models.registry import OWN
 from metakm.options import to_flat
 from metakm.registry import describe_error, full_name
@@ -98,8 +96,7 @@ def build_learner(config: RunConfig, image_shape: ImageShape, train_classes: int
             f"Expected --backbone {OWN} with {config.algo!r}, which brings a network of its own, got "
             f"{config.backbone!r}; name that"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)
+    with seeded(config.seed):
         learner = Learner(
             config.algo,
             backbone=None if cls.own_network else config.backbone,

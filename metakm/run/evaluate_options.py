@@ -22,7 +22,8 @@ Adapted = Literal["all", "head"]
 class EvaluateOptions:
     """Test a trained run again, beside what its row says, or on other data.
 
-    With another --dataset, a meta-test writes a row below --out; otherwise nothing is written.
+    With another --dataset, a meta-test writes a row below --out.
+    Otherwise nothing is written.
     """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -51,8 +52,10 @@ def run_pack(
     if config.train in ("km", "both"):
         tensors |= _own_modulators(strategy)
     modulator = next((module for module in strategy.modules() if isinstance(module, KernelModulator)), None)
-    weights = None if config.weights == PRETRAINED else config.weights
-    known = {"base": config.backbone, "weights": weights, "config": config.identity()}
+    identity = config.identity()
+    files = {name: Path(identity[name]).name for name in ("weights", "init_from") if identity.get(name)}
+    weights = None if config.weights == PRETRAINED else files.get("weights")
+    known = {"base": config.backbone, "weights": weights, "config": identity | files}  # names without their folders
     return base_pack(base, tensors, config.train, {**known, **facts}, modulator, precision)
 
 

@@ -26,6 +26,28 @@ class Small(nn.Module):
         return self.fc(self.norm2(self.conv2(x)).relu().mean((2, 3)))
 
 
+class Dropping(Small):
+    def forward(self, x):
+        x = nn.functional.dropout(self.norm1(self.conv1(x)).relu(), 0.2, self.training)
+        return self.fc(self.norm2(self.conv2(x)).relu().mean((2, 3)))
+
+
+class Behind(Small):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+class Fixed(Small):
+    def forward(self, x):
+        return self.fc(x.view(len(x), 16, 300).mean(2))  # 40x40
+
+
+class Tuple(Small):
+    def forward(self, x):
+        logits = super().forward(x)
+        return (logits, logits) if self.training else logits
+
+
 class Other(Small):
     def __init__(self):
         super().__init__()

@@ -29,10 +29,6 @@ from metakm.photos.predict_command import main as predict_main
 pytestmark = pytest.mark.float32
 
 
-def tensors_of(path):
-    return read_pack(path).tensors
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_learns_and_its_pack_gives_the_same_probabilities(method, shop, new, base, tmp_path):
     fitted = metakm.fit(shop, base=base, method=method)
@@ -63,8 +59,13 @@ def test_only_what_the_method_says_changes(shop, base):
         assert not any(torch.equal(tensor, plain[name]) for name, tensor in pack.items() if name.startswith("norm"))
 
 
-def test_the_same_seed_gives_the_same_pack_and_another_seed_another(shop, base):
-    first, again, other = (metakm.fit(shop, base=base, seed=seed) for seed in (0, 0, 1))
+@pytest.mark.parametrize("method", ["both", "full"])
+def test_the_same_seed_gives_the_same_pack_and_another_seed_another(method, shop, base):
+    settings = {"base": base.replace(":Small", ":Dropping"), "method": method, "validation": "none"}
+    before = torch.get_rng_state()
+    first, again, other = (metakm.fit(shop, seed=seed, **settings) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first.report_.state.step > 0
     assert all(torch.equal(first.pack.tensors[name], tensor) for name, tensor in again.pack.tensors.items())
     assert not all(torch.equal(first.pack.tensors[name], tensor) for name, tensor in other.pack.tensors.items())
 
@@ -251,18 +252,27 @@ def test_a_fit_on_other_weights_of_the_same_name_does_not_resume(shop, base, tmp
     assert "of the same photos, settings and base" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("after", [1, 7, 9])
-def test_a_fit_that_was_stopped_resumes_to_the_same_pack(after, shop, base, tmp_path, monkeypatch):
-    flags = [str(shop), "--base", base, "--method", "both", "--out"]
+@pytest.mark.parametrize(("after", "validation"), [(1, "folds"), (7, "folds"), (9, "folds"), (1, "none"), (4, "none")])
+@pytest.mark.parametrize("method", ["both", "full"])
+def test_a_fit_that_was_stopped_resumes_to_the_same_pack(
+    after, validation, method, shop, base, tmp_path, monkeypatch, capsys
+):
+    dropping = base.replace(":Small", ":Dropping")
+    flags = [str(shop), "--base", dropping, "--method", method, "--validation", validation, "--out"]
     assert fit_main([*flags, str(tmp_path / "whole.safetensors")]) == 0
     out = tmp_path / "parts.safetensors"
     kill(after, [*flags, str(out)], monkeypatch)
     assert not out.exists()
     assert fit_main([*flags, str(out), "--seed", "1", "--resume"]) == 2
-    assert fit_main([*flags, str(out), "--resume"]) == 0
-    whole, parts = tensors_of(tmp_path / "whole.safetensors"), tensors_of(out)
-    assert whole.keys() == parts.keys()
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    monkeypatch.chdir(shop.parent)  # the same photos by another path
+    capsys.readouterr()
+    assert fit_main([shop.name, *flags[1:], str(out), "--resume", "--device", "cpu"]) == 0
+    whole, parts = (read_pack(tmp_path / f"{name}.safetensors") for name in ("whole", "parts"))
+    assert whole.tensors.keys() == parts.tensors.keys()
+    assert all(torch.equal(whole.tensors[name], parts.tensors[name]) for name in whole.tensors)
+    assert (whole.metrics, whole.photos["temperature"]) == (parts.metrics, parts.photos["temperature"])
+    trained = not torch.equal(whole.tensors["norm1.weight"], torch.ones(12))
+    assert trained == (validation == "none")  # folds find that this network needs no more than a head
     assert {path.name for path in tmp_path.glob("*parts*")} == {"parts.safetensors", "parts.html"}
 
 
@@ -307,3 +317,61 @@ def test_merge_writes_onnx_only_from_a_pack_of_fit(shop, base, tmp_path, capsys)
     assert "Expected --onnx to be a .onnx file" in capsys.readouterr().err
     assert packs_main(["inspect", str(pack)]) == 0
     assert "head on net.py:Small, by metakm fit" in capsys.readouterr().out
+
+
+def test_a_network_that_does_more_after_its_classifier_is_judged_by_what_it_returns(shop, base):
+    behind = base.replace(":Small", ":Behind")
+    fitted = metakm.fit(shop, base=behind, method="head", validation="part")
+    held = fitted.report_.held_out
+    logits = held.probabilities.log() * fitted.temperature
+    assert (logits - logits.min(dim=1, keepdim=True).values > 0).any()
+    assert ((logits == logits.min(dim=1, keepdim=True).values).sum(dim=1) > 1).any()  # several zeros, by its ReLU
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("Fixed", 32, "Expected .*:Fixed to take images of 32x32 pixels, got RuntimeError"),
+        ("Tuple", 32, r"Expected logits \[2, N\] of 2 images, got tuple in training from .*:Tuple"),
+    ],
+)
+def test_a_network_that_cannot_take_the_photos_is_refused_before_they_are_read(name, size, message, base, tmp_path):
+    missing = {"a": [tmp_path / "missing.jpg"], "b": [tmp_path / "gone.jpg"]}
+    with pytest.raises(UserError, match=message):
+        metakm.fit(missing, base=base.replace(":Small", f":{name}"), size=size)
+
+
+def test_copies_of_a_photo_are_used_once_and_named(shop, base, tmp_path, capsys):
+    copied = shop / "blau" / "copy.png"
+    copied.write_bytes((shop / "blau" / "0.png").read_bytes())
+    (shop / "red apple" / "wrong.png").write_bytes((shop / "blau" / "1.png").read_bytes())
+    out = tmp_path / "a.safetensors"
+    assert fit_main([str(shop), "--base", base, "--method", "head", "--out", str(out)]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"skipped {copied}: a copy of {shop / 'blau' / '0.png'}" in said
+    assert (
+        f"{shop / 'red apple' / 'wrong.png'} is the same photo as {shop / 'blau' / '1.png'}, of another class" in said
+    )
+    assert "13 photos of 3 classes" in said
+
+
+def test_labels_that_name_no_class_and_keys_that_are_one_text_are_refused(base):
+    photos = [photo((200, 30, 20), i) for i in range(4)]
+    for labels in (["a", "a", "b", None], ["a", "a", "b", float("nan")], ["a", "a", "b", ""], ["a", "a", "b", 1]):
+        with pytest.raises(UserError, match=r"Expected a label for every image|Expected labels that are all"):
+            metakm.fit(photos, labels, base=base, method="head")
+    with pytest.raises(UserError, match="Expected class names that differ as text"):
+        metakm.fit({1: photos[:2], "1": photos[2:]}, base=base, method="head")
+    fitted = metakm.fit(photos, (label for label in "aabb"), base=base, method="head", validation="none")
+    assert list(fitted.classes_) == ["a", "b"]
+
+
+def test_images_in_memory_stay_as_they_are_and_damaged_ones_are_named(base, tmp_path):
+    photo((200, 30, 20), 0, (1600, 1200)).save(tmp_path / "large.jpg")
+    large = Image.open(tmp_path / "large.jpg")  # its file is closed once it is loaded
+    fitted = metakm.fit({"a": [large], "b": [photo((30, 40, 190), 1)]}, base=base, method="head", validation="none")
+    fitted.predict([large])
+    assert large.size == (1600, 1200)
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "large.jpg").read_bytes()[:5000])
+    with Image.open(tmp_path / "cut.jpg") as cut, pytest.raises(UserError, match="Expected a whole image, got"):
+        fitted.predict([cut])

@@ -123,7 +123,7 @@ def test_out_is_a_pack(shop, base, capsys):
 def test_python_is_refused_as_the_command_is(shop, base):
     with pytest.raises(UserError, match=r"a setting of fit to be one of .* did you mean 'seed'"):
         metakm.fit(shop, base=base, sed=1)
-    with pytest.raises(UserError, match="Expected one label a photo, got none for 2 photos"):
+    with pytest.raises(UserError, match="Expected one label per photo, got none for 2 photos"):
         metakm.fit(["a.jpg", "b.jpg"], base=base)
     with pytest.raises(UserError, match="Expected no labels with a folder"):
         metakm.fit(shop, ["a"], base=base)
@@ -132,7 +132,7 @@ def test_python_is_refused_as_the_command_is(shop, base):
     fitted = metakm.fit(shop, base=base, method="head")
     with pytest.raises(UserError, match="Expected at least one photo, got none"):
         fitted.predict([])
-    with pytest.raises(UserError, match="Expected one label a photo, got 1 for 4 photos"):
+    with pytest.raises(UserError, match="Expected one label per photo, got 1 for 4 photos"):
         fitted.score(shop / "blau", ["blau"])
     with pytest.raises(UserError, match=r"Expected an image as uint8 \[H, W, 3\], got float32"):
         fitted.predict(photo_as_floats())
