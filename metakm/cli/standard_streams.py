@@ -42,6 +42,9 @@ class _RobustStream:
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
+        except UnicodeEncodeError:  # a letter that the terminal does not have, a file's name that is no UTF-8
+            encoding = self._stream.encoding
+            return self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         except OSError as error:
             self._redirect_to_null(error)
             return len(text)

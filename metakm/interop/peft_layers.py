@@ -108,10 +108,10 @@ class ModulatedConv2d(ModulationLayer):
         self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Put W back, to the last bit."""
+        """Put W back, to the last bit, where the layer is now and in its precision."""
         if self.merged_adapters:
             self.merged_adapters.clear()
-            self.base_layer.weight.data = self._unmerged
+            self.base_layer.weight.data = self._unmerged.to(self.base_layer.weight)  # which may have moved since
             del self._unmerged
 
 

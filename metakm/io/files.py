@@ -52,9 +52,9 @@ def expanded(path: str | Path, what: str) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by a UTF-8 file that holds `text`."""
+    """Replace `path` by a UTF-8 file that holds `text`; what Python could not decode in a file's name is as it was."""
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="surrogateescape"))
 
 
 def _umask() -> int:

@@ -35,7 +35,7 @@ def export_onnx(model: nn.Module, path: Path | str, images: Tensor, metadata: Ma
     if images.dim() != 4 or len(images) < 2:
         raise UserError(f"Expected images [n, C, H, W] with n >= 2, got {tuple(images.shape)}; stack two images")
     plain = merge(model) if is_modulated(model) else model
-    training = plain.training
+    training = [module for module in plain.modules() if module.training]
     try:
         program = torch.onnx.export(
             plain.eval(),
@@ -47,7 +47,8 @@ def export_onnx(model: nn.Module, path: Path | str, images: Tensor, metadata: Ma
             verbose=False,
         )
     finally:
-        plain.train(training)
+        for module in training:
+            module.training = True
     assert program is not None  # with dynamo=True it is returned
     proto = program.model_proto
     for key, value in (metadata or {}).items():

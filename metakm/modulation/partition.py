@@ -57,7 +57,8 @@ def fingerprint(model: nn.Module, implicit: bool, classifier: str | None, statis
     """
     digest = hashlib.sha256()
     for name, module in model.named_modules():
-        if not within(name, classifier) and ".parametrizations" not in name:
+        own = classifier != "" and within(name, classifier)  # a pack of everything still needs the same layers
+        if not own and ".parametrizations" not in name:
             digest.update(_behaviour(name, module).encode())
     update_digest(digest, split(model, implicit, classifier, statistics).base)
     return digest.hexdigest()

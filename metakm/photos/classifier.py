@@ -176,7 +176,14 @@ def _assembled(pack: Pack, base: Pretrained, device: torch.device) -> PhotoClass
         raise UserError(f"Expected a pack of a method that is known, got {method!r:.20}; update metakm")
     replace_classifier(base.network, base.classifier, len(pack.classes))
     network = attach(faster_layout(base.network), base.classifier, method)
-    swap(network, pack)
+    try:
+        swap(network, pack)
+    except UserError as error:
+        here, then = dict(_versions()), pack.photos.get("versions", {})
+        other = [f"{name} {then[name]} (here {here.get(name)})" for name in then if then[name] != here.get(name)]
+        if not other:
+            raise
+        raise UserError(f"{error}; it was fitted with {', '.join(other)}") from error
     wanted = pack.photos["preprocessing"]
     preprocessing = Preprocessing(wanted["size"], tuple(wanted["mean"]), tuple(wanted["std"]), wanted["interpolation"])
     return PhotoClassifier(pack, network.to(device).eval(), preprocessing)

@@ -84,7 +84,7 @@ def _predict(options: PredictOptions) -> int:
     records = []
     unread = 0
     if options.csv:
-        write(["file", "class", "probability", *classes])
+        write(["file", "class", "probability", *(f"probability of {name}" for name in classes)])
     for first in range(0, len(paths), BATCH):
         for answer in _answers(classifier, paths[first : first + BATCH], options.threshold):
             if answer.error is not None:

@@ -57,7 +57,7 @@ class RunEvaluation:
             raise unknown_name("adapt", adapt, get_args(Adapted))
         self.run, self.adapt = run, adapt
         tasks = run.config.val_tasks if split == "val" else run.config.eval_tasks
-        moved = {"data_root": None, "image_size": 0} if "dataset" in changes else {}
+        moved = {"data_root": None, "image_size": 0, "split": None, "split_seed": 0} if "dataset" in changes else {}
         self.config = dataclasses.replace(
             with_data_here(run.config), **{"log_dir": None, "eval_tasks": tasks, **moved, **changes}
         )

@@ -92,9 +92,9 @@ class RunFolder:
         return f"{self.path}, which has weights, tasks or a row of an earlier run but no {self.checkpoint.name}"
 
     def begin(
-        self, config: dict[str, Any], load: Callable[[], None], *, resume: bool, overwrite: bool, iterations: int
+        self, load: Callable[[], None], *, resume: bool, overwrite: bool, iterations: int
     ) -> dict[str, Any] | None:
-        """Claim the folder for a run of `iterations`, `load` the checkpoint that is there, and write config.json.
+        """Claim the folder for a run of `iterations`, and `load` the checkpoint that is there.
 
         Returns the row of a run that is resumed but finished, else None.
 
@@ -105,9 +105,13 @@ class RunFolder:
             finished = self.earlier(resume=resume, overwrite=overwrite, iterations=iterations)
             if self.checkpoint.exists():
                 load()
-            if finished is None:
-                self.write_config(config)
         return finished
+
+    def start(self, config: dict[str, Any]) -> None:
+        """Write config.json, and remove what a shorter run came to: the checkpoint has its model, too."""
+        for name in (self.weights.name, *_OUTCOMES):
+            (self.path / name).unlink(missing_ok=True)
+        self.write_config(config)
 
     def earlier(self, *, resume: bool, overwrite: bool, iterations: int = 0) -> dict[str, Any] | None:
         """Check that an earlier run in here is to be resumed or replaced; with `overwrite`, remove it.

@@ -142,7 +142,8 @@ class Run(TrainingRun[OuterLoop]):
 
     def keep(self, point: CurvePoint) -> None:
         """Keep the model that the meta-test will be of, as `--select` says."""
-        if point.val_accuracy > self.best["val_accuracy"] or self.config.select == "last":
+        best = self.best["val_accuracy"]
+        if point.val_accuracy > best or not best > -math.inf or self.config.select == "last":  # a metric may be NaN
             self.best = {"val_accuracy": point.val_accuracy, "model": self.loop.model_state()}
 
     @property

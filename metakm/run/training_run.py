@@ -109,6 +109,8 @@ class TrainingRun(RunKind, Generic[L]):
         return 0
 
     def _run(self) -> int:
+        if self.processes.first:
+            self.folder.start(self.settings.to_json())
         self._write_row("running")
         self._train()
         stopped = self._stopping()
@@ -144,7 +146,6 @@ class TrainingRun(RunKind, Generic[L]):
         """Claim the run folder; take up its checkpoint, or return its row, when resuming."""
         execution = self.settings.execution
         row = self.folder.begin(
-            self.settings.to_json(),
             self._load,
             resume=execution.resume,
             overwrite=execution.overwrite,

@@ -7,6 +7,7 @@ import textwrap
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
+from metakm.errors import UserError
 from metakm.io.figure import new_figure
 from metakm.table.blocks import Table
 from metakm.table.cells import Cell
@@ -25,8 +26,13 @@ def forest_picture(table: Table, form: PictureFormat = "png") -> bytes:
 
     A measured cell is a dot; the thick bar is its interval over seeds, the thin one with caps is the one over tasks.
     A published value is a hollow diamond with the +- of its source, whose meaning differs between sources.
+
+    Raises:
+        UserError: a table without rows.
     """
     panels = [(setting, lines) for setting in _settings(table) if (lines := _lines(table, setting))]
+    if not panels:
+        raise UserError("Expected rows to draw, got none; check --only, or the folder of the runs")
     heights = [sum(_height(label) for label, _ in lines) + 1.5 for _, lines in panels]
     figure = new_figure(figsize=(8, 0.9 + 0.3 * sum(heights)), layout="constrained")
     all_axes = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)[:, 0]

@@ -146,6 +146,15 @@ def test_merged_and_unloaded_is_the_plain_network():
     assert merged.state_dict().keys() == Mixed().state_dict().keys()
 
 
+def test_unmerge_follows_a_model_that_has_changed_its_precision():
+    model, x = trained(adapted()), images()
+    expected = model(x)
+    model.merge_adapter()
+    model.float()
+    model.unmerge_adapter()
+    torch.testing.assert_close(model(x.float()).double(), expected, rtol=1e-3, atol=1e-4)
+
+
 def test_unload_and_unmerge_give_the_base_back_to_the_last_bit():
     base = Mixed().eval()
     before = {name: t.clone() for name, t in base.state_dict().items()}

@@ -29,3 +29,9 @@ def test_a_write_makes_folders_and_respects_the_umask(tmp_path):
         os.umask(previous)
     assert path.read_bytes() == "\u00e4".encode()
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_name_that_is_no_utf8_is_written_as_its_bytes(tmp_path):
+    name = os.fsdecode(b"K\xe4se.png")
+    write_text(tmp_path / "a.txt", f"photo {name}")
+    assert (tmp_path / "a.txt").read_bytes() == b"photo K\xe4se.png"

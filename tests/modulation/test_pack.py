@@ -108,6 +108,17 @@ def test_fingerprint_is_of_the_base_alone(base):
     assert fingerprint(base, False, "fc") != fingerprint(base, True, "fc")
 
 
+def test_a_pack_of_everything_still_needs_the_same_layers(base):
+    other = copy.deepcopy(base)
+    next(m for m in other.modules() if isinstance(m, torch.nn.Conv2d)).stride = (3, 3)
+    assert fingerprint(other, True, "", "base") != fingerprint(base, True, "", "base")
+    other.load_state_dict({name: 2 * t for name, t in base.state_dict().items()})
+    next(m for m in other.modules() if isinstance(m, torch.nn.Conv2d)).stride = next(
+        m for m in base.modules() if isinstance(m, torch.nn.Conv2d)
+    ).stride
+    assert fingerprint(other, True, "", "base") == fingerprint(base, True, "", "base")
+
+
 @pytest.mark.parametrize(("builder", "classifier"), [(Mixed, "fc"), (mobilenet, "classifier")])
 def test_swap_restores_each_task_bit_for_bit_with_its_own_number_of_classes(builder, classifier):
     torch.manual_seed(0)

@@ -97,6 +97,19 @@ def test_a_head_of_other_ways_is_refused_by_name_and_prototypes_take_any(runs, t
     assert (row["ways"], row["shots"], row["trained_on"]) == (5, 2, "glyphs-3w1s")
 
 
+def test_a_run_on_a_divided_folder_is_tested_on_other_data(tmp_path, data):
+    for number in range(9):
+        (tmp_path / "photos" / f"{number}").mkdir(parents=True)
+        for each in range(5):
+            Image.new("RGB", (28, 28), (20 * number, 30 * each, 0)).save(
+                tmp_path / "photos" / f"{number}" / f"{each}.png"
+            )
+    flags = [*SMALL.split(), "--dataset", "folder", "--split", "3/3/3", "--image-size", "28", "--out", str(tmp_path)]
+    assert main([*flags, "--data-root", str(tmp_path / "photos")]) == 0
+    other = ("--dataset", "flowers", "--image-size", "28", "--data-root", str(data))
+    assert evaluate(tmp_path / "folder-3w1s" / "km" / "seed0", tmp_path / "out", *other) == 0
+
+
 def test_other_ways_on_the_runs_own_data_write_nothing(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert evaluate(runs / "protonet" / "seed0", None, "--ways", "4") == 0

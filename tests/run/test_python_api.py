@@ -10,9 +10,12 @@ import torch
 from runs import numbers, small_config
 
 import metakm
+from metakm.cli.signals import StopRequest
 from metakm.learning.outer_loop import DivergedError, OuterLoop
 from metakm.presets import preset_config
 from metakm.run.checkpoint import load_checkpoint
+from metakm.run.runner import Run
+from metakm.table.__main__ import main as table
 
 pytestmark = pytest.mark.float32
 
@@ -96,6 +99,31 @@ def test_a_finished_run_goes_on_to_the_results_of_a_longer_one(tmp_path):
     assert again.accuracy == part.accuracy
     with pytest.raises(metakm.UserError, match=r"iterations=8 \(now 4\)"):
         metakm.train(small_config(tmp_path / "part", **{**long, "iterations": 4}, resume=True))
+
+
+def test_a_run_that_was_extended_in_vain_is_still_what_it_was(tmp_path):
+    config = small_config(tmp_path, schedule="constant", select="last")
+    before = metakm.train(config)
+    longer = dataclasses.replace(config, iterations=40, resume=True)
+    with StopRequest() as stop:
+        run = Run(longer, stop)
+        stop.requested = True
+        with pytest.raises(KeyboardInterrupt):  # before its first iteration
+            run.execute()
+    assert metakm.load_run(config.folder).accuracy == before.accuracy
+    assert table([str(tmp_path)]) == 0
+
+    class Stop(metakm.Callback):
+        def on_iteration(self, _event):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # after it
+        metakm.train(longer, callbacks=[Stop()])
+    after = metakm.load_run(config.folder)
+    assert after.config.iterations == 40
+    assert not (config.folder / "weights.safetensors").exists()
+    tensors = before.learner.state_dict()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in after.learner.state_dict().items())
 
 
 def test_a_schedule_that_ends_cannot_go_on(tmp_path):

@@ -1,6 +1,7 @@
 """From folders of runs to Table III, its formats and the list below it."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import SIX_HUNDRED, table_of, write_run
 
+from metakm.errors import UserError
 from metakm.table.__main__ import main
 from metakm.table.blocks import build_table
 from metakm.table.collect import Collection, read_runs
@@ -103,6 +105,12 @@ def test_forest_plot_is_a_picture_in_each_format(tmp_path):
     assert svg.count("<!-- km (quick, eval-tasks 4) -->") == 2  # in Omniglot and in tiny-ImageNet
     assert "<!-- tiny-ImageNet 5-way 1-shot -->" in svg
     assert "<!-- a$\\frac$ (quick, eval-tasks 4) -->" in svg  # no formula
+
+
+def test_no_picture_of_no_rows(tmp_path):
+    table = table_of(tmp_path)
+    with pytest.raises(UserError, match="Expected rows to draw, got none"):
+        forest_picture(dataclasses.replace(table, blocks=()))
 
 
 # Any rows, in any order
