@@ -28,12 +28,14 @@ def page_lines(rows: Sequence[Row]) -> list[str]:
     lines = [
         "# A meta-trained base on classes that it never saw",
         "",
-        "Accuracy in percent over tasks, the same for all methods, with 10 queries a class and 95 % intervals over "
+        "Accuracy in percent over tasks, the same for all methods, with 10 queries per class and 95 % intervals over "
         "tasks. Written by `python benchmarks/pretrained.py --page` from rows.csv, which the same command without "
-        "`--page` makes. Differences are to the best plain method of the same number of photos, in pairs of tasks; "
-        "norm + head and LoRA are of fewer tasks, so their difference to others is over these.",
+        "`--page` makes. Differences are to the best plain method of the same number of photos, in pairs of tasks.",
     ]
-    missing = [_TITLES.get(m, m) for m in (*SOLVERS, *ADAPTED) if m not in {row["method"] for row in rows}]
+    there = {row["method"] for row in rows}
+    if there & {*ADAPTED}:
+        lines[-1] += " Norm + head and LoRA are of fewer tasks, so their difference to others is over these."
+    missing = [_TITLES.get(m, m) for m in (*SOLVERS, *ADAPTED) if m not in there]
     if missing:
         lines += ["", f"Not measured yet: {', '.join(missing)}. So the best plain method may be better than here."]
     for group in dict.fromkeys((row["source"], int(row["ways"]), int(row["side"])) for row in rows):

@@ -101,7 +101,10 @@ def _check_row(row: ResultRow) -> None:
     for name in ("accuracy", "val_accuracy", "ci95"):
         value = getattr(row, name)
         if value is not None and not 0 <= value <= (1 if name != "ci95" else np.inf):
-            raise UserError(f"Expected column {name} to be a fraction, got {value}; was the file changed?")
+            raise UserError(
+                f"Expected column {name} to be a fraction, got {value}; tables take accuracies alone, no metric of a "
+                "strategy's own"
+            )
     if row.status == "done" and (row.accuracy is None or row.ci95 is None or row.n_tasks < 2):
         raise UserError("Expected a run that is done to have accuracy, ci95 and 2 or more n_tasks, got less")
 
