@@ -80,7 +80,7 @@ class Bench:
     bases: Mapping[str, str]
     sources: Mapping[str, Sequence[str]]
     sides: Sequence[int] = (96, 128)
-    shots: Sequence[int] = (1, 5, 10)
+    shots: Sequence[int] = (1, 5, 10, 25)
     methods: Sequence[str] = (*SOLVERS, *ADAPTED)
     tasks: int = 600
     adapted_tasks: int = 30

@@ -115,7 +115,7 @@ def test_what_cannot_be_meant_is_one_message_and_writes_nothing(tmp_path, capsys
 def test_the_status_counts_what_was_asked_for(tmp_path, capsys):
     flags = ["--methods", "centroid", "--tested", "grocery", "--sides", "96", "--bases", "mine=b=cifar10"]
     assert pretrained.main(["--out", str(tmp_path), "--status", *flags]) == 0
-    cells = (2 + 2) * 2 * 3  # grocery for two bases, CIFAR-10 for the plain one and mine; two ways; three shots
+    cells = (2 + 2) * 2 * 4  # grocery for two bases, CIFAR-10 for the plain one and mine; two ways; four shots
     assert capsys.readouterr().out == f"0 of {cells} cells are done; left: centroid {cells}\n"
 
 

@@ -28,7 +28,7 @@ def test_the_pack_is_small_and_says_where_it_comes_from():
     assert len(FILE.read_bytes()) <= 200_000
     facts = read_pack(FILE).meta_trained
     assert (facts["base"], facts["config"]["train"]) == (LITE0, "norm")
-    assert facts["config"]["dataset"] == "flowers+grocery-store"
+    assert facts["config"]["dataset"] == "flowers+grocery-store+mini-imagenet"
 
 
 @pytest.mark.usefixtures("lite0")
