@@ -33,8 +33,8 @@ def page_lines(rows: Sequence[Row]) -> list[str]:
         "`--page` makes. Differences are to the best plain method of the same number of photos, in pairs of tasks.",
     ]
     there = {row["method"] for row in rows}
-    if there & {*ADAPTED}:
-        lines[-1] += " Norm + head and LoRA are of fewer tasks, so their difference to others is over these."
+    if len({row["tasks"] for row in rows}) > 1:
+        lines[-1] += " What is of fewer tasks says so; its difference to others, and what is best, is over these."
     missing = [_TITLES.get(m, m) for m in (*SOLVERS, *ADAPTED) if m not in there]
     if missing:
         lines += ["", f"Not measured yet: {', '.join(missing)}. So the best plain method may be better than here."]
@@ -77,7 +77,7 @@ def _cell(rows: Sequence[Row], base: str, method: str, shots: int, best: Row | N
     if row is None:
         return ""
     text = f"{100 * float(row['accuracy']):.1f} ± {100 * float(row['ci95']):.1f}"
-    if method in ADAPTED:
+    if int(row["tasks"]) < max(int(each["tasks"]) for each in rows):
         text += f" ({row['tasks']} tasks)"
     if best is None or base == LITE0:
         return f"**{text}**" if row is best else text
