@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from metakm.errors import UserError
 from metakm.io.files import expanded
 from metakm.models.modes import TrainedPart
-from metakm.models.pretrained import FEWSHOT, LITE0, Pretrained, load_pretrained
+from metakm.models.pretrained import FEWSHOT, FEWSHOT_SIZE, LITE0, Pretrained, load_pretrained
 from metakm.modulation.attachment import modulate
 from metakm.modulation.merging import merge
 from metakm.modulation.modulators import KernelModulator
@@ -101,7 +101,8 @@ def load_base(name: str | os.PathLike[str], weights: Path | None = None) -> Pret
     plain = load_pretrained(str(facts["base"]), weights)
     load_pack(plain.network, path)
     network = merge(plain.network, norms=False).requires_grad_(True)
-    preprocessing = dataclasses.replace(plain.preprocessing, size=int(facts["size"]))
+    size = FEWSHOT_SIZE if name == FEWSHOT else int(facts["size"])
+    preprocessing = dataclasses.replace(plain.preprocessing, size=size)
     return Pretrained(name, network, preprocessing, plain.classifier, few_shot=True)
 
 

@@ -59,3 +59,8 @@ def test_one_photo_tells_apart_8_kinds_of_groceries_that_it_never_saw(real_data,
     record_property("seconds", min(seconds))
     assert np.mean(right[FEWSHOT]) > 0.75
     assert np.mean(right[FEWSHOT]) > np.mean(right[LITE0]) + 0.2
+
+
+@pytest.mark.usefixtures("lite0")
+def test_photos_are_larger_than_those_of_its_training():
+    assert (read_pack(FILE).meta_trained["size"], load_base(FEWSHOT).preprocessing.size) == (96, 160)
