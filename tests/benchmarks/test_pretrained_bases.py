@@ -162,10 +162,13 @@ def test_a_fit_is_timed_from_photos_to_a_classifier_without_its_base(tmp_path, m
 
     monkeypatch.setattr(fit_seconds, "load_base", slow)
     monkeypatch.setattr(fit_seconds, "load_source", dataset)
-    flags = ["--out", str(tmp_path), "--ways", "4", "--side", "32", "--repetitions", "2"]
+    flags = ["--out", str(tmp_path), "--ways", "4", "--sides", "32", "--repetitions", "2"]
     assert fit_seconds.main([*flags, "--methods", "centroid", "ridge"]) == 0
     rows = read_csv(tmp_path / "fit-seconds.csv")
-    assert [(r["method"], r["photos"], r["repetitions"]) for r in rows] == [("centroid", "4", "2"), ("ridge", "4", "2")]
+    assert [(r["method"], r["photos"], r["side"], r["repetitions"]) for r in rows] == [
+        ("centroid", "4", "32", "2"),
+        ("ridge", "4", "32", "2"),
+    ]
     assert all(0 < float(row["fit_seconds"]) < 0.2 for row in rows)
     assert len(loaded) == 6
     assert fit_seconds.main([*flags, "--methods", "rigde"]) == 2
