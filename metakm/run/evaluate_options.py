@@ -22,8 +22,7 @@ Adapted = Literal["all", "head"]
 class EvaluateOptions:
     """Test a trained run again, beside what its row says, or on other data.
 
-    With another --dataset, a meta-test writes a row below --out.
-    Otherwise nothing is written.
+    On another --dataset, a meta-test writes a row below --out; else nothing.
     """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]

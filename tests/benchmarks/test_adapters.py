@@ -195,7 +195,7 @@ def test_groceries_are_read_with_their_split_once(tmp_path):
     assert np.abs(held.pixels[5].mean((0, 1)) - (15, 90, 40)).max() < 5
     with pytest.raises(UserError, match=r"Expected grocery-store/grocery-store-128\.tar\.xz in"):
         load_images("grocery", tmp_path, tmp_path / "other")
-    with pytest.raises(UserError, match="Expected data set to be one of"):
+    with pytest.raises(UserError, match="Expected dataset to be one of"):
         load_images("cars", tmp_path, tmp_path)
 
 
