@@ -34,9 +34,9 @@ Triple = tuple[float, float, float]
 
 LITE0 = "efficientnet-lite0"
 FEWSHOT = "efficientnet-lite0-fewshot"
+"""A pack that comes with metakm; `metakm.modulation.base_pack` loads it."""
 FEWSHOT_SIZE = 160
 """Pixels. It was meta-trained at 96, where episodes are cheap, and is better on larger photos (docs/pretrained.md)."""
-"""A pack that comes with metakm; `metakm.modulation.base_pack` loads it."""
 KINDS = f"{LITE0}, timm:NAME, torchvision:NAME or file.py:Class"
 PRETRAINED: Literal["pretrained"] = "pretrained"
 Weights = Path | Literal["pretrained"] | None  # a file, the library's, or random ones

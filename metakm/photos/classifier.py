@@ -136,7 +136,7 @@ def load_classifier(
             f"Expected version {HEADER_VERSION} of what metakm fit writes, got {header.get('version')!r:.20} in "
             f"{path}; read it with metakm {header.get('versions', {}).get('metakm', 'of its time')}"
         )
-    name = os.fspath(base or header["base"])
+    name = os.fspath(base) if base else str(header["base"])
     if base is None and ".py:" in name:
         raise UserError(f"Expected base (--base) for a pack whose base is in a Python file, got none; give {name}")
     if base is None and is_local(name) and not Path(name).expanduser().exists():
