@@ -23,7 +23,7 @@ ORDER = ("1", "5", "10", "all")
 _COMPARED = (("both", "norm"), ("channel", "norm"), ("low-rank", "norm"), ("km", "lora1"), ("km", "lokr4"))
 _HEADER = (
     "method | accuracy, % | to norm + head | from a half pack, % | parameters | pack, kB | half, kB | fit, s"
-    " | ms an image | rates x, epochs"
+    " | ms per image | rates x, epochs"
 )
 
 
@@ -193,22 +193,22 @@ Rows and this page are made by
     METAKM_DATA=FOLDER python benchmarks/adapters.py --out results/adapters --threads 1
     python benchmarks/adapters.py --out results/adapters --page
 
-and the first command goes on where it was stopped. Support images are official training and validation images, queries
-all official test images of the same classes. An accuracy is the mean over draws with a Student 95 % interval, a
-difference to norm + head likewise, in pairs; bold where the interval leaves zero out. With all images there is one run,
-and intervals are over test images: they do not tell what another seed would give.
+and the first command continues where it was stopped. Support images are official training and validation images; the
+queries are all official test images of the same classes. An accuracy is the mean over draws with a Student-t 95 %
+interval; so is the difference from norm + head, in pairs, bold where its interval excludes zero. With all images there
+is one run, and intervals are over test images: they do not cover other seeds.
 
 All methods run in the loop of `metakm fit`, on one network, from one head (the best one for frozen features), with the
 same views of the same images in the same order, and batch norm's statistics held. Each takes the best of the same four
 candidates, 0.3 times its rates for 4 epochs, 1 for 4, 1 for 10 and 3 for 10, chosen for each dataset and number of
 images on one draw of training and validation images that is not reported. At 1 the rates of AdamW are those of `metakm
 fit`: head 1e-3, norms 2e-3 (1e-3 in full fine-tuning), kernel modulators 2e-4 alone and 5e-5 with norms, low-rank
-additions and all of peft's 3e-4, everything 1e-4. So a method of two kinds of tensors has a rate for each.
+additions and all of peft's 3e-4, everything 1e-4. So a method that trains two kinds of tensors has a rate for each.
 
-peft 0.21 refuses LoRA on depthwise convolutions, so it has the others; its LoKr fails on timm's convolutions with
-padding of their own (the strided ones), so it has the others, depthwise ones included. Norm + head is KM's implicit
-modulation, and what BitFit is for a network whose biases are in its norms.
+peft 0.21 refuses LoRA on depthwise convolutions, so LoRA adapts all others. Its LoKr fails on timm's convolutions with
+padding of their own (the strided ones), so LoKr adapts all others, also depthwise ones. Norm + head is KM's
+implicit modulation, and corresponds to BitFit in a network whose biases are in its norms.
 
-`pack` is the file's size in float32, `half` in float16, both with the head and with the names that a file holds.
-Seconds and milliseconds are of one thread of the processor, which was shared with other work: to fit, the head's
-solution included, and for an image of a batch of 32, merged as the library of each merges."""
+`pack` is the file's size in float32, `half` in float16, both with the head and with the names stored in the file. Times
+are those of one thread, on a processor shared with other jobs: the seconds of a fit, the solution of the head included,
+and the milliseconds per image in a batch of 32, merged by each method's own library."""

@@ -125,7 +125,8 @@ class Bench:
         left = self.left()
         lines = []
         for shots in self.shots:
-            images = f"{shots:>3} image{'s' if shots != '1' else ' '}" + (" a class" if shots != "all" else "        ")
+            plural, per = "s" if shots != "1" else " ", " per class" if shots != "all" else " " * 10
+            images = f"{shots:>3} image{plural}{per}"
             for name in self.datasets:
                 own = [cell for cell in self.cells() if cell[:2] == (name, shots)]
                 rest = [cell for cell in left if cell[:2] == (name, shots)]

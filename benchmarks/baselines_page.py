@@ -44,7 +44,15 @@ def as_page(rows: Sequence[Measured], core_seconds: float) -> str:
         "each strategy comes in this time, not how far it gets in the end; one seed does not rank what is close.",
         "Made by `python benchmarks/baselines.py`.",
         _table(
-            ("strategy", "shots", "accuracy, %", "network", "tasks an iteration", "iterations", "core s an iteration"),
+            (
+                "strategy",
+                "shots",
+                "accuracy, %",
+                "network",
+                "tasks per iteration",
+                "iterations",
+                "core s per iteration",
+            ),
             [_measured(planned, row) for planned, row, _ in rows],
         ),
         "## Published, mini-ImageNet 5-way\n\nOther networks and budgets than above.",

@@ -30,14 +30,14 @@ def page_lines(rows: Sequence[Row]) -> list[str]:
         "",
         "Accuracy in percent over tasks, the same for all methods, with 10 queries per class and 95 % intervals over "
         "tasks. Written by `python benchmarks/pretrained.py --page` from rows.csv, which the same command without "
-        "`--page` makes. Differences are to the best plain method of the same number of photos, in pairs of tasks.",
+        "`--page` makes. Differences are from the best plain method with the same number of photos, paired over tasks.",
     ]
     there = {row["method"] for row in rows}
     if len({row["tasks"] for row in rows}) > 1:
-        lines[-1] += " What is of fewer tasks says so; its difference to others, and what is best, is over these."
+        lines[-1] += " Cells with fewer tasks say so; their differences, and the best of them, are over these tasks."
     missing = [_TITLES.get(m, m) for m in (*SOLVERS, *ADAPTED) if m not in there]
     if missing:
-        lines += ["", f"Not measured yet: {', '.join(missing)}. So the best plain method may be better than here."]
+        lines += ["", f"Not measured yet: {', '.join(missing)}. So the best plain method may do better than shown."]
     for group in dict.fromkeys((row["source"], int(row["ways"]), int(row["side"])) for row in rows):
         lines += ["", *_table(rows, *group)]
     return lines

@@ -9,9 +9,9 @@ from metakm.table.setting import Setting
 Row = Mapping[str, str]
 _HEAD = """# Does adaptation beyond the head matter at test time?
 
-Accuracy in percent of trained models on their meta-test tasks, with as many queries a class as shots. *All*: the inner
-loop adapts what it adapts in training; *head*: the head alone, all other inner rates being 0; *gap*: all minus head, in
-pairs, with its 95 % interval over the tasks: it holds for that trained model. The gaps of one model
+Accuracy in percent of trained models on their meta-test tasks, with as many queries per class as shots. *All*: the
+inner loop adapts what it adapts in training; *head*: the head alone, all other inner rates being 0; *gap*: all minus
+head, in pairs, with its 95 % interval over the tasks: it holds for that trained model. The gaps of one model
 over the steps are of the same tasks.
 """
 _END = """

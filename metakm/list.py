@@ -23,7 +23,7 @@ class ListOptions:
     """
 
     plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
-    """Python files that register more; they run with your rights."""
+    """Python files that register more; they run with your permissions."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -80,11 +80,11 @@ class HeadOptions(RateOptions):
     """Of strategies with a linear head that starts at its own parameters."""
 
     first_head_lr: SharedFloat = 0.0
-    """With --inner-lr-per-step: where the rate of the classifier's weight in the first step starts; 0: at --inner-lr, as everything else."""
+    """With --inner-lr-per-step: initial learning rate of the head's weight in the first inner step; 0: --inner-lr, as for everything else."""
     zero_head: SharedBool = False
-    """Start the classifier at zero in every task (Kao et al. 2022), so that no class is unlike another before the first inner step, which then moves the classifier alone. Off as published: its start is learned."""
+    """Start the head at zero in every task (Kao et al. 2022), so that no class differs from another before the first inner step, which then moves the head alone. Off as published: its initial weights are learned."""
     normal_head: SharedBool = False
-    """Draw the classifier's first weights from N(0, 1), with a bias of 0, instead of from U(-1/sqrt(F), 1/sqrt(F)) for F features. On with --preset paper for characters (MAML's code)."""
+    """Draw the head's initial weights from N(0, 1), with a bias of 0, instead of from U(-1/sqrt(F), 1/sqrt(F)) for F features. On with --preset paper for characters (MAML's code)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,15 +21,15 @@ class ExecutionOptions:
     out: Path = Path("results")
     """Folder for results; each run has a folder of its own in it."""
     resume: bool = False
-    """Continue from the run folder's checkpoint, with the results of an uninterrupted run. A finished run is left as it is, unless --iterations is raised and the learning rate is constant."""
+    """Continue from the run folder's checkpoint, with the results of an uninterrupted run. A finished run is left as it is; metakm.run continues it if --iterations is raised and the learning rate is constant."""
     overwrite: bool = False
     """Replace an earlier run in the run folder. Without it an earlier run is never touched."""
     dry_run: bool = False
     """Print the config, parameter counts and an estimate of time and memory, write nothing, and stop."""
     log_dir: Path | None = None
-    """Folder for TensorBoard event files of loss, accuracies and ms an iteration, in <log-dir>/<run id>/; needs tensorboard."""
+    """Folder for TensorBoard event files of loss, accuracies and ms per iteration, in <log-dir>/<run id>/; needs tensorboard."""
     quiet: bool = False
-    """No progress on standard error; errors and the result stay."""
+    """Show no progress on standard error; errors and the result are still printed."""
     json: bool = False
     """For scripts: standard output has one JSON object per line, for progress, each validation and the result, and nothing else."""
 

@@ -49,21 +49,21 @@ class RunProtocol:
     dataset: str = "glyphs"
     """Dataset: glyphs (drawn by metakm, needs no file), omniglot, mini-imagenet, tiered-imagenet, tiny-imagenet, cifar-fs, fc100, cub, flowers, grocery-store, or folder: your own images, one folder per class in train/, val/ and test/ of --data-root, or directly in it with --split; or one from a plugin. Several, such as --dataset flowers grocery-store, alternate episode by episode. glyphs by default, so that every machine can run it."""
     ways: int = FROM_PRESET
-    """Classes in an episode. Default from --dataset: 20 for characters, 5 for photographs (Finn et al. 2017). A range such as 5-20 is one of meta-training alone, as --train-ways; validation and test then have the default."""
+    """Classes per episode. Default from --dataset: 20 for characters, 5 for photographs (Finn et al. 2017). A range such as 5-20 applies to meta-training alone, like --train-ways; validation and test then have the default."""
     shots: int = 1
-    """Support images of each class. The published settings have 1 and 5. A range such as 1-5 is one of meta-training alone, as --train-shots; validation and test then have 1."""
+    """Support images per class. The published settings have 1 and 5. A range such as 1-5 applies to meta-training alone, like --train-shots; validation and test then have 1."""
     train_ways: str | None = None
-    """Range of ways, such as 5-20, out of which those of each meta-batch are drawn, for strategies whose head takes any number. Without it: --ways."""
+    """Range of ways, such as 5-20, from which each meta-batch draws its own, for strategies whose head takes any number of classes. Without it: --ways."""
     train_shots: str | None = None
-    """Range of shots, such as 1-5, out of which those of each meta-batch are drawn. Without it: --shots."""
+    """Range of shots, such as 1-5, from which each meta-batch draws its own. Without it: --shots."""
     queries: int = FROM_PRESET
-    """Query images of each class. Default from --preset; paper: the shots for characters (MAML's code), 15 for photographs."""
+    """Query images per class. Default from --preset; paper: the shots for characters (MAML's code), 15 for photographs."""
     test_queries: int = FROM_PRESET
-    """Query images of each class in meta-validation and meta-test; 0: as --queries. With --preset paper: the shots for photographs (MAML's code)."""
+    """Query images per class in meta-validation and meta-test; 0: as --queries. With --preset paper: the shots for photographs (MAML's code)."""
     preset: PresetName = "quick"
     """Where the other defaults come from. table3: that of results/table3/, the same for all strategies, chosen on meta-validation (results/search). quick: scaled down, chosen for km on the meta-validation of omniglot 20-way 1-shot and only estimated for other settings; paper: the published protocol of Finn et al. 2017 and Raghu et al. 2020 (metakm/presets.py lists what still differs)."""
     backbone: str = FROM_PRESET
-    """conv4-<filters>-stride, conv4-<filters>-pool, resnet12, resnet<depth> (of CIFAR) or wrn-<depth>-<k>; any network as timm:NAME, torchvision:NAME or file.py:Class, which runs with your rights; own where a strategy brings a network of its own; or one from a plugin. Default from --preset; paper: conv4-64-stride for characters, conv4-32-pool for photographs."""
+    """conv4-<filters>-stride, conv4-<filters>-pool, resnet12, resnet<depth> (of CIFAR) or wrn-<depth>-<k>; any network as timm:NAME, torchvision:NAME or file.py:Class, which runs with your permissions; own where a strategy brings a network of its own; or one from a plugin. Default from --preset; paper: conv4-64-stride for characters, conv4-32-pool for photographs."""
     inner_lr: float = FROM_PRESET
     """Inner learning rate on the mean support cross-entropy. Default from --preset; paper: 2.0 for characters (MAML's 0.1 on ways x mean, 0.4 with 5 ways), 0.05 for photographs (0.01 likewise)."""
     inner_steps: int = FROM_PRESET
@@ -71,7 +71,7 @@ class RunProtocol:
     test_inner_steps: int = FROM_PRESET
     """Inner steps in meta-validation and meta-test. Default from --preset; paper: 5 for characters (5-way: 3), 10 for photographs."""
     meta_batch: int = FROM_PRESET
-    """Tasks in a meta-batch. Default from --preset; paper: 16 for characters (5-way: 32), 4 or 2 for photographs with 1 or 5 shots."""
+    """Tasks per meta-batch. Default from --preset; paper: 16 for characters (5-way: 32), 4 or 2 for photographs with 1 or 5 shots."""
     meta_lr: float = FROM_PRESET
     """Adam's learning rate in the outer loop. Default from --preset; paper: 1e-3."""
     iterations: int = FROM_PRESET
@@ -89,21 +89,21 @@ class RunProtocol:
     bn_mode: BatchNormMode = "transductive"
     """Where batch statistics come from. transductive, as published: the batch at hand; support: the support images alone; running: averages over meta-training when evaluating; frozen: the stored averages, in training too."""
     precision: Precision = "fp32"
-    """Of the convolutions: fp32, on a GPU too (metakm's kernels there keep float32's accuracy), or bf16, faster where the processor has it; parameters, norm statistics and classifier stay fp32."""
+    """Precision in which the convolutions are computed: fp32, on a GPU too (metakm's kernels there keep float32's accuracy), or bf16, faster where the processor has it; parameters, norm statistics and head stay fp32."""
     seed: int = 0
     """Seed of the initial weights and of the meta-training episodes. Meta-validation and meta-test episodes are the same for every seed."""
     image_size: int = 0
     """Side in pixels of the square to which images are resized; 0 is 84, or 32 for cifar-fs and fc100. Refused for glyphs, omniglot and tiny-imagenet, whose size is fixed."""
     split: str | None = None
-    """Numbers of training, validation and test classes, such as 64/16/20, for --dataset folder with one folder of images per class and nothing else; drawn by --split-seed. Without it: the folders train, val and test."""
+    """Numbers of training, validation and test classes, such as 64/16/20, into which --dataset folder divides one folder of class folders at random, by --split-seed; not the --split of metakm evaluate. Without it: the folders train, val and test."""
     split_seed: int = 0
-    """Seed of the classes that --split draws; it is not that of the run, so that runs of all seeds have the same classes."""
+    """Seed with which --split divides the classes. It is independent of --seed, so that runs of all seeds have the same classes."""
     init_from: Path | None = None
     """Folder of a trained run whose weights this one starts from; its strategy, network and ways must be the same. Without it: weights by --seed."""
     weights: str | None = None
     """Trained weights that the backbone starts from: a file, whose tensors are taken by name or, if it has none of the network's names, by order; or pretrained for those of timm or torchvision; images are then normalised as these expect. Without it: weights by --seed."""
     train: TrainedPart = "full"
-    """What of the backbone the outer loop trains: full, everything; norm, the scales and shifts of its norm layers; km, kernel modulators, which then are attached to its convolutions unless the strategy has its own; both, norm and km. The rest stays as it started. What the inner loop adapts is the strategy's choice, and what a strategy has beside the backbone is always trained."""
+    """What the outer loop trains of the backbone: full, everything; norm, the scales and shifts of its norm layers; km, kernel modulators, which are then attached to its convolutions unless the strategy has its own; both, norm and km. The rest keeps its initial values. What the inner loop adapts depends on the strategy, and what a strategy has besides the backbone is always trained."""
     eval_tasks: int = 600
     """Meta-test tasks. 600 as published (Finn et al. 2017)."""
     val_tasks: int = FROM_PRESET

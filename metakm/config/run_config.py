@@ -35,11 +35,11 @@ class RunConfig(ExecutionOptions, RunProtocol):
     """
 
     task_chunk: int | None = None
-    """Tasks whose graphs are in memory at once; but for rounding the result does not depend on it. Without it: as many as fit into half of the memory, by an estimate; runs of a sweep on one device divide it."""
+    """Tasks whose graphs are in memory at once; except for rounding, the result does not depend on it. Without it: as many as fit into half of the memory, by an estimate; runs of a sweep on one device divide it."""
     eager: bool = False
-    """On a GPU, launch the kernels of each meta-gradient one by one. Without it they are recorded once as a CUDA graph and replayed, which is faster; a strategy that synchronises with the GPU cannot be recorded and runs as with --eager."""
+    """On a GPU, launch the kernels of each meta-gradient one by one. Without it they are captured once as a CUDA graph and replayed, which is faster; a strategy that synchronises with the GPU cannot be captured and runs as with --eager."""
     plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
-    """Python files that register strategies, datasets or backbones; they run with your rights."""
+    """Python files that register strategies, datasets or backbones; they run with your permissions."""
 
     def __post_init__(self) -> None:
         self._take_ranges()

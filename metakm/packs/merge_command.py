@@ -14,8 +14,8 @@ from metakm.errors import UserError
 class Merge:
     """Merge a pack of metakm fit into its base, and write the network as one ONNX file.
 
-    Input: RGB images in [0, 1], the middle square of a photo. Output: logits, whose
-    softmax has calibrated probabilities. The metadata has the classes.
+    Input: RGB images in [0, 1], the central square of a photo. Output: logits, whose
+    softmax gives calibrated probabilities. The metadata names the classes.
     """
 
     file: tyro.conf.Positional[Path]

@@ -42,9 +42,9 @@ class FitOptions(FitSettings):
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("classifier.safetensors")
     """The pack, replaced if it is there."""
     report: bool = True
-    """Write a page beside it, of the same name with .html: curve, confusion matrix, the photos it gets wrong."""
+    """Write an HTML page next to the pack, with the same name: curve, confusion matrix, wrongly classified photos."""
     resume: bool = False
-    """Go on with a fit that was stopped."""
+    """Continue a fit that was stopped."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,21 +30,21 @@ class FitSettings:
     """
 
     base: str = "efficientnet-lite0"
-    """Pretrained network: efficientnet-lite0, timm:NAME, torchvision:NAME or file.py:Class (the file runs with your rights); or one that was meta-trained: efficientnet-lite0-fewshot, the folder of a run, or its pack.safetensors."""  # noqa: E501
+    """Pretrained network: efficientnet-lite0, timm:NAME, torchvision:NAME or file.py:Class (the file runs with your permissions); or one that was meta-trained: efficientnet-lite0-fewshot, the folder of a run, or its pack.safetensors."""  # noqa: E501
     weights: Path | None = None
     """File with weights of the base, in place of its own."""
     method: MethodChoice = DEFAULT_METHOD
-    """What is trained beside the classifier: kernel modulators (km), norm layers (norm), both, nothing (head; centroid and ridge with a classifier in closed form), low-rank additions (lora), everything (full). auto takes the best of head, norm, km, both and lora on photos held out; few-shot that of centroid, ridge and norm, and centroid where each class has one photo. default: few-shot for a base that was meta-trained, norm for others."""  # noqa: E501
+    """What is trained besides the head: kernel modulators (km), norm layers (norm), both, nothing (head; centroid and ridge with a head in closed form), low-rank additions (lora), everything (full). auto takes the best of head, norm, km, both and lora on held-out photos; few-shot the best of centroid, ridge and norm, and centroid if each class has one photo. default: few-shot for a meta-trained base, norm for others."""  # noqa: E501
     size: int | None = None
     """Side of the images in pixels; that of the base by default."""
     validation: ValidationChoice = "auto"
-    """Photos to hold out, for calibration, early stopping and auto: folds, a part of a fifth, or none; auto: folds below 400 photos."""  # noqa: E501
+    """Photos to hold out, for calibration, early stopping and the choice of a method. folds: each photo once, in --folds folds; part: a fifth; none; auto: folds below 400 photos, part from 400 on."""  # noqa: E501
     folds: int = 3
     """Number of cross-validation folds."""
     augment: bool = True
-    """Train on random crops, mirror images and light."""
+    """Train on random crops, flips and colour jitter."""
     precision: PackPrecision = "full"
-    """Precision of the stored tensors: full, or fp16 for half the bytes."""
+    """Precision of the tensors stored in the pack, not of the training: full, or fp16 for half the bytes."""
     seed: int = 0
     """Seed of the folds, augmentation and photo order."""
     device: str = "auto"

@@ -44,7 +44,7 @@ class ReportOptions:
     data_root: Path | None = None
     """Folder with the data, in place of each run's own."""
     plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
-    """Python files that register strategies of the runs; they run with your rights. The plugins that runs name are not loaded automatically."""  # noqa: E501
+    """Python files that register strategies of the runs; they run with your permissions. The plugins that runs name are not loaded automatically."""  # noqa: E501
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

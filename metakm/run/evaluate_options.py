@@ -20,23 +20,23 @@ Adapted = Literal["all", "head"]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """Test a trained run again, beside what its row says, or on other data.
+    """Test a trained run again, and compare with its row, or test it on other data.
 
-    On another --dataset, a meta-test writes a row below --out; else nothing.
+    A meta-test on another --dataset writes a row below --out; nothing else does.
     """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run: it has config.json, and weights.safetensors or checkpoint.pt."""
     split: Split = "test"
-    """test: the meta-test tasks; val: the meta-validation tasks, to choose --test-inner-steps by."""
+    """test: the meta-test tasks; val: the meta-validation tasks, for choosing --test-inner-steps. Not the --split of metakm.run."""  # noqa: E501
     dataset: str | None = None
     """Another dataset to draw the tasks from. Without it: the run's."""
     ways: int | None = None
-    """Classes in a task, where the strategy's head takes any number. Without it: the run's."""
+    """Classes per task, if the strategy's head takes any number. Without it: the run's."""
     shots: int | None = None
-    """Support images of each class. Without it: the run's."""
+    """Support images per class. Without it: the run's."""
     test_queries: int | None = None
-    """Query images of each class. Without it: the run's."""
+    """Query images per class. Without it: the run's."""
     image_size: int | None = None
     """Side in pixels to which the images of another dataset are resized. Without it: that dataset's own."""
     adapt: Adapted = "all"
@@ -50,7 +50,7 @@ class EvaluateOptions:
     device: str = "auto"
     """auto, cpu, cuda or cuda:<n>. auto is the first GPU if there is one, else the CPU."""
     eval_tasks: int | None = None
-    """Tasks, from the first on. Without it: as many as the run's."""
+    """Number of tasks, counted from the first. Without it: the run's."""
     test_inner_steps: int | None = None
     """Inner steps. Without it: the run's."""
     task_chunk: int | None = None
@@ -60,7 +60,7 @@ class EvaluateOptions:
     json: bool = False
     """For scripts: standard output has one JSON object per line, for progress and the result, and nothing else."""
     plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
-    """Python files that register strategies, backbones or datasets; they run with your rights. Name those of the run, too."""  # noqa: E501
+    """Python files that register strategies, backbones or datasets; they run with your permissions. Name those of the run, too."""  # noqa: E501
 
 
 def tested_as(options: EvaluateOptions) -> tuple[str, ...]:

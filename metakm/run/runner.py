@@ -125,7 +125,7 @@ class Run(TrainingRun[OuterLoop]):
         seconds = self.loop.trial_seconds()
         left = seconds * (self.config.iterations - self.loop.iteration)
         gigabytes = self.loop.chunks.training * self.loop.chunks.task_bytes / 1e9
-        return f"about {1000 * seconds:.0f} ms an iteration, {duration(left)} of meta-training, {gigabytes:.1f} GB"
+        return f"about {1000 * seconds:.0f} ms per iteration, {duration(left)} of meta-training, {gigabytes:.1f} GB"
 
     def how_to_reproduce(self) -> str:
         """The command that resumes this run."""

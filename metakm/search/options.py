@@ -41,7 +41,7 @@ class SearchOptions:
     dataset: str = "glyphs"
     """Dataset."""
     ways: int | None = None
-    """Classes in an episode. Default: 20 for characters, 5 for photographs."""
+    """Classes per episode. Default: 20 for characters, 5 for photographs."""
     shots: int = 1
     """Support images per class."""
     trials: int = 20

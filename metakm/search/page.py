@@ -50,7 +50,7 @@ def _head(studies: Studies) -> str:
 Accuracies are those of meta-validation; meta-test was not touched. Each trial is {config.iterations:,} iterations of
 meta-training with seed {config.seed}; its last model is measured on {protocol["tasks"]} tasks, the same for all, with
 {steps} inner steps, and the best of these is kept. Trials below the median of the earlier ones at the same iteration
-are given up (pruned). `search.csv` has every trial, `summary.csv` one row a strategy. To go on, or to make it again:
+are stopped (pruned). `search.csv` has every trial, `summary.csv` one row per strategy. To continue or repeat it:
 
     {studies.plan.command}
 

@@ -38,7 +38,7 @@ class SweepOptions:
     dataset: Names = ()
     """Datasets, unless the first argument names one."""
     ways: int | None = None
-    """Classes in an episode. Default: 20 for characters, 5 for photographs."""
+    """Classes per episode. Default: 20 for characters, 5 for photographs."""
     shots: tuple[int, ...] = (1, 5)
     """Support images per class."""
     seeds: int = 3

@@ -59,7 +59,7 @@ class TableOptions:
     strict: bool = False
     """Exit with code 1 if a result.csv could not be used."""
     plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
-    """Python files that register layouts; they run with your rights."""
+    """Python files that register layouts; they run with your permissions."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -302,7 +302,7 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(tmp_path, capsys):
     assert run(tmp_path / "out", "--dry-run") == 0
     output = capsys.readouterr()
     assert json.loads(output.out)["iterations"] == 6
-    assert "ms an iteration" in output.err
+    assert "ms per iteration" in output.err
     assert "GB" in output.err
     assert not (tmp_path / "out").exists()
 
