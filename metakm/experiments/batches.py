@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -41,16 +42,17 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """The batches of one part of a dataset.
+    """The batches of one part of a dataset, or of several together.
 
     Args:
+        parts: their images follow each other; they are not copied.
         size: side of the resulting images; `resized-crop` crops it from larger ones.
         normalisation: what the network expects.
     """
 
     def __init__(
         self,
-        part: FewShotDataset,
+        parts: Sequence[FewShotDataset],
         batch: int,
         seed: int,
         augmentation: Augmentation,
@@ -58,8 +60,8 @@ class Batches:
         normalisation: Normalisation = IMAGENET,
     ) -> None:
         self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in normalisation)
-        self.part, self.batch, self.augmentation, self.size = part, batch, augmentation, size
-        self.labels = torch.from_numpy(labels_of(part))
+        self.parts, self.batch, self.augmentation, self.size = parts, batch, augmentation, size
+        self.labels = torch.from_numpy(np.concatenate([labels_of(part) for part in parts]))
         self._order_key, self._words_key = stream_key("order", seed), stream_key("augmentation", seed)
         self._order: npt.NDArray[np.int64]
         self._uniform: npt.NDArray[np.float64]
@@ -92,8 +94,17 @@ class Batches:
         return Batch(images, self.labels[rows])
 
     def _normalised(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        images = torch.from_numpy(self.part.images[rows]).float() / 255  # [n, 3, H, W]
+        images = torch.from_numpy(self._images(rows)).float() / 255  # [n, 3, H, W]
         return (images - self.mean) / self.std
+
+    def _images(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        images = np.empty((len(rows), *self.parts[0].image_shape), np.uint8)
+        start = 0
+        for part in self.parts:
+            own = (start <= rows) & (rows < start + len(part.images))
+            images[own] = part.images[rows[own] - start]
+            start += len(part.images)
+        return images
 
     def _draw(self, epoch: int) -> None:
         """The order of the epoch `[M]`, and numbers in [0, 1) for the augmentation of each image `[M, CHOICES]`."""

@@ -48,6 +48,8 @@ class ExperimentConfig(ExecutionOptions):
     """Weight decay of the parameters that are trained."""
     augmentation: Augmentation
     """pad-crop: shift by up to an eighth of the side, flip; resized-crop: crop 22 to 100 % of the area, flip; none."""
+    hold_out: bool
+    """Validate after each epoch on a part that is not trained on, as --tune and --train-images do anyway; without it, that part is trained on as well and nothing is validated."""  # noqa: E501
     tune: bool = False
     """Leave the test part alone; the row then has the accuracy on the validation part only."""
     seed: int = 0
@@ -70,6 +72,11 @@ class ExperimentConfig(ExecutionOptions):
             if getattr(self, field) not in get_args(names):
                 raise unknown_name(flag(field), getattr(self, field), get_args(names))
         super().__post_init__()
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether the validation part is kept out of training."""
+        return self.hold_out or self.tune or self.train_images > 0
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ class MethodConfig:
 
     def defaults(self) -> dict[str, Any]:
         """Of the fields that older files lack."""
-        return {"residual_start": 1.0, "annealed": True}
+        return {"residual_start": 1.0, "annealed": True, "hold_out": True}
 
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON values; the method's own replace the experiment's."""

@@ -61,25 +61,29 @@ _READING = (
     "over the n test images, which says nothing about other seeds.",
     "Above or below: the difference exceeds its interval, which is paired over seeds; with fewer than two seeds in "
     "common it is the root of the summed squares of both intervals.",
-    "Only rows of preset paper follow the published schedule and speak for or against a claim; quick and short are "
-    "scaled down.",
+    "Only rows of preset paper with all its epochs follow the published schedule and speak for or against a claim; "
+    "quick and short are scaled down.",
 )
+_COLUMNS = {
+    "table1": ("Recovered: accuracy divided by that of full.",),
+    "table2": ("Training memory: the peak of the first steps above what the process held before them.",),
+}
 
 
 def layout_paper(table: PaperTable, runs: Iterable[RecordedExperiment], problems: Sequence[str] = ()) -> Layout:
     """The published values, the measured ones by setup, the paper's claims, and what was left out."""
     name = {"table1": "scratch", "table2": "transfer", "fig5": "ablation"}[table]
     lines, left_out = lines_of(run for run in runs if run.row.experiment.split("-")[0] == name)
-    build, claims = _BUILDERS[table]
+    build, claims, epochs = _BUILDERS[table]
     grids = [*_published(table)]
     for setup, title in setup_titles({line.setup for line in lines}).items():
         own = [line for line in lines if line.setup == setup]
-        grids += [build(title, own), _claims(setup.preset, own, claims)]
+        grids += [build(title, own), _claims(setup.preset == "paper" and setup.epochs == epochs, own, claims)]
     listings = (
         TitledList("Left out", tuple(left_out)),
         TitledList("Not read", tuple(problems)),
         TitledList("Notes", () if lines else (f"No finished run of python -m metakm.experiments.{name} was found.",)),
-        TitledList("How to read this", _READING),
+        TitledList("How to read this", (*_READING, *_COLUMNS.get(table, ()))),
     )
     return Layout(tuple(grids), tuple(listing for listing in listings if listing.items))
 
@@ -111,7 +115,7 @@ def _published(table: PaperTable) -> list[Grid]:
 def _table1(title: str, lines: Sequence[Line]) -> Grid:
     order = ("full", "bl", "km", "km-channel", "sn", "ld", "ld-constant", "tbn")
     lines = _sorted_by_method(lines, order)
-    full = max((line.mean for line in lines if line.method == "full"), default=None)
+    full = [line.mean for line in lines if line.method == "full"]
     header = ("Measured", "Network", "Trainable", "All", "Accuracy, %", "Recovered", "Learning rate", "Seeds")
     cells = [
         (
@@ -120,11 +124,11 @@ def _table1(title: str, lines: Sequence[Line]) -> Grid:
             f"{line.first.trainable_parameters:,}",
             f"{line.first.total_parameters:,}",
             _format_accuracy(line),
-            "" if full is None else f"{line.mean / full:.2f}",
+            f"{line.mean / full[0]:.2f}" if len(full) == 1 else "",
             f"{line.learning_rate:g}",
             str(len(line.rows)),
         )
-        for name, line in zip(line_names(lines), lines, strict=True)
+        for name, line in zip(line_names(lines, always=("residual_start",)), lines, strict=True)
     ]
     return Grid(f"Table I, measured ({title})", header, tuple(cells))
 
@@ -138,7 +142,7 @@ def _table2(title: str, lines: Sequence[Line]) -> Grid:
         "Trainable",
         "All",
         "Pack, kB",
-        "Memory, MB",
+        "Training memory, MB",
         "Accuracy, %",
         "Learning rate",
         "Seeds",
@@ -187,8 +191,8 @@ def panel_lines(panel: str, lines: Sequence[Line]) -> list[tuple[str, Line]]:
     ]
 
 
-def _claims(preset: str, lines: Sequence[Line], claims: Sequence[Statement]) -> Grid:
-    note = "" if preset == "paper" else ", not the published schedule"
+def _claims(published: bool, lines: Sequence[Line], claims: Sequence[Statement]) -> Grid:
+    note = "" if published else ", not the published schedule"
     cells = []
     for claim in claims:
         first, second = ([line for line in lines if line.method == name] for name in (claim.first, claim.second))
@@ -217,12 +221,13 @@ def _format_difference(first: Line, second: Line) -> str:
 
 
 def _sorted_by_method(lines: Sequence[Line], order: Sequence[str]) -> list[Line]:
-    return sorted(lines, key=lambda line: (order.index(line.method), line.learning_rate, line.own))
+    places = {method: place for place, method in enumerate(order)}
+    return sorted(lines, key=lambda line: (places.get(line.method, len(order)), line.learning_rate, line.own))
 
 
 def _format_memory(line: Line) -> str:
-    """The largest peak of the processes that trained nothing before."""
-    peaks = [row.peak_memory_mb for row in line.rows if row.peak_memory_mb is not None]
+    """The largest of the seeds."""
+    peaks = [row.training_memory_mb for row in line.rows if row.training_memory_mb is not None]
     return f"{max(peaks):,.0f}" if peaks else ""
 
 
@@ -234,8 +239,9 @@ def _format_published(accuracy: str, plus_minus: str) -> str:
     return f"{accuracy} ± {plus_minus}" if plus_minus else accuracy
 
 
-_BUILDERS: dict[str, tuple[Callable[[str, Sequence[Line]], Grid], tuple[Statement, ...]]] = {
-    "table1": (_table1, TABLE1_CLAIMS),
-    "table2": (_table2, TABLE2_CLAIMS),
-    "fig5": (_fig5, FIG5_CLAIMS),
+_BUILDERS: dict[str, tuple[Callable[[str, Sequence[Line]], Grid], tuple[Statement, ...], int]] = {
+    "table1": (_table1, TABLE1_CLAIMS, 200),
+    "table2": (_table2, TABLE2_CLAIMS, 50),
+    "fig5": (_fig5, FIG5_CLAIMS, 200),
 }
+"""How to draw the measured rows, what the paper says, and the epochs that it trains for."""

@@ -18,9 +18,10 @@ def memory_of_tasks(lines: Sequence[Line], tasks: int) -> dict[str, float]:
     """MB that hold `tasks` tasks of one network, by method.
 
     They are the base's parameters once, in float32, and for each task its pack or, where a method has none, what it
-    trains. Where that is the whole network there is no base.
+    trains. Where that is the whole network there is no base. The base is what the method that trains least leaves as it
+    is; running statistics are not counted.
     """
-    base = _FLOAT_BYTES * min(line.first.total_parameters for line in lines)
+    base = _FLOAT_BYTES * max(line.first.total_parameters - line.first.trainable_parameters for line in lines)
     found = {}
     for name, line in zip(line_names(lines), lines, strict=True):
         row = line.first

@@ -95,8 +95,8 @@ def _from_file(path: Path) -> dict[str, Tensor]:
         raise UserError(f"Expected --weights imagenet, random or a file, got {path}, which does not exist") from error
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, safetensors.SafetensorError) as error:
         raise UserError(f"Expected a file of weights, got a damaged or foreign file {path}: {error}") from error
-    if isinstance(state, dict) and "training" in state:
-        state = state["training"]["model"]
+    if isinstance(state, dict) and isinstance(state.get("loop"), dict):  # a checkpoint of scratch
+        state = state["loop"].get("model")
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"Expected names and tensors in {path}, got something else; save model.state_dict()")
     return state

@@ -21,9 +21,10 @@ from metakm.run.row import CsvRow, Status
 
 # Fields of a run's config.json that say where and how it is executed, and which others with it: not what it computes.
 EXECUTION_FIELDS = SHARED_EXECUTION_FIELDS | {"methods"}
-_OF_METHOD = ("momentum", "weight_decay", "residual_start", "annealed")
+_OF_METHOD = ("momentum", "weight_decay", "residual_start", "annealed", "start")
 _USUAL = {"residual_start": "1.0", "annealed": "true"}  # also where a file lacks them
-_IN_ROW = frozenset({"seed", "tune", "train_images", "data", "classes"})  # by seed, accuracy, n_train, split_hash
+# What the row's seed, accuracy, n_train and split_hash tell.
+_IN_ROW = frozenset({"seed", "tune", "hold_out", "train_images", "data", "classes"})
 Settings = tuple[tuple[str, str], ...]
 
 
@@ -32,7 +33,8 @@ class ExperimentRow(CsvRow):
     """One run. Accuracies are fractions; None is a number that was not measured, an empty cell in the file."""
 
     FILE: ClassVar[str] = "experiment.csv"
-    FINISHED: ClassVar[tuple[str, ...]] = ("val_accuracy",)
+    FINISHED: ClassVar[tuple[str, ...]] = ("train_accuracy",)
+    FORMER: ClassVar[frozenset[str]] = frozenset({"peak_memory_mb"})
 
     run_id: str
     status: Status
@@ -53,13 +55,12 @@ class ExperimentRow(CsvRow):
     total_parameters: int  # with the modulators
     pack_bytes: int | None  # size of the task's file; None where the whole network is the task's
     train_accuracy: float | None  # mean over the last epoch's batches, augmented, each before its step
-    val_accuracy: float | None  # after the last epoch
+    val_accuracy: float | None  # after the last epoch; empty where the run trained on the validation part
     accuracy: float | None  # on the test part, after the last epoch
     ci95: float | None  # half-width of the 95 % interval of that accuracy over test images, 1.96 sqrt(p (1 - p) / n)
     n_test: int
     train_seconds: float  # wall time of training, validation included
     ms_per_iteration: float | None  # mean wall time of a training iteration, validation excluded
-    peak_memory_mb: float | None  # largest resident set of the process, or allocation on the GPU; of its first run
     device: str
     threads: int
     torch_version: str
@@ -69,6 +70,7 @@ class ExperimentRow(CsvRow):
     started_at: str  # UTC, ISO 8601
     start: str = ""  # of the kernel modulators: exact or paper; empty without any, or where a row is older: then paper
     residual_start: float = 1.0  # of the scale of each residual block's last norm; tbn draws its own
+    training_memory_mb: float | None = None  # see `TrainingMemory`; empty where the system does not tell
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,7 @@ def _recorded(row: ExperimentRow, config: Mapping[str, Any] | None) -> RecordedE
         return RecordedExperiment(row, (("config.json", "missing"),), ())
     told = (EXECUTION_FIELDS | _IN_ROW | {f.name for f in fields(ExperimentRow)}) - {*_OF_METHOD}
     texts = {name: v if isinstance(v, str) else json.dumps(v) for name, v in config.items() if name not in told}
+    texts |= {"start": row.start} if row.start else {}  # config.json has "auto", too
     shared = tuple(sorted((name, text) for name, text in texts.items() if name not in _OF_METHOD))
     own = tuple((n, texts[n]) for n in _OF_METHOD if n in texts and texts[n] != _USUAL.get(n))
     return RecordedExperiment(row, shared, own)
@@ -201,17 +204,19 @@ def setup_titles(setups: Iterable[ComparableSetup]) -> dict[ComparableSetup, str
     return dict(sorted(titles.items(), key=lambda item: item[1]))
 
 
-def line_names(lines: Sequence[Line], *, with_rate: bool = False) -> list[str]:
+def line_names(lines: Sequence[Line], *, with_rate: bool = False, always: Sequence[str] = ()) -> list[str]:
     """The method of each line of one setup; where a method has several lines, what they differ in, too.
 
     Args:
         with_rate: include the learning rate, if nothing else names it.
+        always: settings to name wherever they are not the usual ones.
     """
     names = []
     for line in lines:
         same = [other for other in lines if other.method == line.method]
         rate = f", {line.learning_rate:g}" if with_rate and len({other.learning_rate for other in same}) > 1 else ""
-        names.append(f"{line.method}{rate}{_format_settings(line.own, _differing([other.own for other in same]))}")
+        told = _differing([other.own for other in same]) | {*always}
+        names.append(f"{line.method}{rate}{_format_settings(line.own, told)}")
     return names
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,7 +48,8 @@ class ExperimentRun(TrainingRun[Training]):
     """One method of an experiment with one seed.
 
     Raises:
-        UserError: on construction, for a folder that is in use or cannot be written, or a checkpoint of another run.
+        UserError: on construction, for a folder that is in use or cannot be written, a checkpoint of another run, or a
+            network that does not turn these images into logits.
     """
 
     def __init__(self, config: MethodConfig, setup: MethodSetup, data: Classification, stop: Stoppable) -> None:
@@ -60,8 +62,8 @@ class ExperimentRun(TrainingRun[Training]):
                 f"Expected at least one batch of {config.flags.batch} training images, got "
                 f"{len(training.train.labels)} images; choose a smaller --batch"
             )
+        _check_network(setup, training, data.train.n_classes)
         self.pack_bytes: int | None = None
-        self.first_of_process = True
         super().__init__(
             config,
             training,
@@ -83,8 +85,8 @@ class ExperimentRun(TrainingRun[Training]):
         )
 
     def validation_accuracy(self) -> float:
-        """On the validation part."""
-        return float(self.loop.correct("val").mean())
+        """On the validation part; NaN if that is trained on."""
+        return float(self.loop.correct("val").mean()) if self.config.flags.holds_out else math.nan
 
     @property
     def test_total(self) -> int:
@@ -138,11 +140,11 @@ class ExperimentRun(TrainingRun[Training]):
             total_parameters=total,
             pack_bytes=self.pack_bytes,
             train_accuracy=curve[-1].train_accuracy if curve else None,
-            val_accuracy=curve[-1].val_accuracy if curve else None,
+            val_accuracy=curve[-1].val_accuracy if curve and curve[-1].validated else None,
             accuracy=accuracy,
             ci95=None if accuracy is None else 1.96 * math.sqrt(accuracy * (1 - accuracy) / n_test),
             n_test=n_test,
-            peak_memory_mb=provenance.peak_memory_mb(self.device) if self.first_of_process else None,
+            training_memory_mb=self.loop.memory.mb,
             device=provenance.device_name(self.device),
             threads=torch.get_num_threads(),
             torch_version=torch.__version__,
@@ -155,12 +157,29 @@ class ExperimentRun(TrainingRun[Training]):
         )
 
     def summary(self, row: dict[str, Any], ending: str) -> str:
-        """The run, its validation and its test accuracy."""
-        tested = row["accuracy"]
+        """The run, its validation accuracy if there is one, and its test accuracy."""
+        tested, validated = row["accuracy"], row["val_accuracy"]
+        validation = "" if validated is None else f"validation accuracy {100 * validated:.2f} %, "
         test = "not tested (--tune)" if tested is None else f"test accuracy {100 * tested:.2f} %"
-        return (
-            f"{row['experiment']} {row['method']} ({row['preset']}, seed {row['seed']}): "
-            f"validation accuracy {100 * row['val_accuracy']:.2f} %, {test}, {ending}"
+        name = f"{row['experiment']} {row['method']} ({row['preset']}, seed {row['seed']})"
+        return f"{name}: {validation}{test}, {ending}"
+
+
+def _check_network(setup: MethodSetup, training: Training, classes: int) -> None:
+    """Try two images on a copy."""
+    images, _ = training.first_images()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            logits = copy.deepcopy(training.model).train()(images)
+    except Exception as error:  # of whatever network
+        raise UserError(
+            f"Expected a network for images of {images.shape[-1]} px, got {type(error).__name__} from {setup.network}: "
+            f"{error}; choose another --image-size or --backbone"
+        ) from error
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != (len(images), classes):
+        raise UserError(
+            f"Expected logits {(len(images), classes)} from {setup.network}, got {shape}; choose another --backbone"
         )
 
 

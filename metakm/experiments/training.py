@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from metakm.experiments.batches import IMAGENET, Batch, Batches, Normalisation
 from metakm.experiments.classification import Classification, first_per_class
 from metakm.experiments.config import MethodConfig
+from metakm.experiments.training_memory import TrainingMemory
 from metakm.learning.outer_loop import DivergedError, StepResult
 from metakm.modulation.norms import train_mode
 from metakm.ops.conv2d import is_strided_pointwise
@@ -59,16 +60,18 @@ class Training:
         self.run, self.device, self.map_gradient = run, device, map_gradient
         self.hold_statistics = hold_statistics
         per_class = math.ceil(config.train_images / data.train.n_classes)
-        train = first_per_class(data.train, per_class) if per_class else data.train
+        train = [first_per_class(data.train, per_class) if per_class else data.train]
+        train += [] if config.holds_out else [data.val]
         self.train = Batches(train, config.batch, config.seed, config.augmentation, config.image_size, normalisation)
         self.parts = {
-            split: Batches(part, EVALUATION_BATCH, config.seed, "none", config.image_size, normalisation)
+            split: Batches([part], EVALUATION_BATCH, config.seed, "none", config.image_size, normalisation)
             for split, part in (("val", data.val), ("test", data.test))
         }
         self.iterations = config.epochs * self.train.per_epoch
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = self._optimiser()
         self.iteration = 0
+        self.memory = TrainingMemory(device)
 
     def _optimiser(self) -> torch.optim.Optimizer:
         run = self.run
@@ -86,6 +89,7 @@ class Training:
         """
         images, labels = self._to_device(self.train.training(self.iteration))
         train_mode(self.model, self.hold_statistics)
+        self.memory.before_step()
         self.optimiser.zero_grad()
         logits = self.model(images)
         loss = F.cross_entropy(logits, labels)
@@ -99,8 +103,14 @@ class Training:
         for group in self.optimiser.param_groups:
             group["lr"] = self.run.learning_rate * self._decay()
         self.optimiser.step()
+        self.memory.after_step()
         self.iteration += 1
         return StepResult(loss.item(), float((logits.argmax(1) == labels).float().mean()))
+
+    def first_images(self) -> tuple[Tensor, Tensor]:
+        """Two images of the test part, and their labels, on the device."""
+        images, labels = self._to_device(self.parts["test"].sequential(0))
+        return images[:2], labels[:2]
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images and labels on the device."""
@@ -133,13 +143,15 @@ class Training:
     def state(self) -> dict[str, Any]:
         """Everything that further steps depend on, loadable with `weights_only=True`."""
         model = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
-        return {"model": model, "optimiser": self.optimiser.state_dict(), "iteration": self.iteration}
+        moments, memory = self.optimiser.state_dict(), self.memory.mb
+        return {"model": model, "optimiser": moments, "iteration": self.iteration, "memory": memory}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Inverse of `state`."""
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.iteration = int(state["iteration"])
+        self.memory.mb = state.get("memory")  # an older checkpoint has none
 
 
 def _memory_format(model: nn.Module) -> torch.memory_format:

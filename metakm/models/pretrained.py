@@ -38,6 +38,8 @@ FEWSHOT = "efficientnet-lite0-fewshot"
 FEWSHOT_SIZE = 160
 """Pixels. It was meta-trained at 96, where episodes are cheap, and is better on larger photos (docs/pretrained.md)."""
 KINDS = f"{LITE0}, timm:NAME, torchvision:NAME or file.py:Class"
+SLOW_STARTS = ("googlenet", "inception_v3")
+"""Networks of torchvision that draw their first weights in half a minute unless told not to."""
 PRETRAINED: Literal["pretrained"] = "pretrained"
 Weights = Path | Literal["pretrained"] | None  # a file, the library's, or random ones
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -174,7 +176,7 @@ def _from_torchvision(model: str, weights: Weights) -> tuple[nn.Module, Preproce
     default = models.get_model_weights(model).DEFAULT
     network = _with_weights(
         f"torchvision:{model}", weights, lambda: models.get_model(model, weights=default),
-        lambda: models.get_model(model, weights=None, **({"init_weights": False} if "inception" in model else {})),
+        lambda: models.get_model(model, weights=None, **({"init_weights": False} if model in SLOW_STARTS else {})),
     )  # fmt: skip
     transforms = default.transforms()
     mode: Interpolation = "bilinear" if transforms.interpolation.value == "bilinear" else "bicubic"

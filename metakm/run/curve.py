@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ class CurvePoint(NamedTuple):
     iteration: int
     train_loss: float | None
     train_accuracy: float | None
-    val_accuracy: float
+    val_accuracy: float  # NaN: not measured, an empty cell in the file
     seconds: float  # of training so far
 
     @classmethod
@@ -26,12 +27,21 @@ class CurvePoint(NamedTuple):
         """A point from a file. Raises TypeError or ValueError for values that do not make one."""
         iteration, loss, trained, accuracy, seconds = values
         loss, trained = (None if value is None else float(value) for value in (loss, trained))
-        return cls(int(iteration), loss, trained, float(accuracy), float(seconds))
+        return cls(int(iteration), loss, trained, math.nan if accuracy is None else float(accuracy), float(seconds))
+
+    @property
+    def validated(self) -> bool:
+        """Whether the validation accuracy was measured."""
+        return not math.isnan(self.val_accuracy)
+
+    def values(self) -> dict[str, Any]:
+        """By name, with None for what was not measured."""
+        return self._asdict() | ({} if self.validated else {"val_accuracy": None})
 
 
 def curve_csv(points: Sequence[CurvePoint]) -> str:
     """The points as CSV with a header."""
-    return csv_text([point._asdict() for point in points], CurvePoint._fields)
+    return csv_text([point.values() for point in points], CurvePoint._fields)
 
 
 def read_curve(path: Path) -> list[CurvePoint]:
@@ -59,7 +69,8 @@ def curve_png(points: Sequence[CurvePoint], title: str, stage: str = "meta-") ->
     trained = [(p.iteration, p.train_accuracy) for p in points if p.train_accuracy is not None]
     if trained:
         axes.plot(*zip(*trained, strict=True), label=f"{stage}train", color="#999999")
-    axes.plot(iterations, [p.val_accuracy for p in points], label=f"{stage}validation", marker="o", markersize=3)
+    if any(p.validated for p in points):
+        axes.plot(iterations, [p.val_accuracy for p in points], label=f"{stage}validation", marker="o", markersize=3)
     axes.set(xlabel="iteration", ylabel="accuracy", title=title, ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")

@@ -62,8 +62,9 @@ class EventLog:
 
     def log_validation(self, point: CurvePoint) -> None:
         """One point of the learning curve."""
-        self._scalars(f"{self.stage}val", point.iteration, {"accuracy": point.val_accuracy})
-        self.print_json("validation", point._asdict())
+        if point.validated:
+            self._scalars(f"{self.stage}val", point.iteration, {"accuracy": point.val_accuracy})
+        self.print_json("validation", point.values())
 
     def log_result(self, row: Mapping[str, Any]) -> None:
         """The run's row, whatever its status."""

@@ -19,11 +19,13 @@ Status = Literal["running", "interrupted", "failed", "done"]
 class CsvRow:
     """A frozen dataclass whose fields are the columns of a table: int, str, bool, or float, with None for a gap.
 
-    FILE: name of a run's file of one row; FINISHED: the numbers that a finished run must have.
+    FILE: name of a run's file of one row; FINISHED: the numbers that a finished run must have; FORMER: columns of
+    older files, which are ignored.
     """
 
     FILE: ClassVar[str]
     FINISHED: ClassVar[tuple[str, ...]]
+    FORMER: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def columns(cls) -> tuple[str, ...]:
@@ -46,6 +48,7 @@ class CsvRow:
             UserError: a missing or unknown column, or a text that is no value of the column's type.
         """
         defaults = {field.name: field.default for field in fields(cls)}  # type: ignore[arg-type]
+        cells = {name: text for name, text in cells.items() if name not in cls.FORMER}
         for name in cells:
             if name not in defaults:
                 raise UserError(f"Expected the columns of a run's row, got {name!r}; is the file another program's?")

@@ -191,7 +191,7 @@ class TrainingRun(RunKind, Generic[L]):
         self.keep(point)
         self.callbacks.on_validation(self.history.curve)
         self._save()
-        if progress is not None:
+        if progress is not None and point.validated:
             name = f"{self.stage}validation accuracy"
             progress.note(f"iteration {point.iteration}: {name} {point.val_accuracy:.4f}")
 

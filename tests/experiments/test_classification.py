@@ -217,7 +217,7 @@ def test_an_empty_folder_is_no_dataset(tmp_path, name, folder):
         load_fine_grained(name, 4, [tmp_path])
 
 
-def test_groceries_have_their_official_test_part_and_validation_out_of_the_others(tmp_path):
+def test_groceries_have_their_official_parts(tmp_path):
     write_files(tmp_path, grocery_files(each=13))  # 11 for training, 1 for validation, 1 for the test
     data = load_fine_grained("grocery-store", 4, [tmp_path])
     assert data.test.counts.tolist() == [1] * 81
@@ -225,11 +225,27 @@ def test_groceries_have_their_official_test_part_and_validation_out_of_the_other
     assert data.train.counts.tolist() == [11] * 81
 
 
-def test_flowers_have_their_official_parts_and_validation_out_of_the_open_two(tmp_path):
+def test_a_class_without_validation_images_gives_its_last_ones(tmp_path):
+    files = grocery_files(each=13)
+    lists = {name: files[name].decode().splitlines() for name in files if name.endswith(("train.txt", "val.txt"))}
+    (train, opened), (val, held) = sorted(lists.items())
+    moved = [line for line in held if line.split(",")[1].strip() == "7"]
+    files[train] = "\n".join([*opened, *moved]).encode()
+    files[val] = "\n".join(line for line in held if line not in moved).encode()
+    write_files(tmp_path, files)
+    data = load_fine_grained("grocery-store", 4, [tmp_path])
+    assert data.val.counts.tolist() == [1] * 81
+    assert data.train.counts.tolist() == [11] * 81
+    write_files(tmp_path / "whole", grocery_files(each=13))
+    whole = load_fine_grained("grocery-store", 4, [tmp_path / "whole"])
+    np.testing.assert_array_equal(data.val.images[7], whole.val.images[7])  # which is the last one listed
+
+
+def test_flowers_have_their_official_parts(tmp_path):
     write_files(tmp_path, flower_files(each=15))
     data = load_fine_grained("flowers", 4, [tmp_path])
     assert data.class_names == tuple(f"{label:04d}" for label in range(102))
-    assert [{*part.counts.tolist()} for part in (data.train, data.val, data.test)] == [{9}, {1}, {5}]
+    assert [{*part.counts.tolist()} for part in (data.train, data.val, data.test)] == [{5}, {5}, {5}]
     reds = np.repeat([2 * label for label in range(1, 103)], 5)
     np.testing.assert_allclose(data.test.images[:, 0].mean((1, 2)), reds, atol=3)
 
@@ -242,7 +258,7 @@ def test_take_keeps_the_first_of_each_class(flat):
 
 
 def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(flat):
-    batches = Batches(load_image_folder(flat, side=4).train, batch=7, seed=0, augmentation="none", size=4)
+    batches = Batches([load_image_folder(flat, side=4).train], batch=7, seed=0, augmentation="none", size=4)
     assert batches.per_epoch == 4
     epochs = [[batches.training(4 * e + i) for i in range(4)] for e in range(2)]
     for batch_list in epochs:
@@ -252,11 +268,22 @@ def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(flat):
     torch.testing.assert_close(first.sort().values, second.sort().values)
 
 
+def test_batches_of_two_parts_show_the_images_of_both(flat):
+    data = load_image_folder(flat, side=4)
+    both = Batches([data.train, data.val], batch=1, seed=0, augmentation="none", size=4)
+    shown = [both.training(i) for i in range(both.per_epoch)]
+    alone = [Batches([part], batch=1, seed=0, augmentation="none", size=4) for part in (data.train, data.val)]
+    wanted = [(int(b.labels), b.images) for part in alone for b in map(part.sequential, range(len(part.labels)))]
+    assert len(shown) == len(wanted)
+    for label, image in wanted:
+        assert any(int(b.labels) == label and torch.equal(b.images, image) for b in shown)
+
+
 def test_a_batch_depends_on_seed_and_iteration_alone(flat):
     train = load_image_folder(flat, side=8).train
 
     def batch(seed, iteration, before=()):
-        batches = Batches(train, batch=7, seed=seed, augmentation="pad-crop", size=8)
+        batches = Batches([train], batch=7, seed=seed, augmentation="pad-crop", size=8)
         for other in before:
             batches.training(other)
         return batches.training(iteration).images

@@ -44,7 +44,7 @@ def row(method="km", accuracy=0.6, seed=0, experiment="scratch", **changes):
         "n_test": 10000,
         "train_seconds": 1.5,
         "ms_per_iteration": 2.5,
-        "peak_memory_mb": 100.0,
+        "training_memory_mb": 100.0,
         "device": "cpu",
         "threads": 1,
         "torch_version": "2.15.0",
@@ -179,6 +179,43 @@ def test_a_damaged_row_is_told_not_used(folder, capsys):
     captured = capsys.readouterr()
     assert "0/experiment.csv" in captured.out
     assert "not read" in captured.err
+
+
+def test_runs_whose_modulators_start_elsewhere_are_two_lines(tmp_path):
+    write(tmp_path, row("km", 0.6, start="exact"), row("km", 0.5, seed=1, start="paper"), config={"start": "auto"})
+    measured = layout_paper("table1", read_experiments(tmp_path)[0]).grids[-2]
+    assert [line[0] for line in measured.lines] == ["km, start exact", "km, start paper"]
+
+
+def test_an_unusual_residual_start_is_named(tmp_path):
+    write(tmp_path, row("km", 0.6, residual_start=0.2), row("bl", 0.5), config={"residual_start": 0.2})
+    measured = layout_paper("table1", read_experiments(tmp_path)[0]).grids[-2]
+    assert [line[0] for line in measured.lines] == ["bl, residual_start 0.2", "km, residual_start 0.2"]
+
+
+def test_the_ratio_is_left_out_where_full_has_two_lines(tmp_path):
+    write(tmp_path, row("full", 0.8), row("full", 0.5, learning_rate=0.3), row("km", 0.4))
+    measured = layout_paper("table1", read_experiments(tmp_path)[0]).grids[-2]
+    assert [line[5] for line in measured.lines] == ["", "", ""]
+
+
+def test_a_method_of_somebody_elses_is_the_last_line(tmp_path):
+    write(tmp_path, row("mine", 0.8), row("tbn", 0.5))
+    measured = layout_paper("table1", read_experiments(tmp_path)[0]).grids[-2]
+    assert [line[0] for line in measured.lines] == ["tbn", "mine"]
+
+
+def test_the_published_schedule_has_all_its_epochs(tmp_path):
+    write(tmp_path, row("km", 0.8, preset="paper", epochs=200), row("km", 0.5, preset="paper", epochs=5))
+    titles = [grid.title for grid in layout_paper("table1", read_experiments(tmp_path)[0]).grids]
+    said = [title for title in titles if title.startswith("What the paper says")]
+    assert sorted(title.endswith("not the published schedule") for title in said) == [False, True]
+
+
+def test_a_former_column_is_ignored(tmp_path):
+    names, values = row().to_csv().splitlines()
+    (tmp_path / ExperimentRow.FILE).write_text(f"{names},peak_memory_mb\n{values},1234.5\n")
+    assert read_experiments(tmp_path) == ([recorded()], [])
 
 
 def test_a_second_run_of_a_seed_is_left_out():

@@ -56,7 +56,7 @@ def test_one_row_for_each_method(small, tmp_path, capsys):
         assert (row.status, row.method, row.trainable_parameters) == ("done", method, trained)
         assert row.n_train == 110  # 12 of a class, of which 1 is set aside
         assert row.n_test == 30
-        assert (row.peak_memory_mb is None) == (method == "ld")  # the process's peak counts for its first run
+        assert row.training_memory_mb >= 0
         assert row.iterations == 2 * (110 // 16)
         assert 0 <= row.accuracy <= 1
         assert len(pd.read_csv(folder / "curve.csv")) == 2
@@ -216,14 +216,65 @@ def test_the_last_norm_of_each_residual_block_starts_where_it_is_told():
     assert all(torch.equal(plain[name], p) for name, p in model.named_parameters() if name not in last)
 
 
-def test_the_start_is_that_of_the_preset_unless_it_is_given():
+def test_all_methods_but_tbn_start_as_told():
     short = scratch.PRESETS["short"]
-    starts = {method: scratch.method_config(short, "scratch", method).residual_start for method in scratch.TABLE1}
-    assert starts == {method: 0.2 if method == "km" else 1.0 for method in scratch.TABLE1}
-    given = dataclasses.replace(short, residual_start=0.5)
-    assert scratch.method_config(given, "scratch", "full").residual_start == 0.5
-    assert scratch.method_config(given, "scratch", "tbn").residual_start == 1.0
-    assert scratch.method_config(scratch.PRESETS["paper"], "scratch", "km").residual_start == 1.0
+    for start in (1.0, 0.5):
+        told = dataclasses.replace(short, residual_start=start)
+        starts = {method: scratch.method_config(told, "scratch", method).residual_start for method in scratch.TABLE1}
+        assert starts == {method: 1.0 if method == "tbn" else start for method in scratch.TABLE1}
+
+
+def test_ld_constant_may_have_a_rate_of_its_own(monkeypatch):
+    short = scratch.PRESETS["short"]
+
+    def rates():
+        return [scratch.method_config(short, "scratch", name).learning_rate for name in ("ld", "ld-constant")]
+
+    monkeypatch.setitem(scratch._RATES, "short", {"ld": 3.0})
+    assert rates() == [3.0, 3.0]
+    monkeypatch.setitem(scratch._RATES, "short", {"ld": 3.0, "ld-constant": 1.0})
+    assert rates() == [3.0, 1.0]
+
+
+def test_without_a_held_out_part_it_is_trained_on_and_nothing_is_validated(small, tmp_path, capsys):
+    assert scratch.main([*small, "--methods", "sn", "--no-hold-out"]) == 0
+    folder = tmp_path / "out" / "scratch" / "sn" / "seed0"
+    row = pd.read_csv(folder / "experiment.csv").iloc[0]
+    assert row.n_train == 120
+    assert pd.isna(row.val_accuracy)
+    assert pd.read_csv(folder / "curve.csv").val_accuracy.isna().all()
+    captured = capsys.readouterr()
+    assert "validation" not in captured.out + captured.err
+    assert scratch.main([*small, "--methods", "sn", "--no-hold-out", "--resume"]) == 0
+    assert "already done" in capsys.readouterr().out
+    flags = [*small, "--methods", "sn", "--no-hold-out", "--tune", "--out", str(tmp_path / "tune")]
+    assert scratch.main(flags) == 0
+    assert pd.read_csv(tmp_path / "tune" / "scratch" / "sn" / "seed0" / "experiment.csv").n_train[0] == 110
+
+
+def test_a_method_that_diverges_does_not_keep_the_others_from_running(small, tmp_path, capsys):
+    flags = [*small, "--methods", "sn", "ld", "--learning-rate", "1e30"]
+    assert scratch.main(flags) == 1
+    out = tmp_path / "out" / "scratch"
+    assert [pd.read_csv(out / m / "seed0" / "experiment.csv").status[0] for m in ("sn", "ld")] == ["failed"] * 2
+    assert scratch.main([*small, "--methods"]) == 2
+    assert "--methods" in capsys.readouterr().err
+
+
+def test_more_memory_is_told_for_more_training(data_root):
+    """Of the first steps alone: what was evaluated before does not count."""
+    data = scratch.load_cifar10(32, [data_root])
+    told = {}
+    for batch in (4, 64):
+        run = scratch.method_config(dataclasses.replace(scratch.PRESETS["paper"], batch=batch), "scratch", "sn")
+        setup = scratch.method_setup("sn", 0)
+        training = Training(setup.model, data, run, torch.device("cpu"))
+        training.correct("test")
+        assert training.memory.mb is None
+        for _ in range(3):
+            training.step()
+        told[batch] = training.memory.mb
+    assert told[64] > told[4] + 5  # ResNet-8 of width 5 keeps more than 100 kB for each image
 
 
 def test_the_published_ld_keeps_its_rate(small, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 import torchvision
 
 from metakm.errors import UserError
-from metakm.experiments import transfer
+from metakm.experiments import scratch, transfer
 from metakm.experiments.batches import IMAGENET, Normalisation
 from metakm.experiments.networks import cifar_classifier, pretrained
 from metakm.experiments.training import Training
@@ -98,12 +98,21 @@ def test_rows_and_packs(quick, tmp_path, weights):
 
 def test_a_scratch_checkpoint_and_safetensors_are_weights_too(tmp_path):
     state = cifar_classifier(32, 4).state_dict()
-    torch.save({"training": {"model": state}}, tmp_path / "checkpoint.pt")
+    torch.save({"loop": {"model": state}}, tmp_path / "checkpoint.pt")
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
     for name in ("checkpoint.pt", "w.safetensors"):
         model = pretrained("resnet32", str(tmp_path / name), classes=7).model
         assert torch.equal(model.backbone.conv.weight, state["backbone.conv.weight"])
         assert model.fc.out_features == 7
+
+
+def test_weights_are_taken_from_a_run_of_scratch(data_root, tmp_path):
+    flags = ["--data-root", str(data_root), "--out", str(tmp_path), "--image-size", "8", "--epochs", "1"]
+    assert scratch.main([*flags, "--methods", "full", "--batch", "64", "--train-images", "0", "--device", "cpu"]) == 0
+    path = tmp_path / "scratch" / "full" / "seed0" / "checkpoint.pt"
+    trained = torch.load(path, weights_only=True)["loop"]["model"]
+    model = pretrained("resnet32", str(path), classes=7).model
+    assert torch.equal(model.backbone.conv.weight, trained["backbone.conv.weight"])
 
 
 def test_wrong_weights_are_refused(tmp_path):
@@ -177,8 +186,46 @@ def test_missing_data_are_named(tmp_path, capsys):
 def test_the_paper_preset_is_table_2s():
     paper = transfer.PRESETS["paper"]
     assert (paper.epochs, paper.batch, paper.norm, paper.weights) == (50, 8, "group", "imagenet")
-    rates = [transfer.method_config(config(preset="paper", dataset=d), "tkm-2").learning_rate for d in transfer.RATES]
+    rates = [
+        transfer.method_config(config(preset="paper", dataset=d), "tkm-2").learning_rate
+        for d in transfer.PUBLISHED_RATES
+    ]
     assert rates == [16e-4, 8e-4, 2e-4, 2e-4]
+
+
+def test_a_chosen_rate_is_that_of_preset_dataset_and_method(monkeypatch, tmp_path):
+    monkeypatch.setitem(transfer._CHOSEN_RATES, "short", {"flowers": {"nc": 0.5}})
+
+    def rate(method, **changes):
+        return transfer.method_config(config(preset="short", **changes), method).learning_rate
+
+    assert rate("nc", dataset="flowers") == 0.5
+    assert rate("nc", dataset="flowers", data=tmp_path / "flowers") == transfer.DEFAULT_RATE
+    assert rate("nc", dataset="grocery-store") == rate("tbl-1", dataset="flowers") == transfer.DEFAULT_RATE
+    assert rate("nc", dataset="flowers", learning_rate=0.1) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        ("torchvision:vit_b_16", "choose another --image-size or --backbone"),
+        ("torchvision:googlenet", "Expected logits (2, 10)"),
+    ],
+)
+def test_a_network_that_does_not_give_logits_is_refused(quick, tmp_path, capsys, network, said):
+    flags = [*quick, "--backbone", network, "--weights", "random", "--image-size", "32", "--methods", "tbl-2"]
+    assert transfer.main(flags) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_network_cannot_have_is_refused_before_anything_runs(quick, tmp_path, capsys):
+    flags = [*quick, "--backbone", "torchvision:mobilenet_v2", "--weights", "random", "--norm", "held"]
+    assert transfer.main([*flags, "--methods", "tbl-1", "ttl"]) == 2
+    assert "conv2" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_preset_is_refused(capsys):

@@ -1,0 +1,62 @@
+"""How much memory the first training steps of a process take."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from pathlib import Path
+
+import torch
+
+STEPS = 3
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class TrainingMemory:
+    """The peak of the first steps above what the process held before them: activations, gradients, optimiser's state.
+
+    mb: in 10^6 bytes, of the resident set or of a GPU's allocations; None before `STEPS` steps, or where the system
+        does not tell (it takes Linux or CUDA).
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.mb: float | None = None
+        self._steps, self._before = 0, 0
+
+    def before_step(self) -> None:
+        """Before the first step, note what is held, and start to look for the peak."""
+        if self._steps == 0:
+            gc.collect()
+            self._before = self._start()
+
+    def after_step(self) -> None:
+        """After the last of the steps, note the peak."""
+        self._steps += 1
+        if self._steps == STEPS:
+            self.mb = self._above()
+
+    def _start(self) -> int:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return torch.cuda.memory_allocated(self.device)
+        try:
+            ctypes.CDLL(None).malloc_trim(0)  # what earlier work has freed is still resident
+            _RESET.write_text("5")
+            return _resident("VmRSS")
+        except (OSError, AttributeError):
+            return 0
+
+    def _above(self) -> float | None:
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+        elif self._before:
+            peak = _resident("VmHWM")
+        else:
+            return None
+        return round((peak - self._before) / 1e6, 1)
+
+
+def _resident(name: str) -> int:
+    """Bytes of the resident set, now (VmRSS) or at its peak (VmHWM)."""
+    return int(_STATUS.read_text().partition(f"{name}:")[2].split()[0]) * 1024
