@@ -35,7 +35,7 @@ class RunConfig(ExecutionOptions, RunProtocol):
     """
 
     task_chunk: int | None = None
-    """Tasks whose graphs are in memory at once; except for rounding, the result does not depend on it. Without it: as many as fit into half of the memory, by an estimate; runs of a sweep on one device divide it."""
+    """Tasks whose graphs are in memory at once; except for rounding and for networks with dropout, such as resnet12, the result does not depend on it. Without it: as many as fit into half of the memory, by an estimate; runs of a sweep on one device divide it."""
     eager: bool = False
     """On a GPU, launch the kernels of each meta-gradient one by one. Without it they are captured once as a CUDA graph and replayed, which is faster; a strategy that synchronises with the GPU cannot be captured and runs as with --eager."""
     plugin: Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(default: none)")] = ()
@@ -57,6 +57,8 @@ class RunConfig(ExecutionOptions, RunProtocol):
             raise UserError(
                 f"Expected options of {self.algo!r} to be {wanted.__name__}, got {type(self.options).__name__}"
             )
+        if self.shared.multi_step_loss and self.inner_steps == 1:
+            raise UserError("Expected --inner-steps above 1 with --multi-step-loss, got 1; drop one of them")
 
     def _take_ranges(self) -> None:
         """A range given as `ways` or `shots` is one of meta-training; the tests have the default number."""
@@ -132,9 +134,11 @@ class RunConfig(ExecutionOptions, RunProtocol):
         """A run may be resumed for more iterations if nothing that it did depends on their number."""
         from metakm.strategies.registry import strategy_class  # brings torch along
 
-        same = self.schedule == "constant" and not self.shared.second_order_from
+        done = earlier.get("iterations", 0)
+        validated = isinstance(done, int) and done % self.val_every == 0  # at its end, as a longer one would have
+        same = self.schedule == "constant" and not self.shared.second_order_from and validated
         longer = same and not strategy_class(self.algo).uses_progress
-        return frozenset({"iterations"} if longer and earlier.get("iterations", 0) <= self.iterations else ())
+        return frozenset({"iterations"} if longer and done <= self.iterations else ())
 
     def identity(self) -> dict[str, Any]:
         """The fields that determine the results of the run."""

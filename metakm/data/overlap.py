@@ -11,6 +11,9 @@ from metakm.data.dataset import FewShotDataset
 from metakm.data.in_turn import DatasetsInTurn
 from metakm.errors import UserError
 
+_OF_IMAGENET = frozenset({"mini-imagenet", "tiered-imagenet", "tiny-imagenet"})
+"""They split the same classes in their own ways, and have other names or pixels for them."""
+
 
 def check_unseen(splits: Mapping[str, object]) -> None:
     """Check that test classes are unseen, for datasets that do not do so themselves, such as those of plugins.
@@ -22,10 +25,17 @@ def check_unseen(splits: Mapping[str, object]) -> None:
         splits: each a `FewShotDataset` or several in turn; what is neither has no classes to compare.
 
     Raises:
-        UserError: names the first such class.
+        UserError: names the first such class; or two datasets whose classes are both ImageNet's, which split them in
+            their own ways.
     """
     for one, other in itertools.combinations(splits, 2):
         for first, second in itertools.product(_datasets(splits[one]), _datasets(splits[other])):
+            if first.name != second.name and {first.name, second.name} <= _OF_IMAGENET:
+                raise UserError(
+                    f"Expected unseen classes, got {one} of {first.name} and {other} of {second.name}, which divide "
+                    "ImageNet's classes differently, so that one's test classes may be the other's training classes; "
+                    "use one of them"
+                )
             if (name := _common_class(first, second)) is not None:
                 raise UserError(
                     f"Expected every class in one split, got {name!r} with the same images in {one} of {first.name} "

@@ -85,7 +85,7 @@ class AdaptedClassifier:
         self._adapted = self._adapt(self._encode(self._classes))
 
     def _adapt(self, encoded: Tensor) -> Any:
-        inner = GradientDescent(self._strategy, self._inner_lr, self._inner_steps)
+        inner = GradientDescent(self._strategy, self._inner_lr, self._inner_steps, progress=1.0)
         return self._strategy.adapt(inner, encoded, self._classes)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -146,7 +146,8 @@ class AdaptedClassifier:
         strategy = self._strategy
         try:
             encoded = strategy.encode(self._support)
-            outputs = strategy.predict(strategy.adapt(GradientDescent(strategy, 0.0, 0), encoded, classes), encoded)
+            inner = GradientDescent(strategy, 0.0, 0, progress=1.0)
+            outputs = strategy.predict(strategy.adapt(inner, encoded, classes), encoded)
         except RuntimeError as error:
             shape = list(self._support.shape[2:])
             raise UserError(f"Expected images that fit the strategy, got {shape}: {error}; resize them") from error

@@ -64,7 +64,7 @@ def accuracies(
     Raises:
         TooLittleMemoryError: a single task does not fit into memory.
     """
-    training = strategy.training
+    modes = [(module, module.training) for module in strategy.modules()]
     strategy.eval()
     done = [torch.empty(0, dtype=torch.float64)]
     start = 0
@@ -83,5 +83,6 @@ def accuracies(
             start += count
             progress(count)
     finally:
-        strategy.train(training)
+        for module, training in modes:
+            module.training = training
     return torch.cat(done).numpy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from metakm.data import EpisodeSource
 from metakm.errors import UserError, one_line
 from metakm.io.files import atomic_write, expanded
+from metakm.learning.built_strategy import construction_of, constructor_options, require_known
 from metakm.learning.classifier import AdaptedClassifier, Images, Labels, adapt
 from metakm.learning.evaluation import Evaluation, accuracies
 from metakm.learning.head_init import start_head
@@ -82,6 +82,9 @@ class Learner(nn.Module):
         super().__init__()
         cls = strategy_class(strategy) if isinstance(strategy, str) else type(strategy)
         self.algo = strategy if isinstance(strategy, str) else registered_name(cls)
+        if not isinstance(strategy, str):
+            told = {"backbone": backbone, "weights": weights, "train": train, "train_classes": train_classes}
+            ways, train_classes, options = construction_of(self.algo, strategy, ways, options, told)
         self.options = from_keywords(self.algo, cls.options, options)
         self.backbone = OWN if cls.own_network else backbone if isinstance(backbone, str) else None
         self.ways, self.image_shape, self.bn_mode, self.train_part = ways, image_shape, bn_mode, train
@@ -100,8 +103,7 @@ class Learner(nn.Module):
                 raise UserError(f"Expected image_shape (C, H, W) to build the backbone {backbone!r}, got none; pass it")
             backbone = make_backbone(backbone, self.image_shape, self.bn_mode, weights)
         attach_modulators(backbone, self.train_part, cls)
-        keywords = inspect.signature(cls).parameters
-        options = {name: getattr(self.options, name) for name in option_types(cls.options) if name in keywords}
+        options = {name: getattr(self.options, name) for name in constructor_options(cls)}
         strategy = make_strategy(algo, backbone, self.ways, train_classes=self.train_classes, **options)
         if isinstance(strategy, Prototypical):
             strategy.scaled_distance = self.shared.scaled_distance
@@ -132,20 +134,19 @@ class Learner(nn.Module):
         Raises:
             UserError: with the option `second_order_from`, no `progress`; see `metakm.meta_loss` for others.
         """
+        shared = self.shared
+        if shared.second_order_from and progress is None:
+            raise UserError("Expected the progress of training for second_order_from, got none; pass progress=")
+        early = progress is not None and progress < shared.second_order_from
         return meta_loss(
             self.strategy,
             episodes,
             inner_lr=self.inner_lr,
             inner_steps=self.inner_steps,
-            first_order=self._first_order(progress),
+            first_order=shared.first_order or early,
             step_weights=step_weights,
             progress=progress,
         )
-
-    def _first_order(self, progress: float | None) -> bool:
-        if self.shared.second_order_from and progress is None:
-            raise UserError("Expected the progress of training for second_order_from, got none; pass progress=")
-        return self.shared.first_order or (progress is not None and progress < self.shared.second_order_from)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[T, n, N]` of images `[T, n, C, H, W]` before any adaptation."""
@@ -190,8 +191,7 @@ class Learner(nn.Module):
         """A classifier of the classes in a labelled support set: see `metakm.adapt`.
 
         Args:
-            images: `[n, C, H, W]`.
-            labels: `[n]`, as many different ones as the strategy has ways.
+            images, labels: `[n, C, H, W]` and `[n]`, as many different labels as the strategy has ways.
             inner_steps: None for `test_inner_steps`.
         """
         steps = self.test_inner_steps if inner_steps is None else inner_steps
@@ -214,8 +214,9 @@ class Learner(nn.Module):
         """Write a file that `load` reads, in the format of a run's weights.safetensors.
 
         Raises:
-            UserError: tensors that safetensors does not have, such as sparse ones.
+            UserError: tensors that safetensors lacks, such as sparse ones; or a built strategy not of `make_strategy`.
         """
+        require_known(self.strategy)
         own = {name: getattr(self, name) for name in _DESCRIBED} | {"inner_lr": self._inner_lr}
         own |= {} if self.train_part == "full" else {"train": self.train_part}
         config = {"algo": self.algo, **own, **to_flat(self.algo, self.options)}
@@ -245,6 +246,5 @@ class Learner(nn.Module):
             learner = cls(algo, image_shape=image_shape, **own)
             learner.load_checked(state)
         except (RuntimeError, LookupError, TypeError, ValueError) as error:
-            said = one_line(error)
-            raise UserError(f"Expected the learner of {path} to fit its description, got: {said}") from error
+            raise UserError(f"Expected the learner of {path} to fit its description, got: {one_line(error)}") from error
         return learner.eval()

@@ -84,7 +84,7 @@ class OuterLoop:
             raise DivergedError(self._divergence(episodes, result.loss))
         self._apply()
         if "running" in self.learner.strategy.bn_modes:
-            with self._evaluated():
+            with self._evaluated(), own_randomness(self.config.seed, self.iteration, self.device, "statistics"):
                 self.learner.strategy.track_statistics(episodes.query_images.to(self.device, self.evaluator.dtype))
         self.iteration += 1
         return result

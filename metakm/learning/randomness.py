@@ -19,8 +19,8 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def own_randomness(seed: int, iteration: int, device: torch.device) -> Iterator[None]:
-    """Within the block, torch's generators start from the run's seed and the iteration; then they are as before."""
+def own_randomness(seed: int, iteration: int, device: torch.device, use: str = "layers") -> Iterator[None]:
+    """Within the block, torch's generators start from the run's seed, the iteration and the use, then as before."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(stream_key("layers", seed, iteration) % 2**63)
+        torch.manual_seed(stream_key(use, seed, iteration) % 2**63)
         yield

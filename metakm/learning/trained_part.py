@@ -41,12 +41,18 @@ def freeze_rest(strategy: Strategy, backbone: nn.Module | None, part: TrainedPar
     These parameters take no gradients any more, apart from those that the inner loop adapts.
 
     Raises:
-        UserError: modulators of the backbone that the inner loop would adapt together with the kernels.
+        UserError: modulators of the backbone that the inner loop would adapt together with the kernels; or a backbone
+            without norms to train.
     """
     if part == "full" or backbone is None:
         return []
     adapted = {id(p) for p in strategy.adapted.parameters()}
     of_norms = {id(p) for m in backbone.modules() if is_norm(m) for p in m.parameters(recurse=False)}
+    if part in ("norm", "both") and not of_norms:
+        raise UserError(
+            f"Expected a backbone with norm layers that have weights for --train {part}, got none; choose full"
+            + (" or km" if part == "both" else "")
+        )
     modulators = [m for m in strategy.modules() if isinstance(m, KernelModulator)]
     own = [p for m in modulators for p in m.parameters()]
     attached = {id(p) for m in backbone.modules() if isinstance(m, KernelModulator) for p in m.parameters()}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from metakm.config import RunConfig
 from metakm.data import EpisodeSampler, FewShotDataset, SamplerInTurn, load_dataset
-from metakm.data.batch import Episodes
+from metakm.data.batch import Episodes, SplitSampler
 from metakm.data.channels import in_grey
+from metakm.data.overlap import check_unseen
 from metakm.data.registry import dataset_names
 from metakm.data.varying_episodes import VaryingEpisodes
 from metakm.errors import UserError
@@ -21,7 +23,7 @@ from metakm.models.registry import OWN
 from metakm.options import to_flat
 from metakm.registry import describe_error, full_name
 from metakm.strategies.independence import require_independent_tasks
-from metakm.strategies.registry import strategy_class
+from metakm.strategies.registry import strategy_class, takes_train_classes
 
 
 def load_splits(config: RunConfig, split: str) -> list[FewShotDataset]:
@@ -113,6 +115,26 @@ def build_learner(config: RunConfig, image_shape: ImageShape, train_classes: int
         )
     require_independent_tasks(learner.strategy.train())
     return learner
+
+
+def require_fitting(config: RunConfig, samplers: Mapping[str, SplitSampler]) -> None:
+    """Refuse splits that a run cannot be trained and tested on.
+
+    Raises:
+        UserError: images of other shapes, a class in two splits, or unnumbered classes for a strategy that classifies
+            them.
+    """
+    shapes = {split: list(sampler.dataset.image_shape) for split, sampler in samplers.items()}
+    if len({*map(tuple, shapes.values())}) > 1:
+        said = ", ".join(f"{shape} in {split}" for split, shape in shapes.items())
+        raise UserError(f"Expected images of one shape in all splits of {config.dataset}, got {said}; resize them")
+    check_unseen({split: sampler.dataset for split, sampler in samplers.items()})
+    unnumbered = "train" in samplers and samplers["train"].dataset.n_episode_classes is None
+    if unnumbered and config.iterations and takes_train_classes(strategy_class(config.algo)):
+        raise UserError(
+            f"Expected a FewShotDataset to train {config.algo!r}, which learns to classify all training classes, got a "
+            "sampler of episodes, which does not number them; see FewShotDataset.from_dataset"
+        )
 
 
 def try_losses(learner: Learner, episodes: Episodes, config: RunConfig) -> None:

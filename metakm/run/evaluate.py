@@ -25,6 +25,7 @@ from metakm.registry import load_plugin
 from metakm.run.build import make_sampler, with_data_here
 from metakm.run.columns import SPLIT_NAMES, figures, measured_columns, summary
 from metakm.run.cross_domain import OUT, CrossDomainRow, require_shape, require_ways
+from metakm.run.earlier_run import require_unseen_by
 from metakm.run.evaluate_options import Adapted, EvaluateOptions, Split, read_flags, tested_as
 from metakm.run.event_log import EventLog
 from metakm.run.folder import RunFolder
@@ -64,6 +65,8 @@ class RunEvaluation:
         device = resolve_device(local_device(self.config.device))
         self.sampler = make_sampler(self.config, split, run.image_shape[0] if grey else None)
         require_shape(self.sampler.dataset.image_shape, run, self.config)
+        if self.config.dataset != run.config.dataset:
+            require_unseen_by(run, {split: self.sampler.dataset})
         learner = run.learner if device.type == "cpu" else copy.deepcopy(run.learner).to(device)
         chunks = TaskChunks(learner.strategy, run.image_shape, self.config, device)
         self.evaluator = Evaluator(learner, self.config, chunks, device, processes)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -75,12 +76,17 @@ class EventLog:
     def print_json(self, event: str, values: Mapping[str, Any]) -> None:
         """Print one JSON object on standard output, if asked to."""
         if self.json:
-            print(json.dumps({"event": event, **values}, allow_nan=False), flush=True)  # noqa: T201
+            known = {name: None if _is_nan(value) else value for name, value in values.items()}
+            print(json.dumps({"event": event, **known}, allow_nan=False), flush=True)  # noqa: T201
 
     def _scalars(self, group: str, iteration: int, figures: Mapping[str, float]) -> None:
         if self._writer is not None:
             for name, value in figures.items():
                 self._writer.add_scalar(f"{group}/{name}", value, iteration)
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _summary_writer() -> Any:

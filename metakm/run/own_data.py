@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from metakm.config import RunConfig
-from metakm.data import Episodes, EpisodeSource, FewShotDataset
+from metakm.data import Episodes, EpisodeSource, FewShotDataset, load_dataset
 from metakm.data.batch import SplitSampler
 from metakm.data.registry import DatasetEntry, dataset_entry, datasets
 from metakm.data.splits import SPLITS
@@ -88,9 +88,24 @@ class _Held:
 
 
 def _hold(name: str, splits: Mapping[str, SplitData], like: DatasetEntry) -> None:
-    """Register the splits, in place of earlier ones of that name; a dataset that is loaded by its name stays."""
+    """Register the splits, in place of earlier ones of that name; a dataset that is loaded by its name stays.
+
+    Raises:
+        UserError: other data of the name of such a dataset, as far as it is on this machine.
+    """
     if name not in datasets.names() or isinstance(datasets.get(name).load, _Held):
         datasets.entries[name] = DatasetEntry(_Held(name, splits), name, like.family, like.ways)
+        return
+    for split, part in splits.items():
+        try:
+            known = load_dataset(name, split=split)
+        except UserError:  # it is elsewhere
+            return
+        if isinstance(part, FewShotDataset) and part.split_hash != known.split_hash:
+            raise UserError(
+                f"Expected a name of your own for data of your own, got {name!r}, whose {split} split is another; the "
+                "run would later be tested on that; rename it"
+            )
 
 
 def _sampler(config: RunConfig, split: str, part: SplitData) -> SplitSampler:

@@ -14,27 +14,22 @@ from metakm.cli.progress import duration
 from metakm.cli.signals import Stoppable
 from metakm.config import RunConfig
 from metakm.data.batch import SplitSampler
-from metakm.data.overlap import check_unseen
 from metakm.data.splits import SPLITS
 from metakm.device import resolve_device
 from metakm.distributed.processes import ALONE, Processes
 from metakm.distributed.torchrun import local_device
-from metakm.errors import UserError, one_line
-from metakm.io.tensor_file import fingerprint_of
-from metakm.learning.learner import Learner
 from metakm.learning.outer_loop import OuterLoop
-from metakm.models.build import weights_fingerprint
 from metakm.modulation import write_pack
 from metakm.registry import load_plugin
 from metakm.run import provenance
-from metakm.run.build import build_learner, make_sampler, try_losses
+from metakm.run.build import build_learner, make_sampler, require_fitting, try_losses
 from metakm.run.callbacks import Callback, CallbackList, EarlyStopping
 from metakm.run.columns import SPLIT_NAMES, measured_columns, summary
 from metakm.run.command_line import command
 from metakm.run.curve import CurvePoint
+from metakm.run.earlier_run import warm_start
 from metakm.run.folder import RunFolder
 from metakm.run.kind import Accuracies
-from metakm.run.loading import load_run
 from metakm.run.meta_trained import base_of, run_pack
 from metakm.run.row import ResultRow, Status
 from metakm.run.training_run import TrainingRun
@@ -72,13 +67,14 @@ class Run(TrainingRun[OuterLoop]):
         strategy_class(config.algo)
         self.device = resolve_device(local_device(config.device))
         self.samplers = samplers or {split: make_sampler(config, split) for split in SPLITS}
-        check_unseen({split: sampler.dataset for split, sampler in self.samplers.items()})
+        require_fitting(config, self.samplers)
         folder = RunFolder(config.folder)
         begun = config.resume and folder.checkpoint.is_file()  # has its weights there
         start = dataclasses.replace(config, weights=None) if begun else config
         classes = self.samplers["train"].dataset.n_episode_classes
         learner = build_learner(start, self.image_shape, classes)
-        self.init_weights = "" if begun else _warm_start(learner, config)
+        tested = {split: self.samplers[split].dataset for split in ("val", "test")}
+        self.init_weights = "" if begun else warm_start(learner, config, tested)
         loop = OuterLoop(learner, self.samplers["train"], config, self.device, processes)
         try_losses(learner, self.samplers["train"].batch(index=0, tasks=1), config)
         self.train_classes = learner.train_classes
@@ -201,17 +197,3 @@ class Run(TrainingRun[OuterLoop]):
     def summary(self, row: dict[str, Any], ending: str) -> str:
         """The run and its meta-test accuracy."""
         return summary(self.config, row["accuracy"], row["ci95"], ending, SPLIT_NAMES["test"])
-
-
-def _warm_start(learner: Learner, config: RunConfig) -> str:
-    """Give the learner the weights of the run that `--init-from` names; return the fingerprint of trained weights."""
-    if config.init_from is None:
-        return weights_fingerprint(learner)
-    try:
-        learner.load_checked(load_run(config.init_from).learner.state_dict())
-    except (RuntimeError, LookupError, TypeError, ValueError) as error:
-        said = one_line(error)
-        raise UserError(
-            f"Expected --init-from to name a run of {config.algo!r} on the same network, got {config.init_from}: {said}"
-        ) from error
-    return fingerprint_of(learner.state_dict())

@@ -18,7 +18,7 @@ from metakm.fields import off_flag, require
 from metakm.sweep.options import check_flags
 
 PROG = "python -m metakm.search"
-_PER_TRIAL = ("seed", "out", "resume", "overwrite", "dry_run", "json", "log_dir", "eval_tasks")
+_PER_TRIAL = ("seed", "out", "resume", "overwrite", "dry_run", "json", "log_dir", "eval_tasks", "patience")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from metakm.registry import load_plugin
 from metakm.run.build import build_learner, make_sampler
 from metakm.run.command_line import parse
 from metakm.search.options import PROG, SearchOptions, fields_given, search_command
-from metakm.search.space import Choices, Space, check_space, read_space, split_for, with_values
+from metakm.search.space import Choices, Space, check_space, needed, read_space, split_for, with_values
 from metakm.strategies.base import Strategy
 from metakm.strategies.class_training import ClassTraining
 from metakm.strategies.registry import strategy_class
@@ -23,7 +23,6 @@ from metakm.strategies.registry import strategy_class
 FOLLOWS = {"km-proto": "km"}  # a strategy that takes the values of another one's winner
 _SHARED = ("dataset", "ways", "shots", "image_size", "seed", "iterations", "val_tasks", "val_every")
 _INNER = ("inner_lr", "inner_steps", "test_inner_steps")
-_SHAPING = ("backbone", "queries", "augment", "bn_mode", "implicit")  # fields that data or strategy may refuse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +147,22 @@ def _check(search: StrategySearch) -> None:
     check_space(search.space, config)
     resolve_device(config.device)
     make_sampler(config, "val")
-    for field in ({}, *({f: v} for f in _SHAPING if f in search.space for v in search.space[f].probes)):
-        changed = with_values(config, field)
-        dataset = make_sampler(changed, "train").dataset
-        build_learner(changed, dataset.image_shape, dataset.n_episode_classes)
+    if "queries" in search.space and not config.test_queries:
+        raise UserError(
+            "Expected --test-queries with a space that varies queries, got none, so that trials would be measured on "
+            "other tasks; give it"
+        )
+    build_trial(config)
+    for field, dimension in search.space.items():
+        for value in dimension.probes:
+            build_trial(with_values(config, {**dict.fromkeys(needed(field), True), field: value}))
+
+
+def build_trial(config: RunConfig) -> None:
+    """Meet what would stop a trial with this config: data that cannot be drawn, a strategy that cannot be built.
+
+    Raises:
+        UserError: there is such a thing.
+    """
+    dataset = make_sampler(config, "train").dataset
+    build_learner(config, dataset.image_shape, dataset.n_episode_classes)

@@ -16,10 +16,14 @@ from metakm.options import NEEDS, flat_name, option_types
 from metakm.strategies.registry import strategy_class
 
 # These define the task, the budget or the measurement, and must be the same for all trials.
-_SAME_FOR_ALL = {"algo", "dataset", "ways", "shots", "preset", "image_size", "seed", "iterations"}
+_SAME_FOR_ALL = {
+    *("algo", "dataset", "ways", "shots", "preset", "image_size", "split", "split_seed", "seed", "iterations"),
+    *("init_from", "patience"),
+}
 _MEASUREMENT = {"test_inner_steps", "test_queries", "eval_tasks", "val_tasks", "val_every", "select"}
 _COMMON = {field.name for field in dataclasses.fields(RunConfig)}
-_EXCLUSIVE = {"zero_head": "normal_head", "normal_head": "zero_head"}  # if it is on, it switches the other off
+_PAIRS = (("zero_head", "normal_head"), ("first_order", "second_order_from"))
+_EXCLUSIVE = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}  # if it is on, it switches the other off
 _FIXED = {*_SAME_FOR_ALL, *_MEASUREMENT, *EXECUTION_FIELDS}
 
 
@@ -102,7 +106,7 @@ def check_space(space: Mapping[str, Dimension], config: RunConfig) -> None:
     for field, dimension in space.items():
         for value in dimension.probes:
             try:
-                with_values(config, {**dict.fromkeys(_needed(field), True), field: value})
+                with_values(config, {**dict.fromkeys(needed(field), True), field: value})
             except UserError as error:
                 raise UserError(f"Expected the space to have values of {field}, got {value!r}: {error}") from error
 
@@ -113,10 +117,12 @@ def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     Raises:
         UserError: a value of the wrong type or out of range.
     """
-    off = {other: False for field, other in _EXCLUSIVE.items() if values.get(field)}
-    changed = {**config.to_json(), **off, **values}
-    for field, needed in NEEDS.items():
-        if field in changed and not changed[needed]:
+    changed = {**config.to_json(), **values}
+    for field, other in _EXCLUSIVE.items():
+        if values.get(field) and other in changed:
+            changed[other] = type(changed[other])(0)
+    for field, need in NEEDS.items():
+        if field in changed and not changed[need]:
             changed[field] = type(changed[field])(0)
     return RunConfig.from_json(changed)
 
@@ -134,14 +140,15 @@ def split_for(algo: str, space: Space, fixed: frozenset[str]) -> tuple[Space, di
         elif refuses(algo, field):
             dropped[field] = "this strategy has no such option"
     for field in space:
-        if field not in dropped and any(need in dropped and refuses(algo, need) for need in _needed(field)):
+        if field not in dropped and any(need in dropped and refuses(algo, need) for need in needed(field)):
             dropped[field] = "this strategy has not what it needs"
     return {field: dimension for field, dimension in space.items() if field not in dropped}, dropped
 
 
 def active(field: str, values: Mapping[str, Any], config: RunConfig) -> bool:
-    """Whether a field has an effect next to these values of the others, because what it needs is on."""
-    return all(values.get(need, getattr(config.shared, need)) for need in _needed(field))
+    """Whether a field has an effect next to these values of the others: what it needs is on, what excludes it off."""
+    has_all = all(values.get(need, getattr(config.shared, need)) for need in needed(field))
+    return has_all and not (field in _EXCLUSIVE and values.get(_EXCLUSIVE[field]))
 
 
 def refuses(algo: str, field: str) -> bool:
@@ -150,14 +157,15 @@ def refuses(algo: str, field: str) -> bool:
     return field not in _COMMON and field not in {flat_name(algo, name) for name in option_types(cls.options)}
 
 
-def _needed(field: str) -> Iterator[str]:
+def needed(field: str) -> Iterator[str]:
+    """What a field needs to have an effect, from the nearest on."""
     while (need := NEEDS.get(field)) is not None:
         field = need
         yield field
 
 
 def _needed_first(space: Space) -> Space:
-    return dict(sorted(space.items(), key=lambda item: len([*_needed(item[0])])))
+    return dict(sorted(space.items(), key=lambda item: len([*needed(item[0])])))
 
 
 def _folder() -> Any:

@@ -19,13 +19,15 @@ from metakm.errors import UserError
 from metakm.io.files import write_text
 from metakm.learning.memory import TooLittleMemoryError
 from metakm.learning.outer_loop import DivergedError, OuterLoop
-from metakm.run.build import build_learner, make_sampler
+from metakm.run.build import build_learner, make_sampler, require_fitting
 from metakm.run.checkpoint import load_checkpoint, restoring, save_checkpoint
+from metakm.run.earlier_run import warm_start
 from metakm.run.folder import RunFolder
 from metakm.run.history import History
 
 VALIDATION = "validation.csv"
-TrialState = Literal["done", "pruned", "diverged", "out of memory"]
+TrialState = Literal["done", "pruned", "diverged", "out of memory", "refused"]
+"""How a trial ended; refused: its values do not go together."""
 AccuraciesBySteps = dict[int, npt.NDArray[np.float64]]  # [tasks] by inner steps
 
 
@@ -57,8 +59,10 @@ class TrialRun:
     def __init__(self, config: RunConfig, folder: RunFolder, tasks: int, test_steps: Sequence[int]) -> None:
         self.config, self.folder, self.tasks, self.test_steps = config, folder, tasks, test_steps
         self.samplers = {split: make_sampler(config, split) for split in ("train", "val")}
+        require_fitting(config, self.samplers)
         dataset = self.samplers["train"].dataset
         learner = build_learner(config, dataset.image_shape, dataset.n_episode_classes)
+        warm_start(learner, config, {"val": self.samplers["val"].dataset})
         self.loop = OuterLoop(learner, self.samplers["train"], config, resolve_device(config.device))
         self.history = History()
         if folder.checkpoint.exists():

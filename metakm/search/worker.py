@@ -6,8 +6,9 @@ import dataclasses
 
 from metakm.cli.progress import log_line
 from metakm.cli.signals import Stoppable
+from metakm.errors import UserError
 from metakm.search.page import write_page
-from metakm.search.plan import SearchPlan, StrategySearch
+from metakm.search.plan import SearchPlan, StrategySearch, build_trial
 from metakm.search.records import read_records, winner, write_csv
 from metakm.search.space import with_values
 from metakm.search.studies import Claimed, Studies
@@ -57,8 +58,12 @@ class Worker:
 
     def _train(self, search: StrategySearch, claimed: Claimed) -> TrialOutcome | None:
         options = self.plan.options
-        config = with_values(search.config, claimed.values)
-        config = dataclasses.replace(config, plugin=search.config.plugin)
+        try:
+            config = with_values(search.config, claimed.values)
+            config = dataclasses.replace(config, plugin=search.config.plugin)
+            build_trial(config)
+        except UserError as error:  # each value is right, but they do not go together
+            return TrialOutcome("refused", 0.0, {}, str(error))
         run = TrialRun(config, claimed.folder, options.tasks, sorted(set(options.test_steps)))
 
         def should_prune(iteration: int, accuracy: float) -> bool:

@@ -12,7 +12,15 @@ from metakm.errors import UserError
 from metakm.models.layers import BatchNorm2d, statistics_from, tracking_statistics
 from metakm.models.modes import BatchNormMode
 from metakm.options import Options, RateOptions
-from metakm.strategies.interfaces import EpisodeBatch, Gradients, InnerLoop, InnerLR, QueryResult, Transform
+from metakm.strategies.interfaces import (
+    Construction,
+    EpisodeBatch,
+    Gradients,
+    InnerLoop,
+    InnerLR,
+    QueryResult,
+    Transform,
+)
 from metakm.strategies.losses import accuracy, cross_entropy, one_per_task, require_ways, with_gradients
 
 __all__ = [
@@ -66,6 +74,9 @@ class Strategy(nn.Module):
     uses_progress: ClassVar[bool] = False
     """Whether the strategy reads `inner.progress`. Its meta-gradient is then not replayed as a CUDA graph, and a
     finished run of it cannot be resumed for more iterations."""
+
+    construction: Construction | None = None
+    """How `make_strategy` built it; None if its class was called directly."""
 
     def encode(self, images: Tensor) -> Tensor:
         """Compute what does not depend on `adapted`, once per batch of episodes.

@@ -66,6 +66,8 @@ class CosineClassifier(nn.Module):
 class Finetune(ClassTraining):
     """Fine-tuning (Dhillon et al. 2020): adapts the whole network, and a head of cosines for each task."""
 
+    any_ways: ClassVar[bool] = True
+
     preset_values: ClassVar[PresetValues] = {
         key: {**values, **({"inner_lr": 0.1, "test_inner_steps": 20} if key[1] == "characters" else {})}
         for key, values in ClassTraining.preset_values.items()

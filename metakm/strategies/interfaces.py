@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -31,6 +31,14 @@ class EpisodeBatch(Protocol):
     @property
     def query_labels(self) -> Tensor:
         """`[T, N*Q]`, in 0..N-1."""
+
+
+class Construction(NamedTuple):
+    """What `make_strategy` gave a strategy's constructor besides the backbone."""
+
+    ways: int | None
+    train_classes: int | None
+    options: dict[str, Any]
 
 
 class QueryResult(NamedTuple):

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metakm.errors import UserError
 from metakm.fields import require
 from metakm.options import PrototypeOptions
 from metakm.strategies.base import InnerLoop, Strategy
@@ -59,6 +60,8 @@ class ProtoNetOptions(PrototypeOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 < self.scale < math.inf, "protonet.scale", "a positive number", self.scale)
+        if self.distance != "cosine" and self.scale != type(self).scale:
+            raise UserError(f"Expected --protonet.distance cosine with --protonet.scale, got {self.distance}; drop one")
 
 
 @register_strategy("protonet", options=ProtoNetOptions)

@@ -13,6 +13,7 @@ from metakm.options import SHARED, Options, option_types
 from metakm.registry import Registry, describe_error, full_name
 from metakm.strategies.base import Strategy
 from metakm.strategies.independence import require_independent_tasks
+from metakm.strategies.interfaces import Construction
 
 _S = TypeVar("_S", bound=type[Strategy])
 TRAIN_CLASSES = "train_classes"
@@ -129,6 +130,7 @@ def make_strategy(
             "has others); use it, or set own_network = True, for runs with --backbone own"
         )
     require_independent_tasks(strategy)
+    strategy.construction = Construction(ways, told.get(TRAIN_CLASSES), options)
     return strategy
 
 

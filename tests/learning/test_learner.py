@@ -161,6 +161,76 @@ def test_what_does_not_fit_is_refused(changes, said):
         metakm.Learner(given.pop("strategy"), **given)
 
 
+@pytest.mark.float32
+@pytest.mark.parametrize(
+    ("algo", "options"),
+    [
+        ("protonet", {}),
+        ("protonet", {"distance": "cosine"}),
+        ("maml-proto", {}),
+        ("imaml", {"proximal": 2.0}),
+        ("finetune", {"scale": 3.0}),
+        ("simpleshot", {"transform": "un"}),
+        ("km", {"depth": 1, "implicit": True}),
+        ("cavia", {"contexts": 7}),
+    ],
+)
+@pytest.mark.parametrize("asked", [{}, {"scaled_distance": False}])
+def test_a_strategy_that_was_built_is_saved_with_its_options(tmp_path, algo, options, asked):
+    def network():
+        return Conv4(1, 4, "stride")
+
+    torch.manual_seed(3)
+    strategy = metakm.make_strategy(algo, backbone=network(), ways=4, **options)
+    if asked and not hasattr(strategy, "scaled_distance"):
+        asked = {}
+    built = metakm.Learner(strategy, **SETTINGS, **asked)
+    assert built.ways == 4
+    assert all(getattr(built.options, name) == value for name, value in {**options, **asked}.items())
+    built.save(tmp_path / "mine.safetensors")
+    loaded = metakm.Learner.load(tmp_path / "mine.safetensors", backbone=network())
+    assert loaded.options == built.options
+    images = torch.rand(4, 1, 28, 28)
+    assert torch.equal(loaded.adapt(images, "abcd")(images), built.eval().adapt(images, "abcd")(images))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"ways": 5}, "was built for, 4, got 5"),
+        ({"depth": 1}, "km.depth=1, got one with 2"),
+        ({"km.depth": 1}, "km.depth=1, got one with 2"),
+        ({"train": "norm"}, "Expected train with the name"),
+        ({"weights": "pretrained"}, "Expected weights with the name"),
+        ({"train_classes": 3}, "Expected train_classes with the name"),
+        ({"backbone": Conv4(1, 4)}, "Expected backbone with the name"),
+    ],
+)
+def test_what_a_built_strategy_is_not_is_refused(given, said):
+    with pytest.raises(metakm.UserError, match=said):
+        metakm.Learner(small_strategy("km"), **SETTINGS, **given)
+
+
+def test_a_strategy_whose_class_was_called_is_not_saved(tmp_path):
+    from metakm.strategies.km import KM
+
+    built = metakm.Learner(KM(Conv4(1, 4, "stride"), 4, depth=1), **SETTINGS)
+    with pytest.raises(metakm.UserError, match="build it with make_strategy"):
+        built.save(tmp_path / "mine.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluation_leaves_each_part_in_its_mode():
+    built = learner("anil")
+    built.train()
+    frozen = next(m for m in built.strategy.modules() if isinstance(m, Conv4))
+    frozen.eval()
+    before = [m.training for m in built.modules()]
+    assert len(set(before)) == 2
+    built.evaluate(Sampler(), tasks=2)
+    assert [m.training for m in built.modules()] == before
+
+
 def test_a_strategy_that_is_built_can_be_given():
     strategy = small_strategy("km")
     built = metakm.Learner(strategy, **SETTINGS)

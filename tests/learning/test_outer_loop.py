@@ -1,16 +1,21 @@
 """Meta-training steps: chunks, rates, clipping, schedule, divergence, state."""
 
+import contextlib
+
 import pytest
 import torch
-from loops import CPU, Sampler, config, loop
+from loops import CPU, Sampler, config, learner_of, loop
 from small import learned_parameters, small_strategy, strategies_with
 
 import metakm
+from metakm.distributed.processes import Processes
 from metakm.learning.cuda_graphs import CudaGraphs
 from metakm.learning.evaluation import accuracies
 from metakm.learning.inner_loop import evaluate_episodes
 from metakm.learning.memory import TooLittleMemoryError, automatic_chunk, device_memory, sharing, task_bytes
 from metakm.learning.outer_loop import DivergedError, OuterLoop
+from metakm.models.resnet12 import ResNet12
+from metakm.presets import preset_config
 
 
 @pytest.mark.parametrize("algo", metakm.available_strategies())
@@ -438,3 +443,41 @@ def test_a_cpu_that_ran_out_of_memory_tests_as_few_tasks_at_once_as_it_trains():
 
     small.accuracies(Counting(), 3)
     assert asked == [1, 1, 1]
+
+
+class Rank(Processes):
+    """One of several processes whose sums are its own part."""
+
+    def sum_gradients(self, _parameters):
+        pass
+
+    def sum(self, *values):
+        return values
+
+    def raise_together(self, *_kinds):
+        return contextlib.nullcontext()
+
+
+@pytest.mark.float32
+def test_running_statistics_of_networks_with_dropout_are_the_same_in_all_processes():
+    """With three tasks on two processes, one has drawn more random numbers for dropout than the other."""
+    held = []
+    for rank in (0, 1):
+        torch.manual_seed(0)
+        backbone = ResNet12(1, "running", widths=(4, 4, 8, 8))
+        found = config(meta_batch=3, bn_mode="running")
+        sampler = metakm.EpisodeSampler(metakm.load_dataset("glyphs", split="train"), 3, 1, 2)
+        learner = learner_of(metakm.make_strategy("protonet", backbone, 3), found)
+        loop_of_rank = OuterLoop(learner, sampler, found, CPU, Rank(rank, 2))
+        loop_of_rank._apply = lambda: None  # whose gradients are not summed here
+        loop_of_rank.step()
+        held.append(dict(loop_of_rank.learner.named_buffers()))
+    assert held[0]
+    assert all(torch.equal(tensor, held[1][name]) for name, tensor in held[0].items())
+
+
+def test_options_that_would_change_nothing_are_refused():
+    with pytest.raises(metakm.UserError, match=r"--protonet\.distance cosine with --protonet\.scale"):
+        preset_config(algo="protonet", **{"protonet.scale": 5.0})
+    with pytest.raises(metakm.UserError, match="--inner-steps above 1 with --multi-step-loss"):
+        preset_config(algo="maml", multi_step_loss=5, inner_steps=1)

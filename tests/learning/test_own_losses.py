@@ -300,6 +300,8 @@ def test_only_a_run_with_the_schedule_names_it():
     assert type(given).from_json(given.to_json()) == given
     assert type(plain).from_json(plain.to_json()) == plain
     assert "-second-order-from-" in given.run_id
-    earlier = {"iterations": 5}
+    earlier = {"iterations": plain.val_every}
     assert plain.replaced(schedule="constant").may_change(earlier) == {"iterations"}
     assert given.replaced(schedule="constant").may_change(earlier) == frozenset(), "the switch would have moved"
+    ended = {"iterations": plain.val_every + 1}
+    assert plain.replaced(schedule="constant").may_change(ended) == frozenset(), "a longer run would not validate there"

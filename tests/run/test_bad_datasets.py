@@ -8,6 +8,7 @@ import metakm
 from metakm.data import FewShotDataset
 from metakm.data.overlap import check_unseen
 from metakm.run.__main__ import main
+from metakm.run.evaluate import main as evaluate
 
 pytestmark = pytest.mark.float32
 
@@ -75,6 +76,12 @@ def plugin(tmp_path, text):
             (),
             "Expected every class in one split, got '0' with the same images in train of dots and test of dots; move",
         ),
+        (
+            10,
+            "images = images[..., :12, :12] if split == 'test' else images",
+            (),
+            "Expected images of one shape in all",
+        ),
         (10, "labels[7] = None", (), "Expected a label for every image"),
         (10, "images = images.transpose(0, 2, 3, 1)", (), "Expected images"),
     ],
@@ -98,6 +105,29 @@ def test_a_class_of_several_datasets_in_two_splits(tmp_path, capsys, names, seed
     path = plugin(tmp_path, SEVERAL.format(seeds=seeds))
     found = refused(capsys, tmp_path / "out", "--dataset", *names.split(), "--plugin", path)
     assert f"Expected every class in one split, got '0' with the same images {said}; move" in found
+
+
+def test_a_run_is_not_tested_or_continued_on_classes_that_it_was_trained_on(tmp_path, capsys):
+    path = plugin(tmp_path, SEVERAL.format(seeds={"one": (0, 1, 2), "two": (3, 4, 0)}))
+    small = [*SMALL.split(), "--algo", "anil", "--plugin", str(path), "--quiet", "--device", "cpu", "--val-every", "1"]
+    assert main([*small, "--dataset", "one", "--out", str(tmp_path / "runs")]) == 0
+    earlier = tmp_path / "runs" / "one-3w1s" / "anil" / "seed0"
+    capsys.readouterr()
+    said = "Expected every class in one split, got '0' with the same images in train of one and test of two"
+    flags = ["--dataset", "two", "--out", str(tmp_path / "other"), "--plugin", str(path)]
+    assert evaluate([str(earlier), *flags, "--device", "cpu", "--quiet"]) == 2
+    assert said in capsys.readouterr().err
+    assert said in refused(capsys, tmp_path / "other", "--algo", "anil", *flags[:2], *flags[4:], "--init-from", earlier)
+
+
+def test_datasets_that_divide_imagenet_in_their_own_ways_are_not_mixed():
+    def part(name, seed, split):
+        images = np.random.default_rng(seed).integers(0, 256, (4, 3, 8, 8), dtype=np.uint8)
+        return FewShotDataset.from_arrays(images, [0, 0, 1, 1], name=name, split=split)
+
+    check_unseen({"train": part("mini-imagenet", 0, "train"), "test": part("mini-imagenet", 1, "test")})
+    with pytest.raises(metakm.UserError, match="train of mini-imagenet and test of tiered-imagenet, which divide"):
+        check_unseen({"train": part("mini-imagenet", 0, "train"), "test": part("tiered-imagenet", 1, "test")})
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Runs on data that are given as objects: three datasets, or three samplers of episodes."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pandas as pd
@@ -40,6 +41,19 @@ def dots(seed, name="dots", classes=5, size=28, channels=1):
 
 def three(**changes):
     return tuple(dots(seed, **changes) for seed in range(3))
+
+
+def test_data_of_ones_own_do_not_take_the_name_of_others(tmp_path):
+    with pytest.raises(metakm.UserError, match=r"name of your own .* got 'glyphs', whose train split is another"):
+        metakm.train(small(tmp_path), dataset=three(name="glyphs"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("algo", ["baseline", "simpleshot"])
+def test_samplers_that_do_not_number_their_classes_are_refused_for_what_classifies_them(tmp_path, algo):
+    with pytest.raises(metakm.UserError, match="Expected a FewShotDataset to train"):
+        metakm.train(small(tmp_path, algo=algo, test_queries=2), dataset=[Source(split) for split in SPLITS])
+    assert list(tmp_path.iterdir()) == []
 
 
 def row(run):
@@ -191,6 +205,15 @@ def test_losses_that_raise_are_named(tmp_path):
     with pytest.raises(metakm.UserError, match=r"Odd to learn from a task, got ValueError: .*test_own_data\.py"):
         metakm.train(small(tmp_path, algo="odd"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_metric_that_is_no_number_is_null_for_scripts(tmp_path, capsys):
+    metric = {"metric": lambda _self, logits, _labels: torch.full((len(logits),), torch.nan, dtype=torch.float64)}
+    metakm.register_strategy("nothing")(type("Nothing", (ANIL,), metric))
+    metakm.train(small(tmp_path, algo="nothing", json=True))
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {line["val_accuracy"] for line in told if line["event"] == "validation"} == {None}
+    assert [line["accuracy"] for line in told if line["event"] == "result"] == [None]
 
 
 def test_a_metric_of_ones_own_is_no_percentage(tmp_path, capsys):

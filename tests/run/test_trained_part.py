@@ -91,6 +91,14 @@ def test_modulators_are_refused_where_the_inner_loop_would_adapt_them_with_their
         learner("head", weights=weights)
 
 
+@pytest.mark.parametrize("part", ["norm", "both"])
+def test_norms_are_refused_where_there_are_none(part):
+    backbone = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    network = metakm.carry_tasks(backbone, (1, 14, 14))
+    with pytest.raises(UserError, match=f"norm layers that have weights for --train {part}"):
+        metakm.Learner("protonet", backbone=network, ways=3, inner_lr=0.1, inner_steps=1, train=part)
+
+
 @pytest.mark.parametrize(
     ("algo", "part"),
     [("protonet", p) for p in ("norm", "km", "both", "full")]

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import metakm
 from metakm.learning.outer_loop import DivergedError, OuterLoop
 from metakm.learning.statistics import paired_difference
+from metakm.run.__main__ import main as run
 from metakm.run.command_line import parse
 from metakm.run.folder import RunFolder
 from metakm.run.loading import read_config
@@ -24,6 +26,7 @@ from metakm.table.collect import read_runs
 
 pytest.importorskip("optuna")
 
+from metakm.search import plan, worker
 from metakm.search.options import parse_search
 from metakm.search.plan import make_plan
 from metakm.search.studies import Studies
@@ -31,7 +34,10 @@ from metakm.search.trial import TrialOutcome
 
 pytestmark = pytest.mark.float32
 
-TINY = "--ways 3 --backbone conv4-8-stride --meta-batch 1 --val-tasks 4 --tasks 6 --test-steps 1 3 --device cpu --quiet"
+TINY = (
+    "--ways 3 --test-queries 2 --backbone conv4-8-stride --meta-batch 1 --val-tasks 4 --tasks 6 --test-steps 1 3 "
+    "--device cpu --quiet"
+)
 SPACE = """
 meta_lr = {low = 1e-3, high = 1e-1, log = true}
 inner_steps = [1, 2]
@@ -54,7 +60,7 @@ def space(tmp_path_factory):
 
 
 def flags(space, out, *more, trials=3, iterations=4):
-    own = ["--space", space, "--out", str(out), "--trials", str(trials), "--iterations", str(iterations)]
+    own = ["--space", str(space), "--out", str(out), "--trials", str(trials), "--iterations", str(iterations)]
     return [*own, "--val-every", "2", *TINY.split(), *more]
 
 
@@ -239,6 +245,69 @@ def test_a_search_that_was_killed_goes_on_to_the_same_trials(searched, space, tm
         assert main(arguments) == 0
     assert steps[0] == 2  # from the checkpoint, not from the start
     pd.testing.assert_frame_equal(table(out), table(searched))
+
+
+def test_values_that_do_not_go_together_end_a_trial_and_not_the_search(tmp_path, monkeypatch):
+    path, built = tmp_path / "space.toml", plan.build_trial
+
+    def refuse_one(config):
+        if config.meta_lr == 0.2:
+            raise metakm.UserError("these do not go together")
+        built(config)
+
+    path.write_text("meta_lr = [0.1, 0.2]")
+    monkeypatch.setattr(worker, "build_trial", refuse_one)
+    assert main(["--algo", "anil", *flags(path, tmp_path / "out", trials=6, iterations=2)]) == 0
+    found = table(tmp_path / "out")
+    assert set(found.state[found.meta_lr == 0.2]) == {"refused"}
+    assert "refused" not in set(found.state[found.meta_lr == 0.1])
+    assert "refused" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_first_order_excludes_annealing_in_a_trial(tmp_path):
+    path = tmp_path / "space.toml"
+    path.write_text("first_order = [true, false]\nsecond_order_from = [0.0, 0.5]")
+    assert main(["--algo", "maml", *flags(path, tmp_path / "out", trials=8, iterations=2)]) == 0
+    found = table(tmp_path / "out")
+    assert set(found.state) <= {"done", "pruned"}
+    assert {True, False} == set(found.first_order)
+    assert found.second_order_from[found.first_order].isna().all()
+
+
+def test_a_trial_starts_from_the_run_that_is_named(tmp_path, space):
+    own = f"--algo anil --dataset glyphs {TINY.partition(' --tasks')[0]} --iterations 1 --eval-tasks 2 --val-every 1"
+    assert run([*own.split(), "--out", str(tmp_path / "runs"), "--device", "cpu", "--quiet"]) == 0
+    earlier = tmp_path / "runs" / "glyphs-3w1s" / "anil" / "seed0"
+    seen = []
+
+    def step(loop):
+        seen.append({name: tensor.clone() for name, tensor in loop.learner.state_dict().items()})
+        raise DivergedError("enough")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OuterLoop, "step", step)
+        more = ["--init-from", str(earlier)]
+        assert main(["--algo", "anil", *flags(space, tmp_path / "out", *more, trials=1)]) == 0
+    trained = metakm.load_run(earlier).learner.state_dict()
+    assert all(torch.equal(trained[name], tensor) for name, tensor in seen[0].items() if name in trained)
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "said"),
+    [
+        ("queries = [1, 2]", ["--test-queries", "0"], "Expected --test-queries with a space that varies queries"),
+        ('"cavia.layer" = [0, 9]', ["--algo", "cavia"], "9 norm layers"),
+        ("meta_lr = [0.1, 0.2]", ["--patience", "3"], "--patience"),
+        ("patience = [1, 2]", [], "got patience, which must be the same for all trials"),
+    ],
+)
+def test_what_would_end_a_search_in_the_middle_is_refused_before_it_starts(tmp_path, capsys, text, more, said):
+    path = tmp_path / "space.toml"
+    path.write_text(text)
+    algo = [] if "--algo" in more else ["--algo", "anil"]
+    assert main([*algo, *flags(path, tmp_path / "out", *more)]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_ctrl_c_stops_between_iterations_and_says_how_to_go_on(searched, space, tmp_path, capsys):
