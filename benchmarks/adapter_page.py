@@ -38,7 +38,7 @@ class Estimate(NamedTuple):
 
 
 class Block:
-    """The rows of a dataset and a number of images a class that are reported, by method and draw."""
+    """The reported rows of a dataset and a number of images per class, by method and draw."""
 
     def __init__(self, rows: Sequence[Row], dataset: str, shots: str) -> None:
         self.dataset, self.shots = dataset, shots
@@ -140,7 +140,7 @@ def write_page(out: Path, rows: Sequence[Row], status: str) -> Path:
 def _progress(rows: Sequence[Row], status: str) -> str:
     reported = [row for row in rows if row["draw"] != "tune"]
     made_by = Counter(row["made_by"] for row in rows).most_common()
-    lines = [f"{len(rows)} cells are done, {len(reported)} of them reported, the others of the draws that choose."]
+    lines = [f"{len(rows)} cells are done, {len(reported)} of them reported; the others only choose the rates."]
     ending = ["", "Made by " + "; ".join(name for name, _ in made_by) + "."] if made_by else []
     return "\n".join([*lines, "", "```", status, "```", *ending])
 

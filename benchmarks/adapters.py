@@ -6,8 +6,8 @@ LoKr, by norms and head, by the head alone, and by training everything. All meth
 same head to start from, the same steps and views, batch norm's statistics held. Each method's rates and epochs are the
 best of the same four candidates on a draw of its own.
 
-A row is added to OUT/rows.csv for each cell (dataset, images a class, draw, method, candidate), all methods of a draw
-before the next draw. The same command goes on where the last one stopped; `--seconds` ends it before that. `--status`
+A row is added to OUT/rows.csv for each cell (dataset, images per class, draw, method, candidate), all methods of a draw
+before the next draw. The same command continues where the last one stopped; `--seconds` ends it before that. `--status`
 says what is done and left, `--page` writes OUT/README.md and OUT/frontier.png from the rows.
 """
 
@@ -185,7 +185,7 @@ def main(
         cache: folder of the decoded images; OUT/cache by default.
         threads: of PyTorch.
         seconds: begin no cell after this time.
-        draws: that are reported, of each number of images a class.
+        draws: how many to report for each number of images per class.
         status: say what is done and left, and end.
         page: write the page from the rows, and end.
     """

@@ -40,8 +40,8 @@ def as_page(rows: Sequence[Measured], core_seconds: float) -> str:
     parts = [
         f"# Baselines at one budget\n\nMeta-test accuracy in %, ± the 95 % interval over tasks; one seed. Each row has "
         f"{core_seconds / 60:g} minutes of one processor core for meta-training, validations and meta-test aside: "
-        "as many iterations of `--preset table3` as fit, by the seconds of one in `plan.csv`. So the rows say how far "
-        "each strategy comes in this time, not how far it gets in the end; one seed does not rank what is close.",
+        "as many iterations of `--preset table3` as fit, by the seconds of one in `plan.csv`. So the rows show what "
+        "each strategy reaches in this time, not what it reaches in the end; one seed does not rank close results.",
         "Made by `python benchmarks/baselines.py`.",
         _table(
             (

@@ -1,7 +1,7 @@
 """What adaptation beyond the head is worth at test time: `python benchmarks/what_adapts.py results/table3`.
 
 Every trained model below the folder whose inner loop adapts more than a head is tested twice on the same meta-test
-tasks, K queries a class: adapting all that it adapts in training, and the head alone (all other inner rates 0). Adds
+tasks, K queries per class: adapting all that it adapts in training, and the head alone (all other inner rates 0). Adds
 lines to what-adapts.csv in that folder, and writes what-adapts.md from it. The same command goes on where the last one
 stopped; `--page` writes the page alone.
 """

@@ -1,4 +1,4 @@
-"""A strategy of your own: adapt the convolution biases and the classifier.
+"""A strategy of your own: adapt the convolution biases and the head.
 
 Run this file to compare it with ANIL, or train it as any other strategy:
 
@@ -14,7 +14,7 @@ from metakm.strategies import Classifier, SharedParameters, call_with
 
 @metakm.register_strategy("biases")
 class Biases(metakm.Strategy):
-    """The inner loop moves the convolutions' biases and the classifier; all else is meta-learned and stays."""
+    """The inner loop moves the convolutions' biases and the head; everything else is meta-learned and stays."""
 
     def __init__(self, backbone: nn.Module, ways: int) -> None:
         super().__init__()

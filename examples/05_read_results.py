@@ -1,4 +1,4 @@
-"""Read result files with pandas: one row a run, one accuracy a test task."""
+"""Read result files with pandas: one row per run, one accuracy per test task."""
 
 from pathlib import Path
 

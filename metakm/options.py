@@ -47,7 +47,7 @@ class GradientOptions(Options):
     multi_step_loss: SharedInt = 0
     """Iterations over which the outer loss moves from the mean of the query losses after all inner steps to the one after the last (MAML++, Antoniou et al. 2019); each step then costs a pass over the queries. 0, as published: the last alone."""
     second_order_from: SharedFloat = 0.0
-    """Fraction of --iterations with first-order gradients, before second-order ones from there on (MAML++'s derivative-order annealing), such as 0.3. 0, as published: second-order from the start."""
+    """Fraction of --iterations that use first-order gradients, before the second-order ones (MAML++'s derivative-order annealing), such as 0.3. 0, as published: second-order from the start."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +62,7 @@ class RateOptions(GradientOptions):
     """Of strategies whose inner learning rates can be learned."""
 
     learn_inner_lr: SharedBool = False
-    """Learn one inner learning rate for each adapted tensor, from --inner-lr on. Off as published."""
+    """Learn one inner learning rate per adapted tensor, starting from --inner-lr. Off as published."""
     inner_lr_per_step: SharedBool = False
     """With --learn-inner-lr: one for each inner step too, as in MAML++. Off as published."""
     nonnegative_inner_lr: SharedBool = False

@@ -19,7 +19,7 @@ def exit_code(
     Args:
         resumes: whether the command writes checkpoints.
     """
-    stopped = f"Stopped. To go on from the last checkpoint, if there is one, {again}." if resumes else "Stopped."
+    stopped = f"Stopped. To continue from the last checkpoint, if there is one, {again}." if resumes else "Stopped."
     try:
         with robust_streams():
             return _exit_code(command, again, stopped)

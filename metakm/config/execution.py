@@ -51,7 +51,7 @@ def _take_paths(config: ExecutionOptions) -> None:
 
 
 def how_to_resume(options: ExecutionOptions) -> str:
-    """How to change the command of a run so that it goes on."""
+    """How to change the command of a run so that it continues."""
     change = "replace --overwrite by --resume in" if options.overwrite else "add --resume to"
     return f"{change} the same command"
 

@@ -61,7 +61,7 @@ class RunProtocol:
     test_queries: int = FROM_PRESET
     """Query images per class in meta-validation and meta-test; 0: as --queries. With --preset paper: the shots for photographs (MAML's code)."""
     preset: PresetName = "quick"
-    """Where the other defaults come from. table3: that of results/table3/, the same for all strategies, chosen on meta-validation (results/search). quick: scaled down, chosen for km on the meta-validation of omniglot 20-way 1-shot and only estimated for other settings; paper: the published protocol of Finn et al. 2017 and Raghu et al. 2020 (metakm/presets.py lists what still differs)."""
+    """Where the other defaults come from. table3: the protocol of results/table3/, the same for all strategies, chosen on meta-validation (results/search). quick: scaled down, chosen for km on the meta-validation of omniglot 20-way 1-shot and only estimated for other settings; paper: the published protocol of Finn et al. 2017 and Raghu et al. 2020 (metakm/presets.py lists what still differs)."""
     backbone: str = FROM_PRESET
     """conv4-<filters>-stride, conv4-<filters>-pool, resnet12, resnet<depth> (of CIFAR) or wrn-<depth>-<k>; any network as timm:NAME, torchvision:NAME or file.py:Class, which runs with your permissions; own where a strategy brings a network of its own; or one from a plugin. Default from --preset; paper: conv4-64-stride for characters, conv4-32-pool for photographs."""
     inner_lr: float = FROM_PRESET
@@ -75,7 +75,7 @@ class RunProtocol:
     meta_lr: float = FROM_PRESET
     """Adam's learning rate in the outer loop. Default from --preset; paper: 1e-3."""
     iterations: int = FROM_PRESET
-    """Meta-training iterations. Default from --preset; paper: 60000. 0 evaluates the untrained start."""
+    """Meta-training iterations. Default from --preset; paper: 60000. 0 evaluates the untrained model."""
     schedule: Schedule = FROM_PRESET
     """Schedule of the meta learning rate. Default from --preset; paper: constant."""
     grad_clip: float = FROM_PRESET

@@ -1,1 +1,1 @@
-"""The paper's supervised experiments: training from scratch, transfer learning, and the modulator's construction."""
+"""The paper's supervised experiments: training from scratch, transfer learning, and the ablation of the modulator."""

@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, locks on folders, tensors and pictures."""
+"""Files: atomic writes, locks on folders, tensor files and figures."""

@@ -70,7 +70,7 @@ class CudaGraphs:
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
-            _log.warning("no CUDA graph (%s); going on without", one_line(error, 200))
+            _log.warning("no CUDA graph (%s); continuing without", one_line(error, 200))
             self._refused = True
             self.clear()
             return None

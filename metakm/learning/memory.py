@@ -101,7 +101,7 @@ def halved(chunk: int) -> int:
             "Expected memory for the graph of one task, got too little; lower --queries, --ways, --shots or "
             "--inner-steps, choose a smaller --backbone, or try --precision bf16"
         )
-    _log.warning("out of memory with %d tasks at a time; going on with %d", chunk, chunk // 2)
+    _log.warning("out of memory with %d tasks at a time; continuing with %d", chunk, chunk // 2)
     return chunk // 2
 
 

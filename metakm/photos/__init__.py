@@ -1,1 +1,1 @@
-"""From photographs to a classifier: `metakm fit`, `metakm predict` and what they are made of."""
+"""From photographs to a classifier: `metakm fit`, `metakm predict` and their parts."""

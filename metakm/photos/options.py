@@ -50,7 +50,7 @@ class FitSettings:
     device: str = "auto"
     """auto, cpu or cuda."""
     task: str | None = None
-    """Name of the task in the pack; by default that of the output file, in Python of the folder of photos."""
+    """Name of the task in the pack; by default the name of the output file, in Python that of the folder of photos."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base", os.fspath(self.base))

@@ -29,7 +29,7 @@ def _run(arguments: Sequence[str]) -> int:
     if any(argument.partition("=")[0] == "--evaluate" for argument in arguments):
         raise UserError("Expected flags of a run, got --evaluate; it is now `python -m metakm evaluate RUN`")
     config = parse(arguments)
-    again = f"to go on from the last checkpoint, {how_to_resume(config)}"
+    again = f"to continue from the last checkpoint, {how_to_resume(config)}"
     with StopRequest() as stop, join_processes(again) as processes:
         if processes.restarted:
             config = dataclasses.replace(config, resume=True, overwrite=False)

@@ -118,7 +118,7 @@ class TrainingRun(RunKind, Generic[L]):
         if stopped or (self.test_total and tested is None):
             self._write_row("interrupted")
             again = how_to_resume(self.settings.execution)
-            log_line(f"Interrupted after {self.loop.iteration} iterations. To go on, {again}.")
+            log_line(f"Interrupted after {self.loop.iteration} iterations. To continue, {again}.")
             return 130
         if self.processes.first:
             self.write_results(tested)

@@ -47,7 +47,7 @@ def _head(studies: Studies) -> str:
     space = "\n".join(f"| `{field}` | {dimension} |" for field, dimension in plan.space.items())
     return f"""# Search: {config.setting}
 
-Accuracies are those of meta-validation; meta-test was not touched. Each trial is {config.iterations:,} iterations of
+Accuracies are those of meta-validation; the meta-test was not used. Each trial is {config.iterations:,} iterations of
 meta-training with seed {config.seed}; its last model is measured on {protocol["tasks"]} tasks, the same for all, with
 {steps} inner steps, and the best of these is kept. Trials below the median of the earlier ones at the same iteration
 are stopped (pruned). `search.csv` has every trial, `summary.csv` one row per strategy. To continue or repeat it:
@@ -55,7 +55,7 @@ are stopped (pruned). `search.csv` has every trial, `summary.csv` one row per st
     {studies.plan.command}
 
 The winner was picked for its accuracy, so on new tasks it will be a little lower than here. ± are half-widths of 95 %
-intervals over tasks; those of differences are paired. They do not tell of other seeds.
+intervals over tasks; those of differences are paired. They do not cover other seeds.
 
 | field | values |
 |---|---|

@@ -1,4 +1,4 @@
-"""ANIL: adapt only the classifier (Raghu et al. 2020, "Rapid Learning or Feature Reuse?", Sec. 4).
+"""ANIL: adapt only the head (Raghu et al. 2020, "Rapid Learning or Feature Reuse?", Sec. 4).
 
     head' = head - alpha * grad_head L_support(head; features)
 

@@ -1,4 +1,4 @@
-"""Baseline++: as Baseline, with classifiers of cosines (Chen et al. 2019, "A Closer Look ...", Sec. 3.2).
+"""Baseline++: as Baseline, with cosine heads (Chen et al. 2019, "A Closer Look ...", Sec. 3.2).
 
     logit of class k = s cos(w_k, f(x))
 

@@ -1,7 +1,7 @@
 """BN: only implicit modulation (Hu & Liu, "Kernel Modulation", Sec. III-B).
 
     y = gamma/sigma W * x + W * (beta - gamma/sigma mu)    (Eq. 8: gamma and beta modulate the kernels W)
-    phi' = phi - alpha * grad_phi L_support(phi),    phi = {gamma, beta, classifier}
+    phi' = phi - alpha * grad_phi L_support(phi),    phi = {gamma, beta, head}
 
 Sec. III-B is only about the norm layers; the classifier is adapted with them, as in the paper's baseline "BL" (Sec.
 IV-A, Table I), which trains the norm layers and the linear classifier. The paper has no few-shot experiment with it.

@@ -3,7 +3,7 @@
     phi_0 = 0,    phi <- phi - alpha grad_phi L_support(f(.; phi, theta))    (the context, in every task)
     h' = gamma h + beta,    (gamma, beta) = A phi + a    (FiLM: Perez et al. 2018, for each channel of a convolution)
 
-Only the outer loop learns theta = {the network, with its classifier, and every A and a}. FiLM follows the batch norm of
+Only the outer loop learns theta = {the network, with its head, and every A and a}. FiLM follows the batch norm of
 a convolution, as in the authors' code. There it is one affine map with the norm's own, with the scale gamma w and the
 shift gamma b + beta for the norm's w and b; so any backbone with affine norms will do.
 

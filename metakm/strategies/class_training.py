@@ -7,8 +7,8 @@ characters, which episodes turn, a class turned by 90 degrees is another class, 
 
 Deviation from all papers that train so: they draw mini-batches of images of any class, and augment them; here a batch
 is a few episodes, with several images of each class. The presets `quick` and `table3` bring it closer to theirs, with
-one query a class and more episodes instead: with 1 shot, as many images an iteration as for other strategies. Tests
-have the same queries as theirs. After `python -m metakm.run --algo simpleshot --dataset omniglot --iterations 100
+one query per class and more episodes instead: with 1 shot, as many images per iteration as for others. Tests have the
+same queries as theirs. After `python -m metakm.run --algo simpleshot --dataset omniglot --iterations 100
 --val-every 100 --val-tasks 50` (seed 0) meta-validation is at 15.1 % with `--meta-batch 4 --queries 5`, and at 33.1
 with the same number of images as `--meta-batch 12 --queries 1 --test-queries 5`; photographs were not searched.
 

@@ -1,7 +1,7 @@
-"""KM: adapt kernel modulators and the classifier (Hu & Liu, "Kernel Modulation", Sec. III-A and IV-C).
+"""KM: adapt kernel modulators and the head (Hu & Liu, "Kernel Modulation", Sec. III-A and IV-C).
 
     W~ = g(W; U)    (Eq. 3, every convolution layer, every task)
-    phi' = phi - alpha * grad_phi L_support(f(.; W~)),    phi = {U, convolution biases, classifier}
+    phi' = phi - alpha * grad_phi L_support(f(.; W~)),    phi = {U, convolution biases, head}
 
 The kernels W are frozen in the inner loop and learned by the outer loop. The convolution biases are adapted because
 the paper's count includes them (2,204 adapted parameters against MAML's 112,724, "51X"). `implicit=True` adds the

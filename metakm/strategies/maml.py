@@ -1,6 +1,6 @@
 """MAML: adapt the whole network (Finn, Abbeel & Levine 2017, "Model-Agnostic Meta-Learning", Algorithm 2).
 
-    theta' = theta - alpha * grad_theta L_support(theta),    theta = {convolutions, classifier}
+    theta' = theta - alpha * grad_theta L_support(theta),    theta = {convolutions, head}
 
 As in MAML's own code, the affine parameters of the norm layers are only learned by the outer loop; `implicit=True`
 adapts them, too.

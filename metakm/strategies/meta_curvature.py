@@ -3,7 +3,7 @@
     MC(G) = G x_1 M_o x_2 M_i x_3 M_f    (mode products, for G of [outputs, inputs, positions of the kernel])
     theta' = theta - alpha MC(grad_theta L_support(theta)),    theta and all M learned by the outer loop
 
-The classifier's weight has M_o and M_i alone. The matrices start as the identity, so that training starts as MAML's. As
+The head's weight has M_o and M_i alone. The matrices start as the identity, so that training starts as MAML's. As
 in MAML here, the inner loop leaves the norm affine to the outer loop, unless `implicit`.
 
 Deviations: the paper describes matrices and kernels; a vector, such as a bias, has one factor for each entry here. In

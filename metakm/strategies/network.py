@@ -30,7 +30,7 @@ class Classifier(nn.Module):
 
 
 def make_head(backbone: nn.Module, ways: int) -> Linear:
-    """The linear classifier on top of `backbone.out_features` features.
+    """The linear head on top of `backbone.out_features` features.
 
     Raises:
         UserError: fewer than 2 ways, or a backbone that does not say how many features it returns.

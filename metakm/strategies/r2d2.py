@@ -37,7 +37,7 @@ class R2D2Options(Options):
     """Where the learned numbers of R2-D2 start."""
 
     ridge: float = 1.0
-    """lambda, the weight of the squared norm of the classifier."""
+    """lambda, the weight of the squared norm of the head."""
     scale: float = 10.0
     """alpha, the factor on the regression's outputs, which lie near 0 and 1."""
 
@@ -50,7 +50,7 @@ class R2D2Options(Options):
 
 @register_strategy("r2d2", options=R2D2Options)
 class R2D2(Strategy):
-    """R2-D2 (Bertinetto et al. 2019): adapts nothing; the classifier is solved for."""
+    """R2-D2 (Bertinetto et al. 2019): adapts nothing; the head is solved for in closed form."""
 
     any_ways: ClassVar[bool] = True
     supports_cuda_graph: ClassVar[bool] = False  # it counts the classes, and the solver checks its result

@@ -1,1 +1,1 @@
-"""Many runs: which there are, what has become of each, and where they are computed."""
+"""Sweeps: the plan of many runs, the state of each, and their execution on one machine or on SLURM."""

@@ -74,7 +74,7 @@ def test_a_killed_process_ends_the_others_and_a_restart_goes_on(tmp_path):
     )
     assert re.fullmatch(
         r"error: lost process 0 on \S+ \(it closed its connection, probably killed\); "
-        "to go on from the last checkpoint, replace --overwrite by --resume in the same command",
+        "to continue from the last checkpoint, replace --overwrite by --resume in the same command",
         second,
     )
     assert "resumes at iteration 2" in done.stderr
@@ -123,7 +123,7 @@ def test_a_killed_process_or_a_cut_link_ends_both_hosts(tmp_path):
     assert seconds < 30
     killed, silent = "it closed its connection, probably killed", "no sign of life for 4 seconds"
     restart = "torchrun restarts the run from its last checkpoint"
-    resume = "to go on from the last checkpoint, add --resume to the same command"
+    resume = "to continue from the last checkpoint, add --resume to the same command"
     assert errors(printed["a"].text) == [
         f"error: lost process 1 on host-b ({killed}); {restart}",
         f"error: lost process 1 on host-b ({silent}); {resume}",

@@ -245,7 +245,7 @@ def test_out_of_memory_halves_the_chunk_and_repeats_the_iteration(scarce, caplog
     tight, wide = loop(meta_batch=6, task_chunk=5), loop(meta_batch=6, task_chunk=1)
     results = [tight.step(), tight.step()]
     assert tried == [5, 2, 2, 2, 2, 2, 2]
-    assert caplog.messages == ["out of memory with 5 tasks at a time; going on with 2"]
+    assert caplog.messages == ["out of memory with 5 tasks at a time; continuing with 2"]
     assert tight.iteration == 2
     for result in results:
         assert result == pytest.approx(wide.step(), rel=1e-12)

@@ -400,7 +400,7 @@ def test_too_little_memory_for_one_task_is_a_failed_run_with_advice(tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr("metakm.learning.learner.meta_loss", fail)
         assert run(tmp_path) == 1
-    assert caplog.messages == ["out of memory with 2 tasks at a time; going on with 1"]
+    assert caplog.messages == ["out of memory with 2 tasks at a time; continuing with 1"]
     assert "lower --queries" in capsys.readouterr().err.splitlines()[-1]
     assert pd.read_csv(folder(tmp_path) / "result.csv").status[0] == "failed"
     assert run(tmp_path, "--resume") == 0
