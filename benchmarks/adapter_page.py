@@ -131,7 +131,9 @@ def write_page(out: Path, rows: Sequence[Row], status: str) -> Path:
     parts = [_INTRODUCTION, _progress(rows, status)]
     if blocks:
         draw_frontier(blocks, out / "frontier.png")
-        parts += ["![accuracy against bytes of the pack](frontier.png)", _comparison(blocks)]
+        picture = "![accuracy against bytes of the pack](frontier.png)"
+        caption = "*Circles: kernel modulation. Squares: the others. Line: the best for its size.*"
+        parts += [f"{picture}\n\n{caption}", _comparison(blocks)]
         parts += ["\n".join([f"## {block.title}, {_draws(block)}", "", *block.table()]) for block in blocks]
     write_text(out / "README.md", "\n\n".join(parts) + "\n")
     return out / "README.md"
