@@ -1,6 +1,7 @@
 """`benchmarks/adapters.py`: readers, draws, contestants, and rows that go on where they stopped."""
 
 import itertools
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -23,6 +24,7 @@ import adapters
 from adapter_cells import Candidate, as_hex, from_hex, make_task, plan_of, run_cell
 from adapter_data import TEST, TRAIN, VALIDATION, Images, draw, load_images
 from adapter_methods import CONTESTANTS, build
+from measuring import RESULTS
 
 pytestmark = pytest.mark.float32
 COLOURS = ((200, 30, 20), (40, 180, 60), (30, 40, 190), (120, 120, 20))
@@ -237,3 +239,13 @@ def test_the_page_compares_all_images_one_by_one():
 
 def test_a_page_without_rows_says_what_is_left(tmp_path):
     assert "in all 3 cells" in adapter_page.write_page(tmp_path, [], "in all 3 cells").read_text()
+
+
+def test_the_committed_page_is_what_its_rows_give(tmp_path):
+    committed = RESULTS.parent / "adapters"
+    shutil.copy(committed / "rows.csv", tmp_path)
+    bench = adapters.Bench(tmp_path, None, None)
+    assert (
+        adapter_page.write_page(tmp_path, bench.rows, bench.status()).read_text()
+        == (committed / "README.md").read_text()
+    )
