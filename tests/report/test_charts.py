@@ -1,5 +1,7 @@
 """Parts of the report, without a browser."""
 
+import math
+
 import numpy as np
 import pytest
 from runs import table_of, write_run
@@ -62,12 +64,20 @@ def test_a_curve_is_read_as_it_was_written(tmp_path):
     assert read_curve(tmp_path / "curve.csv") == points
 
 
+def test_a_point_without_validation_is_read_again(tmp_path):
+    text = curve_csv([CurvePoint(5, 1.5, 0.25, math.nan, 2.0)])
+    (tmp_path / "curve.csv").write_text(text)
+    (point,) = read_curve(tmp_path / "curve.csv")
+    assert not point.validated
+    assert curve_csv([point]) == text
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "",
         "a,b\n1,2\n",
-        "iteration,train_loss,train_accuracy,val_accuracy,seconds\n0,,,,1\n",
+        "iteration,train_loss,train_accuracy,val_accuracy,seconds\n0,,,0.5,\n",
         "iteration,train_loss,train_accuracy,val_accuracy,seconds\nx,,,0.5,1\n",
         "\x00\xff",
     ],
