@@ -48,7 +48,7 @@ class ExperimentConfig(ExecutionOptions):
     """Weight decay of the parameters that are trained."""
     augmentation: Augmentation
     """pad-crop: shift by up to an eighth of the side, flip; resized-crop: crop 22 to 100 % of the area, flip; none."""
-    hold_out: bool
+    hold_out: bool = False
     """Validate after each epoch on a part that is not trained on, as --tune and --train-images do anyway; without it, that part is trained on as well and nothing is validated."""  # noqa: E501
     tune: bool = False
     """Leave the test part alone; the row then has the accuracy on the validation part only."""

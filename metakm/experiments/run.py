@@ -167,7 +167,7 @@ class ExperimentRun(TrainingRun[Training]):
 
 def _check_network(setup: MethodSetup, training: Training, classes: int) -> None:
     """Try two images on a copy."""
-    images, _ = training.first_images()
+    images = training.first_images()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             logits = copy.deepcopy(training.model).train()(images)

@@ -73,7 +73,6 @@ _PAPER = ScratchConfig(
     schedule="steps",
     weight_decay=1e-4,
     augmentation="pad-crop",
-    hold_out=False,
 )
 PRESETS: dict[ExperimentPreset, ScratchConfig] = {
     "quick": replace(

@@ -107,10 +107,10 @@ class Training:
         self.iteration += 1
         return StepResult(loss.item(), float((logits.argmax(1) == labels).float().mean()))
 
-    def first_images(self) -> tuple[Tensor, Tensor]:
-        """Two images of the test part, and their labels, on the device."""
-        images, labels = self._to_device(self.parts["test"].sequential(0))
-        return images[:2], labels[:2]
+    def first_images(self) -> Tensor:
+        """Two images of the test part, on the device."""
+        images, _ = self._to_device(self.parts["test"].sequential(0))
+        return images[:2]
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images and labels on the device."""

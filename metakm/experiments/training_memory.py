@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 
+from metakm.run.provenance import resident_bytes
+
 STEPS = 3
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_RESET = Path("/proc/self/clear_refs")
 
 
 class TrainingMemory:
@@ -22,7 +24,8 @@ class TrainingMemory:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.mb: float | None = None
-        self._steps, self._before = 0, 0
+        self._steps = 0
+        self._before: int | None = None
 
     def before_step(self) -> None:
         """Before the first step, note what is held, and start to look for the peak."""
@@ -36,27 +39,18 @@ class TrainingMemory:
         if self._steps == STEPS:
             self.mb = self._above()
 
-    def _start(self) -> int:
+    def _start(self) -> int | None:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             return torch.cuda.memory_allocated(self.device)
         try:
             ctypes.CDLL(None).malloc_trim(0)  # what earlier work has freed is still resident
             _RESET.write_text("5")
-            return _resident("VmRSS")
+            return resident_bytes("VmRSS")
         except (OSError, AttributeError):
-            return 0
+            return None
 
     def _above(self) -> float | None:
-        if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.device)
-        elif self._before:
-            peak = _resident("VmHWM")
-        else:
-            return None
-        return round((peak - self._before) / 1e6, 1)
-
-
-def _resident(name: str) -> int:
-    """Bytes of the resident set, now (VmRSS) or at its peak (VmHWM)."""
-    return int(_STATUS.read_text().partition(f"{name}:")[2].split()[0]) * 1024
+        cuda = self.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(self.device) if cuda else resident_bytes("VmHWM")
+        return None if peak is None or self._before is None else round((peak - self._before) / 1e6, 1)

@@ -127,7 +127,6 @@ PRESETS: dict[ExperimentPreset, TransferConfig] = {
         schedule="cosine",
         weight_decay=0.0,
         augmentation="pad-crop",
-        hold_out=False,
     ),
     "paper": TransferConfig(
         preset="paper",
@@ -145,7 +144,6 @@ PRESETS: dict[ExperimentPreset, TransferConfig] = {
         schedule="cosine",
         weight_decay=0.0,
         augmentation="resized-crop",
-        hold_out=False,
     ),
 }
 

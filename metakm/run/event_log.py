@@ -65,7 +65,7 @@ class EventLog:
         """One point of the learning curve."""
         if point.validated:
             self._scalars(f"{self.stage}val", point.iteration, {"accuracy": point.val_accuracy})
-        self.print_json("validation", point.values())
+        self.print_json("validation", point._asdict())
 
     def log_result(self, row: Mapping[str, Any]) -> None:
         """The run's row, whatever its status."""

@@ -28,7 +28,7 @@ def with_own_data(config: RunConfig, data: str | OwnData | None) -> tuple[RunCon
     Datasets are registered under their name for this process, so that `metakm.evaluate` finds them.
 
     Raises:
-        UserError: not three splits of one name and image shape, or samplers whose episodes are not those of the config.
+        UserError: not three splits of one name, or samplers whose episodes are not those of the config.
     """
     if data is None or isinstance(data, str):
         return (config if data is None else dataclasses.replace(config, dataset=data)), None
@@ -42,9 +42,6 @@ def with_own_data(config: RunConfig, data: str | OwnData | None) -> tuple[RunCon
     _hold(name, splits, dataset_entry(config.dataset))
     named = dataclasses.replace(config, dataset=name)
     samplers = {split: _sampler(named, split, part) for split, part in splits.items()}
-    shapes = {sampler.dataset.image_shape for sampler in samplers.values()}
-    if len(shapes) > 1:
-        raise UserError(f"Expected images of one shape in all splits, got {sorted(map(list, shapes))}; resize them")
     return named, samplers
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -38,11 +39,19 @@ def peak_memory_mb(device: torch.device) -> float:
     """Largest resident set of this process so far, or allocation on a GPU, in 10^6 bytes."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
-    status = Path("/proc/self/status")  # on Linux, because getrusage starts at what the parent process had
-    if status.is_file() and "VmHWM:" in (text := status.read_text()):
-        return round(int(text.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6, 1)
+    peak = resident_bytes("VmHWM")  # on Linux, because getrusage starts at what the parent process had
+    if peak is not None:
+        return round(peak / 1e6, 1)
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(kilobytes * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
+
+
+def resident_bytes(name: Literal["VmHWM", "VmRSS"]) -> int | None:
+    """Of this process's resident set, at its peak (VmHWM) or now (VmRSS); None where Linux does not tell."""
+    status = Path("/proc/self/status")
+    if status.is_file() and f"{name}:" in (text := status.read_text()):
+        return int(text.partition(f"{name}:")[2].split()[0]) * 1024
+    return None
 
 
 def device_name(device: torch.device, processes: int = 1) -> str:

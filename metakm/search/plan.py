@@ -15,7 +15,7 @@ from metakm.registry import load_plugin
 from metakm.run.build import build_learner, make_sampler
 from metakm.run.command_line import parse
 from metakm.search.options import PROG, SearchOptions, fields_given, search_command
-from metakm.search.space import Choices, Space, check_space, needed, read_space, split_for, with_values
+from metakm.search.space import Choices, Space, check_space, read_space, split_for
 from metakm.strategies.base import Strategy
 from metakm.strategies.class_training import ClassTraining
 from metakm.strategies.registry import strategy_class
@@ -144,7 +144,7 @@ def _config(algo: str, options: SearchOptions, rest: Sequence[str]) -> RunConfig
 def _check(search: StrategySearch) -> None:
     """Meet now what would stop a trial: values, data, device."""
     config = search.config
-    check_space(search.space, config)
+    tried = check_space(search.space, config)
     resolve_device(config.device)
     make_sampler(config, "val")
     if "queries" in search.space and not config.test_queries:
@@ -152,10 +152,8 @@ def _check(search: StrategySearch) -> None:
             "Expected --test-queries with a space that varies queries, got none, so that trials would be measured on "
             "other tasks; give it"
         )
-    build_trial(config)
-    for field, dimension in search.space.items():
-        for value in dimension.probes:
-            build_trial(with_values(config, {**dict.fromkeys(needed(field), True), field: value}))
+    for each in (config, *tried):
+        build_trial(each)
 
 
 def build_trial(config: RunConfig) -> None:

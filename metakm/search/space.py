@@ -97,18 +97,20 @@ def read_space(name: str) -> Space:
     return _needed_first(space)
 
 
-def check_space(space: Mapping[str, Dimension], config: RunConfig) -> None:
-    """Make sure that the config of a trial accepts every value.
+def check_space(space: Mapping[str, Dimension], config: RunConfig) -> list[RunConfig]:
+    """Make sure that the config of a trial accepts every value; return the configs that were tried, one for each.
 
     Raises:
         UserError: a value of the wrong type or out of its field's range.
     """
+    tried = []
     for field, dimension in space.items():
         for value in dimension.probes:
             try:
-                with_values(config, {**dict.fromkeys(needed(field), True), field: value})
+                tried.append(with_values(config, {**dict.fromkeys(needed(field), True), field: value}))
             except UserError as error:
                 raise UserError(f"Expected the space to have values of {field}, got {value!r}: {error}") from error
+    return tried
 
 
 def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
