@@ -66,8 +66,9 @@ READERS = {
 @pytest.mark.parametrize("name", READERS)
 def test_every_flag_that_takes_a_path_expands_it(name, home):
     read = READERS[name]
-    fields = {f.name: get_type_hints(type(read([])))[f.name] for f in dataclasses.fields(read([]))}
-    paths = {n: hint for n, hint in fields.items() if Path in (hint, *get_args(hint)) and n not in ("results", "run")}
+    options = type(read([]))
+    hints = {field.name: get_type_hints(options)[field.name] for field in dataclasses.fields(options)}
+    paths = {n: hint for n, hint in hints.items() if Path in (hint, *get_args(hint)) and n not in ("results", "run")}
     assert paths
     for field, hint in paths.items():
         if (name, field) == ("sweep", "plugin"):  # a sweep loads it at once; the flag is the run's

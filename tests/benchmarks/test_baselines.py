@@ -27,6 +27,16 @@ def flags(out, *more, core_seconds="0.2"):
     return [*TINY.split(), "--core-seconds", core_seconds, "--out", str(out), *more]
 
 
+@pytest.fixture(scope="module")
+def protonet(tmp_path_factory, cache):
+    """A folder with protonet's row; do not change it."""
+    out = tmp_path_factory.mktemp("protonet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METAKM_CACHE", str(cache))
+        assert baselines.main(flags(out, "--algo", "protonet", "--shots", "1")) == 0
+    return out
+
+
 def test_rows_have_the_iterations_that_fit_the_budget_and_are_not_run_twice(tmp_path, capfd):
     some = ["--algo", "protonet", "baseline++", "--shots", "1"]
     assert baselines.main(flags(tmp_path, *some)) == 0
@@ -48,11 +58,10 @@ def test_rows_have_the_iterations_that_fit_the_budget_and_are_not_run_twice(tmp_
     assert second.endswith("5-shot: not measured yet")
 
 
-def test_the_page_has_each_row_with_its_budget_and_command_beside_published_ones(tmp_path):
-    assert baselines.main(flags(tmp_path, "--algo", "protonet", "--shots", "1")) == 0
-    page = (tmp_path / "README.md").read_text()
-    row = RunFolder(tmp_path / "glyphs-3w1s" / "protonet" / "seed0").read_row()
-    (plan,) = read_csv(tmp_path / "plan.csv")
+def test_the_page_has_each_row_with_its_budget_and_command_beside_published_ones(protonet):
+    page = (protonet / "README.md").read_text()
+    row = RunFolder(protonet / "glyphs-3w1s" / "protonet" / "seed0").read_row()
+    (plan,) = read_csv(protonet / "plan.csv")
     cells = ("`protonet`", "1", f"{100 * row['accuracy']:.2f} ± {100 * row['ci95']:.2f}", "`conv4-4-stride`")
     budget = (str(row["meta_batch"]), f"{row['iterations']:,}", f"{float(plan['core_seconds_an_iteration']):.2f}")
     assert f"| {' | '.join((*cells, *budget))} |" in page
@@ -61,9 +70,8 @@ def test_the_page_has_each_row_with_its_budget_and_command_beside_published_ones
     assert all(f"| {p.method} | {p.one_shot:g} | {p.five_shot:g} | {p.network} |" in page for p in PUBLISHED)
 
 
-def test_a_plan_of_another_budget_is_refused(tmp_path, capsys):
-    assert baselines.main(flags(tmp_path, "--algo", "protonet", "--shots", "1")) == 0
-    before = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*"))
-    assert baselines.main(flags(tmp_path, "--algo", "protonet", "--shots", "1", core_seconds="9")) == 2
+def test_a_plan_of_another_budget_is_refused(protonet, capsys):
+    before = sorted(path.stat().st_mtime_ns for path in protonet.rglob("*"))
+    assert baselines.main(flags(protonet, "--algo", "protonet", "--shots", "1", core_seconds="9")) == 2
     assert "Expected a plan for --core-seconds 9, got one for 0.2" in capsys.readouterr().err
-    assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*")) == before
+    assert sorted(path.stat().st_mtime_ns for path in protonet.rglob("*")) == before

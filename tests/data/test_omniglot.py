@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torchvision
 from PIL import Image
+from test_pinned_episodes import PINS, pins
 
 from metakm.data import EpisodeSampler, FewShotDataset, load_dataset, omniglot
 from metakm.errors import UserError
@@ -59,6 +60,10 @@ def test_real_omniglot_has_its_characters_and_split(omniglot: Splits) -> None:
         assert dataset.split == split
         assert dataset.split_hash == "9a1be5b8f4984043"
         assert list(dataset.class_names) == sorted(dataset.class_names)
+
+
+def test_real_omniglot_draws_what_is_pinned(omniglot: Splits) -> None:
+    assert pins(omniglot["train"])[0] == PINS["omniglot"][0]
 
 
 def test_real_omniglot_is_inverted_upright_and_of_the_right_character(omniglot: Splits, real_data: Path) -> None:

@@ -69,7 +69,3 @@ def test_draws_and_episodes_are_pinned(name: str, monkeypatch: pytest.MonkeyPatc
 
 def test_episodes_of_the_glyphs_are_pinned() -> None:
     assert pins(load_dataset("glyphs", "val", root="/nowhere")) == GLYPHS
-
-
-def test_real_omniglot_draws_what_is_pinned(omniglot: dict[str, FewShotDataset]) -> None:
-    assert pins(omniglot["train"])[0] == PINS["omniglot"][0]

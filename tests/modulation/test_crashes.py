@@ -32,14 +32,23 @@ for modulator in (KernelModulator, ChannelModulator):
 STRATEGIES = """
 import torch, metakm
 from metakm.models.build import make_backbone
-torch.manual_seed(0)
-images = torch.randint(0, 256, (20, {channels}, {size}, {size}), dtype=torch.uint8).numpy()
-data = metakm.FewShotDataset.from_arrays(images, [i // 4 for i in range(20)])
-sampler = metakm.EpisodeSampler(data, ways=5, shots=1, queries=2, seed=0)
-for algo in ("km", "maml", "anil"):
-    strategy = metakm.make_strategy(algo, backbone={backbone}, ways=5)
-    for i in range(20):
-        metakm.meta_loss(strategy, sampler.batch(index=i, tasks={tasks}), inner_lr=0.05, inner_steps=1).loss.backward()
+projection = lambda width: metakm.CifarResNet(8, 3, width=width, shortcut="projection")
+for backbone, channels, size, tasks in (
+    (lambda: make_backbone("conv4-8-stride", (1, 28, 28), "transductive"), 1, 28, 2),
+    (lambda: make_backbone("conv4-8-pool", (3, 32, 32), "transductive"), 3, 32, 2),
+    (lambda: make_backbone("resnet8", (3, 32, 32), "transductive"), 3, 32, 1),
+    (lambda: projection(8), 3, 64, 1),
+    (lambda: projection(4), 3, 32, 3),
+):
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (20, channels, size, size), dtype=torch.uint8).numpy()
+    data = metakm.FewShotDataset.from_arrays(images, [i // 4 for i in range(20)])
+    sampler = metakm.EpisodeSampler(data, ways=5, shots=1, queries=2, seed=0)
+    for algo in ("km", "maml", "anil"):
+        strategy = metakm.make_strategy(algo, backbone=backbone(), ways=5)
+        for i in range(20):
+            batch = sampler.batch(index=i, tasks=tasks)
+            metakm.meta_loss(strategy, batch, inner_lr=0.05, inner_steps=1).loss.backward()
 """
 EXPERIMENTS = """
 import torch
@@ -51,22 +60,7 @@ for method in ("sn", "ld"):
     for _ in range(20):
         model(torch.rand(4, 3, 32, 32).contiguous(memory_format=form)).square().sum().backward()
 """
-PROJECTED = 'metakm.CifarResNet(8, 3, width={}, shortcut="projection")'
-CONV4 = 'make_backbone("conv4-8-{}", ({channels}, {size}, {size}), "transductive")'
-SCRIPTS = {
-    "layers": LAYERS,
-    "experiments": EXPERIMENTS,
-    **{
-        name: STRATEGIES.format(backbone=backbone, channels=channels, size=size, tasks=tasks)
-        for name, backbone, channels, size, tasks in (
-            ("conv4-stride", CONV4.format("stride", channels=1, size=28), 1, 28, 2),
-            ("conv4-pool", CONV4.format("pool", channels=3, size=32), 3, 32, 2),
-            ("resnet8", 'make_backbone("resnet8", (3, 32, 32), "transductive")', 3, 32, 1),
-            ("projection", PROJECTED.format(8), 3, 64, 1),
-            ("projection-tasks", PROJECTED.format(4), 3, 32, 3),
-        )
-    },
-}
+SCRIPTS = {"layers": LAYERS, "strategies": STRATEGIES, "experiments": EXPERIMENTS}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
