@@ -85,7 +85,7 @@ PRESETS: dict[ExperimentPreset, ScratchConfig] = {
         schedule="cosine",
         hold_out=True,
     ),
-    "short": replace(_PAPER, preset="short", epochs=6, schedule="cosine"),
+    "short": replace(_PAPER, preset="short", epochs=4, schedule="cosine"),
     "paper": _PAPER,
 }
 
