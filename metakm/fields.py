@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from metakm.errors import UserError
 
 
@@ -20,3 +22,10 @@ def require(condition: bool, field: str, expected: str, value: object) -> None:
     """Raise a UserError that names the field's flag, unless the condition holds."""
     if not condition:
         raise UserError(f"Expected {flag(field)} to be {expected}, got {value}")
+
+
+def require_file(path: Path, field: str) -> None:
+    """Raise a UserError if `path` cannot be written because a folder is there, or a file where its folder should be."""
+    require(not path.is_dir(), field, "a file", f"the folder {path}")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    require(above.is_dir(), field, "a file in a folder", f"{path}, but {above} is a file")

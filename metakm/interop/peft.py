@@ -5,7 +5,7 @@ Importing this module registers it. Everything else is peft's: `save_pretrained`
 `metakm[peft]`.
 
 peft's `PeftType` is a closed enumeration and `register_peft_method` refuses names that are not in it. A member is added
-to it here, which is checked, and refused with peft's version where it does not take.
+to it here; if that fails, the import ends with an error that names peft's version.
 """
 
 from __future__ import annotations

@@ -103,15 +103,17 @@ class ModulatedConv2d(ModulationLayer):
         modulated = self.km_modulators[name](self.base_layer.weight)
         if safe_merge and not torch.isfinite(modulated).all():
             raise UserError(f"Expected finite kernels, got others from adapter {name!r}; train it with a lower rate")
-        self._unmerged = self.base_layer.weight.data
-        self.base_layer.weight.data = modulated
+        self._unmerged = (self.base_layer.weight,)  # not in the state; other layers may share it
+        self.base_layer.weight = nn.Parameter(modulated, requires_grad=False)
         self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
         """Put W back, to the last bit, where the layer is now and in its precision."""
         if self.merged_adapters:
             self.merged_adapters.clear()
-            self.base_layer.weight.data = self._unmerged.to(self.base_layer.weight)  # which may have moved since
+            (weight,) = self._unmerged
+            weight.data = weight.to(self.base_layer.weight)  # the layer may have moved since
+            self.base_layer.weight = weight
             del self._unmerged
 
 

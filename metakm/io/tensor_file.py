@@ -58,10 +58,12 @@ class TensorFile(NamedTuple):
         """Header, without the digest, and tensors, on the CPU.
 
         Raises:
-            UserError: no such file; one that is truncated, damaged, changed since it was written, of another kind, or
-                of another format version.
+            UserError: no such file, or a folder; one that is truncated, damaged, changed since it was written, of
+                another kind, or of another format version.
         """
         a, path = f"Expected a {self.name}", expanded(path, f"the {self.name}'s path")
+        if path.is_dir():
+            raise UserError(f"{a}, got the folder {path}; name the file in it")
         try:
             with safetensors.safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}

@@ -87,8 +87,7 @@ def load_backbone_weights(network: nn.Module, name: str, weights: str | None) ->
         raise UserError(f"Expected a file of weights for {name}, got {PRETRAINED!r}, which it does not have")
     dropped = getattr(network, "_dropped_classifier", None)
     found = {k: v for k, v in read_weights(weights).items() if not _within(k, dropped)}
-    counts = {k: v for k, v in network.state_dict().items() if k.endswith("num_batches_tracked")}  # not every file's
-    take_weights(network, {**counts, **found} if found.keys() & network.state_dict().keys() else found, weights)
+    take_weights(network, found, weights)
 
 
 def _drop_classifier(network: nn.Module, name: str) -> None:

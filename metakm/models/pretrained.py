@@ -60,7 +60,7 @@ class Pretrained:
     """A network with trained weights.
 
     Attributes:
-        name: what it was asked for by.
+        name: that by which it was requested.
         network: images `[n, 3, H, W]` to the logits of the classes of its own training, in evaluation mode.
         classifier: name of the submodule that makes the logits, a linear layer or a 1x1 convolution.
         few_shot: whether it was meta-trained, so that class means are a good classifier.
@@ -122,7 +122,7 @@ def classifier_name(network: nn.Module, name: str) -> str:
 
 
 def replace_classifier(network: nn.Module, name: str, classes: int) -> None:
-    """Put a classifier of zeros for another number of classes in the place of the submodule `name`."""
+    """Replace the submodule `name` by a classifier of zeros with another number of classes."""
     old = network.get_submodule(name)
     with torch.random.fork_rng(devices=[]):  # leave the generator alone
         new: nn.Module = (

@@ -51,14 +51,19 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
 def take_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Load a state dict strictly: by its names or, where all of these are foreign, by its order, as the log then says.
 
+    By name, batch norm's counts of batches, which not every file has, may be missing.
+
     Raises:
         UserError: tensors that are missing, left over or of another shape. `network` is then unchanged.
     """
     own = network.state_dict()
     by_name = bool(weights.keys() & own.keys())
-    named = dict(weights) if by_name else dict(zip(own, weights.values(), strict=False))
-    if len(weights) != len(own) or named.keys() != own.keys():
-        odd = sorted(weights.keys() ^ own.keys()) if by_name else []
+    if by_name:
+        named = {**{name: own[name] for name in own if name.endswith("num_batches_tracked")}, **weights}
+    else:
+        named = dict(zip(own, weights.values(), strict=False))
+    if named.keys() != own.keys() or (not by_name and len(weights) != len(own)):
+        odd = sorted(named.keys() ^ own.keys()) if by_name else []
         listed = f" ({', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''})" if odd else ""
         raise UserError(
             f"Expected {len(own)} tensors for the network, got {len(weights)} in {source}, or other ones{listed}; "

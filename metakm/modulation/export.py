@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from metakm.errors import UserError
+from metakm.errors import UserError, one_line
 from metakm.io.files import atomic_write, expanded
 from metakm.modulation.attachment import is_modulated
 from metakm.modulation.merging import merge
@@ -26,7 +26,8 @@ def export_onnx(model: nn.Module, path: Path | str, images: Tensor, metadata: Ma
         metadata: to store in the file.
 
     Raises:
-        UserError: the exporter is not installed, or fewer than 2 images (PyTorch would fix n to 1).
+        UserError: the exporter is not installed, it cannot export the network, or fewer than 2 images (PyTorch would
+            fix n to 1).
     """
     file_path = expanded(path, "the ONNX file's path")
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
@@ -46,6 +47,11 @@ def export_onnx(model: nn.Module, path: Path | str, images: Tensor, metadata: Ma
             dynamic_shapes=({0: torch.export.Dim("n")},),
             verbose=False,
         )
+    except Exception as error:  # the exporter's, or the network's own
+        raise UserError(
+            f"Expected a network that PyTorch can export, got {type(error).__name__}: {one_line(error, 200)}; remove "
+            "what depends on values, such as branches, from its forward"
+        ) from error
     finally:
         for module in training:
             module.training = True

@@ -24,6 +24,7 @@ from metakm.modulation.pack_file import Pack, read_pack
 from metakm.packs.card import model_card
 
 PACK, CONFIG, CARD = "pack.safetensors", "config.json", "README.md"
+LIBRARY = "metakm"
 
 _SCHEME = "hf://"
 _R = TypeVar("_R")
@@ -45,13 +46,15 @@ def push(file: Path | str, to: str, private: bool = False, replace_card: bool = 
         replace_card: write a model card in place of one that is there.
 
     Raises:
-        UserError: a file that `read_pack` refuses, a place that is no folder, or a repository that cannot be written.
+        UserError: a file that `read_pack` refuses, a place that is no folder, a folder with another program's
+            config.json, or a repository that cannot be written.
     """
     pack = read_pack(file)
     data = expanded(file, "the pack's path").read_bytes()
     repository = parse(to)
     if repository is None:
         folder = _folder(to)
+        _check_config(folder)
         _write(folder, pack, data, replace_card or not (folder / CARD).exists())
         return str(folder)
     hub = _hub()
@@ -77,10 +80,12 @@ def pull(source: str, file: Path | str) -> Pack:
     """Copy the pack out of a folder or a repository, after checking that it is whole.
 
     Raises:
-        UserError: no such folder or repository, one without a pack, or a pack that `read_pack` refuses. `file` is then
-            unchanged.
+        UserError: `file` is a folder; no such folder or repository, one without a pack, or a pack that `read_pack`
+            refuses. `file` is then unchanged.
     """
     target = expanded(file, "the pack's path")
+    if target.is_dir():
+        raise UserError(f"Expected a file to write the pack to, got the folder {target}; name a file in it")
     repository = parse(source)
     place: AbstractContextManager[str] = nullcontext("") if repository is None else tempfile.TemporaryDirectory()
     with place as temporary:
@@ -122,9 +127,23 @@ def _folder(place: str) -> Path:
     return folder
 
 
+def _check_config(folder: Path) -> None:
+    """Refuse to write over a config.json that is not ours."""
+    try:
+        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or found.get("library_name") != LIBRARY:
+        raise UserError(
+            f"Expected a new folder or one of a pack, got {folder} with another {CONFIG}; name another folder"
+        )
+
+
 def _write(folder: Path, pack: Pack, data: bytes, card: bool) -> None:
     """Write the folder's files, the pack last."""
-    config = {"library_name": "metakm", "pack": PACK, **pack.header()}
+    config = {"library_name": LIBRARY, "pack": PACK, **pack.header()}
     write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     if card:
         write_text(folder / CARD, model_card(pack, len(data)))
@@ -144,7 +163,7 @@ def _calling(request: Callable[[], _R], place: str) -> _R:
     """The request's result; what the Hub or the network refuses is reported as a UserError."""
     try:
         return request()
-    except (OSError, ValueError) as error:  # of the Hub, all of its errors are one or the other
+    except Exception as error:  # the Hub's library, and the client below it, have errors of their own
         text = str(error).strip().splitlines()
         raise UserError(
             f"Expected to reach {place}, got {text[0] if text else type(error).__name__}; check its name, your access "

@@ -24,7 +24,7 @@ class Push:
     private: bool = False
     """Make a new repository private."""
     replace_card: bool = False
-    """Replace a README.md that is there."""
+    """Replace an existing README.md."""
 
     def __call__(self) -> str:
         """The text to print."""

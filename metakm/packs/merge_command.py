@@ -8,6 +8,7 @@ from pathlib import Path
 import tyro
 
 from metakm.errors import UserError
+from metakm.fields import require_file
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Merge:
 
         if self.onnx.suffix != ".onnx":
             raise UserError(f"Expected --onnx to be a .onnx file, got {self.onnx}; rename it")
+        require_file(self.onnx, "onnx")
         classifier = load_classifier(self.file, self.base, self.weights)
         export_classifier(classifier, self.onnx)
         side = classifier.preprocessing.size

@@ -13,6 +13,7 @@ from torch import Tensor
 from metakm.data.labels import check_labels, plain_label
 from metakm.device import resolve_device
 from metakm.errors import UserError, unknown_name
+from metakm.io.files import expanded
 from metakm.modulation.base_pack import load_base
 from metakm.modulation.pack_file import class_names
 from metakm.photos.checkpoint import Checkpoint
@@ -52,8 +53,8 @@ def fit(
         if name not in known:
             raise unknown_name("a setting of fit", name, known)
     if isinstance(images, str | Path):
-        settings = {"task": Path(images).expanduser().absolute().name, **settings}
-    chosen = FitSettings(base=os.fspath(base), method=method, **settings)
+        settings = {"task": expanded(images, "the folder of photos").absolute().name, **settings}
+    chosen = FitSettings(base=base, method=method, **settings)  # type: ignore[arg-type]
     return fit_listing(as_listing(images, labels), chosen)
 
 
@@ -106,6 +107,8 @@ def as_listing(images: Any, labels: Sequence[Any] | Tensor | None) -> PhotoListi
             raise UserError("Expected no labels with a folder, whose folders are the classes, got some; leave them out")
         return list_folder(images)
     if isinstance(images, Mapping):
+        if labels is not None:
+            raise UserError("Expected no labels with photos by class, got some; leave them out")
         names = class_names(images)
         if len(set(names)) < len(names):
             raise UserError(f"Expected class names that differ as text, got {sorted(images, key=str)}; rename some")

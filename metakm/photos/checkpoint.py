@@ -33,9 +33,14 @@ class Checkpoint:
         self.path, self.key = path, key
         self.done: dict[str, Any] = {}
         self.current: tuple[str, Any] | None = None
-        self._saved = time.monotonic()
+        self._began = self._saved = time.monotonic()
         if resume and path is not None and path.is_file():
             self._read(path)
+
+    @property
+    def seconds(self) -> float:
+        """Time of the fit so far, over all sessions."""
+        return time.monotonic() - self._began
 
     def finish(self, name: str, result: Any) -> None:
         """Keep the result of a part, of tensors and plain values."""
@@ -54,14 +59,15 @@ class Checkpoint:
         if self.path is None:
             return
         buffer = io.BytesIO()
-        torch.save({"key": self.key, "done": self.done, "current": self.current}, buffer)
+        state = {"key": self.key, "done": self.done, "current": self.current, "seconds": self.seconds}
+        torch.save(state, buffer)
         with atomic_write(self.path) as file:
             file.write(buffer.getvalue())
 
     def _read(self, path: Path) -> None:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
-            key, done, current = found["key"], found["done"], found["current"]
+            key, done, current, seconds = (found[name] for name in ("key", "done", "current", "seconds"))
         except _DAMAGED as error:
             raise UserError(
                 f"Expected a checkpoint, got a damaged one in {path}; start again without --resume"
@@ -72,3 +78,4 @@ class Checkpoint:
                 "without --resume"
             )
         self.done, self.current = done, current
+        self._began -= seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from metakm.device import resolve_device
 from metakm.errors import UserError
+from metakm.io.files import expanded
 from metakm.models.pretrained import Preprocessing, Pretrained, replace_classifier
 from metakm.modulation.attachment import is_modulated
 from metakm.modulation.base_pack import load_base
@@ -134,12 +135,12 @@ def load_classifier(
     if header.get("version") != HEADER_VERSION:
         raise UserError(
             f"Expected version {HEADER_VERSION} of what metakm fit writes, got {header.get('version')!r:.20} in "
-            f"{path}; read it with metakm {header.get('versions', {}).get('metakm', 'of its time')}"
+            f"{path}; read it with the metakm that wrote it ({header.get('versions', {}).get('metakm', 'unknown')})"
         )
     name = os.fspath(base) if base else str(header["base"])
     if base is None and ".py:" in name:
         raise UserError(f"Expected base (--base) for a pack whose base is in a Python file, got none; give {name}")
-    if base is None and is_local(name) and not Path(name).expanduser().exists():
+    if base is None and is_local(name) and not expanded(name, "the base").exists():
         raise UserError(f"Expected base (--base) for a pack whose base is {name}, got none; say where that lies")
     if weights is None and header["settings"]["weights"] and base is None:
         raise UserError(
@@ -191,7 +192,9 @@ def _assembled(pack: Pack, base: Pretrained, device: torch.device) -> PhotoClass
 
 def _photos(given: Any) -> list[Photo]:
     """One photo or several, as a list; folders are replaced by the images below them."""
-    one = isinstance(given, str | Path | Image.Image) or (isinstance(given, np.ndarray) and given.ndim == 3)
+    one = isinstance(given, str | Path | Image.Image) or (isinstance(given, np.ndarray) and given.ndim < 4)
+    if not one and not isinstance(given, Iterable):
+        raise UserError(f"Expected photos, got {type(given).__name__}; give paths, PIL images or arrays [H, W, 3]")
     found: list[Photo] = []
     for each in [given] if one else given:
         photo = as_photo(each)

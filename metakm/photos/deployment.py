@@ -43,7 +43,7 @@ def export_classifier(classifier: PhotoClassifier, path: Path | str) -> None:
     side = classifier.preprocessing.size
     device = next(classifier.network.parameters()).device
     metadata = {
-        "classes": json.dumps([str(name) for name in classifier.classes_], ensure_ascii=False),
+        "classes": json.dumps([str(name) for name in classifier.classes_]),
         "threshold": repr(classifier.threshold),
         "size": str(side),
     }

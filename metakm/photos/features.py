@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from metakm.errors import UserError
 from metakm.models.pretrained import Preprocessing, Pretrained
 from metakm.photos.augmentation import random_views
 from metakm.photos.store import PhotoStore, normalise
@@ -30,6 +31,9 @@ def frozen_features(
 
     Args:
         progress: called after each batch with (images done, all); may raise to end the computation.
+
+    Raises:
+        UserError: features that are not finite.
     """
     device = next(base.network.parameters()).device
     views = (VIEWS if len(store) <= FEW else 1) if augment else 0
@@ -42,7 +46,12 @@ def frozen_features(
             done += len(pixels)
             progress(view * len(store) + done, (views + 1) * len(store))
 
-    return torch.stack([features(base.network, base.classifier, batches(view)) for view in range(views + 1)])
+    found = torch.stack([features(base.network, base.classifier, batches(view)) for view in range(views + 1)])
+    if not found.isfinite().all():
+        raise UserError(
+            f"Expected finite features from {base.name}, got NaN or infinite ones; check its weights (--weights)"
+        )
+    return found
 
 
 @torch.no_grad()

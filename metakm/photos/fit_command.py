@@ -15,7 +15,7 @@ from metakm.cli.exit_code import exit_code
 from metakm.cli.flags import read_options
 from metakm.cli.progress import Progress, duration, log_line
 from metakm.cli.signals import StopRequest
-from metakm.fields import require
+from metakm.fields import require, require_file
 from metakm.io.files import write_text
 from metakm.learning.malloc import keep_freed_memory
 from metakm.photos.api import fit_listing
@@ -49,6 +49,9 @@ class FitOptions(FitSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.out.suffix == ".safetensors", "out", "a .safetensors file", self.out)
+        require_file(self.out, "out")
+        page = self.out.with_suffix(".html")
+        require(not (self.report and page.is_dir()), "out", f"other than {self.out}", f"the folder {page} beside it")
 
     def settings(self) -> FitSettings:
         """Those that are not the command's alone."""
@@ -72,12 +75,12 @@ def _fit(options: FitOptions) -> int:
             begin=steps.begin, advance=steps.advance,
         )  # fmt: skip
     classifier.save(options.out)
-    checkpoint.unlink(missing_ok=True)
     report = classifier.report_
     assert report is not None, "it was fitted just now"
     page = options.out.with_suffix(".html")
     if options.report:
         write_text(page, render_page(options.photos.name, classifier, report))
+    checkpoint.unlink(missing_ok=True)
     print("\n".join(_summary(options, classifier, report, page)))  # noqa: T201
     return 0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -63,8 +62,8 @@ class FitPipeline:
     Args:
         prepare: called after each batch of the base's features with ("features", images done, all); may raise to end
             the fit.
-        advance: called with (None, trainer) where a part starts or goes on, and with (loss, trainer) after each step;
-            may raise to end the fit.
+        advance: called with (None, trainer) where a part starts, goes on or was done before, and with (loss, trainer)
+            after each step; may raise to end the fit.
     """
 
     base: Pretrained
@@ -76,7 +75,6 @@ class FitPipeline:
     advance: Callable[[float | None, Trainer], None]
 
     def __post_init__(self) -> None:
-        self.began = time.monotonic()
         self.splits = plan_splits(self.store.labels, self.settings.validation, self.settings.folds, self.settings.seed)
         chosen = self.settings.method
         self.methods = CANDIDATES.get(chosen) or (cast(MethodName, chosen),)
@@ -118,7 +116,7 @@ class FitPipeline:
         )
         classifier = PhotoClassifier(pack, network, self.preprocessing)
         compared = comparison(found, best) if best is not None and len(found) > 1 else []
-        classifier.report_ = FitReport(self.store, self.settings, best, state, compared, time.monotonic() - self.began)
+        classifier.report_ = FitReport(self.store, self.settings, best, state, compared, self.checkpoint.seconds)
         return classifier
 
     def _judged(self, method: MethodName) -> HeldOut | None:
@@ -138,6 +136,7 @@ class FitPipeline:
         )  # fmt: skip
         if name in self.checkpoint.done:
             trainer.load_state_dict(self.checkpoint.done[name])
+            self.advance(None, trainer)
             return network.eval(), trainer.state
         if self.checkpoint.current is not None and self.checkpoint.current[0] == name:
             trainer.load_state_dict(self.checkpoint.current[1])

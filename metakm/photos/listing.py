@@ -55,7 +55,7 @@ def list_folder(folder: Path | str) -> PhotoListing:
     skipped: list[Skipped] = []
     for path in sorted(root.iterdir(), key=lambda each: each.name):
         if is_hidden(path.name):
-            skipped.append(Skipped(path, "hidden, or made by a system"))
+            skipped.append(Skipped(path, "a hidden or system file"))
         elif path.is_dir():
             classes[path.name] = _images(path, skipped)
         else:
@@ -96,7 +96,7 @@ def check_classes(classes: Mapping[str, _Photos]) -> dict[str, _Photos]:
         raise UserError(f"Expected at least two classes to tell apart, got {len(classes)}{listed}; add another")
     folded: dict[str, list[str]] = defaultdict(list)
     for name in classes:
-        folded[normal_form(name).casefold()].append(name)
+        folded[normal_form(name).lower()].append(name)
     for names in folded.values():
         if len(names) > 1:
             kind = "case" if len({*map(normal_form, names)}) > 1 else "the Unicode form of their letters"
@@ -137,7 +137,7 @@ def _images(folder: Path, skipped: list[Skipped]) -> list[Path]:
         seen.add(real)
         for path in sorted(current.iterdir(), key=lambda each: each.name):
             if is_hidden(path.name):
-                skipped.append(Skipped(path, "hidden, or made by a system"))
+                skipped.append(Skipped(path, "a hidden or system file"))
             elif path.is_dir():
                 waiting.append(path)
             elif path.suffix.lower() not in IMAGES:

@@ -59,7 +59,7 @@ METHODS: dict[MethodName, Method] = {
 
 
 def attach(network: nn.Module, classifier: str, method: MethodName, seed: int = 0) -> nn.Module:
-    """Make `network` trainable as the method says; changes it and returns it. What starts at random has the seed."""
+    """Make `network` trainable as the method says; changes and returns it. Random initial values are the seed's."""
     with seeded(seed):
         return METHODS[method].attach(network, classifier)
 

@@ -53,7 +53,9 @@ class FitSettings:
     """Name of the task in the pack; by default the name of the output file, in Python that of the folder of photos."""
 
     def __post_init__(self) -> None:
+        require(isinstance(self.base, str | os.PathLike), "base", "a name or a path", repr(self.base))
         object.__setattr__(self, "base", os.fspath(self.base))
+        require(isinstance(self.weights, str | os.PathLike | None), "weights", "a path", repr(self.weights))
         for name, hint in get_type_hints(FitSettings).items():
             value = getattr(self, name)
             if get_origin(hint) is Literal and value not in get_args(hint):
@@ -65,7 +67,8 @@ class FitSettings:
         require(self.folds >= 2, "folds", "at least 2", self.folds)
         require(self.size is None or self.size >= 32, "size", "at least 32", self.size)
         require(0 <= self.seed < 2**31, "seed", "from 0 to 2147483647", self.seed)
-        require(self.method != "auto" or self.validation != "none", "validation", "other than none for auto", "none")
+        auto = self.method == "auto"
+        require(not auto or self.validation != "none", "validation", "folds or part for --method auto", "none")
 
 
 def as_header(settings: FitSettings) -> dict[str, object]:

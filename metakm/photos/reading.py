@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import struct
 import threading
 import warnings
@@ -46,7 +45,7 @@ def read_photo(path: Path, side: int, interpolation: Interpolation = "bicubic") 
     except Image.DecompressionBombError as error:
         raise UserError(f"Expected an image of at most {LARGEST:,} pixels, got more in {path}; reduce it") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"Expected an image, got {_content(path)} in {path}; convert it, or leave it out") from error
+        raise UserError(f"Expected an image, got {_content(path)}, {path}; convert it, or leave it out") from error
     except _DAMAGED as error:
         raise UserError(f"Expected a whole image, got {error or type(error).__name__} from {path}") from error
 
@@ -109,12 +108,12 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey values of 16 or 32 bits: 16 bits by their range, others by the largest value that is there."""
-    values = np.asarray(image, dtype=np.float64)
-    top = 65535.0 if image.mode.startswith("I") and values.max(initial=0) > 255 else values.max(initial=0)
-    if image.mode == "F" and math.isfinite(top) and top <= 1:
-        top = 1.0
-    scaled = 255 * np.nan_to_num(values) / (top or 1.0)
+    """Grey values of 16 bits by their range; others by the first of 1 (real numbers), 255, 65,535 that none exceeds."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    peak = values.max(initial=0)
+    ranges = [65535.0] if image.mode.startswith("I;16") else [1.0, 255.0, 65535.0][image.mode != "F" :]
+    top = next((bound for bound in ranges if peak <= bound), peak)
+    scaled = 255 * values / top
     return Image.fromarray(scaled.clip(0, 255).round().astype(np.uint8))
 
 
@@ -122,7 +121,7 @@ def _content(path: Path) -> str:
     if path.stat().st_size == 0:
         return "an empty file"
     if path.suffix.lower() in _PHONE:
-        return "a phone's format (pip install pillow-heif reads it)"
+        return "HEIC, a phone's format (to read it, pip install pillow-heif)"
     return "another kind of file"
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from metakm.errors import UserError
+from metakm.io.files import expanded
 from metakm.models.pretrained import Preprocessing
 from metakm.photos.listing import Photo, Skipped, check_classes
 from metakm.photos.reading import read_photo, square, without_warnings
@@ -35,7 +36,7 @@ class PhotoStore:
         labels: class of each, `[n]`.
         classes: names, sorted.
         skipped: files that cannot be read and copies of a photo of the same class, and why.
-        in_two_classes: photos that are the same, pixel by pixel, and of different classes; both are used.
+        in_two_classes: names of photos that are the same, pixel by pixel, and of different classes; both are used.
         digest: SHA-256 of the classes and of the photos' labels and pixels.
     """
 
@@ -58,30 +59,35 @@ class PhotoStore:
         self._preprocessing = preprocessing
         self._held: dict[int, npt.NDArray[np.uint8]] = {}
         self.skipped: list[Skipped] = []
-        self.in_two_classes: list[tuple[Photo, Photo]] = []
-        given = [(photo, label) for label, name in enumerate(self.classes) for photo in classes[name]]
+        self.in_two_classes: list[tuple[str, str]] = []
+        given = [
+            (photo, label, str(photo) if isinstance(photo, Path) else f"photo {number} of {name}")
+            for label, name in enumerate(self.classes)
+            for number, photo in enumerate(classes[name], 1)
+        ]
         self.photos: list[Photo] = []
         labels, unread = [], dict[int, Skipped]()  # the first of each class
-        seen: dict[bytes, tuple[Photo, int]] = {}
+        seen: dict[bytes, dict[int, str]] = {}  # by pixels: the first of each class
         digest = hashlib.sha256(repr(self.classes).encode())
         pool, quiet = ThreadPoolExecutor(_workers()), contextlib.ExitStack()
         try:
             quiet.enter_context(without_warnings())
-            read = pool.map(self._try, [photo for photo, _ in given])
-            for done, ((photo, label), found) in enumerate(zip(given, read, strict=True), 1):
+            read = pool.map(self._try, [photo for photo, _, _ in given])
+            for done, ((photo, label, name), found) in enumerate(zip(given, read, strict=True), 1):
                 if progress is not None:
                     progress(done, len(given))
                 if isinstance(found, UserError):
-                    self.skipped.append(Skipped(Path(str(photo)), str(found)))
+                    self.skipped.append(Skipped(Path(name), str(found)))
                     unread.setdefault(label, self.skipped[-1])
                     continue
                 own = hashlib.sha256(found.tobytes()).digest()
-                same, theirs = seen.setdefault(own, (photo, label))
-                if same is not photo and theirs == label:  # it would be held out and trained on at once
-                    self.skipped.append(Skipped(Path(str(photo)), f"a copy of {same}"))
+                same = seen.setdefault(own, {})
+                if label in same:  # it would be held out and trained on at once
+                    self.skipped.append(Skipped(Path(name), f"a copy of {same[label]}"))
                     continue
-                if same is not photo:
-                    self.in_two_classes.append((photo, same))
+                if same:
+                    self.in_two_classes.append((name, next(iter(same.values()))))
+                same[label] = name
                 if len(self._held) * found.nbytes < ROOM:
                     self._held[len(self.photos)] = found
                 digest.update(f"{label}\n".encode())
@@ -149,12 +155,12 @@ def as_photo(given: Any) -> Photo:
     """A photo as users hand it over.
 
     Raises:
-        UserError: something that is no path, image or array.
+        UserError: something that is no path, image or array, or the home of an unknown user.
     """
     if isinstance(given, Image.Image | np.ndarray):
         return given
     if isinstance(given, str | os.PathLike):
-        return Path(given).expanduser()
+        return expanded(os.fspath(given), "a photo's path")
     raise UserError(f"Expected a path, a PIL image or an array [H, W, 3], got {type(given).__name__}")
 
 

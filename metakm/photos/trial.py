@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metakm.errors import UserError
 from metakm.learning.randomness import seeded
-from metakm.models.pretrained import Pretrained
+from metakm.models.pretrained import Pretrained, replace_classifier
 from metakm.registry import describe_error
+
+CLASSES = 5
+"""Of the trial; few networks have as many features or classes."""
 
 
 @torch.no_grad()
@@ -18,7 +21,7 @@ def try_network(base: Pretrained, size: int) -> None:
     """Give a copy of the network two black images, in evaluation and in training.
 
     Raises:
-        UserError: it fails, or does not return logits `[2, N]`.
+        UserError: it fails, does not return logits `[2, N]`, or does not make them by its classifier.
     """
     images = torch.zeros(2, 3, size, size, device=next(base.network.parameters()).device)
     trial = copy.deepcopy(base.network)  # training changes running statistics
@@ -37,3 +40,24 @@ def try_network(base: Pretrained, size: int) -> None:
             raise UserError(
                 f"Expected logits [2, N] of 2 images, got {got} in {mode} from {base.name}; choose another base"
             )
+    _try_classifier(base, trial.eval(), images)
+
+
+def _try_classifier(base: Pretrained, trial: nn.Module, images: Tensor) -> None:
+    """Put a classifier of another number of classes into `trial`: it must be what makes the logits, once."""
+    replace_classifier(trial, base.classifier, CLASSES)
+    layer, given = trial.get_submodule(base.classifier), list[int]()
+    layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].dim()))
+    try:
+        got = f"logits {list(trial(images).shape)}"
+    except Exception as error:  # the network's own code
+        got = describe_error(error)
+    dimensions = 2 if isinstance(layer, nn.Linear) else 4
+    if given == [dimensions] and got == f"logits [{len(images)}, {CLASSES}]":
+        return
+    if given != [dimensions]:
+        got += f" and {len(given)} calls of it" + "".join(f" with {d} dimensions" for d in given[:1])
+    raise UserError(
+        f"Expected {base.name} to get its logits from one call of its last linear layer, {base.classifier}; with "
+        f"{CLASSES} classes in that, got {got}; choose another base"
+    )

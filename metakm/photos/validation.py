@@ -49,12 +49,16 @@ def plan_splits(labels: Tensor, validation: ValidationChoice, folds: int, seed: 
 
 
 def _places(labels: Tensor, parts: int, seed: int) -> Tensor:
-    """The part of each photo, `[n]`; -1 for one that is never held out. The first parts are the fullest."""
+    """The part of each photo, `[n]`; -1 for one that is never held out.
+
+    Each class, and all together, are spread evenly: parts differ by one photo at most.
+    """
     generator = torch.Generator().manual_seed(seed)
-    places = torch.full_like(labels, -1)
+    places, placed = torch.full_like(labels, -1), 0
     for label in range(int(labels.max()) + 1):
         own = (labels == label).nonzero().flatten()
         if len(own) > 1:
             order = own[torch.randperm(len(own), generator=generator)]
-            places[order] = torch.arange(len(own)) % parts
+            places[order] = (placed + torch.arange(len(own))) % parts
+            placed += len(own)
     return places

@@ -155,6 +155,30 @@ def test_unmerge_follows_a_model_that_has_changed_its_precision():
     torch.testing.assert_close(model(x.float()).double(), expected, rtol=1e-3, atol=1e-4)
 
 
+class Tied(nn.Module):
+    """Two convolutions with one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.second.weight = self.first.weight
+        self.fc = nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.fc(self.second(self.first(x).relu()).mean((2, 3)))
+
+
+@pytest.mark.parametrize("modulator", ["kernel", "channel"])
+def test_convolutions_that_share_a_weight_are_merged_each_by_itself(modulator):
+    model, x = trained(adapted(Tied, modulator=modulator)), images()
+    expected = model(x)
+    model.merge_adapter()
+    torch.testing.assert_close(model(x), expected, rtol=1e-12, atol=1e-12)
+    model.unmerge_adapter()
+    assert torch.equal(model(x), expected)
+    torch.testing.assert_close(model.merge_and_unload()(x), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_unload_and_unmerge_give_the_base_back_to_the_last_bit():
     base = Mixed().eval()
     before = {name: t.clone() for name, t in base.state_dict().items()}

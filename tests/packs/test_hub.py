@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,13 +134,18 @@ def test_places():
 
 def test_mistakes_leave_nothing_behind(task, tmp_path, capsys):
     _, _, path = task
-    new, out = tmp_path / "new", tmp_path / "out.safetensors"
+    new, out, theirs = tmp_path / "new", tmp_path / "out.safetensors", tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "config.json").write_text('{"mine": 1}')
     damaged = tmp_path / "damaged"
     push(path, str(damaged))
     (damaged / "pack.safetensors").write_bytes(path.read_bytes()[:-1])
     for command, message in (
         (["push", str(tmp_path / "nothing"), str(new)], "Expected a pack, got no file"),
         (["push", str(path), str(path)], "Expected a folder or hf://owner/name, got the file"),
+        (["push", str(path), str(theirs)], f"Expected a new folder or one of a pack, got {theirs} with another config"),
+        (["pull", str(damaged), str(theirs)], f"Expected a file to write the pack to, got the folder {theirs}"),
+        (["push", str(theirs), str(new)], f"Expected a pack, got the folder {theirs}; name the file in it"),
         (["pull", str(tmp_path / "nowhere"), str(out)], "Expected a folder with pack.safetensors, got"),
         (["pull", str(damaged), str(out)], "Expected a pack, got a truncated or foreign file"),
     ):
@@ -149,6 +155,7 @@ def test_mistakes_leave_nothing_behind(task, tmp_path, capsys):
         assert (captured.err.count("\n"), captured.out) == (1, "")
     assert not new.exists()
     assert not out.exists()
+    assert [each.read_text() for each in theirs.iterdir()] == ['{"mine": 1}']
 
 
 @pytest.mark.usefixtures("hub")
@@ -156,6 +163,19 @@ def test_a_repository_without_a_pack_is_the_users_to_mend(tmp_path):
     with pytest.raises(metakm.UserError, match=r"Expected to reach hf://me/none, got no pack.safetensors; check its"):
         pull("hf://me/none", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_an_error_of_the_client_below_the_hubs_library_is_the_users_to_mend(hub, task, monkeypatch):
+    class ConnectError(Exception):
+        pass
+
+    def create_repo(*_, **__):
+        raise ConnectError("no route")
+
+    monkeypatch.setattr(sys.modules["huggingface_hub"], "create_repo", create_repo)
+    with pytest.raises(metakm.UserError, match="Expected to reach hf://me/birds, got no route; check its name"):
+        push(task[2], "hf://me/birds")
+    assert not hub
 
 
 def test_offline(task, tmp_path, monkeypatch):
@@ -169,6 +189,6 @@ def test_offline(task, tmp_path, monkeypatch):
 
 
 def test_the_extra_is_named(task, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(metakm.UserError, match=r"Expected huggingface_hub for places .*metakm\[hub\]"):
         push(task[2], "hf://me/birds")

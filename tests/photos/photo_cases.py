@@ -8,6 +8,10 @@ import torch
 from torch import nn
 
 
+def pooled(network, x):
+    return network.norm2(network.conv2(network.norm1(network.conv1(x)).relu())).relu().mean((2, 3))
+
+
 class Small(nn.Module):
     input_size = 32
 
@@ -46,6 +50,31 @@ class Tuple(Small):
     def forward(self, x):
         logits = super().forward(x)
         return (logits, logits) if self.training else logits
+
+
+class Unused(Small):
+    def __init__(self):
+        super().__init__()
+        self.projection = nn.Linear(16, 7)
+
+
+class HeadFirst(Unused):
+    def forward(self, x):
+        x = pooled(self, x)
+        return self.fc(x + self.projection(x).mean(1, keepdim=True))
+
+
+class Pixels(Small):
+    def forward(self, x):
+        x = self.norm1(self.conv1(x)).relu()
+        return self.fc(self.norm2(self.conv2(x)).relu().permute(0, 2, 3, 1)).mean((1, 2))
+
+
+class NotANumber(Small):
+    def __init__(self):
+        super().__init__()
+        with torch.no_grad():
+            self.norm2.bias.fill_(float("nan"))
 
 
 class Other(Small):

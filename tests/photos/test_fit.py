@@ -16,7 +16,7 @@ from PIL import Image
 
 import metakm
 from metakm import UserError
-from metakm.models.pretrained import load_pretrained
+from metakm.models.pretrained import Preprocessing, load_pretrained
 from metakm.modulation import read_pack
 from metakm.modulation.pack_file import write_pack
 from metakm.packs.__main__ import main as packs_main
@@ -25,6 +25,7 @@ from metakm.photos.fit_command import main as fit_main
 from metakm.photos.listing import NONE_OF_THESE
 from metakm.photos.methods import METHODS
 from metakm.photos.predict_command import main as predict_main
+from metakm.photos.store import PhotoStore
 
 pytestmark = pytest.mark.float32
 
@@ -333,6 +334,9 @@ def test_a_network_that_does_more_after_its_classifier_is_judged_by_what_it_retu
     [
         ("Fixed", 32, "Expected .*:Fixed to take images of 32x32 pixels, got RuntimeError"),
         ("Tuple", 32, r"Expected logits \[2, N\] of 2 images, got tuple in training from .*:Tuple"),
+        ("Unused", 32, r"last linear layer, projection; with 5 classes in that, got logits \[2, 7\] and 0 calls of it"),
+        ("HeadFirst", 32, r"projection; with 5 classes in that, got logits \[2, 7\]; choose another base"),
+        ("Pixels", 32, r"layer, fc; with 5 .*, got logits \[2, 5\] and 1 calls of it with 4 dimensions; choose"),
     ],
 )
 def test_a_network_that_cannot_take_the_photos_is_refused_before_they_are_read(name, size, message, base, tmp_path):
@@ -353,6 +357,60 @@ def test_copies_of_a_photo_are_used_once_and_named(shop, base, tmp_path, capsys)
         f"{shop / 'red apple' / 'wrong.png'} is the same photo as {shop / 'blau' / '1.png'}, of another class" in said
     )
     assert "13 photos of 3 classes" in said
+
+
+def test_copies_in_memory_and_in_two_classes_are_found_too():
+    one, two, three = (np.asarray(photo((200, 30, 20), seed)) for seed in range(3))
+    store = PhotoStore({"a": [one, two, two], "b": [one, three, one]}, Preprocessing(32))
+    assert [(str(path), reason) for path, reason in store.skipped] == [
+        ("photo 3 of a", "a copy of photo 2 of a"),
+        ("photo 3 of b", "a copy of photo 1 of b"),
+    ]
+    assert store.in_two_classes == [("photo 1 of b", "photo 1 of a")]
+    assert store.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_a_base_with_weights_that_are_not_numbers_is_refused(shop, base):
+    with pytest.raises(UserError, match=r"Expected finite features from .*:NotANumber, got NaN or infinite ones"):
+        metakm.fit(shop, base=base.replace(":Small", ":NotANumber"))
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_fit(shop, base, tmp_path, capsys):
+    for name in ("p.html", "q.safetensors"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").write_text("")
+    for out, message in (
+        ("q.safetensors", f"Expected --out to be a file, got the folder {tmp_path / 'q.safetensors'}"),
+        ("p.safetensors", f"got the folder {tmp_path / 'p.html'} beside it"),
+        ("file/x/p.safetensors", f"but {tmp_path / 'file'} is a file"),
+    ):
+        assert fit_main([str(shop), "--base", base, "--out", str(tmp_path / out)]) == 2
+        assert message in capsys.readouterr().err
+    assert not list(tmp_path.glob(".*.checkpoint"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": ["x", "y"]}, "Expected no labels with photos by class"),
+        ({"base": None}, "Expected --base to be a name or a path, got None"),
+        ({"weights": 3}, "Expected --weights to be a path, got 3"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(options, message, base):
+    with pytest.raises(UserError, match=message):
+        metakm.fit({"a": [photo((200, 30, 20), 0)], "b": [photo((30, 40, 190), 1)]}, **{"base": base, **options})
+
+
+def test_predict_takes_photos_alone(shop, base):
+    fitted = metakm.fit(shop, base=base, method="head", validation="none")
+    for given, message in (
+        (5, "Expected photos, got int"),
+        (np.zeros((40, 40), np.uint8), r"got uint8 \[40, 40\]"),
+        ("~nobody-of-this-name/a.jpg", "Expected a photo's path to be a path, got ~nobody"),
+    ):
+        with pytest.raises(UserError, match=message):
+            fitted.predict(given)
 
 
 def test_labels_that_name_no_class_and_keys_that_are_one_text_are_refused(base):

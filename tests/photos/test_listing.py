@@ -26,9 +26,9 @@ def test_classes_are_folders_and_what_systems_make_is_left_out_by_name(shop):
     found = list_folder(shop)
     assert {name: len(files) for name, files in found.classes.items()} == {"birne grün": 4, "blau": 5, "red apple": 4}
     assert {path.name: reason for path, reason in found.skipped} == {
-        ".ipynb_checkpoints": "hidden, or made by a system",
-        ".DS_Store": "hidden, or made by a system",
-        "Thumbs.db": "hidden, or made by a system",
+        ".ipynb_checkpoints": "a hidden or system file",
+        ".DS_Store": "a hidden or system file",
+        "Thumbs.db": "a hidden or system file",
         "notes.txt": "not an image by its name",
         "stray.png": "not in a class's folder",
     }
@@ -103,7 +103,7 @@ def test_the_answer_in_place_of_a_class_is_no_class(shop, capsys, base):
         (["--size", "8"], "Expected --size to be at least 32, got 8"),
         (["--seed", "-1"], "Expected --seed to be from 0"),
         (["--method", "nrom"], "did you mean 'norm'?"),
-        (["--method", "auto", "--validation", "none"], "Expected --validation to be other than none for auto"),
+        (["--method", "auto", "--validation", "none"], "to be folds or part for --method auto, got none"),
         (["--device", "gpu"], "Expected --device to be auto, cpu, or cuda of this machine, got 'gpu'"),
         (["--base", "timm:resnet18x"], "for example resnet18"),
         (["--weights", "nothing.pt"], "Expected a file of weights, got no file nothing.pt"),

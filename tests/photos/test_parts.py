@@ -31,6 +31,19 @@ def test_folds_hold_each_photo_out_once_class_by_class():
     assert plan_splits(labels, "folds", 3, seed=0) == splits != plan_splits(labels, "folds", 3, seed=1)
 
 
+@pytest.mark.parametrize(("classes", "each"), [(20, 4), (20, 5), (102, 6), (150, 3), (400, 2)])
+def test_parts_are_of_one_size_over_all_classes_and_in_each(classes, each):
+    labels = torch.arange(classes).repeat_interleave(each)
+    for validation, parts in (("folds", 3), ("part", 5)):
+        splits = plan_splits(labels, validation, 3, seed=0)
+        spread = min(parts, each) if validation == "folds" else parts
+        for split in splits:
+            assert len(labels) // spread <= len(split.held_out) <= -(-len(labels) // spread)
+            per_class = torch.bincount(labels[split.held_out], minlength=classes)
+            assert per_class.min() >= each // spread
+            assert per_class.max() <= -(-each // spread)
+
+
 def test_auto_takes_folds_for_few_a_part_for_many_and_nothing_of_one_each():
     assert len(plan_splits(torch.arange(4).repeat(5), "auto", 3, 0)) == 3
     (part,) = plan_splits(torch.arange(4).repeat(100), "auto", 3, 0)

@@ -60,6 +60,10 @@ def test_grey_of_16_bits_keeps_its_range(tmp_path):
     read = read_photo(saved(tmp_path, Image.fromarray(values), "a.png"), 64)
     assert np.abs(read[0].astype(float) - values / 257).max() <= 1
     assert (read[0] == read[2]).all()
+    dark = Image.fromarray((values // 328).astype(np.uint16))  # 0 to 199 of 65,535
+    assert read_photo(saved(tmp_path, dark, "dark.png"), 64).max() <= 1
+    deep = Image.fromarray(values.astype(np.int32) * 16)  # of 20 bits
+    assert np.abs(read_photo(saved(tmp_path, deep, "deep.tif"), 64)[0].astype(float) - values / 257).max() <= 1
     floats = Image.fromarray((values / 65535).astype(np.float32))
     assert np.abs(read_photo(saved(tmp_path, floats, "b.tif"), 64)[1].astype(float) - values / 257).max() <= 1
 
@@ -104,9 +108,13 @@ def test_a_huge_photo_is_read_and_pillows_limit_stays(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jpg", b"", "got an empty file in"),
-        ("a.jpg", b"plain text", "got another kind of file in"),
-        ("a.heic", b"\0\0\0\x18ftypheic" + bytes(64), r"a phone's format \(pip install pillow-heif reads it\)"),
+        ("a.jpg", b"", "got an empty file, "),
+        ("a.jpg", b"plain text", "got another kind of file, "),
+        (
+            "a.heic",
+            b"\0\0\0\x18ftypheic" + bytes(64),
+            r"HEIC, a phone's format \(to read it, pip install pillow-heif\)",
+        ),
         ("a.png", None, "Expected a whole image, got"),
     ],
 )
