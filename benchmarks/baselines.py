@@ -14,31 +14,33 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from baselines_page import as_page
+from budgeted_runs import FAILED, check_plan, run_each, run_process, seconds_an_iteration
 from measuring import RESULTS, describe
 
 from metakm.cli.exit_code import exit_code
 from metakm.cli.flags import read_some_options
-from metakm.cli.progress import duration
+from metakm.cli.progress import duration, log_line
 from metakm.config import RunConfig
-from metakm.errors import UserError
 from metakm.io.csv_file import csv_text, read_csv
 from metakm.io.files import write_text
-from metakm.learning.outer_loop import OuterLoop
-from metakm.run.build import build_learner, make_sampler
+from metakm.learning.malloc import keep_freed_memory
+from metakm.learning.memory import TooLittleMemoryError
+from metakm.learning.outer_loop import DivergedError
 from metakm.run.command_line import command, parse
 from metakm.run.folder import RunFolder
 from metakm.run.provenance import now
 
-PLAN = ("algo", "shots", "core_seconds", "core_seconds_an_iteration", "iterations", "measured_at", "measured_by")
+PLAN = (
+    "algo", "shots", "flags", "core_seconds", "core_seconds_an_iteration", "iterations", "measured_at", "measured_by",
+)  # fmt: skip
 Row = Mapping[str, str]
 
 
@@ -77,7 +79,8 @@ class Bench:
     def __init__(self, options: Options, rest: Sequence[str]) -> None:
         self.options, self.rest, self.path = options, list(rest), options.out / "plan.csv"
         self.plan: list[Row] = list(read_csv(self.path)) if self.path.is_file() else []
-        check_budget(self.plan, options.core_seconds, self.path)
+        self.flags = ["--dataset", options.dataset, "--backbone", options.backbone, *rest]
+        check_plan(self.plan, options.core_seconds, self.flags, self.path)
 
     def cells(self) -> list[tuple[str, int]]:
         """Strategy and shots of each row, in the order in which they run."""
@@ -89,18 +92,21 @@ class Bench:
         return next(found, None)
 
     def config(self, algo: str, shots: int, iterations: int) -> RunConfig:
-        """The settings of its run; it validates five times, on few tasks, as these come on top of the budget."""
-        own = ["--preset", "table3", "--algo", algo, "--dataset", self.options.dataset, "--shots", str(shots)]
-        budget = ["--iterations", str(iterations), "--val-every", str(max(1, iterations // 5))]
+        """The settings of its run; it validates five times after the start, on few tasks: that is not in the budget."""
+        own = ["--preset", "table3", "--algo", algo, "--shots", str(shots)]
+        budget = ["--iterations", str(iterations), "--val-every", str(-(-iterations // 5))]
         budget += [] if "--val-tasks" in self.rest else ["--val-tasks", "50"]
-        where = ["--backbone", self.options.backbone, "--out", str(self.options.out), "--resume"]
-        return parse([*own, *budget, *where, *self.rest], prog="benchmarks/baselines.py")
+        where = ["--out", str(self.options.out), "--resume"]
+        return parse([*own, *budget, *where, *self.flags], prog="benchmarks/baselines.py")
 
     def measure(self, algo: str, shots: int) -> Row:
         """Add its line to the plan."""
         seconds = round(seconds_an_iteration(self.config(algo, shots, iterations=10)), 5)
         iterations = max(1, int(self.options.core_seconds / seconds))
-        values = (algo, shots, self.options.core_seconds, f"{seconds:.5f}", iterations, now(), describe())
+        values = (
+            algo, shots, shlex.join(self.flags), self.options.core_seconds, f"{seconds:.5f}", iterations, now(),
+            describe(),
+        )  # fmt: skip
         row = dict(zip(PLAN, map(str, values), strict=True))
         self.plan.append(row)
         self.options.out.mkdir(parents=True, exist_ok=True)
@@ -109,9 +115,12 @@ class Bench:
 
     def run(self, algo: str, shots: int) -> int:
         """Measure if need be, and train, validate, test or go on; the exit code of the run."""
-        row = self.planned(algo, shots) or self.measure(algo, shots)
-        words = shlex.split(command(self.config(algo, shots, int(row["iterations"]))))
-        return subprocess.run([sys.executable, *words[1:]], check=False).returncode
+        try:
+            row = self.planned(algo, shots) or self.measure(algo, shots)
+        except (DivergedError, TooLittleMemoryError) as error:
+            log_line(f"{algo}, {shots}-shot: {error}")
+            return FAILED
+        return run_process(self.config(algo, shots, int(row["iterations"])))
 
     def status(self) -> str:
         """A line a row."""
@@ -142,28 +151,6 @@ class Bench:
         return as_page(rows, self.options.core_seconds)
 
 
-def check_budget(plan: Sequence[Row], core_seconds: float, path: Path) -> None:
-    """Raises UserError if a line of the plan in `path` is for another budget."""
-    for row in plan:
-        if float(row["core_seconds"]) != core_seconds:
-            raise UserError(
-                f"Expected a plan for --core-seconds {core_seconds:g}, got one for {row['core_seconds']} in {path}; "
-                "use that, or another --out"
-            )
-
-
-def seconds_an_iteration(config: RunConfig, repetitions: int = 5) -> float:
-    """Processor time of one step on one thread, the least of some, after one to warm up."""
-    sampler = make_sampler(config, "train")
-    learner = build_learner(config, sampler.dataset.image_shape, sampler.dataset.n_episode_classes)
-    loop, found = OuterLoop(learner, sampler, config, torch.device("cpu")), []
-    for _ in range(1 + repetitions):
-        began = time.process_time()
-        loop.step()
-        found.append(time.process_time() - began)
-    return min(found[1:])
-
-
 def main(arguments: Sequence[str]) -> int:
     """Exit code: 0 done, 2 the user's mistake, or that of a run that was interrupted or failed."""
     return exit_code(lambda: _main(arguments), "repeat the same command")
@@ -178,14 +165,13 @@ def _main(arguments: Sequence[str]) -> int:
     if options.page:
         write_text(options.out / "README.md", bench.page())
         return 0
+    keep_freed_memory()  # as a run has it
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     options.out.mkdir(parents=True, exist_ok=True)
-    for algo, shots in bench.cells():
-        if code := bench.run(algo, shots):
-            return code
+    code = run_each(partial(bench.run, *cell) for cell in bench.cells())
     write_text(options.out / "README.md", bench.page())
-    return 0
+    return code
 
 
 if __name__ == "__main__":

@@ -55,7 +55,9 @@ def as_page(rows: Sequence[Measured], core_seconds: float) -> str:
             ),
             [_measured(planned, row) for planned, row, _ in rows],
         ),
-        "## Published, mini-ImageNet 5-way\n\nOther networks and budgets than above.",
+        "## Published, mini-ImageNet 5-way\n\nOther networks and budgets than above. The preset's rates were chosen "
+        "for km, anil and maml, not for the others, and its batch norm is transductive: the queries of a task are "
+        "normalised together, which published results of other strategies than MAML and ANIL may not do.",
         _table(
             ("method", "1 shot, %", "5 shots, %", "network", "training", "source"),
             [(p.method, f"{p.one_shot:g}", f"{p.five_shot:g}", p.network, p.training, p.source) for p in PUBLISHED],

@@ -15,6 +15,8 @@ import torch
 import tyro
 from tyro.conf import Positional
 
+from metakm.cli.exit_code import exit_code
+from metakm.errors import UserError
 from metakm.io.files import write_text
 from metakm.learning.malloc import keep_freed_memory
 from metakm.run.evaluate import main as evaluate
@@ -45,7 +47,8 @@ def test_elsewhere(run: TrainedRun, run_id: str, dataset: str, out: Path) -> int
     """Write the row of a run on another dataset, unless there is one; return the command's exit code."""
     channels, side, _ = run.image_shape
     setting = f"{dataset}-{run.config.ways}w{run.config.shots}s{'-grey' if channels == 1 else ''}"
-    if (out / run_id / setting / "result.csv").is_file():
+    row = RunFolder(out / run_id / setting).read_row()
+    if row is not None and row["n_tasks"] == run.config.eval_tasks:
         return 0
     flags = ["--dataset", dataset, "--image-size", str(side), "--out", str(out), *(["--grey"] if channels == 1 else [])]
     return evaluate([str(run.folder), *flags])
@@ -72,6 +75,8 @@ def main(
         threads: of PyTorch.
         page: write the page from the rows, and end.
     """
+    if not runs.is_dir():
+        raise UserError(f"Expected a folder of runs, got {runs}; check the path")
     keep_freed_memory()
     torch.set_num_threads(threads)
     out = runs.parent / "cross-domain"
@@ -84,4 +89,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(exit_code(lambda: tyro.cli(main), "repeat the same command"))

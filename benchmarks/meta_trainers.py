@@ -15,22 +15,26 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from baselines import check_budget, seconds_an_iteration
+from budgeted_runs import check_plan, run_each, run_process, seconds_an_iteration
 from measuring import RESULTS, describe
 
 from metakm.cli.exit_code import exit_code
 from metakm.cli.flags import read_some_options
 from metakm.config import RunConfig
-from metakm.errors import UserError
+from metakm.errors import UserError, unknown_name
 from metakm.io.csv_file import csv_text, read_csv
 from metakm.io.files import write_text
+from metakm.learning.malloc import keep_freed_memory
+from metakm.learning.memory import TooLittleMemoryError
+from metakm.learning.outer_loop import DivergedError
+from metakm.run.build import build_learner, make_sampler
 from metakm.run.command_line import command, parse
 from metakm.run.folder import RunFolder
 from metakm.run.provenance import now
@@ -51,7 +55,8 @@ STRATEGIES = {
 PARTS = {"norm": "1e-3", "km": "3e-4", "both": "3e-4", "full": "1e-4"}
 """What is trained, with its meta learning rate."""
 PLAN = (
-    "algo", "train", "core_seconds", "core_seconds_an_iteration", "iterations", "refused", "measured_at", "measured_by",
+    "algo", "train", "flags", "core_seconds", "core_seconds_an_iteration", "iterations", "refused", "measured_at",
+    "measured_by",
 )  # fmt: skip
 Row = Mapping[str, str]
 
@@ -74,6 +79,12 @@ class Options:
     page: bool = False
     """Write the page, and stop."""
 
+    def __post_init__(self) -> None:
+        for name, given, known in (("--algo", self.algo, STRATEGIES), ("--train", self.train, PARTS)):
+            for value in given:
+                if value not in known:
+                    raise unknown_name(name, value, known)
+
 
 def config_of(options: Options, rest: Sequence[str], algo: str, part: str, iterations: int) -> RunConfig:
     """The settings of a run."""
@@ -84,43 +95,51 @@ def config_of(options: Options, rest: Sequence[str], algo: str, part: str, itera
 
 
 def planned(options: Options, rest: Sequence[str], algo: str, part: str) -> Row:
-    """A line of the plan: how many iterations fit, or why there are none."""
+    """A line of the plan: how many iterations fit, or why there are none. Data and weights can be loaded."""
+    seconds, iterations, refused = "", "", ""
     try:
-        seconds = seconds_an_iteration(config_of(options, rest, algo, part, 10), repetitions=3)
-    except UserError as error:
-        values = (algo, part, options.core_seconds, "", "", str(error), now(), describe())
+        measured = seconds_an_iteration(config_of(options, rest, algo, part, 10), repetitions=3)
+    except (UserError, DivergedError, TooLittleMemoryError) as error:
+        refused = str(error)
     else:
-        iterations = max(1, int(options.core_seconds / seconds))
-        values = (algo, part, options.core_seconds, f"{seconds:.4f}", str(iterations), "", now(), describe())
+        seconds, iterations = f"{measured:.4f}", str(max(1, int(options.core_seconds / measured)))
+    values = (
+        algo, part, shlex.join(rest), options.core_seconds, seconds, iterations, refused, now(), describe()
+    )  # fmt: skip
     return dict(zip(PLAN, map(str, values), strict=True))
 
 
+def try_loading(options: Options, rest: Sequence[str]) -> None:
+    """Raises UserError for data or weights that cannot be loaded, which is no refusal of a strategy."""
+    config = config_of(options, rest, "protonet", "full", 10)
+    dataset = make_sampler(config, "train").dataset
+    build_learner(config, dataset.image_shape, dataset.n_episode_classes)
+
+
 def run_rest(options: Options, rest: Sequence[str]) -> int:
-    """Run what is not done; the exit code of a run that failed or was interrupted."""
+    """Run what is not done; the exit code of `run_each`."""
     path = options.out / "plan.csv"
     plan: list[Row] = list(read_csv(path)) if path.is_file() else []
-    check_budget(plan, options.core_seconds, path)
-    for part in options.train:
-        for algo in options.algo:
-            line = next((row for row in plan if (row["algo"], row["train"]) == (algo, part)), None)
-            if line is None:
-                line = planned(options, rest, algo, part)
-                plan.append(line)
-                options.out.mkdir(parents=True, exist_ok=True)
-                write_text(path, csv_text(plan, PLAN))
-            if line["refused"]:
-                continue
-            words = shlex.split(command(config_of(options, rest, algo, part, int(line["iterations"]))))
-            if code := subprocess.run([sys.executable, *words[1:]], check=False).returncode:
-                return code
-    return 0
+    check_plan(plan, options.core_seconds, rest, path)
+    try_loading(options, rest)
+
+    def run(algo: str, part: str) -> int:
+        line = next((row for row in plan if (row["algo"], row["train"]) == (algo, part)), None)
+        if line is None:
+            line = planned(options, rest, algo, part)
+            plan.append(line)
+            options.out.mkdir(parents=True, exist_ok=True)
+            write_text(path, csv_text(plan, PLAN))
+        return 0 if line["refused"] else run_process(config_of(options, rest, algo, part, int(line["iterations"])))
+
+    return run_each(partial(run, algo, part) for part in options.train for algo in options.algo)
 
 
 def page(options: Options, rest: Sequence[str]) -> str:
     """A line a strategy, a column a part."""
     path = options.out / "plan.csv"
     plan = list(read_csv(path))
-    check_budget(plan, options.core_seconds, path)
+    check_plan(plan, options.core_seconds, rest, path)
     cells, commands = {}, []
     for line in plan:
         place = line["algo"], line["train"]
@@ -147,7 +166,8 @@ def page(options: Options, rest: Sequence[str]) -> str:
 _SAID = """# Which strategy, and which part of a pretrained network
 
 Meta-test accuracy in %, ± the 95 % interval over tasks, after {seconds} processor seconds of meta-training (in brackets
-the iterations that fit); one seed. Rates were not searched. What is refused has its reason in `plan.csv`.
+the iterations that fit); one seed. Rates were not searched. `plan.csv` gives the reason
+for each refusal.
 """
 
 
@@ -158,12 +178,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def _main(arguments: Sequence[str]) -> int:
     options, rest = read_some_options(Options, "benchmarks/meta_trainers.py", arguments)
+    keep_freed_memory()  # as a run has it
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
-    if not options.page and (code := run_rest(options, rest)):
-        return code
+    code = 0 if options.page else run_rest(options, rest)
     write_text(options.out / "README.md", page(options, rest))
-    return 0
+    return code
 
 
 if __name__ == "__main__":

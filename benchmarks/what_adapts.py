@@ -9,6 +9,7 @@ stopped; `--page` writes the page alone.
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from tyro.conf import Positional
 from what_adapts_page import page_text
 
 import metakm
+from metakm.cli.exit_code import exit_code
+from metakm.errors import UserError
 from metakm.io.csv_file import csv_text, read_csv
 from metakm.io.files import write_text
 from metakm.learning.malloc import keep_freed_memory
@@ -28,7 +31,7 @@ from metakm.run.provenance import now
 
 STEPS = (1, 2, 5, 10, 20, 50)
 COLUMNS = (
-    "run_id", "algo", "dataset", "ways", "shots", "seed", "test_inner_steps", "test_queries", "n_tasks",
+    "run_id", "algo", "dataset", "ways", "shots", "seed", "iterations", "test_inner_steps", "test_queries", "n_tasks",
     "all", "head", "gap", "gap_ci95", "when", "made_by",
 )  # fmt: skip
 Row = Mapping[str, str]
@@ -51,7 +54,7 @@ def measured(run: TrainedRun, steps: int, tasks: int | None) -> Row:
         for adapt in ("all", "head")
     )
     numbers = (whole.mean(), head.mean(), (whole - head).mean(), interval_over_tasks(whole - head))
-    setting = (config.run_id, config.algo, config.dataset, config.ways, config.shots, config.seed)
+    setting = (config.run_id, config.algo, config.dataset, config.ways, config.shots, config.seed, config.iterations)
     values = (*setting, steps, config.shots, len(whole), *(f"{value:.6f}" for value in numbers), now(), describe())
     return dict(zip(COLUMNS, map(str, values), strict=True))
 
@@ -62,8 +65,8 @@ def main(
     tasks: int | None = None,
     threads: int = 1,
     page: bool = False,
-) -> None:
-    """Test what has no line yet, and write the page.
+) -> int:
+    """Test what has no line yet, and write the page. Exit code: 0 done, 2 a user error, 130 interrupted.
 
     Args:
         results: folder of the runs.
@@ -72,19 +75,25 @@ def main(
         threads: of PyTorch.
         page: write the page from the lines, and end.
     """
+    if not results.is_dir():
+        raise UserError(f"Expected a folder of runs, got {results}; check the path")
     keep_freed_memory()
     torch.set_num_threads(threads)
     path = results / "what-adapts.csv"
     rows: list[Row] = list(read_csv(path)) if path.is_file() else []
-    done = {(row["run_id"], row["test_inner_steps"]) for row in rows}
     for run, count in itertools.product([] if page else trained_runs(results), steps):
-        if (run.config.run_id, str(count)) in done:
+        wanted = (run.config.run_id, str(count), str(tasks or run.config.eval_tasks))
+        places = [i for i, row in enumerate(rows) if (row["run_id"], row["test_inner_steps"]) == wanted[:2]]
+        if any(rows[place]["n_tasks"] == wanted[2] for place in places):
             continue
+        for place in places:  # of another number of tasks
+            del rows[place]
         rows.append(measured(run, count, tasks))
         write_text(path, csv_text(rows, COLUMNS))
         print(*(rows[-1][name] for name in COLUMNS[:-2]), flush=True)
     write_text(results / "what-adapts.md", page_text(rows))
+    return 0
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    sys.exit(exit_code(lambda: tyro.cli(main), "repeat the same command"))

@@ -11,11 +11,12 @@ _HEAD = """# Does adaptation beyond the head matter at test time?
 
 Accuracy in percent of trained models on their meta-test tasks, with as many queries per class as shots. *All*: the
 inner loop adapts what it adapts in training; *head*: the head alone, all other inner rates being 0; *gap*: all minus
-head, in pairs, with its 95 % interval over the tasks: it holds for that trained model. The gaps of one model
-over the steps are of the same tasks.
+head, in pairs, with its 95 % interval over the tasks: it holds for that trained model. Its gaps at different steps
+are all measured on the same tasks, so they are not independent.
 """
 _END = """
-Made by `python benchmarks/what_adapts.py results/table3` from `what-adapts.csv`, on the weights beside each row.
+Tested on {tasks} tasks. Made by `python benchmarks/what_adapts.py results/table3` from `what-adapts.csv`, on the
+weights beside each row.
 """
 
 
@@ -23,7 +24,8 @@ def page_text(rows: Sequence[Row]) -> str:
     """The page: a table for each setting, and what they say."""
     settings = sorted({_setting(row) for row in rows})
     tables = [_table(setting, [row for row in rows if _setting(row) == setting]) for setting in settings]
-    return "\n".join([_HEAD, *tables, _summary(rows)]) + _END
+    counts = sorted({int(row["n_tasks"]) for row in rows})
+    return "\n".join([_HEAD, *tables, _summary(rows)]) + _END.format(tasks=" or ".join(map(str, counts)) or "no")
 
 
 def _setting(row: Row) -> Setting:
@@ -34,9 +36,9 @@ def _table(setting: Setting, rows: Sequence[Row]) -> str:
     steps = sorted({int(row["test_inner_steps"]) for row in rows})
     lines = [f"## {setting.title}", "", "| Inner steps | " + " | ".join(map(str, steps)) + " |"]
     lines.append("|---" * (len(steps) + 1) + "|")
-    for run in sorted({(row["algo"], int(row["seed"])) for row in rows}):
-        own = {int(r["test_inner_steps"]): r for r in rows if (r["algo"], int(r["seed"])) == run}
-        name = f"`{run[0]}`, seed {run[1]}"
+    for run in sorted({(row["algo"], int(row["seed"]), int(row["iterations"]), row["run_id"]) for row in rows}):
+        own = {int(row["test_inner_steps"]): row for row in rows if row["run_id"] == run[3]}
+        name = f"`{run[0]}`, seed {run[1]}, {run[2]:,} iterations"
         for part in ("all", "head", "gap"):
             cells = [_cell(own[count], part) if count in own else "" for count in steps]
             lines.append(f"| {name}: {part} | {' | '.join(cells)} |")

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import tyro
 
 from metakm.errors import UserError, unknown_name
-from metakm.fields import flag, off_flag, require
+from metakm.fields import flag, require
 
 _T = TypeVar("_T")
 _Shared = tyro.conf.arg(prefix_name=False)
@@ -154,7 +154,7 @@ def from_flat(algo: str, options: type[Options], values: Mapping[str, Any]) -> O
     own = {flat_name(algo, name): name for name in option_types(options)}
     for name, value in values.items():
         if name not in own and not (name in SHARED and value == getattr(SharedOptions(), name)):
-            raise refused_option(algo, name, isinstance(value, bool), own)
+            raise refused_option(algo, name, own)
     return options(**{own[name]: value for name, value in values.items() if name in own})
 
 
@@ -164,7 +164,7 @@ def from_keywords(algo: str, options: type[Options], given: Mapping[str, Any]) -
     return from_flat(algo, options, {n if n in own else flat_name(algo, n): value for n, value in given.items()})
 
 
-def refused_option(algo: str, name: str, is_switch: bool, known: Iterable[str]) -> UserError:
+def refused_option(algo: str, name: str, known: Iterable[str]) -> UserError:
     """The error for an option, by its flat name, that a strategy does not have.
 
     Args:
@@ -172,5 +172,4 @@ def refused_option(algo: str, name: str, is_switch: bool, known: Iterable[str]) 
     """
     if name not in SHARED:
         return unknown_name(f"an option of {algo!r}", name, known)
-    off = off_flag(name) if is_switch else f"{flag(name)} 0"
-    return UserError(f"Expected a strategy that {flag(name)} changes, got {algo!r}; use {off}")
+    return UserError(f"Expected a strategy that {flag(name)} changes, got {algo!r}; leave it out")

@@ -55,11 +55,16 @@ def combined_interval(over_seeds: float | None, over_tasks: float | None) -> flo
 
 
 class PairedDifference(NamedTuple):
-    """Mean of `first - second`, with half-widths of 95 % intervals; None where there is but one value."""
+    """Mean of `first - second`, with half-widths of 95 % intervals; None where there is but one value.
+
+    `rest_ci95` is the part of `tasks_ci95`, in quadrature, that shrinks with more seeds: 1.96 sqrt(r / (S n)), where r
+    is the variance that is left within a task over seeds; None for one seed.
+    """
 
     mean: float
     tasks_ci95: float | None
     seeds_ci95: float | None
+    rest_ci95: float | None
 
 
 def paired_difference(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> PairedDifference:
@@ -83,24 +88,33 @@ def paired_difference(first: npt.NDArray[np.float64], second: npt.NDArray[np.flo
     differences = first - second  # [S, n]
     by_task, by_seed = differences.mean(axis=0), differences.mean(axis=1)
     tasks_ci95 = interval_over_tasks(by_task) if len(by_task) > 1 else None
-    return PairedDifference(float(differences.mean()), tasks_ci95, interval_over_seeds(by_seed))
+    rest_ci95 = None
+    if len(by_seed) > 1:
+        rest = (differences - by_seed[:, None]).var(axis=0, ddof=1).mean()
+        rest_ci95 = float(1.96 * np.sqrt(rest / differences.size))
+    return PairedDifference(float(differences.mean()), tasks_ci95, interval_over_seeds(by_seed), rest_ci95)
 
 
-def seeds_to_tell(difference: float, seeds_ci95: float | None, tasks_ci95: float | None, seeds: int) -> int | None:
+def seeds_to_tell(
+    difference: float, seeds_ci95: float | None, tasks_ci95: float | None, rest_ci95: float | None, seeds: int
+) -> int | None:
     """The smallest number of seeds whose combined interval leaves out zero, if all else stays as it was measured.
 
     Args:
         difference: the mean over `seeds` seeds.
         seeds_ci95: its `interval_over_seeds`.
-        tasks_ci95: its `interval_over_tasks`, which does not shrink with more seeds.
+        tasks_ci95: its `interval_over_tasks`.
+        rest_ci95: of a `PairedDifference`, the part of it that shrinks.
 
     Returns:
-        None with one seed, where the interval over tasks alone includes zero, or for more than 1,000 seeds.
+        None with one seed, where more tasks are needed, or for more than 1,000 seeds.
     """
     from scipy.special import stdtrit  # see interval_over_seeds
 
-    room = difference**2 - (tasks_ci95 or 0.0) ** 2
-    if seeds_ci95 is None or room <= 0:
+    if seeds_ci95 is None:
         return None
+    rest = (rest_ci95 or 0.0) ** 2
+    room = difference**2 - max(0.0, (tasks_ci95 or 0.0) ** 2 - rest)  # for what shrinks
     deviation = seeds_ci95 * math.sqrt(seeds) / stdtrit(seeds - 1, 0.975)
-    return next((n for n in range(2, 1001) if (stdtrit(n - 1, 0.975) * deviation) ** 2 / n < room), None)
+    widths = ((n, (stdtrit(n - 1, 0.975) * deviation) ** 2 / n + rest * seeds / n) for n in range(2, 1001))
+    return next((n for n, width in widths if width < room), None)

@@ -90,7 +90,7 @@ def _charts(
         yield Chart(
             "A: before meta-training",
             histogram(start, f"{name}-a", f"Kernel weights of {label} before meta-training: {_describe_std(start)}"),
-            f"The random weights. {_describe_modulation(layers, 'start', 'start_used')}",
+            f"The initial weights. {_describe_modulation(layers, 'start', 'start_used')}",
         )
         after["modulated W"] = _flatten(layers, "learned_used")
     after[f"{list(after)[-1]}, adapted"] = _flatten(layers, "adapted")

@@ -113,7 +113,7 @@ def _charts(here: Sequence[_StyledCell], curves: Sequence[Curve], anchor: str) -
         yield Chart(
             "Learning curves",
             learning_curves(curves, setting.ways, f"{anchor}-curves", f"Meta-validation accuracy by iteration: {ends}"),
-            "Meta-validation accuracy, marked, and meta-training accuracy, thin; a line for each run.",
+            "Meta-validation accuracy (with markers) and meta-training accuracy (thin lines), one line per run.",
         )
     accuracies = [
         AccuracyPoint(one.label, one.style, one.cell.adapted_parameters, one.cell.mean, one.cell.ci95 or 0.0)

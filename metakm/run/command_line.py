@@ -58,7 +58,7 @@ def _check_options(arguments: Sequence[str], defaults: RunConfig) -> None:
         return
     for name, hint in all_flat_types().items():
         if name not in own and {flag(name), *([off_flag(name)] if hint is bool else [])} & given:
-            raise refused_option(defaults.algo, name, hint is bool, own)
+            raise refused_option(defaults.algo, name, own)
 
 
 def _with_options_of(config: RunConfig) -> type[RunConfig]:

@@ -20,6 +20,8 @@ from metakm.run.row import ResultRow
 from metakm.strategies.registry import strategies_of_any_ways
 
 OUT = Path("results/cross-domain")
+_TEST = {"n_tasks": "eval_tasks", "test_queries": "test_queries", "test_inner_steps": "test_inner_steps"}
+"""Columns of a row that say how it was tested, and the fields of a config that they are from."""
 
 
 def require_ways(run: TrainedRun, ways: int | None) -> None:
@@ -65,7 +67,8 @@ class CrossDomainRow:
         tested_as: what else was done differently, such as grey.
 
     Raises:
-        UserError: on construction, for a run that is not finished, or a folder that cannot be written.
+        UserError: on construction, for a run that is not finished, a folder that cannot be written, or a row there of
+            another number of tasks, test queries or inner steps.
     """
 
     run: TrainedRun
@@ -82,6 +85,11 @@ class CrossDomainRow:
                 f"{'no row' if own is None else 'status ' + own['status']}; finish it by --resume"
             )
         object.__setattr__(self, "_own", own)
+        there = RunFolder(self.path).read_row()
+        test = {name: getattr(self.config, field) for name, field in _TEST.items()}
+        if there is not None and any(there[name] != value for name, value in test.items()):
+            listed = " and ".join(", ".join(f"{name} {values[name]}" for name in _TEST) for values in (there, test))
+            raise UserError(f"Expected a test like that in {self.path}, got another ({listed}); choose another --out")
         above = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise UserError(f"Expected --out to be a folder that can be written, got {above}; choose another --out")

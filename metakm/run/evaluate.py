@@ -13,6 +13,7 @@ from metakm.cli.exit_code import exit_code
 from metakm.cli.progress import Progress
 from metakm.cli.signals import StopRequest, stop_on_request
 from metakm.config import RunConfig
+from metakm.data.in_turn import DatasetsInTurn
 from metakm.device import resolve_device
 from metakm.distributed.processes import ALONE, Processes, join_processes
 from metakm.distributed.torchrun import local_device, only_first_prints
@@ -22,7 +23,7 @@ from metakm.learning.evaluator import Evaluator
 from metakm.learning.malloc import keep_freed_memory
 from metakm.learning.memory import TaskChunks, TooLittleMemoryError
 from metakm.registry import load_plugin
-from metakm.run.build import make_sampler, with_data_here
+from metakm.run.build import load_splits, make_sampler, with_data_here
 from metakm.run.columns import SPLIT_NAMES, figures, measured_columns, summary
 from metakm.run.cross_domain import OUT, CrossDomainRow, require_shape, require_ways
 from metakm.run.earlier_run import require_unseen_by
@@ -66,7 +67,7 @@ class RunEvaluation:
         self.sampler = make_sampler(self.config, split, run.image_shape[0] if grey else None)
         require_shape(self.sampler.dataset.image_shape, run, self.config)
         if self.config.dataset != run.config.dataset:
-            require_unseen_by(run, {split: self.sampler.dataset})
+            require_unseen_by(run, {split: DatasetsInTurn(tuple(load_splits(self.config, split)))})  # in their colours
         learner = run.learner if device.type == "cpu" else copy.deepcopy(run.learner).to(device)
         chunks = TaskChunks(learner.strategy, run.image_shape, self.config, device)
         self.evaluator = Evaluator(learner, self.config, chunks, device, processes)
@@ -183,7 +184,7 @@ def _row_of(prepared: RunEvaluation, options: EvaluateOptions) -> CrossDomainRow
     if options.split != "test" or prepared.config.dataset == prepared.run.config.dataset:
         if options.out is not None:
             raise UserError(
-                "Expected --out with a meta-test on another --dataset, whose row goes there, got it alone; leave it out"
+                "Expected --out only with a meta-test on another --dataset, whose row it is for; leave it out"
             )
         return None
     return CrossDomainRow(prepared.run, prepared.config, tested_as(options), options.out or OUT)

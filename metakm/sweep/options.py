@@ -9,12 +9,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from metakm.cli.flags import read_some_options
+from metakm.cli.flags import list_given, read_some_options
 from metakm.config import all_flat_types
 from metakm.data import available_datasets
 from metakm.errors import UserError, unknown_name
 from metakm.fields import flag as flag_of
 from metakm.fields import off_flag, require
+from metakm.io.files import expanded
+from metakm.registry import load_plugin
 
 TABLE3_DATASETS = ("omniglot", "mini-imagenet")
 Names = Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: none)")]
@@ -93,6 +95,8 @@ def parse_sweep(arguments: Sequence[str]) -> tuple[SweepOptions, list[str]]:
     Raises:
         UserError: an unknown name or flag, a value out of range, or no dataset.
     """
+    for plugin in list_given(arguments, "plugin"):
+        load_plugin(expanded(plugin, "--plugin"))  # whose datasets are known from here on
     first, flags = (arguments[0], arguments[1:]) if arguments and arguments[0][:1] != "-" else ("", arguments)
     if first and any(flag.partition("=")[0] == "--dataset" for flag in flags):
         raise UserError(f"Expected {first!r} or --dataset, got both; drop one of them")

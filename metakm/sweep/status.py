@@ -11,6 +11,7 @@ from typing import NamedTuple
 from metakm.cli.progress import duration
 from metakm.config import RunConfig
 from metakm.errors import UserError
+from metakm.io.csv_file import read_csv
 from metakm.run.checkpoint import load_checkpoint
 from metakm.run.folder import RunFolder
 from metakm.sweep.plan import Planned
@@ -27,9 +28,10 @@ def pace(config: RunConfig) -> Pace | None:
     """The pace of a run, from its row if it is done, else from its checkpoint; None before its first validation."""
     folder = RunFolder(config.folder)
     row = folder.read_row()
-    if row is not None and row["status"] == "done":
-        return Pace(config.iterations, float(row["train_seconds"]))
     try:
+        if row is not None and row["status"] == "done":
+            done = read_csv(folder.path / "curve.csv")[-1]["iteration"] if row["stopped"] else config.iterations
+            return Pace(int(done), float(row["train_seconds"]))
         state = load_checkpoint(folder.checkpoint, config)
         return Pace(int(state["loop"]["iteration"]), float(state["train_seconds"]))
     except (UserError, LookupError, TypeError, ValueError):

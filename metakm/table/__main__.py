@@ -50,7 +50,7 @@ class TableOptions:
     paper_columns: bool = False
     """Keep columns of the paper without a measurement; --all does, too."""
     baseline: str = "anil"
-    """Strategy to which the others are compared."""
+    """Strategy to which the others are compared, with --all, csv or json."""
     compare: tuple[str, str] | None = None
     """Print the paired difference of two strategies instead of the table: km anil. A full row name, as in
     "km (quick)", selects only that row."""
@@ -63,7 +63,7 @@ class TableOptions:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 1 a file that could not be used under --strict or not be written, 2 a user error."""
+    """Exit code: 0 done, 1 a file that could not be read (with --strict), 2 a user error, such as another --out."""
     return exit_code(lambda: _run(_read(arguments)), "repeat the same command", resumes=False)
 
 

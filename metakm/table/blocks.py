@@ -43,16 +43,24 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class RefusedComparison:
+    """A cell that could not be compared with a peer, and why."""
+
+    first: Cell
+    reason: str
+
+
+@dataclass(frozen=True)
 class Table:
     """Everything that is rendered."""
 
     blocks: tuple[Block, ...]
     baseline: str
     comparisons: tuple[Comparison, ...]  # of cells with the baseline's, and of KM with ANIL's and MAML's
+    refused: tuple[RefusedComparison, ...]
     claims: tuple[Claim, ...]
     left_out: tuple[LeftOut, ...]
     problems: tuple[Problem, ...]
-    notes: tuple[str, ...]
     hidden: int = 0  # number of measured rows that a selection left out, see selection.py
     cross_domain: tuple[CrossDomainResult, ...] = ()  # runs tested on other data, which are in no block
 
@@ -61,6 +69,11 @@ class Table:
         """The measured ones, in the table's order."""
         found = (row.cells.get(s) for block in self.blocks for s in block.settings for row in block.rows)
         return tuple(cell for cell in found if isinstance(cell, Cell))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the measured cells must know beside their numbers."""
+        return (*notes_of(self.cells), *(f"not compared: {each.reason}" for each in self.refused))
 
     def comparison(self, cell: Cell, algo: str) -> Comparison | None:
         """The comparison of a cell with the cell of `algo`; None if there is none."""
@@ -94,10 +107,10 @@ def build_table(collection: Collection, baseline: str = "anil") -> Table:
         blocks=tuple(blocks),
         baseline=baseline,
         comparisons=comparisons,
+        refused=refused,
         claims=_claims(comparisons),
         left_out=(*left_out, *of_cross_domain),
         problems=collection.problems,
-        notes=(*notes_of(cells), *refused),
         cross_domain=cross_domain,
     )
 
@@ -108,7 +121,9 @@ def _rows(cells: tuple[Cell, ...], settings: tuple[Setting, ...]) -> tuple[Row, 
     return tuple(Row(p.label, p, {c.setting: c for c in here if c.protocol == p}) for p in protocols)
 
 
-def _compare_all(cells: tuple[Cell, ...], baseline: str) -> tuple[tuple[Comparison, ...], tuple[str, ...]]:
+def _compare_all(
+    cells: tuple[Cell, ...], baseline: str
+) -> tuple[tuple[Comparison, ...], tuple[RefusedComparison, ...]]:
     """Comparisons with the peers in the same setting and protocol, and why others were impossible."""
     found, refused = [], []
     for cell in cells:
@@ -118,7 +133,7 @@ def _compare_all(cells: tuple[Cell, ...], baseline: str) -> tuple[tuple[Comparis
                 try:
                     found.append(compare(cell, peer))
                 except UserError as error:
-                    refused.append(f"not compared: {error}")
+                    refused.append(RefusedComparison(cell, str(error)))
     return tuple(found), tuple(refused)
 
 

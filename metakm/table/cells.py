@@ -53,7 +53,7 @@ class Cell:
     runs: tuple[RecordedRun, ...]  # by seed
     mean: float  # over seeds, of the mean over tasks
     seeds_ci95: float | None  # half-width of the Student-t interval over seeds; None for one seed
-    tasks_ci95: float | None  # half-width over tasks, of the mean over these seeds' models; None if not measured
+    tasks_ci95: float | None  # half-width over tasks, of the mean over these seeds' models; None if not known
     n_tasks: int  # of each run
     adapted_parameters: int | None  # None if the runs differ
     ratio_to_maml: float | None  # of adapted parameters; None without a MAML row on this backbone
@@ -112,10 +112,10 @@ def build_cells(runs: Iterable[RecordedRun]) -> tuple[tuple[Cell, ...], tuple[Le
         if row.status != "done":
             left_out.append(LeftOut(run, f"status {row.status}"))
         elif (first := data.setdefault(setting, run)).row.split_hash != row.split_hash:
-            reason = f"data called as those of {first.name} but others (split_hash); make a table of each"
+            reason = f"same dataset name as {first.name}, but different data (split_hash); make a table of each"
             left_out.append(LeftOut(run, reason))
         elif row.seed in seeds:
-            reason = f"duplicate of {seeds[row.seed].name}: the same protocol and seed, and the first to start counts"
+            reason = f"duplicate of {seeds[row.seed].name}: same protocol and seed; only the first to start is used"
             left_out.append(LeftOut(run, reason))
         else:
             seeds[row.seed] = run
@@ -153,13 +153,15 @@ def _cell(
 
 
 def _tasks_ci95(runs: tuple[RecordedRun, ...]) -> float | None:
-    """For one run, as in its row; for several, that of the tasks' means over seeds, if the tasks are the same."""
-    if len(runs) == 1:
-        return None if runs[0].row.ci95 is None else 100 * runs[0].row.ci95
+    """That of the tasks' means over seeds; for one run as in its row.
+
+    Where the tasks of several are others or not known, the mean of the rows' intervals, which is rather too wide.
+    """
     accuracies = [run.accuracies for run in runs if run.accuracies is not None]
-    if len(accuracies) < len(runs) or len({run.row.episodes_hash for run in runs}) > 1:
-        return None
-    return 100 * interval_over_tasks(np.mean(accuracies, axis=0))
+    if len(runs) > 1 and len(accuracies) == len(runs) and len({run.row.episodes_hash for run in runs}) == 1:
+        return 100 * interval_over_tasks(np.mean(accuracies, axis=0))
+    widths = [run.row.ci95 for run in runs if run.row.ci95 is not None]
+    return 100 * sum(widths) / len(widths) if len(widths) == len(runs) else None
 
 
 def _maml_counts(runs: Iterable[RecordedRun]) -> dict[tuple[Setting, str], set[int]]:

@@ -29,6 +29,7 @@ class Comparison:
     difference: float
     tasks_ci95: float | None  # over tasks, of the difference averaged over these seeds' models
     seeds_ci95: float | None  # over seeds; None for one seed
+    rest_ci95: float | None  # the part of tasks_ci95 that shrinks with more seeds; None for one seed
     caveats: tuple[str, ...]  # what else differs between them
 
     @property
@@ -51,7 +52,7 @@ class Comparison:
         """How many seeds would tell the two apart, where these do not; None if that cannot be said."""
         if self.verdict != "not separated":
             return None
-        return seeds_to_tell(self.difference, self.seeds_ci95, self.tasks_ci95, len(self.seeds))
+        return seeds_to_tell(self.difference, self.seeds_ci95, self.tasks_ci95, self.rest_ci95, len(self.seeds))
 
 
 def compare(first: Cell, second: Cell) -> Comparison:

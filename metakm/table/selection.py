@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from metakm.errors import unknown_name
-from metakm.table.blocks import Block, Row, Table, notes_of
+from metakm.table.blocks import Block, Row, Table
 from metakm.table.cells import Cell
 
 MAIN_PRESET = "table3"
@@ -105,7 +105,7 @@ def _with_blocks(table: Table, blocks: tuple[Block, ...], hidden: int) -> Table:
             dataclasses.replace(claim, measured=tuple(c for c in claim.measured if c.first in shown))
             for claim in claims
         ),
-        notes=tuple(notes_of(shown)),
+        refused=tuple(each for each in table.refused if each.first in shown),
         hidden=hidden,
     )
 

@@ -1,6 +1,12 @@
 """`benchmarks/baselines.py`: one budget for all, rows that go on where they stopped, and their page."""
 
+import os
+import shlex
+import signal
 import sys
+import threading
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +17,9 @@ from metakm.run.folder import RunFolder
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import baselines
+import budgeted_runs
 from baselines_page import PUBLISHED
+from budgeted_runs import run_each
 
 pytestmark = pytest.mark.float32
 TINY = "--dataset glyphs --backbone conv4-4-stride --ways 3 --queries 2 --val-tasks 2 --eval-tasks 4 --quiet"
@@ -74,4 +82,36 @@ def test_a_plan_of_another_budget_is_refused(protonet, capsys):
     before = sorted(path.stat().st_mtime_ns for path in protonet.rglob("*"))
     assert baselines.main(flags(protonet, "--algo", "protonet", "--shots", "1", core_seconds="9")) == 2
     assert "Expected a plan for --core-seconds 9, got one for 0.2" in capsys.readouterr().err
+    assert baselines.main(flags(protonet, "--algo", "protonet", "--shots", "1", "--meta-batch", "2")) == 2
+    assert "Expected a plan for the flags" in capsys.readouterr().err
     assert sorted(path.stat().st_mtime_ns for path in protonet.rglob("*")) == before
+
+
+def test_a_run_that_fails_does_not_keep_the_next_ones_from_running():
+    calls = []
+
+    def run(name, code):
+        calls.append(name)
+        return code
+
+    for codes, code, called in (((0, 1, 0), 1, 3), ((0, 130, 0), 130, 2), ((1, 2, 0), 2, 2), ((0, 0), 0, 2)):
+        calls.clear()
+        assert run_each(partial(run, name, each) for name, each in enumerate(codes)) == code
+        assert len(calls) == called
+
+
+def test_after_ctrl_c_a_run_has_the_time_to_save(tmp_path, monkeypatch):
+    child = "import pathlib, signal, sys, time; signal.signal(signal.SIGINT, lambda *_: None); "
+    child += f"pathlib.Path({str(tmp_path / 'up')!r}).touch(); time.sleep(1.5); "
+    child += f"pathlib.Path({str(tmp_path / 'saved')!r}).touch()"
+    monkeypatch.setattr(budgeted_runs, "command", lambda _: shlex.join(["python", "-c", child]))
+
+    def interrupt():
+        while not (tmp_path / "up").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        budgeted_runs.run_process(None)
+    assert (tmp_path / "saved").exists()

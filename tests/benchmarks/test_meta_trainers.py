@@ -2,7 +2,6 @@
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from photographs import flower_files, grocery_files, write_files
@@ -11,7 +10,6 @@ from runs import write_run
 
 from metakm.errors import UserError
 from metakm.io.csv_file import read_csv
-from metakm.run.command_line import parse
 from metakm.run.folder import RunFolder
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -32,15 +30,15 @@ def made(monkeypatch):
             raise UserError("Expected another strategy")
         return 0.5
 
-    def run(words, **_):
-        config = parse(words[3:])
+    def run(config):
         started.append(config)
         accuracies = [0.5, 0.5 + len(started) / 10]
         write_run(config.folder, config.algo, accuracies, dataset="glyphs", ways=15, iterations=config.iterations)
-        return SimpleNamespace(returncode=0)
+        return 0
 
     monkeypatch.setattr(meta_trainers, "seconds_an_iteration", seconds)
-    monkeypatch.setattr(meta_trainers, "subprocess", SimpleNamespace(run=run))
+    monkeypatch.setattr(meta_trainers, "run_process", run)
+    monkeypatch.setattr(meta_trainers, "try_loading", lambda *_: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return started
 
@@ -76,8 +74,21 @@ def test_a_plan_of_another_budget_is_refused(tmp_path, made, capsys):
     for more in ([], ["--page"]):
         assert meta_trainers.main([*some, "--core-seconds", "90", *more]) == 2
         assert "Expected a plan for --core-seconds 90, got one for 60" in capsys.readouterr().err
+    assert meta_trainers.main([*some, "--core-seconds", "60", "--meta-batch", "4"]) == 2
+    assert "Expected a plan for the flags '--meta-batch 4', got one for '' in" in capsys.readouterr().err
+    for flags, message in ((["--algo", "cavia"], "--algo"), (["--train", "all"], "--train")):
+        assert meta_trainers.main([*some, *flags]) == 2
+        assert message in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert len(made) == 1
+
+
+def test_data_that_are_not_there_are_no_refusal(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("timm", reason="timm is not installed")
+    monkeypatch.setenv("METAKM_DATA", str(tmp_path / "none"))
+    assert meta_trainers.main(["--out", str(tmp_path / "out")]) == 2
+    assert "Expected" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -50,14 +50,14 @@ def test_zero_variance_has_zero_width():
     equal = np.full((3, 5), 0.75)
     assert interval_over_seeds(equal[0]) == 0
     assert interval_over_tasks(equal[0]) == 0
-    assert paired_difference(equal, equal - 0.5) == (0.5, 0.0, 0.0)
+    assert paired_difference(equal, equal - 0.5) == (0.5, 0.0, 0.0, 0.0)
 
 
 def test_paired_by_hand():
     # by task the differences over both seeds are 0.1, 0.2, 0.3; by seed 0.25 and 0.15
     first = np.array([[0.55, 0.65, 0.75], [0.45, 0.55, 0.65]])
     second = np.array([[0.4, 0.4, 0.4], [0.4, 0.4, 0.4]])
-    mean, tasks_ci95, seeds_ci95 = paired_difference(first, second)
+    mean, tasks_ci95, seeds_ci95, _ = paired_difference(first, second)
     assert mean == pytest.approx(0.2)
     assert tasks_ci95 == pytest.approx(1.96 * 0.1 / np.sqrt(3))
     assert seeds_ci95 == pytest.approx(12.706205 * 0.05, rel=1e-6)
@@ -94,7 +94,7 @@ def test_seeds_equal_scipy(values):
 def test_paired_equals_scipy(pair):
     first, second = pair
     assume((first - second).mean(axis=1).std() > 0)
-    mean, tasks_ci95, seeds_ci95 = paired_difference(first, second)
+    mean, tasks_ci95, seeds_ci95, _ = paired_difference(first, second)
     by_seed = stats.ttest_rel(first.mean(axis=1), second.mean(axis=1))
     assert mean == pytest.approx(first.mean() - second.mean(), abs=1e-12)
     assert seeds_ci95 == pytest.approx(half_width(by_seed), abs=1e-12)
@@ -111,7 +111,7 @@ def test_what_cannot_be_paired_is_refused(first, second):
 def test_so_many_seeds_of_the_same_spread_tell(spread):
     """With that many seeds the combined interval leaves out zero, with one fewer it does not."""
     tasks, few = 0.3, np.array([1 - spread, 1, 1 + spread])
-    needed = seeds_to_tell(1.0, interval_over_seeds(few), tasks, 3)
+    needed = seeds_to_tell(1.0, interval_over_seeds(few), tasks, None, 3)
 
     def width(n):
         values = np.resize([1.0, -1.0], n)
@@ -122,6 +122,23 @@ def test_so_many_seeds_of_the_same_spread_tell(spread):
 
 
 def test_seeds_cannot_tell_what_the_tasks_leave_open():
-    assert seeds_to_tell(1.0, 2.0, 1.1, 3) is None
-    assert seeds_to_tell(1.0, None, 0.5, 1) is None
-    assert seeds_to_tell(0.001, 50.0, None, 3) is None, "more than 1,000"
+    assert seeds_to_tell(1.0, 2.0, 1.1, None, 3) is None
+    assert seeds_to_tell(1.0, None, 0.5, None, 1) is None
+    assert seeds_to_tell(0.001, 50.0, None, None, 3) is None, "more than 1,000"
+
+
+def test_more_seeds_shrink_the_part_of_the_interval_over_tasks_that_is_not_the_tasks_own():
+    """Effects of seed, task and rest with known variances: the interval of S seeds is what three of them foretell."""
+    rng = np.random.default_rng(0)
+    s, t, r, n = 0.3, 4.0, 19.0, 600
+
+    def widths(seeds):
+        effects = rng.normal(0, s, (seeds, 1)) + rng.normal(0, t, n) + rng.normal(0, r, (seeds, n))
+        return paired_difference(effects, np.zeros_like(effects))
+
+    few, many = ([widths(seeds) for _ in range(60)] for seeds in (3, 12))
+    rest = np.mean([each.rest_ci95**2 for each in few])
+    assert rest == pytest.approx(1.96**2 * r**2 / (3 * n), rel=0.02)
+    foretold = np.mean([each.tasks_ci95**2 for each in few]) - rest + rest * 3 / 12
+    assert foretold == pytest.approx(np.mean([each.tasks_ci95**2 for each in many]), rel=0.05)
+    assert seeds_to_tell(1.0, 0.1, 1.1, 1.0, 3) == 4  # 1.21 - 1 + 3 / S + (the seeds' part) < 1

@@ -85,6 +85,33 @@ def test_scripts_get_the_row(runs, tmp_path, capsys):
     assert json.loads(found["changes"])["eval_tasks"] == 4
 
 
+def test_a_row_of_another_test_is_not_written_over(runs, tmp_path, capsys):
+    flags = ("--dataset", "flowers", *FITTING, "--quiet")
+    assert evaluate(runs / "km" / "seed0", tmp_path, *flags) == 0
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for other in (("--eval-tasks", "2"), ("--test-queries", "2"), ("--test-inner-steps", "7")):
+        assert evaluate(runs / "km" / "seed0", tmp_path, *flags, *other) == 2
+        assert "Expected a test like that in" in capsys.readouterr().err
+    assert evaluate(runs / "km" / "seed0", tmp_path, *flags) == 0
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
+@metakm.register_dataset("flowers-again", title="Flowers again", family="photographs", ways=3)
+def flowers_again(split, roots, image_size=28):  # noqa: ARG001
+    """The flowers' training classes as everything."""
+    return dataclasses.replace(load_dataset("flowers", "train", image_size=image_size), name="flowers-again")
+
+
+@pytest.mark.parametrize("colours", [(), ("--grey",)])
+def test_classes_that_the_run_was_trained_on_are_refused_in_grey_too(colours, tmp_path, capsys):
+    flags = [*SMALL.split(), "--dataset", "flowers", "--image-size", "28", "--out", str(tmp_path / "runs")]
+    assert main(flags) == 0
+    run = tmp_path / "runs" / "flowers-3w1s" / "km" / "seed0"
+    assert evaluate(run, tmp_path / "out", "--dataset", "flowers-again", *colours) == 2
+    assert "Expected every class in one split" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_head_of_other_ways_is_refused_by_name_and_prototypes_take_any(runs, tmp_path, capsys):
     other = ("--dataset", "flowers", *FITTING, "--ways", "5", "--shots", "2")
     assert evaluate(runs / "km" / "seed0", tmp_path, *other) == 2
@@ -117,7 +144,7 @@ def test_other_ways_on_the_runs_own_data_write_nothing(runs, tmp_path, monkeypat
     assert evaluate(runs / "km" / "seed0", None, "--dataset", "flowers", *FITTING, "--split", "val") == 0
     for flags in ((), ("--dataset", "flowers", *FITTING, "--split", "val")):
         assert evaluate(runs / "km" / "seed0", tmp_path / "out", *flags) == 2
-        assert "Expected --out with a meta-test on another --dataset" in capsys.readouterr().err
+        assert "Expected --out only with a meta-test on another --dataset" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
 
 

@@ -250,6 +250,19 @@ class Broken(ANIL):
 """
 
 
+def test_a_sweep_takes_the_dataset_of_a_plugin(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(
+        "import metakm\n"
+        "@metakm.register_dataset('mine', title='Mine', family='characters', ways=3)\n"
+        "def mine(split, roots):\n"
+        "    return metakm.load_dataset('glyphs', split)\n"
+    )
+    plugin = ["--plugin", str(tmp_path / "mine.py"), "--dry-run", "--out", str(tmp_path / "out")]
+    for dataset in (["mine"], ["--dataset", "mine"]):
+        assert main([*dataset, *plugin, "--algo", "anil", "--seeds", "1", "--shots", "1"]) == 0
+        assert "mine-3w1s-anil" in capsys.readouterr().out
+
+
 def test_a_sweep_goes_on_past_a_failed_run_and_names_it(tmp_path, capsys):
     (tmp_path / "broken.py").write_text(BROKEN)
     sweep = [*GLYPHS, "--seeds", "1", "--plugin", str(tmp_path / "broken.py"), "--out", str(tmp_path / "out"), *DEBUG]

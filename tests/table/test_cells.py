@@ -108,15 +108,21 @@ def test_runs_of_other_data_of_the_same_name_are_left_out(tmp_path):
     assert [[run.name for run in cell.runs] for cell in table.cells] == [["birds", "birds 1"]]
     reasons = {item.run.name: item.reason for item in table.left_out}
     assert set(reasons) == {"fish 1", "fish 2", "fish 3"}
-    assert all(reason.startswith("data called as those of birds but others") for reason in reasons.values())
+    assert all(reason.startswith("same dataset name as birds, but different data") for reason in reasons.values())
 
 
-def test_other_episodes_in_a_cell_leave_no_interval_over_tasks(tmp_path):
+def test_where_tasks_cannot_be_averaged_the_interval_over_them_is_the_mean_of_the_rows_own(tmp_path):
     write_run(tmp_path / "a", seed=0)
-    write_run(tmp_path / "b", seed=1, row={"episodes_hash": "others"})
+    write_run(tmp_path / "b", seed=1, accuracies=(0.5, 0.5, 0.25, 0.5), row={"episodes_hash": "others"})
+    write_run(tmp_path / "c", "anil", seed=0)
+    write_run(tmp_path / "d", "anil", seed=1)
+    (tmp_path / "d" / "tasks.csv").unlink()
     table = table_of(tmp_path)
-    assert table.cells[0].tasks_ci95 is None
-    assert "episodes_hash differs" in table.notes[0]
+    anil, km = table.cells
+    own, other = (run.row.ci95 for run in km.runs)
+    assert km.tasks_ci95 == pytest.approx(100 * (own + other) / 2)
+    assert anil.tasks_ci95 == pytest.approx(100 * own)
+    assert any("episodes_hash differs" in note for note in table.notes)
 
 
 def test_adapted_parameters_that_differ_are_not_chosen_from(tmp_path):
@@ -135,7 +141,7 @@ def test_unfinished_and_double_runs_are_left_out_by_name(tmp_path):
     table = table_of(tmp_path)
     assert [(cell.mean, cell.n_seeds) for cell in table.cells] == [(50.0, 1)]
     reasons = {item.run.name: item.reason for item in table.left_out}
-    assert reasons.pop("again").startswith("duplicate of first: the same protocol and seed")
+    assert reasons.pop("again").startswith("duplicate of first: same protocol and seed")
     assert reasons == {status: f"status {status}" for status in ("running", "interrupted", "failed")}
 
 

@@ -7,6 +7,7 @@ from runs import table_of, write_run
 from metakm import UserError
 from metakm.table.pairing import comparisons_between
 from metakm.table.rendering import render_comparisons, render_table
+from metakm.table.selection import main_table, select_strategies
 from metakm.table.setting import TABLE3
 
 
@@ -25,6 +26,15 @@ def test_paired_comparison_by_hand(tmp_path):
     assert c.seeds_to_tell == 4  # 3.182 * 7.071 / 2 = 11.25 < sqrt(20^2 - 11.32^2) = 16.49 < 4.303 * 7.071 / sqrt(3)
     text = render_comparisons((c,), (), table_of(tmp_path))
     assert "not separated; 4 seeds would tell" in text
+
+
+def test_why_cells_are_not_compared_is_said_in_a_selection_too(tmp_path):
+    write_run(tmp_path / "km", "km", seed=0)
+    write_run(tmp_path / "anil", "anil", seed=0, row={"episodes_hash": "others"})
+    table = table_of(tmp_path)
+    for shown in (table, main_table(table), select_strategies(table, ["km"])):
+        assert any(note.startswith("not compared: Expected km") for note in shown.notes)
+    assert not select_strategies(table, ["anil"]).notes
 
 
 @pytest.mark.parametrize(

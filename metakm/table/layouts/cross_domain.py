@@ -45,7 +45,7 @@ _TESTED_AS = {"grey": "in grey", "head": "with the head alone adapted"}
 _NOTES = (
     "± is the 95 % interval, over seeds (Student-t) and meta-test tasks in quadrature; with one seed over tasks alone. "
     "The number of seeds is in parentheses.",
-    "All strategies meet the same tasks of a column. A column of the data trained on has the run's own meta-test, of "
-    "classes that it did not see.",
+    "Within a column, all strategies are tested on the same tasks. The column of the training dataset has the run's "
+    "own meta-test, on classes that it had not seen.",
 )
-_NONE = ("No row of a run tested on other data; python -m metakm evaluate RUN --dataset NAME writes one.",)
+_NONE = ("No run was tested on another dataset yet; python -m metakm evaluate RUN --dataset NAME does that.",)

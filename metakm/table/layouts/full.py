@@ -49,8 +49,8 @@ _FOOTNOTES_OF_PAIRS = (
     "sqrt(n) of the differences by meta-test task, each averaged over the seeds: it holds for these trained models.",
     "Above or below: the difference exceeds sqrt(seeds^2 + tasks^2) of its intervals; with one seed, that over tasks, "
     "which says nothing about other seeds.",
-    "How many seeds would tell: if the difference and its spread over seeds stay as they are; not said where the "
-    "interval over tasks alone includes zero.",
+    "How many seeds would tell: if the difference and its spreads stay as they are; not said where more seeds would "
+    "not do, without more tasks.",
 )
 _FOOTNOTES = (
     "± of measured rows, half-widths of 95 % intervals: (seeds) Student-t over seeds; (tasks) 1.96 std / sqrt(n) over "
