@@ -15,6 +15,7 @@ from torch import Tensor
 from metakm.data.labels import check_labels, plain_label
 from metakm.errors import UserError
 from metakm.learning.inner_loop import GradientDescent
+from metakm.learning.inner_rates import copied
 from metakm.strategies.base import InnerLR, Strategy
 
 Images = Tensor | npt.NDArray[Any]
@@ -48,10 +49,11 @@ def adapt(
 class AdaptedClassifier:
     """Images `[n, C, H, W]` to logits `[n, N]`, to probabilities or to labels. Made by `adapt`.
 
-    No result has a graph. It can be pickled and copied; what was adapted is then adapted again from the support images,
-    to the same result. What a prediction depends on is the batch-norm mode's choice (`bn_mode`): with
-    `transductive`, as published, the images of one call are normalised together and influence each other, so one image
-    alone may be classified differently than among others. With the other modes each image stands for itself.
+    No result has a graph. It can be copied and, unless its backbone has modulators attached, pickled; what was adapted
+    is then adapted again from the support images, to the same result. What a prediction depends on is the batch-norm
+    mode's choice (`bn_mode`): with `transductive`, as published, the images of one call are normalised together and
+    influence each other, so one image alone may be classified differently than among others. With the other modes each
+    image stands for itself.
 
     Attributes:
         classes_: the N labels, sorted; column i of logits and probabilities belongs to `classes_[i]`.
@@ -65,7 +67,7 @@ class AdaptedClassifier:
         inner_lr: InnerLR,
         inner_steps: int,
     ) -> None:
-        self._inner_lr, self._inner_steps = inner_lr, inner_steps
+        self._inner_lr, self._inner_steps = copied(inner_lr), inner_steps
         with torch.inference_mode(False), torch.no_grad():
             self._learn(strategy, support_images, support_labels)
 

@@ -231,7 +231,8 @@ def _starts(module: nn.Module, tasks: int, given: Mapping[str, Tensor], graph: b
     if unknown := [name for name in given if name not in own]:
         raise unknown_name("start of an adapted parameter", unknown[0], own)
     starts = {name: given.get(name, p.expand(tasks, *p.shape)) for name, p in own.items()}
-    return [s if graph else s.detach().requires_grad_(own[name].requires_grad) for name, s in starts.items()]
+    frozen = not any(p.requires_grad for p in own.values())  # such as a learner that is deployed
+    return [s if graph else s.detach().requires_grad_(frozen or own[name].requires_grad) for name, s in starts.items()]
 
 
 def _metric(strategy: Strategy, logits: Tensor, labels: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -62,7 +63,9 @@ def one_rate_each(inner_lr: InnerLR, count: int) -> list[float | Tensor]:
     Raises:
         UserError: rates of another number, or of shapes other than `[]` and `[steps]`.
     """
-    if isinstance(inner_lr, int | float):
+    if isinstance(inner_lr, int | float | np.number):
+        return [float(inner_lr)] * count
+    if isinstance(inner_lr, Tensor) and inner_lr.dim() == 0:
         return [inner_lr] * count
     if len(inner_lr) != count:
         raise UserError(
@@ -72,6 +75,15 @@ def one_rate_each(inner_lr: InnerLR, count: int) -> list[float | Tensor]:
         if rate.dim() > 1 or rate.numel() == 0:
             raise UserError(f"Expected inner learning rates of shape [] or [steps], got {list(rate.shape)}")
     return list(inner_lr)
+
+
+def copied(inner_lr: InnerLR) -> InnerLR:
+    """The same rates, which no further training changes."""
+    if isinstance(inner_lr, int | float | np.number):
+        return inner_lr
+    if isinstance(inner_lr, Tensor):
+        return inner_lr.detach().clone()
+    return [rate.detach().clone() for rate in inner_lr]
 
 
 def rates_by_step(rate: float | Tensor) -> Sequence[float | Tensor]:

@@ -19,7 +19,7 @@ from metakm.learning.inner_loop import InnerLR, MetaLoss, meta_loss
 from metakm.learning.inner_rates import learned_rates
 from metakm.learning.learner_file import SavedLearner, flat_state, learner_file, read_learner_file, require_same_kind
 from metakm.learning.trained_part import attach_modulators, freeze_rest
-from metakm.models.build import make_backbone
+from metakm.models.build import given_backbone
 from metakm.models.modes import BatchNormMode, TrainedPart
 from metakm.models.registry import OWN
 from metakm.options import SharedOptions, flat_name, from_keywords, option_types, shared_part, to_flat
@@ -98,10 +98,7 @@ class Learner(nn.Module):
     def _build(self, algo: str, cls: type[Strategy], backbone: str | nn.Module | None, weights: str | None) -> Strategy:
         if self.ways is None:
             raise UserError(f"Expected ways, the number of classes of a task, to build {algo!r}, got none; pass it")
-        if isinstance(backbone, str):
-            if self.image_shape is None:
-                raise UserError(f"Expected image_shape (C, H, W) to build the backbone {backbone!r}, got none; pass it")
-            backbone = make_backbone(backbone, self.image_shape, self.bn_mode, weights)
+        backbone = given_backbone(backbone, self.image_shape, self.bn_mode, weights)
         attach_modulators(backbone, self.train_part, cls)
         options = {name: getattr(self.options, name) for name in constructor_options(cls)}
         strategy = make_strategy(algo, backbone, self.ways, train_classes=self.train_classes, **options)
@@ -198,8 +195,10 @@ class Learner(nn.Module):
         return adapt(self.strategy, images, labels, inner_lr=self.inner_lr, inner_steps=steps)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Inverse of `state_dict`; takes the form of checkpoints before metakm 0.3, too."""
-        return super().load_state_dict(flat_state(state_dict), strict, assign)
+        """Inverse of `state_dict`; takes the form of checkpoints before metakm 0.3, too. Not by `assign`."""
+        if assign:
+            raise UserError("Expected assign=False, got True, which would part shared parameters; leave it out")
+        return super().load_state_dict(flat_state(state_dict), strict)
 
     def load_checked(self, state: Mapping[str, Any]) -> None:
         """Like `load_state_dict`, for tensors from a file: refuses precisions that would be rounded, too.

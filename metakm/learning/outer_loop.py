@@ -204,10 +204,9 @@ class OuterLoop:
 
     def _divergence(self, episodes: Episodes, loss: float) -> str:
         """Say which episodes are to blame, by running each on its own."""
-        blamed = [
-            episode.index[0] for episode in episodes.chunks(1) if not self._finite(self._meta_gradient(episode).loss)
-        ]
-        named = ", ".join(map(str, blamed)) or f"{episodes.index[0]} to {episodes.index[-1]} together"
+        blamed = [one.index[0] for one in episodes.chunks(1) if not self._finite(self._meta_gradient(one).loss)]
+        first, last = episodes.index[0], episodes.index[-1]
+        named = ", ".join(map(str, blamed)) or (f"{first} to {last} together" if last > first else str(first))
         return (
             f"The meta-loss ({loss:g}) or its gradient is not finite at iteration {self.iteration}, because of "
             f"meta-training episode {named}; try a smaller --inner-lr or --meta-lr"

@@ -9,6 +9,7 @@ from torch import nn
 from metakm.errors import UserError
 from metakm.io.tensor_file import fingerprint_of
 from metakm.models.conversion import carry_tasks
+from metakm.models.layers import BatchNorm2d
 from metakm.models.modes import BatchNormMode
 from metakm.models.named_network import is_named_network, load_backbone_weights, named_network
 from metakm.models.pretrained import FEWSHOT, LITE0
@@ -17,7 +18,7 @@ from metakm.registry import describe_error, import_modules
 
 import_modules("metakm.models")
 
-__all__ = ["backbones", "make_backbone", "require_backbone", "weights_fingerprint"]
+__all__ = ["backbones", "given_backbone", "make_backbone", "require_backbone", "weights_fingerprint"]
 
 _FINGERPRINT = "_weights_fingerprint"
 
@@ -46,6 +47,35 @@ def make_backbone(
         backbone = carry_tasks(plain, image_shape, bn_mode)
     if weights is not None:
         object.__setattr__(backbone, _FINGERPRINT, fingerprint_of(backbone.state_dict()))
+    return backbone
+
+
+def given_backbone(
+    backbone: str | nn.Module | None,
+    image_shape: tuple[int, int, int] | None,
+    bn_mode: BatchNormMode,
+    weights: str | None,
+) -> nn.Module | None:
+    """A backbone that is named, built by `make_backbone`, or the one that is given, as it is.
+
+    Raises:
+        UserError: a name without `image_shape`; weights, or another `bn_mode` than its layers have, for one that is
+            built.
+    """
+    if isinstance(backbone, str):
+        if image_shape is None:
+            raise UserError(f"Expected image_shape (C, H, W) to build the backbone {backbone!r}, got none; pass it")
+        return make_backbone(backbone, image_shape, bn_mode, weights)
+    if weights is not None:
+        raise UserError(
+            "Expected weights with the name of a backbone, got them with one that is built; load them first"
+        )
+    modes = {module.mode for module in backbone.modules() if isinstance(module, BatchNorm2d)} if backbone else set()
+    if bn_mode != "transductive" and modes - {bn_mode}:
+        raise UserError(
+            f"Expected bn_mode {bn_mode!r} of the backbone's layers, got {', '.join(map(repr, sorted(modes)))}; build "
+            "the backbone with it"
+        )
     return backbone
 
 

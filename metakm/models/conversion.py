@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from metakm.errors import UserError, unknown_name
 from metakm.models import layers
@@ -77,11 +77,12 @@ def carry_tasks(network: nn.Module, image_shape: ImageShape, bn_mode: BatchNormM
         bn_mode: of its batch-norm layers, see `metakm.models.BatchNorm2d`.
 
     Raises:
-        UserError: a layer whose statistics cannot follow `bn_mode`, or that has no fixed parameters; a network that
-            does not take such images to finite features `[n, F]`, equally many in training and in evaluation; one that
-            takes tasks itself, but mixes them.
+        UserError: a compiled network; a layer whose statistics cannot follow `bn_mode`, or that has no fixed
+            parameters; a network that does not take such images to finite features `[n, F]`, equally many in training
+            and in evaluation; one that takes tasks itself, but mixes them.
     """
     _require_arguments(network, image_shape)
+    require_uncompiled(network)
     if carries_tasks(network):
         if not type(network).__module__.startswith("metakm."):  # whose own are tested
             _require_tasks_apart(network, image_shape)
@@ -91,7 +92,8 @@ def carry_tasks(network: nn.Module, image_shape: ImageShape, bn_mode: BatchNormM
     _require_convertible(network)
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     network = copy.deepcopy(network, shared)
-    slow = [name for name, module in _innermost_first(network) if _convert(module, bn_mode) == "task by task"]
+    like = next(network.parameters(), torch.zeros(()))
+    slow = [name for name, module in _innermost_first(network) if _convert(module, bn_mode, like) == "task by task"]
     backbone = TaskBackbone(network, image_shape[0])
     backbone.out_features, mixes = try_tasks(backbone, image_shape)
     if mixes:
@@ -100,6 +102,20 @@ def carry_tasks(network: nn.Module, image_shape: ImageShape, bn_mode: BatchNormM
     if mixes or slow:
         _say_slow(network, slow, mixes)
     return backbone
+
+
+def require_uncompiled(network: nn.Module) -> None:
+    """Refuse a network of which a part is compiled by `torch.compile`, which drops second derivatives in silence.
+
+    Raises:
+        UserError: names the part.
+    """
+    for name, module in network.named_modules():
+        if isinstance(getattr(module, "_orig_mod", None), nn.Module) or getattr(module, "_compiled_call_impl", None):
+            raise UserError(
+                f"Expected a network that is not compiled, got {name or 'one'} by torch.compile, which has no second "
+                "derivatives; give the network as it was before"
+            )
 
 
 def _require_arguments(network: object, image_shape: object) -> None:
@@ -111,7 +127,7 @@ def _require_arguments(network: object, image_shape: object) -> None:
 
 
 def _require_tasks_apart(backbone: nn.Module, image_shape: ImageShape) -> None:
-    """Refuse a backbone that takes tasks itself, but is none."""
+    """Refuse a backbone that takes tasks itself but does not keep them apart."""
     name, said = type(backbone).__name__, getattr(backbone, "out_features", None)
     features, mixes = try_tasks(backbone, image_shape)
     if mixes:
@@ -140,6 +156,11 @@ def _require_convertible(network: nn.Module) -> None:
             why = "whose statistics cannot follow bn_mode; use nn.BatchNorm2d or a norm without batch statistics"
         elif any(_updates_itself(part) for part in _parametrizations(module)):
             why = "which changes at every call; remove its spectral norm"
+        elif any(_computes_weight(hook) for hook in module._forward_pre_hooks.values()):
+            why = (
+                "whose weight is computed before every call; remove its weight norm or pruning, or use "
+                "nn.utils.parametrizations.weight_norm"
+            )
         if why:
             raise UserError(
                 f"Expected layers that can carry tasks, got {name or 'a network that is'}: {kind.__module__}."
@@ -156,18 +177,22 @@ def _updates_itself(part: object) -> bool:
     return "spectralnorm" in type(part).__name__.lower()
 
 
+def _computes_weight(hook: object) -> bool:
+    return type(hook).__name__ == "WeightNorm" or isinstance(hook, prune.BasePruningMethod)
+
+
 def _library_name(module: nn.Module) -> str:
     kind = type(module)
     return f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
 
 
-def _convert(module: nn.Module, bn_mode: BatchNormMode) -> str:
-    """Make a module carry tasks, without its children; say how."""
+def _convert(module: nn.Module, bn_mode: BatchNormMode, like: Tensor) -> str:
+    """Make a module carry tasks, without its children; say how. New buffers have the device and precision of `like`."""
     if getattr(module, "inplace", None) is True:
         module.inplace = False  # type: ignore[assignment]  # what the layers before save for their derivatives stays as it is
     adopt = ADOPTED.get(_library_name(module))
     if adopt is not None and not parametrize.is_parametrized(module) and not module._forward_pre_hooks:
-        adopt(module, bn_mode)
+        adopt(module, bn_mode, like)
         return "carries tasks"
     own = any(parameter is not None for parameter in module._parameters.values())
     if own or module._forward_pre_hooks or parametrize.is_parametrized(module):

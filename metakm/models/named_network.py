@@ -63,11 +63,16 @@ def named_network(name: str, image_shape: ImageShape, bn_mode: BatchNormMode, we
         if carries_tasks(network):
             return carry_tasks(_following(network, bn_mode), image_shape)
         mean, std = getattr(network, "mean", None), getattr(network, "std", None)
-        if isinstance(mean, list | tuple) and isinstance(std, list | tuple):
+        if mean is not None or std is not None:
+            if not (isinstance(mean, list | tuple) and isinstance(std, list | tuple)):
+                got = f"{type(mean).__name__} and {type(std).__name__}"
+                raise UserError(
+                    f"Expected mean and std of {name} to be lists of numbers, got {got}; set or rename both"
+                )
             network = Normalised(network, mean, std)
         return carry_tasks(network, image_shape, bn_mode)
     network, preprocessing = network_of_library(name, PRETRAINED if weights == PRETRAINED else None)
-    _drop_classifier(network, name)
+    drop_classifier(network, name)
     if weights != PRETRAINED:
         load_backbone_weights(network, name, weights)
     if image_shape[0] not in (1, 3):
@@ -90,7 +95,7 @@ def load_backbone_weights(network: nn.Module, name: str, weights: str | None) ->
     take_weights(network, found, weights)
 
 
-def _drop_classifier(network: nn.Module, name: str) -> None:
+def drop_classifier(network: nn.Module, name: str) -> None:
     """Put nothing in the classifier's place, and remember where it was."""
     classifier = classifier_name(network, name)
     network._dropped_classifier = classifier  # type: ignore[assignment]

@@ -82,7 +82,7 @@ class RowConv2d(layers.Conv2d):
         return as_rows(super().forward(side_by_side(x), bias_cancels=bias_cancels))
 
 
-def adopt_conv2d(layer: nn.Conv2d, _: BatchNormMode) -> None:
+def adopt_conv2d(layer: nn.Conv2d, _: BatchNormMode, __: Tensor) -> None:
     """Make the layer a `RowConv2d`."""
     kernel, stride, dilation = (_pair(values) for values in (layer.kernel_size, layer.stride, layer.dilation))
     given: Any = layer.padding
@@ -130,10 +130,12 @@ class RowBatchNorm(layers.BatchNorm2d):
         return normalised
 
 
-def adopt_batch_norm(layer: nn.modules.batchnorm._BatchNorm, bn_mode: BatchNormMode) -> None:
-    """Make the layer a `RowBatchNorm`; without running statistics, it starts from those of untrained layers."""
-    like = next(iter([*layer.parameters(), *layer.buffers()]), torch.zeros(()))
-    plain = layers.BatchNorm2d(layer.num_features, bn_mode).to(like.device, torch.get_default_dtype())
+def adopt_batch_norm(layer: nn.modules.batchnorm._BatchNorm, bn_mode: BatchNormMode, like: Tensor) -> None:
+    """Make the layer a `RowBatchNorm`; without running statistics, it starts from those of untrained layers.
+
+    What it lacks has the device and precision of `like`.
+    """
+    plain = layers.BatchNorm2d(layer.num_features, bn_mode).to(like.device, like.dtype)
     new: Any = layer
     new.channels, new.mode = layer.num_features, bn_mode
     new.momentum = plain.momentum if layer.momentum is None else layer.momentum
@@ -219,7 +221,7 @@ class TwiceHardsigmoid(nn.Hardsigmoid):
         return F.relu6(input + 3.0) / 6.0
 
 
-def _adopt(layer: nn.Module, _: BatchNormMode, *, kind: type[nn.Module]) -> None:
+def _adopt(layer: nn.Module, _: BatchNormMode, __: Tensor, *, kind: type[nn.Module]) -> None:
     layer.__class__ = kind
 
 

@@ -25,7 +25,7 @@ class TaskByTask(nn.Module):
         """The module's own forward for rows `[n*T, ...]`, in one call where all rows share its parameters."""
         tasks, tensors = tasks_here(), _parameters(self)
         ranks: dict[str, int] = getattr(self, _RANKS)
-        apart = {name for name, tensor in tensors.items() if tensor.dim() > ranks[name]}
+        apart = {name for name, tensor in tensors.items() if tensor.dim() > ranks.get(name, tensor.dim())}
         if not apart and (tasks == 1 or not getattr(self, _ALWAYS)):
             return super().forward(*args, **kwargs)
         outputs, statistics = [], _RunningStatistics(self)
@@ -36,6 +36,16 @@ class TaskByTask(nn.Module):
                 outputs.append(functional_call(self, own, here, named, tie_weights=False))
         statistics.average(tasks)
         return _interleaved(outputs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """By the module's own class, as this one has no name to be found by."""
+        del protocol
+        return _new, (type(self).__mro__[2],), self.__dict__
+
+
+def _new(kind: Any) -> Any:
+    mixed = _mixed_with(kind)
+    return mixed.__new__(mixed)
 
 
 def run_task_by_task(module: nn.Module, *, always: bool = False) -> None:

@@ -76,7 +76,7 @@ def try_tasks(backbone: nn.Module, image_shape: ImageShape) -> Tried:
     Raises:
         UserError: it fails, or does not return finite features `[T, n, F]`, equally many in training and in evaluation.
     """
-    copied = copy.deepcopy(backbone).to(dtype=torch.float64)
+    copied = copy.deepcopy(backbone).to("cpu", torch.float64)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(_TASKS, _IMAGES, *image_shape, dtype=torch.float64, generator=generator)
     parameters = {}

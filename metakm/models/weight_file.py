@@ -66,7 +66,7 @@ def take_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str)
         odd = sorted(named.keys() ^ own.keys()) if by_name else []
         listed = f" ({', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''})" if odd else ""
         raise UserError(
-            f"Expected {len(own)} tensors for the network, got {len(weights)} in {source}, or other ones{listed}; "
+            f"Expected the network's {len(own)} tensors, got {len(weights)}, or other names, in {source}{listed}; "
             "give the weights of the same network"
         )
     for name, tensor in own.items():

@@ -90,6 +90,9 @@ def modulate(
             model that is modulated already, or without `layers` one whose convolutions hold less than a tenth of the
             parameters outside the classifier. `model` is then unchanged.
     """
+    if unwrap(model) is not model:
+        wrapper = type(model).__name__
+        raise UserError(f"Expected a network that is not wrapped yet, got {wrapper}; modulate the network within it")
     if is_modulated(model):
         raise UserError("Expected a model that is not modulated yet, got a modulated one; merge() it first")
     modulator = modulator_class(modulator) if isinstance(modulator, str) else modulator
@@ -99,8 +102,14 @@ def modulate(
             f"Expected classifier to name a submodule, got {classifier!r}; the model's own are {', '.join(children)}, "
             "or pass None"
         )
-    if statistics not in get_args(Statistics):
-        raise unknown_name("statistics", statistics, get_args(Statistics))
+    for name, value, known in (
+        ("statistics", statistics, Statistics), ("start", start, Start), ("activation", activation, Activation),
+        ("init", init, Initialisation),
+    ):  # fmt: skip
+        if value not in get_args(known):
+            raise unknown_name(name, value, get_args(known))
+    if depth < 1:
+        raise UserError(f"Expected depth to be at least 1, got {depth}")
     convolutions = {
         name: module
         for name, module in model.named_modules()

@@ -21,6 +21,8 @@ def is_norm(module: nn.Module) -> bool:
     """
     if isinstance(module, _KNOWN):
         return True
+    if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):  # such as a convolution with normalised kernels
+        return False
     own = {name for name, _ in module.named_parameters(recurse=False)}
     return "norm" in type(module).__name__.lower() and bool(own) and own <= _AFFINE
 

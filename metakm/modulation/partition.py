@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from metakm.io.tensor_file import update_digest
 from metakm.modulation.attachment import Statistics, within
 from metakm.modulation.norms import is_norm
+from metakm.modulation.weight_cache import CachedParametrization
 
 _PARAMETRIZATION = ".parametrizations.weight."
 
@@ -38,9 +39,10 @@ def split(model: nn.Module, implicit: bool, classifier: str | None, statistics: 
         if not isinstance(tensor, Tensor):  # a module's extra state
             continue
         layer, marker, rest = name.partition(_PARAMETRIZATION)
-        if marker and rest != "original":
+        modulated = isinstance(modules.get(f"{layer}{marker}".removesuffix(".")), CachedParametrization)
+        if modulated and rest != "original":
             found.task[f"{layer}.modulator.{rest.removeprefix('0.')}"] = tensor
-        elif marker:
+        elif modulated:
             found.base[f"{layer}.weight"] = tensor
         else:
             moves = implicit if isinstance(tensor, nn.Parameter) else statistics == "task"

@@ -20,6 +20,7 @@ class _Kept(NamedTuple):
     """W~, and what it was computed from: an alias of W, which keeps its address taken, and copies of the rest."""
 
     modulated: Tensor
+    modulated_version: int | None  # None for an inference tensor, which has none
     original: Tensor
     version: int
     modulator: list[Tensor]
@@ -38,7 +39,8 @@ class CachedParametrization(parametrize.ParametrizationList):
         if self._kept is None or not self._is_current(self._kept):
             copies = [tensor.clone() for tensor in self._modulator_tensors()]
             original = self.original
-            self._kept = _Kept(super().forward(), original.detach(), original._version, copies)
+            modulated = super().forward()
+            self._kept = _Kept(modulated, _version(modulated), original.detach(), original._version, copies)
         return self._kept.modulated
 
     def _may_keep(self) -> bool:
@@ -46,6 +48,7 @@ class CachedParametrization(parametrize.ParametrizationList):
         return not (
             self.training
             or torch.is_grad_enabled()
+            or torch.is_autocast_enabled("cpu")  # whose W~ is rounded
             or original.device.type != "cpu"
             or original.is_inference()  # such tensors do not count what is written to them
             or torch.compiler.is_compiling()
@@ -57,6 +60,8 @@ class CachedParametrization(parametrize.ParametrizationList):
         original = self.original
         if original.data_ptr() != kept.original.data_ptr() or original._version != kept.version:
             return False
+        if _version(kept.modulated) != kept.modulated_version:
+            return False
         tensors = list(self._modulator_tensors())
         return len(tensors) == len(kept.modulator) and all(map(_equal, tensors, kept.modulator))
 
@@ -66,6 +71,10 @@ class CachedParametrization(parametrize.ParametrizationList):
     def __getstate__(self) -> dict[str, Any]:
         """Without what is kept: copies and files have no use for it."""
         return {**self.__dict__, "_kept": None}
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ class IterationEvent:
     """An iteration of the training is done.
 
     Attributes:
-        number: how many are.
+        number: how many iterations are done.
         loss: mean over the tasks of its meta-batch, before its step.
         accuracy: the same.
         seconds: how long it took.
@@ -37,7 +38,7 @@ class ValidationEvent:
     """A validation is done.
 
     Attributes:
-        iteration: after which it was; 0 before the first one.
+        iteration: the one that it followed; 0 before the first.
         accuracy: mean over the meta-validation tasks.
         curve: all validations of the run, also those before a resume; this one is the last.
         learner: what is trained.
@@ -55,7 +56,7 @@ class EndEvent:
 
     Attributes:
         iterations: how many it was trained for.
-        stopped: why it was stopped before it had all; empty if it was not.
+        stopped: why training stopped early; empty if it ran to the end.
         accuracy: mean over the meta-test tasks, as a fraction; None if there was no meta-test.
         interval: half-width of its 95 % interval over tasks.
         folder: where the run keeps its files.
@@ -121,7 +122,8 @@ class EarlyStopping(Callback):
     def on_validation(self, event: ValidationEvent) -> str | None:
         """See `Callback`. It follows from the curve alone, so that there is nothing to remember."""
         accuracies = [point.val_accuracy for point in event.curve]
-        since = len(accuracies) - 1 - accuracies.index(max(accuracies))
+        numbers = [accuracy for accuracy in accuracies if not math.isnan(accuracy)]
+        since = len(accuracies) - 1 - (accuracies.index(max(numbers)) if numbers else 0)
         return None if since < self.patience else f"no better meta-validation in {_counted(since, 'validation')}"
 
 

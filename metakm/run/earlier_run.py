@@ -1,4 +1,4 @@
-"""What a run or a test owes to the run that it starts from: its weights, and classes that it has not seen."""
+"""What a run or a test takes from an earlier run: its weights, and a check that its classes are new to that."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class EventLog:
 
     @contextlib.contextmanager
     def writing(self, step: int) -> Iterator[None]:
-        """Keep TensorBoard's file open; earlier events of this run from iteration `step` on count no more."""
+        """Keep TensorBoard's file open; earlier events of this run from iteration `step` on no longer count."""
         if self.folder is not None:
             self._writer = _summary_writer()(str(self.folder), purge_step=step)
         try:

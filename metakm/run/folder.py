@@ -108,7 +108,7 @@ class RunFolder:
         return finished
 
     def start(self, config: dict[str, Any]) -> None:
-        """Write config.json, and remove what a shorter run came to: the checkpoint has its model, too."""
+        """Write config.json, and remove the results of a shorter run: the checkpoint has its model, too."""
         for name in (self.weights.name, *_OUTCOMES):
             (self.path / name).unlink(missing_ok=True)
         self.write_config(config)

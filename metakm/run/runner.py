@@ -79,6 +79,9 @@ class Run(TrainingRun[OuterLoop]):
         try_losses(learner, self.samplers["train"].batch(index=0, tasks=1), config)
         self.train_classes = learner.train_classes
         self.base = base_of(config)
+        if self.base is not None and not begun:  # to say now, not after the training, that there will be no pack
+            facts = {"size": self.image_shape[-1]}
+            self.base = self.base if run_pack(copy.deepcopy(self.base), learner.strategy, config, facts) else None
         weights_file(config, self.image_shape, loop.model_state())  # to fail now, not after the training
         self.best: dict[str, Any] = {"val_accuracy": -math.inf}
         patience = [] if config.patience is None else [EarlyStopping(config.patience)]
@@ -164,7 +167,8 @@ class Run(TrainingRun[OuterLoop]):
             learner.load_state_dict(self.loop.model_state())
             measured = {"seconds": round(self.history.train_seconds), "val_accuracy": self.best["val_accuracy"]}
             facts = {"size": self.image_shape[-1], "commit": self.git_commit, **measured}
-            write_pack(run_pack(self.base, learner.strategy, self.config, facts), self.folder.pack)
+            if (pack := run_pack(self.base, learner.strategy, self.config, facts)) is not None:
+                write_pack(pack, self.folder.pack)
 
     def own_state(self) -> dict[str, Any]:
         """The model that was kept, and what it was trained on and from."""

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from torch import nn
 
 from metakm.errors import UserError
-from metakm.options import SHARED, Options, option_types
+from metakm.models.conversion import require_uncompiled
+from metakm.options import SHARED, Options, from_keywords, option_types
 from metakm.registry import Registry, describe_error, full_name
 from metakm.strategies.base import Strategy
 from metakm.strategies.independence import require_independent_tasks
@@ -100,10 +101,13 @@ def make_strategy(
             strategy whose constructor has this keyword; others do not get it.
 
     Raises:
-        UserError: an unknown name, an option that the strategy does not have, a constructor that fails, a
-            strategy that is not made of the backbone, or layers that mix the tasks of a batch.
+        UserError: an unknown name, an option that the strategy does not have or a value that it refuses, a compiled
+            backbone, a constructor that fails, a strategy that is not made of the backbone, or layers that mix the
+            tasks of a batch.
     """
     cls = strategy_class(name)
+    if backbone is not None:
+        require_uncompiled(backbone)
     if cls.own_network != (backbone is None):
         wanted = "None, as it brings a network of its own" if cls.own_network else "a network"
         raise UserError(f"Expected the backbone of {name!r} to be {wanted}, got {type(backbone).__name__}; pass that")
@@ -113,6 +117,7 @@ def make_strategy(
             raise UserError(
                 f"Expected options of {name!r} out of {', '.join(known) or '(none)'}, got {option!r}; leave it out"
             )
+    from_keywords(name, cls.options, {key: options[key] for key in options.keys() & option_types(cls.options).keys()})
     told = {TRAIN_CLASSES: train_classes} if takes_train_classes(cls) else {}
     try:
         strategy = cls(backbone, ways, **told, **options)

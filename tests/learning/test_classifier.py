@@ -241,6 +241,40 @@ def without(folder, key):
     torch.save(state, folder / "checkpoint.pt")
 
 
+def test_a_copy_has_the_rates_of_when_it_was_adapted():
+    support, labels, queries = photographs()
+    learner = metakm.Learner(
+        "anil", backbone=metakm.Conv4(in_channels=1, filters=4), ways=WAYS, inner_lr=0.4, inner_steps=2,
+        learn_inner_lr=True,
+    )  # fmt: skip
+    classifier = learner.adapt(support, labels)
+    before = classifier(queries)
+    with torch.no_grad():
+        for rate in learner.rates:
+            rate.mul_(3)
+    for again in (classifier, pickle.loads(pickle.dumps(classifier)), copy.deepcopy(classifier)):
+        assert torch.equal(again(queries), before)
+
+
+def test_a_frozen_learner_adapts_all_the_same():
+    support, labels, queries = photographs()
+    learner = metakm.Learner(
+        "maml", backbone=metakm.Conv4(in_channels=1, filters=4), ways=WAYS, inner_lr=0.4, inner_steps=2
+    )
+    expected = learner.adapt(support, labels)(queries)
+    learner.requires_grad_(False)
+    assert torch.equal(learner.adapt(support, labels)(queries), expected)
+
+
+@pytest.mark.parametrize("rate", [torch.tensor(0.4), np.float32(0.5)])
+def test_a_rate_may_be_a_tensor_or_a_numpy_number(rate):
+    support, labels, queries = photographs()
+    strategy = small_strategy("anil", ways=WAYS)
+    expected = metakm.adapt(strategy, support, labels, inner_lr=float(rate), inner_steps=2)(queries)
+    found = metakm.adapt(strategy, support, labels, inner_lr=rate, inner_steps=2)(queries)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("algo", ["km", "anil", "protonet", "km-proto"])
 def test_a_classifier_that_was_pickled_or_copied_gives_the_same_logits(algo):
     support, labels, queries = photographs()

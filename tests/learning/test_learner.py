@@ -151,6 +151,8 @@ def test_states_of_metakm_0_2_are_read():
         ({"backbone": "conv4-4-stride"}, "Expected image_shape"),
         ({"backbone": None}, "'km' to be a network, got NoneType"),
         ({"depht": 2}, "did you mean 'km.depth'"),
+        ({"weights": "nofile.pt"}, "Expected weights with the name of a backbone, got them with one that is built"),
+        ({"bn_mode": "frozen"}, "Expected bn_mode 'frozen' of the backbone's layers, got 'transductive'; build"),
         ({"strategy": "protonet", "first_order": True}, "--first-order changes, got 'protonet'"),
         ({"strategy": "protonet", "zero_head": True}, "--zero-head changes, got 'protonet'"),
     ],
@@ -159,6 +161,12 @@ def test_what_does_not_fit_is_refused(changes, said):
     given = {"strategy": "km", "backbone": Conv4(1, 4), "ways": 4, **SETTINGS, **changes}
     with pytest.raises(metakm.UserError, match=said):
         metakm.Learner(given.pop("strategy"), **given)
+
+
+def test_a_state_is_not_loaded_by_assigning_its_tensors():
+    learner = metakm.Learner("maml", backbone=Conv4(1, 4), ways=4, **SETTINGS)
+    with pytest.raises(metakm.UserError, match="Expected assign=False"):
+        learner.load_state_dict(learner.state_dict(), assign=True)
 
 
 @pytest.mark.float32

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import pickle
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torchvision
 from plain_networks import TIMM, TORCHVISION, alone, assert_equal, plain, twice_differentiable
 from torch import nn
 from torch.func import functional_call
+from torch.nn.utils import prune
 
 import metakm
 from metakm.models.conversion import TaskBackbone, carry_tasks
@@ -343,6 +345,7 @@ def test_what_a_forward_may_not_return(make, said):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 def test_layers_that_cannot_be_converted_are_refused_by_name():
     class Odd(nn.BatchNorm2d):
         pass
@@ -354,6 +357,8 @@ def test_layers_that_cannot_be_converted_are_refused_by_name():
         (nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)), "spectral norm"),
         (nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 3)), "spectral norm"),
         (torch.jit.script(nn.ReLU()), "compiled"),
+        (nn.utils.weight_norm(nn.Conv2d(4, 4, 3)), "computed before every call; remove its weight norm or pruning"),
+        (prune.l1_unstructured(nn.Conv2d(4, 4, 3), "weight", 0.5), "computed before every call"),
     ):
         network = nn.Sequential()
         network.add_module("a", body["a"])
@@ -361,6 +366,52 @@ def test_layers_that_cannot_be_converted_are_refused_by_name():
         with pytest.raises(metakm.UserError, match=rf"got odd: .*{said}"):
             carry_tasks(network, SHAPE)
         assert type(body["a"]) is nn.Conv2d
+
+
+def test_a_compiled_network_is_refused_by_name():
+    inner = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    whole, own = torch.compile(inner, backend="eager"), metakm.Conv4(in_channels=1, filters=4)
+    own.compile(backend="eager")
+    for call in (
+        lambda: carry_tasks(whole, SHAPE),
+        lambda: carry_tasks(nn.Sequential(whole), SHAPE),
+        lambda: carry_tasks(own, (1, 28, 28)),
+        lambda: metakm.make_strategy("maml", backbone=own, ways=3),
+    ):
+        with pytest.raises(metakm.UserError, match=r"not compiled, got .* by torch.compile, which has no second"):
+            call()
+
+
+def test_norms_without_tensors_have_the_networks_precision():
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False, track_running_stats=False), nn.Flatten()
+    )
+    for mode in ("transductive", "running", "support", "frozen"):
+        backbone = carry_tasks(copy.deepcopy(network).half().float().double(), (3, 8, 8), mode)
+        assert backbone(torch.rand(2, 2, 3, 8, 8, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_modulators_that_come_later_have_no_task_axis():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.scale = nn.Conv2d(3, 4, 3), nn.Parameter(torch.ones(4, 1, 1))
+
+        def forward(self, x):
+            return (self.conv(x) * self.scale).mean((2, 3))
+
+    backbone = carry_tasks(nn.Sequential(Block()), (3, 8, 8))
+    learner = metakm.Learner("protonet", backbone=backbone, ways=3, inner_lr=0.1, inner_steps=1, train="km")
+    assert learner(torch.rand(2, 4, 3, 8, 8)).shape == (2, 4, 4)
+
+
+def test_what_runs_task_by_task_can_be_pickled():
+    network = nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.Flatten())
+    backbone = carry_tasks(network, (3, 4, 4))
+    images = torch.rand(2, 2, 3, 4, 4)
+    for again in (pickle.loads(pickle.dumps(backbone)), copy.deepcopy(backbone)):
+        assert torch.equal(again(images), backbone(images))
+        assert type(again.network[0]) is type(backbone.network[0])
 
 
 def test_a_weight_that_is_computed_runs_task_by_task(caplog):

@@ -19,6 +19,12 @@ FILE = """
 import torch
 from torch import nn
 
+class HalfNormal(nn.Linear):
+    mean = [0.5]
+
+    def __init__(self):
+        super().__init__(2, 2)
+
 class Small(nn.Module):
     mean, std = (0.5,), (0.25,)
 
@@ -146,6 +152,10 @@ def test_a_network_of_a_file_that_carries_tasks_follows_the_mode(tmp_path):
         ("nets.py:Pair", "got tuple"),
         ("nets.py:Broken", "no such luck"),
         ("nets.py:Smal", "Small"),
+        (
+            "nets.py:HalfNormal",
+            "Expected mean and std of nets.py:HalfNormal to be lists of numbers, got list and NoneType",
+        ),
         ("none.py:Small", "Python file as backbone, got no file"),
         ("torchvision:resnet19", "resnet18"),
         ("hub:resnet18", "Expected backbone to be one of conv4-<filters>-pool, "),
@@ -162,12 +172,12 @@ def test_bad_backbones_end_with_one_message_and_nothing_written(run, capsys, tmp
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--weights", "other.pt"], "tensors for the network"),
+        (["--weights", "other.pt"], "Expected the network's"),
         (["--weights", "none.pt"], "no file"),
         (["--weights", "nan.pt"], "finite features"),
         (["--weights", "pretrained"], "which it does not have"),
         (["--weights", "other.pt", "--init-from", "."], "--init-from or --weights"),
-        (["--weights", "other.pt", "--backbone", "conv4-8-stride"], "tensors for the network"),
+        (["--weights", "other.pt", "--backbone", "conv4-8-stride"], "Expected the network's"),
         (["--weights", "."], "Expected a file of weights that can be read, got "),
         *(
             (["--weights", name], f"Expected a file of weights, got {name}, which is damaged or has more in it")

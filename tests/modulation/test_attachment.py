@@ -254,6 +254,10 @@ def test_a_glob_selects_a_stage():
         ({"classifier": "head"}, "Expected classifier to name a submodule, got 'head'; .* fc, or pass None"),
         ({"activation": "tan"}, "did you mean 'tanh'"),
         ({"depth": 0}, "at least 1"),
+        ({"start": "exat", "modulator": "low-rank"}, "Expected start to be one of .*did you mean 'exact'"),
+        ({"activation": "zzz", "layers": []}, "Expected activation to be one of"),
+        ({"init": "zeros", "layers": []}, "Expected init to be one of"),
+        ({"depth": -3, "layers": []}, "Expected depth to be at least 1, got -3"),
     ],
 )
 def test_wrong_options_are_refused_before_the_model_is_touched(options, message):
@@ -262,6 +266,27 @@ def test_wrong_options_are_refused_before_the_model_is_touched(options, message)
         modulate(model, **options)
     assert all(p.requires_grad for p in model.parameters())
     assert not any(parametrize.is_parametrized(m) for m in model.modules())
+
+
+def test_a_convolution_with_norm_in_its_name_is_no_norm():
+    class NormedConv2d(nn.Conv2d):
+        pass
+
+    model = modulate(
+        nn.Sequential(NormedConv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2)), None, True, "3"
+    )
+    assert not model[0].parametrizations.weight.original.requires_grad
+    assert model[1].weight.requires_grad
+    strategy = metakm.make_strategy(
+        "maml", metakm.carry_tasks(nn.Sequential(NormedConv2d(3, 4, 3), nn.Flatten()), (3, 4, 4)), ways=2
+    )
+    assert any(name.endswith("0.weight") for name in strategy.adapted.names)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
+def test_a_wrapped_network_is_modulated_before_it_is_wrapped(wrap):
+    with pytest.raises(metakm.UserError, match=r"not wrapped yet, got .*; modulate the network within it"):
+        modulate(wrap(Mixed()), classifier=None)
 
 
 def test_models_that_cannot_be_modulated():

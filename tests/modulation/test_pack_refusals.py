@@ -12,7 +12,7 @@ from packing import assert_bit_equal, packed_task, state
 from torch import nn
 
 import metakm
-from metakm.modulation import load_pack, modulate, read_pack, save_pack
+from metakm.modulation import load_pack, make_pack, modulate, read_pack, save_pack, swap
 from metakm.modulation.attachment import is_modulated
 
 
@@ -95,6 +95,22 @@ def test_a_pack_that_does_not_fit_is_refused_and_the_model_left_as_it_was(base, 
         load_pack(biasless, packed[1])
 
 
+def test_what_weight_norm_computes_from_is_the_bases():
+    def network(scale=1.0):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 2))
+        nn.utils.parametrizations.weight_norm(model[0])
+        with torch.no_grad():
+            model[0].parametrizations.weight.original0.mul_(scale)
+        return modulate(model, layers=["1"], classifier="3")
+
+    pack = make_pack(network())
+    assert {name.partition(".modulator.")[0] for name in pack.tensors} == {"1", "3.weight", "3.bias"}
+    swap(network(), pack)
+    with pytest.raises(metakm.UserError, match="Expected the base network of the pack"):
+        swap(network(7.0), pack)
+
+
 def test_a_model_modulated_otherwise_is_refused(base, packed):
     model = modulate(base, activation="sin", layers="stem")
     before = state(model)
@@ -159,7 +175,7 @@ def test_other_files_are_refused(base, packed, tmp_path):
     _, path = packed
     with pytest.raises(metakm.UserError, match=r"got no file .*nothing"):
         load_pack(base, tmp_path / "nothing")
-    with pytest.raises(metakm.UserError, match="truncated or foreign file"):
+    with pytest.raises(metakm.UserError, match="got the folder"):
         load_pack(base, tmp_path)
     rewrite(path, lambda header, _: header.update(format=2))
     with pytest.raises(metakm.UserError, match="pack format 1, got 2"):

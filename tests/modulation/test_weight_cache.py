@@ -159,3 +159,15 @@ def test_tensors_of_inference_mode_do_not_count_writes_and_are_not_kept():
         model = modulate(network().eval(), classifier="5")
         model(IMAGES)
     assert kept(model) is None
+
+
+@torch.no_grad()
+def test_under_autocast_and_after_a_write_to_it_nothing_is_kept(model):
+    model, images = model.float(), IMAGES.float()
+    expected = model(images)
+    model[0].parametrizations.weight._kept = None
+    with torch.autocast("cpu", torch.bfloat16):
+        model(images)
+    assert torch.equal(model(images), expected)
+    model[0].weight.zero_()  # of W~, not of W
+    assert torch.equal(model(images), expected)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 
 import pandas as pd
 import pytest
@@ -152,7 +153,8 @@ def curve(*accuracies):
 @pytest.mark.parametrize(
     ("accuracies", "stops"),
     [((0.5,), False), ((0.5, 0.4), False), ((0.5, 0.4, 0.5), True), ((0.5, 0.4, 0.6), False), ((0.4, 0.5, 0.1), False),
-     ((0.5, 0.4, 0.6, 0.5, 0.55), True)],
+     ((0.5, 0.4, 0.6, 0.5, 0.55), True), ((math.nan, 0.4, 0.5, 0.6), False), ((math.nan, 0.4, 0.3, 0.3), True),
+     ((math.nan, math.nan, math.nan), True)],
 )  # fmt: skip
 def test_patience_counts_validations_without_a_new_best(accuracies, stops):
     called = CallbackList([metakm.EarlyStopping(patience=2)], torch.nn.Identity())

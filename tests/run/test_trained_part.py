@@ -102,7 +102,7 @@ def test_norms_are_refused_where_there_are_none(part):
 @pytest.mark.parametrize(
     ("algo", "part"),
     [("protonet", p) for p in ("norm", "km", "both", "full")]
-    + [("km-proto", "both"), ("anil", "km"), ("maml", "norm"), ("km", "norm")],
+    + [("km-proto", "both"), ("anil", "km"), ("maml", "norm"), ("km", "norm"), ("km", "full"), ("km-proto", "full")],
 )
 def test_a_run_changes_the_part_alone_and_leaves_it_as_a_base(algo, part, run, weights):
     more = ["--km.start", "exact"] if algo == "km" else ["--km-proto.start", "exact"] if algo == "km-proto" else []
@@ -120,12 +120,46 @@ def test_a_run_changes_the_part_alone_and_leaves_it_as_a_base(algo, part, run, w
     kernels = {name for name, tensor in before.items() if tensor.dim() == 4}
     assert changed
     assert changed <= {"norm": of_norms, "km": kernels, "both": of_norms | kernels, "full": {*before}}[part]
-    if algo not in ("km", "km-proto"):  # whose modulators are not in the backbone
-        images = torch.rand(2, 1, 32, 32)  # of glyphs
-        backbone = next(m for m in load_run(folder).strategy.modules() if isinstance(m, TaskBackbone))
-        normalised = (images - backbone.network.mean) / backbone.network.std
-        own = trained.network.forward_head(trained.network.forward_features(normalised), pre_logits=True)
-        torch.testing.assert_close(own, backbone(images), rtol=1e-4, atol=1e-4)
+    images = torch.rand(2, 1, 32, 32)  # of glyphs
+    strategy = load_run(folder).strategy
+    backbone, found = next(m for m in strategy.modules() if isinstance(m, TaskBackbone)), []
+    backbone.register_forward_hook(lambda _, __, features: found.append(features))
+    strategy(images[None])  # with the modulators that km and km-proto have apart from it
+    normalised = (images - backbone.network.mean) / backbone.network.std
+    own = trained.network.forward_head(trained.network.forward_features(normalised), pre_logits=True)
+    torch.testing.assert_close(own, found[0][0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--algo", "km", "--train", "norm"], "before adaptation; --km.start exact keeps them the same"),
+        (["--algo", "cavia", "--train", "norm"], "are not those that cavia has with it before adaptation"),
+    ],
+)
+def test_no_pack_is_written_of_what_the_network_alone_would_not_give(flags, said, run, weights, capsys):
+    folder = run(*flags, "--meta-lr", "0.01", "--select", "last")
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (folder / "pack.safetensors").exists()
+    assert (folder / "weights.safetensors").is_file()
+    with pytest.raises(UserError, match=r"without pack.safetensors"):
+        load_base(str(folder), weights)
+
+
+def test_a_plugin_with_two_networks_is_trained_and_told_that_it_gets_no_pack(run, tmp_path, capsys):
+    (tmp_path / "teacher.py").write_text(
+        "import copy, metakm\n"
+        "from metakm.strategies.anil import ANIL\n"
+        "@metakm.register_strategy('taught')\n"
+        "class Taught(ANIL):\n"
+        "    def __init__(self, backbone, ways):\n"
+        "        super().__init__(backbone, ways)\n"
+        "        self.teacher = copy.deepcopy(backbone)\n"
+    )
+    folder = run("--plugin", str(tmp_path / "teacher.py"), "--algo", "taught")
+    assert "pack.safetensors will not be written: taught has 2 backbones" in capsys.readouterr().err
+    assert (folder / "tasks.csv").is_file()
+    assert not (folder / "pack.safetensors").exists()
 
 
 def test_fields_that_are_not_given_reach_neither_run_id_nor_config():

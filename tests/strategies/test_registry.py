@@ -52,6 +52,16 @@ def test_unknown_option_names_the_strategys_own():
         metakm.make_strategy("anil", metakm.Conv4(1, 4), 5, implicit=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [("protonet", "distance", "cosin"), ("simpleshot", "transform", "cl2nn"), ("imaml", "proximal", 0.0),
+     ("cavia", "layer", -1)],
+)  # fmt: skip
+def test_a_value_that_an_option_refuses_is_refused_here_too(name, option, value):
+    with pytest.raises(metakm.UserError, match=f"{option} to be"):
+        metakm.make_strategy(name, metakm.Conv4(1, 4), 5, train_classes=7, **{option: value})
+
+
 def test_a_strategy_without_adapted_is_refused():
     @metakm.register_strategy("forgetful")
     class Forgetful(metakm.Strategy):
