@@ -35,7 +35,7 @@ def test_each_run_has_a_row_for_each_dataset_and_none_twice(tmp_path, capsys):
         assert run([*TINY.split(), "--algo", algo, "--out", str(results / "runs")]) == 0
     (results / "runs" / "glyphs-3w1s" / "protonet" / "seed0" / "weights.safetensors").unlink()
     assert cross_domain.main(results / "runs", trained_on="omniglot") == 0
-    assert "No row of a run tested on other data" in (results / "cross-domain" / "README.md").read_text()
+    assert "No run was tested on another dataset yet" in (results / "cross-domain" / "README.md").read_text()
     assert cross_domain.main(results / "runs", trained_on="glyphs", tested_on=("flowers",)) == 0
     assert cross_domain.main(results / "runs", trained_on="glyphs") == 0
     rows = [RunFolder(path.parent).read_row() for path in sorted((results / "cross-domain").rglob("result.csv"))]

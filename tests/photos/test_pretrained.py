@@ -122,7 +122,7 @@ def test_weights_fit_strictly_by_name_or_by_order(tmp_path):
     own = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     take_weights(network, {f"other.{name}": tensor + 1 for name, tensor in own.items()}, "x")
     assert all(torch.equal(tensor, own[name] + 1) for name, tensor in network.state_dict().items())
-    with pytest.raises(UserError, match=r"Expected 4 tensors for the network, got 3 in x, or other ones \(0.bias\)"):
+    with pytest.raises(UserError, match=r"Expected the network's 4 tensors, got 3, or other names, in x \(0.bias\)"):
         take_weights(network, {name: t for name, t in own.items() if name != "0.bias"}, "x")
     with pytest.raises(UserError, match=r"Expected 0.weight of shape \(3, 2\), got \(3, 3\)"):
         take_weights(network, {**own, "0.weight": torch.zeros(3, 3)}, "x")
