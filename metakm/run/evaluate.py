@@ -67,7 +67,10 @@ class RunEvaluation:
         self.sampler = make_sampler(self.config, split, run.image_shape[0] if grey else None)
         require_shape(self.sampler.dataset.image_shape, run, self.config)
         if self.config.dataset != run.config.dataset:
-            require_unseen_by(run, {split: DatasetsInTurn(tuple(load_splits(self.config, split)))})  # in their colours
+            tested: object = self.sampler.dataset
+            if grey:  # whose images equal none of the training's, so that they are compared in their colours
+                tested = DatasetsInTurn(tuple(load_splits(self.config, split)))
+            require_unseen_by(run, {split: tested})
         learner = run.learner if device.type == "cpu" else copy.deepcopy(run.learner).to(device)
         chunks = TaskChunks(learner.strategy, run.image_shape, self.config, device)
         self.evaluator = Evaluator(learner, self.config, chunks, device, processes)

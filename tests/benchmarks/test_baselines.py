@@ -113,7 +113,9 @@ def test_after_ctrl_c_a_run_has_the_time_to_save(tmp_path, monkeypatch):
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell may have set to be ignored
     threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        budgeted_runs.run_process(None)
-    signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            budgeted_runs.run_process(None)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (tmp_path / "saved").exists()
