@@ -28,8 +28,6 @@ _ARCHIVES = {
     "flowers": "flowers-102/flowers-102-64px.tar.xz",
     "grocery": "grocery-store/grocery-store-128.tar.xz",
 }
-_TUNING_IMAGES = 10
-"""Of each class, where the candidates of "all" are compared."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +62,12 @@ def draw(images: Images, shots: str, number: str, ways: int = 20) -> Draw:
     5 support images of a class are among its 10.
 
     Args:
-        shots: support images of each of `ways` classes; `all` takes all images of all classes.
+        shots: support images of each of `ways` classes; `all` takes all images of all classes, and has no `tune`.
         number: `tune`, or the number of a draw that is reported.
     """
     tune, open_parts = number == "tune", images.parts != TEST
     if shots == "all":
-        if not tune:
-            return Draw(np.flatnonzero(open_parts), np.flatnonzero(~open_parts))
-        train = np.flatnonzero(images.parts == TRAIN)
-        few = [train[images.labels[train] == label][:_TUNING_IMAGES] for label in np.unique(images.labels)]
-        return Draw(np.concatenate(few), np.flatnonzero(images.parts == VALIDATION))
+        return Draw(np.flatnonzero(open_parts), np.flatnonzero(~open_parts))
     generator = np.random.default_rng(zlib.crc32(f"{images.name} {number}".encode()))
     support, queries = [], []
     for label in sorted(generator.permutation(np.unique(images.labels))[:ways]):

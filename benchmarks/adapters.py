@@ -4,7 +4,7 @@ EfficientNet-Lite0 is adapted to Flowers-102 (96 px, from 64) and Grocery Store 
 images each, in several draws, then to all images of all classes. It is adapted by kernel modulation, by peft's LoRA and
 LoKr, by norms and head, by the head alone, and by training everything. All methods share the loop of `metakm fit`: the
 same head to start from, the same steps and views, batch norm's statistics held. Each method's rates and epochs are the
-best of the same four candidates on a draw of its own.
+best of the same four candidates on a draw of its own; with all images they are those of 10 images each.
 
 A row is added to OUT/rows.csv for each cell (dataset, images per class, draw, method, candidate), all methods of a draw
 before the next draw. The same command continues where the last one stopped; `--seconds` ends it before that. `--status`
@@ -71,7 +71,7 @@ class Bench:
         """All, in the order in which they run; those of a draw that is reported have candidate -1 until it is known."""
         found = []
         for shots in self.shots:
-            tuning = [("tune", name) for name in self.datasets]
+            tuning = [("tune", name) for name in self.datasets if shots == self.chosen_at(shots)]
             reported = [(str(d), name) for d in range(1 if shots == "all" else self.draws) for name in self.datasets]
             for number, name in [*tuning, *reported]:
                 for method in CONTESTANTS:
@@ -89,12 +89,17 @@ class Bench:
             if (tuple(map(str, cell)) not in done if cell.number == "tune" else cell[:4] not in reported)
         ]
 
+    def chosen_at(self, shots: str) -> str:
+        """The number of images at which candidates are compared: `all` takes the choice made at the largest."""
+        return shots if shots != "all" else max((each for each in self.shots if each != "all"), key=int)
+
     def chosen(self, cell: Cell) -> int:
         """The best candidate of a method in the draw `tune`; the first, which is the gentler, of equals."""
+        draw = (cell.dataset, self.chosen_at(cell.shots), "tune", cell.method)
         accuracies = {
             int(row["candidate"]): float(row["accuracy"])
             for row in self.rows
-            if (row["dataset"], row["shots"], row["draw"], row["method"]) == (*cell[:2], "tune", cell.method)
+            if (row["dataset"], row["shots"], row["draw"], row["method"]) == draw
         }
         return min(accuracies, key=lambda candidate: (-accuracies[candidate], candidate))
 
@@ -150,8 +155,8 @@ def work(dataset: str, shots: str, number: str, candidate: int) -> float:
     """Training passes of an image of Flowers-102 that a cell is worth; a classified image counts a third."""
     tune = number == "tune"
     classes, of_test, open_images = (102, 60, 2040) if dataset == "flowers" else (81, 31, 2936)
-    support = (10 * classes if tune else open_images) if shots == "all" else 20 * int(shots)
-    queries = (300 if tune else 20 * of_test) if shots != "all" else (open_images / 5 if tune else classes * of_test)
+    support = open_images if shots == "all" else 20 * int(shots)
+    queries = classes * of_test if shots == "all" else 300 if tune else 20 * of_test
     epochs = CANDIDATES[candidate].epochs if candidate >= 0 else max(each.epochs for each in CANDIDATES)
     passes = 1 if tune else 2
     return (support * epochs + passes * queries / 3) * (1.0 if dataset == "flowers" else (128 / 96) ** 2)
@@ -175,6 +180,7 @@ def main(
     threads: int = 1,
     seconds: float | None = None,
     draws: int = 5,
+    datasets: tuple[str, ...] = DATASETS,
     status: bool = False,
     page: bool = False,
 ) -> None:
@@ -186,6 +192,7 @@ def main(
         threads: of PyTorch.
         seconds: begin no cell after this time.
         draws: how many to report for each number of images per class.
+        datasets: `flowers`, `grocery`, or both.
         status: say what is done and left, and end.
         page: write the page from the rows, and end.
     """
@@ -197,7 +204,7 @@ def main(
             held[name] = load_images(name, data, decoded)
         return held[name]
 
-    bench = Bench(out, images, lambda: load_pretrained("efficientnet-lite0"), draws)
+    bench = Bench(out, images, lambda: load_pretrained("efficientnet-lite0"), draws, datasets=datasets)
     if status:
         print(bench.status())
         return

@@ -44,7 +44,7 @@ for backbone, channels, size, tasks in (
     images = torch.randint(0, 256, (20, channels, size, size), dtype=torch.uint8).numpy()
     data = metakm.FewShotDataset.from_arrays(images, [i // 4 for i in range(20)])
     sampler = metakm.EpisodeSampler(data, ways=5, shots=1, queries=2, seed=0)
-    for algo in ("km", "maml", "anil"):
+    for algo in ("km", "maml"):
         strategy = metakm.make_strategy(algo, backbone=backbone(), ways=5)
         for i in range(20):
             batch = sampler.batch(index=i, tasks=tasks)
