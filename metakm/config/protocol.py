@@ -45,7 +45,7 @@ class RunProtocol:
     """Fields that determine the results. What is not given has the preset's value."""
 
     algo: str = "km"
-    """Strategy: maml, anil, km, bn, boil, meta-sgd, reptile, protonet, maml-proto, anil-proto, km-proto, r2d2, cavia, meta-curvature, imaml, baseline, baseline++, simpleshot, finetune, or one from a plugin. km is the paper's own."""
+    """Strategy: maml, anil, km, bn, boil, meta-sgd, reptile, protonet, maml-proto, anil-proto, km-proto, r2d2, cavia, meta-curvature, imaml, baseline, baseline++, simpleshot, finetune, or one from a plugin. km is kernel modulation (Hu & Liu 2022, "the paper")."""
     dataset: str = "glyphs"
     """Dataset: glyphs (drawn by metakm, needs no file), omniglot, mini-imagenet, tiered-imagenet, tiny-imagenet, cifar-fs, fc100, cub, flowers, grocery-store, or folder: your own images, one folder per class in train/, val/ and test/ of --data-root, or directly in it with --split; or one from a plugin. Several, such as --dataset flowers grocery-store, alternate episode by episode. glyphs by default, so that every machine can run it."""
     ways: int = FROM_PRESET
@@ -63,9 +63,9 @@ class RunProtocol:
     preset: PresetName = "quick"
     """Where the other defaults come from. table3: the protocol of results/table3/, the same for all strategies, chosen on meta-validation (results/search). quick: scaled down, chosen for km on the meta-validation of omniglot 20-way 1-shot and only estimated for other settings; paper: the published protocol of Finn et al. 2017 and Raghu et al. 2020 (metakm/presets.py lists what still differs)."""
     backbone: str = FROM_PRESET
-    """conv4-<filters>-stride, conv4-<filters>-pool, resnet12, resnet<depth> (of CIFAR) or wrn-<depth>-<k>; any network as timm:NAME, torchvision:NAME or file.py:Class, which runs with your permissions; own where a strategy brings a network of its own; or one from a plugin. Default from --preset; paper: conv4-64-stride for characters, conv4-32-pool for photographs."""
+    """conv4-<filters>-stride, conv4-<filters>-pool, resnet12, resnet<depth> (of CIFAR) or wrn-<depth>-<k>; efficientnet-lite0; any network as timm:NAME, torchvision:NAME or file.py:Class (the file runs with your permissions); own where a strategy brings a network of its own; or one from a plugin. Default from --preset; paper: conv4-64-stride for characters, conv4-32-pool for photographs."""
     inner_lr: float = FROM_PRESET
-    """Inner learning rate on the mean support cross-entropy. Default from --preset; paper: 2.0 for characters (MAML's 0.1 on ways x mean, 0.4 with 5 ways), 0.05 for photographs (0.01 likewise)."""
+    """Inner learning rate on the mean support cross-entropy. Default from --preset; paper: 0.1 x ways for characters (0.4 x ways with 5 ways) and 0.01 x ways for photographs, because MAML's loss is a sum over classes: 2.0 with 20-way and 5-way characters, 0.05 with 5-way photographs."""
     inner_steps: int = FROM_PRESET
     """Inner steps in meta-training. Default from --preset; paper: 5, for 5-way characters 1."""
     test_inner_steps: int = FROM_PRESET
@@ -87,7 +87,7 @@ class RunProtocol:
     augment: bool = False
     """Crop and mirror each image of the meta-training episodes at random, support and query; photographs only. Off as published."""
     bn_mode: BatchNormMode = "transductive"
-    """Where batch statistics come from. transductive, as published: the batch at hand; support: the support images alone; running: averages over meta-training when evaluating; frozen: the stored averages, in training too."""
+    """Where batch statistics come from. transductive, as published: the current batch, support or query; support: the support images, for both; running: the current batch in training, running averages from meta-training in evaluation; frozen: the stored averages, in training too."""
     precision: Precision = "fp32"
     """Precision in which the convolutions are computed: fp32, on a GPU too (metakm's kernels there keep float32's accuracy), or bf16, faster where the processor has it; parameters, norm statistics and head stay fp32."""
     seed: int = 0
@@ -101,7 +101,7 @@ class RunProtocol:
     init_from: Path | None = None
     """Folder of a trained run whose weights this one starts from; its strategy, network and ways must be the same. Without it: weights by --seed."""
     weights: str | None = None
-    """Trained weights that the backbone starts from: a file, whose tensors are taken by name or, if it has none of the network's names, by order; or pretrained for those of timm or torchvision; images are then normalised as these expect. Without it: weights by --seed."""
+    """Trained weights for the backbone: a file, or pretrained for the published ones of efficientnet-lite0, timm:NAME or torchvision:NAME, whose images are normalised as these expect. A file's tensors are matched by name or, if it has none of the network's names, by order. Without it: weights by --seed."""
     train: TrainedPart = "full"
     """What the outer loop trains of the backbone: full, everything; norm, the scales and shifts of its norm layers; km, kernel modulators, which are then attached to its convolutions unless the strategy has its own; both, norm and km. The rest keeps its initial values. What the inner loop adapts depends on the strategy, and what a strategy has besides the backbone is always trained."""
     eval_tasks: int = 600

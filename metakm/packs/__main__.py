@@ -35,7 +35,7 @@ class PlanOptions:
     norm: Literal["group", "batch"] = "group"
     """Group norm in place of batch norm, as in the paper, or the network as it is."""
     classifier: str = "fc"
-    """Name of the network's classifier."""
+    """Name of the network's head."""
 
     def __call__(self) -> str:
         """The table to print."""

@@ -42,7 +42,7 @@ def fit(
             `labels`. A photo is a path, a PIL image or a uint8 array `[H, W, 3]`.
         labels: the class of each photo, if `images` is a list of them.
         base: see `metakm.modulation.base_pack`; the default needs `metakm[pretrained]`.
-        method: what is trained beside the classifier; see `python -m metakm fit --help`.
+        method: what is trained besides the head; see `python -m metakm fit --help`.
         settings: the other settings of that command, such as `size=160`, `validation="none"`, `task="shop"`.
 
     Raises:

@@ -161,7 +161,7 @@ def _summary(options: FitOptions, classifier: PhotoClassifier, report: FitReport
     if report.settings.method == "few-shot":
         lines.append(_adapted_on_top(method, report))
     elif held_out is not None and held_out.evaluation == 0 and method not in CLOSED_FORM:
-        lines.append("The classifier alone did best on them, so the network was left as it was.")
+        lines.append("The head alone did best on them, so the rest of the network was left as it was.")
     size, written = options.out.stat().st_size, f" and {page}" if options.report else ""
     lines.append(f"{options.out}: {method}, {size / 1000:,.0f} kB, in {duration(report.seconds)}{written}")
     return lines
