@@ -31,9 +31,9 @@ from metakm.cli.progress import duration, log_line
 from metakm.config import RunConfig
 from metakm.io.csv_file import csv_text, read_csv
 from metakm.io.files import write_text
+from metakm.learning.divergence import DivergedError
 from metakm.learning.malloc import keep_freed_memory
 from metakm.learning.memory import TooLittleMemoryError
-from metakm.learning.outer_loop import DivergedError
 from metakm.run.command_line import command, parse
 from metakm.run.folder import RunFolder
 from metakm.run.provenance import now

@@ -125,7 +125,7 @@ class ResNet18(nn.Module):
         x = F.max_pool2d(self.norm(self.conv(join_tasks(images, 3)), relu=True), 3, 2, 1)  # [n, T*C, H, W]
         for block in self.blocks:
             x = block(x)
-        return split_tasks(x.mean(dim=(2, 3)), images.shape[0])  # [T, n, F]
+        return split_tasks(x.mean(dim=(2, 3)), images)  # [T, n, F]
 
 
 def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:

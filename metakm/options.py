@@ -121,6 +121,8 @@ NEEDS = {
     "first_head_lr": "inner_lr_per_step",
 }
 SHARED = tuple(field.name for field in dataclasses.fields(SharedOptions))
+OF_THE_LEARNER = {*SHARED} - {"implicit", "scaled_distance"}
+"""Those that the learner acts on; all others are keywords of a strategy's constructor."""
 
 
 def shared_part(options: Options) -> SharedOptions:

@@ -131,7 +131,8 @@ def run_file(path: Path) -> ModuleType:
     key = path.resolve()
     if key in _files:
         return _files[key]
-    name = f"metakm_plugin_{key.stem}"
+    alike = sum(other.stem == key.stem for other in _files)  # in other folders
+    name = f"metakm_plugin_{key.stem}" + (f"_{alike + 1}" if alike else "")
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UserError(f"Expected --plugin to name a .py file, got {str(path)!r}; rename it")

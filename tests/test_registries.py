@@ -15,9 +15,11 @@ from torch import nn
 import metakm
 from metakm import list as listing
 from metakm.data.registry import dataset_entry
+from metakm.models import make_backbone
 from metakm.presets import preset_config
-from metakm.registry import import_modules, installed_points, isolated, registries
+from metakm.registry import import_modules, installed_points, isolated, load_plugin, registries
 from metakm.run.__main__ import main
+from metakm.strategies.registry import strategy_class
 from metakm.table.__main__ import main as table
 
 STRATEGY = """
@@ -268,3 +270,31 @@ def test_a_backbone_that_fails_to_build_is_named(tmp_path, plugins, capsys):
     assert main(arguments) == 2
     assert "Expected the backbone 'narrow-5' to be built, got IndexError" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_with_signs_of_regular_expressions_is_found():
+    metakm.register_backbone("conv4+more.<filters>")(lambda shape, _mode, filters: metakm.Conv4(shape[0], filters))
+    assert make_backbone("conv4+more.4", (1, 28, 28)).in_channels == 1
+    with pytest.raises(metakm.UserError, match="Expected backbone to be one of"):
+        make_backbone("conv4+more-4", (1, 28, 28))
+
+
+def test_plugins_of_one_file_name_in_two_folders_are_two(tmp_path):
+    paths = [tmp_path / name / "mine.py" for name in "ab"]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(STRATEGY.replace('"mine"', f'"mine-{path.parent.name}"'))
+        load_plugin(path)
+    modules = [sys.modules[strategy_class(f"mine-{name}").__module__] for name in "ab"]
+    assert [module.__file__ for module in modules] == [str(path) for path in paths]
+
+
+def test_an_option_that_a_constructor_does_not_take_is_refused():
+    from metakm.strategies.maml import MAML
+
+    class Mine(MAML):
+        def __init__(self, backbone, ways):
+            super().__init__(backbone, ways)
+
+    with pytest.raises(metakm.UserError, match="__init__ to take its option 'implicit', got none; add it"):
+        metakm.register_strategy("mine")(Mine)

@@ -27,15 +27,26 @@ def read_range(text: str, name: str) -> range:
 
 
 def with_range_flags(arguments: Sequence[str]) -> list[str]:
-    """The arguments with `--ways 5-20` as `--train-ways 5-20`, and likewise for shots."""
+    """The arguments with `--ways 5-20` as `--train-ways 5-20`, and likewise for shots.
+
+    Raises:
+        UserError: both are there.
+    """
     changed = list(arguments)
     for place, argument in enumerate(arguments):
         for name in RANGED:
             following = arguments[place + 1] if place + 1 < len(arguments) else ""
             given, equals, text = argument.partition("=")
             if given == flag(name) and _is_range(text if equals else following):
+                if any(a.partition("=")[0] == flag(f"train_{name}") for a in arguments):
+                    raise both_ranges(name)
                 changed[place] = flag(f"train_{name}") + equals + text
     return changed
+
+
+def both_ranges(name: str) -> UserError:
+    """The error where a range is given twice."""
+    return UserError(f"Expected a range in {flag(name)} or in {flag(f'train_{name}')}, got both; drop one of them")
 
 
 def _is_range(text: str) -> bool:

@@ -14,7 +14,7 @@ import tyro
 
 from metakm.config.execution import SHARED_EXECUTION_FIELDS, ExecutionOptions, json_value
 from metakm.config.protocol import FROM_PRESET, LEGACY_DEFAULTS, OMITTED_DEFAULTS, RunProtocol
-from metakm.config.ranges import read_range
+from metakm.config.ranges import both_ranges, read_range
 from metakm.errors import UserError
 from metakm.fields import require
 from metakm.options import SHARED, Options, SharedOptions, from_flat, shared_part, to_flat
@@ -65,6 +65,8 @@ class RunConfig(ExecutionOptions, RunProtocol):
         for name, default in (("ways", FROM_PRESET), ("shots", 1)):
             value: Any = getattr(self, name)
             if isinstance(value, str):
+                if getattr(self, f"train_{name}") is not None:
+                    raise both_ranges(name)
                 object.__setattr__(self, f"train_{name}", value)
                 object.__setattr__(self, name, default)
 
@@ -82,6 +84,10 @@ class RunConfig(ExecutionOptions, RunProtocol):
         text: str | None = getattr(self, f"train_{name}")
         own: int = getattr(self, name)
         return range(own, own + 1) if text is None else read_range(text, name)
+
+    def queries_of(self, split: str) -> int:
+        """Query images per class of a split's episodes."""
+        return self.queries if split == "train" else self.test_queries or self.queries
 
     @property
     def varies(self) -> bool:

@@ -17,7 +17,9 @@ from metakm.experiments.batches import IMAGENET, Batch, Batches, Normalisation
 from metakm.experiments.classification import Classification, first_per_class
 from metakm.experiments.config import MethodConfig
 from metakm.experiments.training_memory import TrainingMemory
-from metakm.learning.outer_loop import DivergedError, StepResult
+from metakm.learning.divergence import DivergedError, is_finite
+from metakm.learning.outer_loop import StepResult
+from metakm.learning.randomness import own_randomness
 from metakm.modulation.norms import train_mode
 from metakm.ops.conv2d import is_strided_pointwise
 
@@ -34,8 +36,8 @@ class GradientMap(Protocol):
 class Training:
     """Cross-entropy, SGD or Adam, on the batches of the training part.
 
-    Iteration i learns from batch i of `Batches`, which is a function of the seed and i; nothing else is random, so the
-    state is the model, the optimiser's moments and the iteration.
+    Iteration i learns from batch i of `Batches`, which is a function of the seed and i, as is what the model draws
+    (dropout), so the state is the model, the optimiser's moments and the iteration.
 
     Args:
         model: images `[n, 3, H, W]` to logits `[n, classes]`; parameters that require a gradient are trained.
@@ -48,60 +50,62 @@ class Training:
         self,
         model: nn.Module,
         data: Classification,
-        run: MethodConfig,
+        config: MethodConfig,
         device: torch.device,
         map_gradient: GradientMap | None = None,
         normalisation: Normalisation = IMAGENET,
         hold_statistics: bool = False,
     ) -> None:
-        config = run.flags
+        flags = config.flags
         self.memory_format = _memory_format(model)
         self.model = model.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
-        self.run, self.device, self.map_gradient = run, device, map_gradient
+        self.config, self.device, self.map_gradient = config, device, map_gradient
         self.hold_statistics = hold_statistics
-        per_class = math.ceil(config.train_images / data.train.n_classes)
+        per_class = math.ceil(flags.train_images / data.train.n_classes)
         train = [first_per_class(data.train, per_class) if per_class else data.train]
-        train += [] if config.holds_out else [data.val]
-        self.train = Batches(train, config.batch, config.seed, config.augmentation, config.image_size, normalisation)
+        train += [] if flags.holds_out else [data.val]
+        self.train = Batches(train, flags.batch, flags.seed, flags.augmentation, flags.image_size, normalisation)
         self.parts = {
-            split: Batches([part], EVALUATION_BATCH, config.seed, "none", config.image_size, normalisation)
+            split: Batches([part], EVALUATION_BATCH, flags.seed, "none", flags.image_size, normalisation)
             for split, part in (("val", data.val), ("test", data.test))
         }
-        self.iterations = config.epochs * self.train.per_epoch
+        self.iterations = flags.epochs * self.train.per_epoch
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = self._optimiser()
         self.iteration = 0
         self.memory = TrainingMemory(device)
 
     def _optimiser(self) -> torch.optim.Optimizer:
-        run = self.run
-        if run.flags.optimiser == "adam":
-            return torch.optim.Adam(self.parameters, lr=run.learning_rate, weight_decay=run.weight_decay)
+        config = self.config
+        if config.flags.optimiser == "adam":
+            return torch.optim.Adam(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
         return torch.optim.SGD(
-            self.parameters, lr=run.learning_rate, momentum=run.momentum, weight_decay=run.weight_decay
+            self.parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
         )
 
     def step(self) -> StepResult:
         """Train on the next batch.
 
         Raises:
-            DivergedError: the loss is not finite; the parameters are unchanged.
+            DivergedError: the loss or its gradient is not finite; the parameters are unchanged.
         """
         images, labels = self._to_device(self.train.training(self.iteration))
         train_mode(self.model, self.hold_statistics)
         self.memory.before_step()
         self.optimiser.zero_grad()
-        logits = self.model(images)
-        loss = F.cross_entropy(logits, labels)
-        if not math.isfinite(loss.item()):
+        with own_randomness(self.config.flags.seed, self.iteration, self.device):  # of dropout and stochastic depth
+            logits = self.model(images)
+            loss = F.cross_entropy(logits, labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+        if not is_finite(loss.item(), self.parameters):
             raise DivergedError(
-                f"The loss ({loss.item():g}) is not finite at iteration {self.iteration}; try a smaller --learning-rate"
+                f"The loss ({loss.item():g}) or its gradient is not finite at iteration {self.iteration}; try a "
+                "smaller --learning-rate"
             )
-        loss.backward()  # type: ignore[no-untyped-call]
         if self.map_gradient is not None:
             self.map_gradient(self.parameters, self.iteration)
         for group in self.optimiser.param_groups:
-            group["lr"] = self.run.learning_rate * self._decay()
+            group["lr"] = self.config.learning_rate * self._decay()
         self.optimiser.step()
         self.memory.after_step()
         self.iteration += 1
@@ -118,9 +122,9 @@ class Training:
 
     def _decay(self) -> float:
         done = self.iteration / self.iterations
-        if not self.run.annealed:
+        if not self.config.annealed:
             return 1.0
-        if self.run.flags.schedule == "cosine":
+        if self.config.flags.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * done))
         return 0.01 if done >= 0.75 else 0.1 if done >= 0.5 else 1.0
 

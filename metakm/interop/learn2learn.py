@@ -64,7 +64,7 @@ class TasksetSampler:
                 "Expected a Taskset that draws from the global generators of random, numpy and torch, got two "
                 "different tasks from the same state; make the transform draw its random numbers from one of them"
             )
-        self.ways = len(labels) // (shots + queries)
+        self.ways, self._shape = len(labels) // (shots + queries), tuple(images.shape)
 
     def batch(self, index: int, tasks: int) -> Episodes:
         """Build episodes number `index`, ..., `index + tasks - 1`, on the CPU.
@@ -77,6 +77,12 @@ class TasksetSampler:
                 f"Expected index >= 0 and tasks >= 1, got index {index} and tasks {tasks}; number episodes from 0"
             )
         drawn = [self._draw(i) for i in range(index, index + tasks)]
+        for found, _ in drawn:
+            if found.shape != self._shape:
+                raise UserError(
+                    f"Expected tasks of images {self._shape}, as the first, got {tuple(found.shape)}; make the Taskset "
+                    "draw the same ways, images per class and image size every time"
+                )
         images = torch.stack([each for each, _ in drawn])  # [T, N*(K+Q), C, H, W]
         labels = torch.stack([each for _, each in drawn])  # [T, N*(K+Q)]
         (support_images, query_images), (support_labels, query_labels) = self._halves(images), self._halves(labels)

@@ -148,15 +148,16 @@ class ModulatedNorm(ModulationLayer):
         return output
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Let base and adapter change places; `safe_merge` has nothing to check."""
+        """Put the adapter's norm in the place of the base's, which is kept; `safe_merge` has nothing to check."""
         del safe_merge
         name = self.adapter_to_merge(adapter_names)
         if name is not None:
-            self.base_layer, self.km_norms[name] = self.km_norms[name], self.base_layer
+            self._unmerged = (self.base_layer,)  # in a tuple, so that it is no module of this one
+            self.base_layer = copy.deepcopy(self.km_norms[name])
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Let them change back."""
-        for name in self.merged_adapters:
-            self.base_layer, self.km_norms[name] = self.km_norms[name], self.base_layer
-        self.merged_adapters.clear()
+        """Put it back."""
+        if self.merged_adapters:
+            (self.base_layer,) = self._unmerged
+            self.merged_adapters.clear()

@@ -10,7 +10,6 @@ from metakm.errors import UserError
 from metakm.options import flat_name, option_types
 from metakm.strategies import Strategy
 from metakm.strategies.interfaces import Construction
-from metakm.strategies.protonet import Prototypical
 
 
 def construction_of(
@@ -44,9 +43,6 @@ def construction_of(
                 f"Expected a strategy that was built with {flat_name(algo, name)}={own[name]!r}, got one with {has!r}; "
                 "give it to make_strategy, or name the strategy"
             )
-    if isinstance(strategy, Prototypical):
-        strategy.scaled_distance = bool(own.get("scaled_distance", strategy.scaled_distance))
-        own["scaled_distance"] = strategy.scaled_distance
     return made._replace(options={**made.options, **own})
 
 

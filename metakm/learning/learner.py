@@ -25,7 +25,6 @@ from metakm.models.registry import OWN
 from metakm.options import SharedOptions, flat_name, from_keywords, option_types, shared_part, to_flat
 from metakm.strategies import Strategy, make_strategy
 from metakm.strategies.base import EpisodeBatch
-from metakm.strategies.protonet import Prototypical
 from metakm.strategies.registry import registered_name, strategy_class, takes_train_classes
 
 ImageShape = tuple[int, int, int]
@@ -102,8 +101,6 @@ class Learner(nn.Module):
         attach_modulators(backbone, self.train_part, cls)
         options = {name: getattr(self.options, name) for name in constructor_options(cls)}
         strategy = make_strategy(algo, backbone, self.ways, train_classes=self.train_classes, **options)
-        if isinstance(strategy, Prototypical):
-            strategy.scaled_distance = self.shared.scaled_distance
         self._frozen = freeze_rest(strategy, backbone, self.train_part)
         return strategy
 
@@ -167,9 +164,11 @@ class Learner(nn.Module):
             progress: called with the number of tasks just done.
 
         Raises:
-            UserError: tasks of other ways than the learner's.
+            UserError: tasks of other ways than the learner's, or none.
             TooLittleMemoryError: a single task does not fit into memory.
         """
+        if tasks < 1:
+            raise UserError(f"Expected tasks to be at least 1, got {tasks}")
         like = next(self.parameters())
         found = accuracies(
             self.strategy,

@@ -18,15 +18,12 @@ from metakm.config import RunConfig
 from metakm.data.batch import Episodes, EpisodeSource, SplitSampler
 from metakm.distributed.processes import ALONE, Processes
 from metakm.learning.cuda_graphs import CudaGraphs, MetaGradient
+from metakm.learning.divergence import DivergedError, is_finite
 from metakm.learning.ema import ParameterAverage
 from metakm.learning.evaluator import Evaluator
 from metakm.learning.learner import Learner
 from metakm.learning.memory import TaskChunks, TooLittleMemoryError, halved, is_out_of_memory
 from metakm.learning.randomness import own_randomness
-
-
-class DivergedError(RuntimeError):
-    """The meta-loss or the meta-gradient is not finite."""
 
 
 class StepResult(NamedTuple):
@@ -80,7 +77,7 @@ class OuterLoop:
         first = self.iteration * self.config.meta_batch
         episodes = self.sampler.batch(index=first, tasks=self.config.meta_batch)
         result = self._meta_gradient(episodes)
-        if not self._finite(result.loss):
+        if not is_finite(result.loss, self._learned):
             raise DivergedError(self._divergence(episodes, result.loss))
         self._apply()
         if "running" in self.learner.strategy.bn_modes:
@@ -198,13 +195,10 @@ class OuterLoop:
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * self.iteration / max(1, self.config.iterations)))
 
-    def _finite(self, loss: float) -> bool:
-        gradients = [p.grad.reshape(-1) for p in self._learned if p.grad is not None]
-        return math.isfinite(loss) and bool(torch.cat(gradients).isfinite().all())  # one look: each waits for a GPU
-
     def _divergence(self, episodes: Episodes, loss: float) -> str:
         """Say which episodes are to blame, by running each on its own."""
-        blamed = [one.index[0] for one in episodes.chunks(1) if not self._finite(self._meta_gradient(one).loss)]
+        learned = self._learned
+        blamed = [one.index[0] for one in episodes.chunks(1) if not is_finite(self._meta_gradient(one).loss, learned)]
         first, last = episodes.index[0], episodes.index[-1]
         named = ", ".join(map(str, blamed)) or (f"{first} to {last} together" if last > first else str(first))
         return (

@@ -98,7 +98,7 @@ def require_backbone(name: str) -> None:
 def _registered(name: str) -> tuple[str, dict[str, int]]:
     """The registered name, such as conv4-<filters>-pool, that `name` matches, and the numbers in it."""
     for known in backbones.names():
-        pattern = re.sub(r"<(\w+)>", r"(?P<\1>[1-9]\\d{0,3})", known)
+        pattern = re.sub(r"<(\w+)>", r"(?P<\1>[1-9]\\d{0,3})", re.escape(known))
         if match := re.fullmatch(pattern, name):
             return known, {key: int(value) for key, value in match.groupdict().items()}
     if name == FEWSHOT:

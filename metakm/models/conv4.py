@@ -75,14 +75,12 @@ class Conv4(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        x = join_tasks(images, self.in_channels) if images.dim() == 5 else images  # [n, T*C, H, W]
+        x = join_tasks(images, self.in_channels)  # [n, T*C, H, W]
         for block in self.blocks:
             x = block(x)
-        tasks = images.shape[0] if images.dim() == 5 else 1
         if self.spatial_mean:
             x = x.mean(dim=(2, 3))  # [n, T*F]
-        features = split_tasks(x, tasks)  # [T, n, F]
-        return features if images.dim() == 5 else features[0]
+        return split_tasks(x, images)
 
 
 @register_backbone("conv4-<filters>-stride")

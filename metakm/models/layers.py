@@ -26,21 +26,26 @@ from metakm.ops.norm_relu_pool import batch_norm_relu
 
 
 def join_tasks(images: Tensor, channels: int) -> Tensor:
-    """`[T, n, C, H, W]` to the layers' layout `[n, T*C, H, W]`.
+    """`[T, n, C, H, W]` to the layers' layout `[n, T*C, H, W]`; images `[n, C, H, W]` have it.
 
     Raises:
         UserError: C is not `channels`; the layers would mistake the excess for further tasks.
     """
-    tasks, n, found, height, width = images.shape
+    *tasks_and_n, found, height, width = images.shape
     if found != channels:
         raise UserError(f"Expected images of {channels} channels, got {found}; convert them, or build another backbone")
+    if images.dim() == 4:
+        return images
+    tasks, n = tasks_and_n
     joined = images.transpose(0, 1).reshape(n, tasks * channels, height, width)
     return joined.contiguous(memory_format=torch.channels_last)
 
 
-def split_tasks(features: Tensor, tasks: int) -> Tensor:
-    """`[n, T*F]` to `[T, n, F]`."""
-    return features.reshape(features.shape[0], tasks, -1).transpose(0, 1)
+def split_tasks(features: Tensor, images: Tensor) -> Tensor:
+    """`[n, T*F]` to `[T, n, F]` for images `[T, n, C, H, W]`, or `[n, F]` for `[n, C, H, W]`; F may be several axes."""
+    if images.dim() == 4:
+        return features.flatten(1)
+    return features.reshape(len(features), len(images), -1).transpose(0, 1)
 
 
 class Conv2d(nn.Conv2d):

@@ -33,6 +33,9 @@ class Normalised(nn.Module):
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.network = network
+        for name in ("carries_tasks", "out_features"):  # of a network that takes tasks itself
+            if hasattr(network, name):
+                setattr(self, name, getattr(network, name))
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
@@ -61,16 +64,8 @@ def named_network(name: str, image_shape: ImageShape, bn_mode: BatchNormMode, we
         network = build_from_file(Path(kind), own, "--backbone")
         load_backbone_weights(network, name, weights)
         if carries_tasks(network):
-            return carry_tasks(_following(network, bn_mode), image_shape)
-        mean, std = getattr(network, "mean", None), getattr(network, "std", None)
-        if mean is not None or std is not None:
-            if not (isinstance(mean, list | tuple) and isinstance(std, list | tuple)):
-                got = f"{type(mean).__name__} and {type(std).__name__}"
-                raise UserError(
-                    f"Expected mean and std of {name} to be lists of numbers, got {got}; set or rename both"
-                )
-            network = Normalised(network, mean, std)
-        return carry_tasks(network, image_shape, bn_mode)
+            return _as_its_class_says(carry_tasks(_following(network, bn_mode), image_shape), name)
+        return carry_tasks(_as_its_class_says(network, name), image_shape, bn_mode)
     network, preprocessing = network_of_library(name, PRETRAINED if weights == PRETRAINED else None)
     drop_classifier(network, name)
     if weights != PRETRAINED:
@@ -105,6 +100,17 @@ def drop_classifier(network: nn.Module, name: str) -> None:
 
 def _within(name: str, module: str | None) -> bool:
     return module is not None and name.startswith(f"{module}.")
+
+
+def _as_its_class_says(network: nn.Module, name: str) -> nn.Module:
+    """The network of a file, behind the normalisation that its class may name."""
+    mean, std = getattr(network, "mean", None), getattr(network, "std", None)
+    if mean is None and std is None:
+        return network
+    if not (isinstance(mean, list | tuple) and isinstance(std, list | tuple)):
+        got = f"{type(mean).__name__} and {type(std).__name__}"
+        raise UserError(f"Expected mean and std of {name} to be lists of numbers, got {got}; set or rename both")
+    return Normalised(network, mean, std)
 
 
 def _following(network: nn.Module, bn_mode: BatchNormMode) -> nn.Module:

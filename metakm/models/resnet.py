@@ -91,8 +91,6 @@ class CifarResNet(nn.Module):
         UserError: `depth` is not 6n + 2, `width` below 1, or an unknown shortcut.
     """
 
-    carries_tasks = True
-
     def __init__(
         self,
         depth: int = 32,
@@ -131,13 +129,11 @@ class CifarResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        x = join_tasks(images, self.in_channels) if images.dim() == 5 else images  # [n, T*C, H, W]
+        x = join_tasks(images, self.in_channels)  # [n, T*C, H, W]
         x = _rectified(self.norm, self.conv(x))
         for block in self.blocks:
             x = block(x)
-        tasks = images.shape[0] if images.dim() == 5 else 1
-        features = split_tasks(x.mean(dim=(2, 3)), tasks)  # [T, n, F]
-        return features if images.dim() == 5 else features[0]
+        return split_tasks(x.mean(dim=(2, 3)), images)
 
 
 @register_backbone("resnet<depth>")

@@ -115,11 +115,10 @@ class ResNet12(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        x = join_tasks(images, self.in_channels) if images.dim() == 5 else images  # [n, T*C, H, W]
+        x = join_tasks(images, self.in_channels)  # [n, T*C, H, W]
         for block in self.blocks:
             x = block(x)
-        features = split_tasks(x.mean(dim=(2, 3)), images.shape[0] if images.dim() == 5 else 1)  # [T, n, F]
-        return features if images.dim() == 5 else features[0]
+        return split_tasks(x.mean(dim=(2, 3)), images)
 
 
 @register_backbone("resnet12")

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 def read_weights(path: Path | str) -> dict[str, Tensor]:
-    """The tensors of a state dict, in its order, from safetensors or from `torch.save`. Nothing in it is executed.
+    """The tensors of a state dict, from `torch.save` in its order, or from safetensors. Nothing in it is executed.
 
     Raises:
         UserError: no such file, or one that holds anything but tensors by name.
@@ -28,8 +28,9 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     path = expanded(path, "--weights")
     try:
         if path.suffix == ".safetensors":
-            return dict(safetensors.torch.load_file(path))
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+            found: Any = safetensors.torch.load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"Expected a file of weights, got no file {path}; check the path") from error
     except OSError as error:
@@ -54,10 +55,16 @@ def take_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str)
     By name, batch norm's counts of batches, which not every file has, may be missing.
 
     Raises:
-        UserError: tensors that are missing, left over or of another shape. `network` is then unchanged.
+        UserError: tensors that are missing, left over or of another shape; or foreign names in a safetensors file,
+            which does not keep the order. `network` is then unchanged.
     """
     own = network.state_dict()
     by_name = bool(weights.keys() & own.keys())
+    if not by_name and source.endswith(".safetensors"):
+        raise UserError(
+            f"Expected the network's names, such as {next(iter(own))}, in {source}, got none; save a state "
+            "dict with these names, or by torch.save in the network's order"
+        )
     if by_name:
         named = {**{name: own[name] for name in own if name.endswith("num_batches_tracked")}, **weights}
     else:

@@ -71,13 +71,12 @@ class WideResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        x = join_tasks(images, self.in_channels) if images.dim() == 5 else images  # [n, T*C, H, W]
+        x = join_tasks(images, self.in_channels)  # [n, T*C, H, W]
         x = self.conv(x)
         for block in self.blocks:
             x = block(x)
         pooled = torch.mean(self.norm(x, relu=True), dim=(2, 3))  # [n, T*F]
-        features = split_tasks(pooled, images.shape[0] if images.dim() == 5 else 1)  # [T, n, F]
-        return features if images.dim() == 5 else features[0]
+        return split_tasks(pooled, images)
 
 
 @register_backbone("wrn-<depth>-<k>")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metakm.errors import UserError, one_line
 from metakm.io.files import atomic_write, expanded
-from metakm.modulation.attachment import is_modulated
+from metakm.modulation.attachment import is_modulated, unwrap
 from metakm.modulation.merging import merge
 
 
@@ -35,6 +35,7 @@ def export_onnx(model: nn.Module, path: Path | str, images: Tensor, metadata: Ma
         raise UserError(f"Expected {' and '.join(missing)} to be installed, got none; pip install 'metakm[onnx]'")
     if images.dim() != 4 or len(images) < 2:
         raise UserError(f"Expected images [n, C, H, W] with n >= 2, got {tuple(images.shape)}; stack two images")
+    model = unwrap(model)
     plain = merge(model) if is_modulated(model) else model
     training = [module for module in plain.modules() if module.training]
     try:

@@ -19,8 +19,6 @@ from metakm.modulation.resident_rows import ResidentRows, current_rows
 
 FEW_PIXELS = 64  # of a task, up to which matrix products beat a grouped convolution with kernels of more than 1x1
 
-_ABSENT = float("-inf")  # the logit of a class that a task does not have
-
 
 class TaskLayer(nn.Module):
     """Any layer, task by task: its rows are computed with `torch.func.functional_call`.
@@ -53,7 +51,7 @@ class TaskLayer(nn.Module):
             functional_call(self.inner, task.tensors(self.layer_name), (images[part], *args), kwargs)
             for task, part in zip(rows.tasks, rows.slices(), strict=True)
         ]
-        return _joined(outputs)
+        return rows.joined(outputs)
 
     def __getattr__(self, name: str) -> Any:
         """What the model's code reads of the layer, such as `out_channels`.
@@ -98,7 +96,7 @@ class TaskLinear(TaskLayer):
             own = task.tensors(self.layer_name)
             weight, bias = (own.get(name, getattr(self.inner, name)) for name in ("weight", "bias"))
             outputs.append(F.linear(images[part], weight, bias))
-        return _joined(outputs)
+        return rows.joined(outputs)
 
 
 class TaskConv2d(TaskLayer):
@@ -165,9 +163,3 @@ def resident_layer(name: str, module: nn.Module, whole: bool) -> TaskLayer:
     held = type(module).__name__ in ("BatchNorm2d", "SyncBatchNorm", "BatchNormAct2d")
     side_by_side = held and isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
     return (TaskBatchNorm if side_by_side else TaskLayer)(name, module)
-
-
-def _joined(outputs: list[Tensor]) -> Tensor:
-    most = max(output.shape[1] for output in outputs)
-    filled = [F.pad(o, [*[0, 0] * (o.dim() - 2), 0, most - o.shape[1]], value=_ABSENT) for o in outputs]
-    return torch.cat(filled if any(o.shape[1] != most for o in outputs) else outputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,7 @@ class ResidentPacks:
     modulators other than the published one, and classifiers of several layers run task by task, layer by layer.
 
     Memory is that of the base, which is shared with `model`, and of the packs' tensors. `model` itself is not changed.
-    For inference only: no gradients, and autocast has no effect. A call may run beside others in other threads, but not
-    beside `add` or `remove`.
+    For inference only: no gradients, and autocast has no effect. Calls in several threads run one after the other.
 
     Args:
         model: the base, plain or modulated, in any mode. Its frozen tensors must not be written to afterwards.
@@ -70,6 +70,7 @@ class ResidentPacks:
         self._templates: dict[str, _Template] = {}
         self._fingerprints: dict[tuple[Any, ...], str] = {}
         self._tasks: dict[str, ResidentTask] = {}
+        self._lock = threading.RLock()  # a call puts tensors into the base's layers for a moment
         for pack in packs:
             self.add(pack)
 
@@ -104,6 +105,11 @@ class ResidentPacks:
         name = pack.task if name is None else name
         if not name or name in self._tasks:
             raise UserError(f"Expected a new name for the task, got {name!r}; pass add(pack, name=...)")
+        with self._lock:
+            self._add(pack, name)
+        return name
+
+    def _add(self, pack: Pack, name: str) -> None:
         template = self._template(pack)
         classifier = pack.modulation["classifier"]
         tensors = self._by_layer(pack, classifier)
@@ -114,7 +120,6 @@ class ResidentPacks:
         places = next((task.places for task in self._tasks.values() if task.places == places), places)  # one for all
         data = data.to(next(self._plain.parameters()).device)
         self._tasks[name] = ResidentTask(data, places, template.modulators, pack.classes, template.kind, common)
-        return name
 
     def remove(self, task: str) -> None:
         """Forget a task.
@@ -122,8 +127,9 @@ class ResidentPacks:
         Raises:
             UserError: an unknown task.
         """
-        self._task(task)
-        del self._tasks[task]
+        with self._lock:
+            self._task(task)
+            del self._tasks[task]
 
     @torch.no_grad()
     def __call__(self, images: Tensor, tasks: str | Sequence[str]) -> Tensor:
@@ -139,6 +145,10 @@ class ResidentPacks:
         names = [tasks] * len(images) if isinstance(tasks, str) else list(tasks)
         if not names or len(names) != len(images):
             raise UserError(f"Expected a task for each of 1 or more images, got {len(names)} for {len(images)}")
+        with self._lock:
+            return self._logits(images, names)
+
+    def _logits(self, images: Tensor, names: list[str]) -> Tensor:
         distinct = sorted(set(names))
         rows = ResidentRows(tuple(self._task(name) for name in distinct), tuple(names.count(name) for name in distinct))
         order = torch.tensor(sorted(range(len(names)), key=names.__getitem__), device=images.device)
@@ -148,7 +158,7 @@ class ResidentPacks:
                 logits: Tensor = self._network(images[order])
         finally:
             current_rows.reset(token)
-        return logits[order.argsort()]
+        return rows.without_absent(logits)[order.argsort()]
 
     def _task(self, name: str) -> ResidentTask:
         if name not in self._tasks:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 MODULATOR = "modulator."
+ABSENT = float("-inf")  # the logit of a class that a task does not have
 ALIGNED = 16  # bytes
 
 
@@ -81,6 +83,22 @@ class ResidentRows:
 
     tasks: tuple[ResidentTask, ...]
     counts: tuple[int, ...]
+    outputs: list[int] = field(default_factory=list)  # of each task's classifier, once it has run, if these differ
+
+    def joined(self, outputs: list[Tensor]) -> Tensor:
+        """Outputs `[n_t, O_t, ...]` of the tasks as `[n, most outputs, ...]`, filled up with minus infinity."""
+        most = max(output.shape[1] for output in outputs)
+        if all(output.shape[1] == most for output in outputs):
+            return torch.cat(outputs)
+        self.outputs[:] = [output.shape[1] for output in outputs]
+        return torch.cat([F.pad(o, [*[0, 0] * (o.dim() - 2), 0, most - o.shape[1]], value=ABSENT) for o in outputs])
+
+    def without_absent(self, logits: Tensor) -> Tensor:
+        """Logits `[n, most classes]`, those of classes that a task lacks minus infinity whatever came after them."""
+        if not self.outputs or logits.shape[1:] != (max(self.outputs),):
+            return logits
+        own = self.by_row(torch.tensor(self.outputs, device=logits.device))  # [n]
+        return logits.masked_fill(torch.arange(logits.shape[1], device=logits.device) >= own[:, None], ABSENT)
 
     @property
     def total(self) -> int:

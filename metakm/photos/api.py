@@ -115,6 +115,8 @@ def as_listing(images: Any, labels: Sequence[Any] | Tensor | None) -> PhotoListi
         given = {name: _as_photos(photos) for name, photos in zip(names, images.values(), strict=True)}
     else:
         photos = _as_photos(images)
+        if isinstance(labels, str | bytes):
+            raise UserError(f"Expected one label per photo, got the text {labels!r}; put labels into a list")
         marks = None if labels is None else [plain_label(label) for label in labels]
         if marks is None or len(marks) != len(photos):
             count = "none" if marks is None else len(marks)

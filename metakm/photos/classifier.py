@@ -19,7 +19,6 @@ from metakm.device import resolve_device
 from metakm.errors import UserError
 from metakm.io.files import expanded
 from metakm.models.pretrained import Preprocessing, Pretrained, replace_classifier
-from metakm.modulation.attachment import is_modulated
 from metakm.modulation.base_pack import load_base
 from metakm.modulation.merging import merge
 from metakm.modulation.pack import swap
@@ -54,7 +53,7 @@ class PhotoClassifier:
         self.classes_ = np.array(pack.classes)
         self.temperature = float(pack.photos["temperature"])
         self.threshold = float(pack.photos["threshold"])
-        self.network = merge(network) if is_modulated(network) else network
+        self.network = merge(network)
         self.report_: FitReport | None = None
 
     def predict(self, photos: Any, threshold: float | None = None) -> npt.NDArray[np.str_]:
@@ -137,7 +136,7 @@ def load_classifier(
             f"Expected version {HEADER_VERSION} of what metakm fit writes, got {header.get('version')!r:.20} in "
             f"{path}; read it with the metakm that wrote it ({header.get('versions', {}).get('metakm', 'unknown')})"
         )
-    name = os.fspath(base) if base else str(header["base"])
+    name = str(header["base"]) if base is None else os.fspath(base)
     if base is None and ".py:" in name:
         raise UserError(f"Expected base (--base) for a pack whose base is in a Python file, got none; give {name}")
     if base is None and is_local(name) and not expanded(name, "the base").exists():

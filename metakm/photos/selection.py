@@ -80,7 +80,7 @@ def comparison(found: Mapping[MethodName, HeldOut], best: HeldOut) -> list[str]:
     """A line for each method, with its distance to the one taken and the standard error of that, in points."""
     lines = []
     for method, each in sorted(found.items(), key=lambda item: item[1].nll):
-        line = f"{method:<5} {100 * each.accuracy:5.1f} % right, negative log-likelihood {each.nll:.3f}"
+        line = f"{method:<8} {100 * each.accuracy:5.1f} % right, negative log-likelihood {each.nll:.3f}"
         if each is best:
             lines.append(f"{line} (taken)")
             continue

@@ -18,6 +18,7 @@ from metakm.learning.learner import Learner
 from metakm.report.gallery import EpisodePictures, Inspection
 from metakm.report.modulated_kernels import LayerKernels, Weights
 from metakm.run.build import build_learner, make_sampler, with_data_here
+from metakm.run.earlier_run import warm_start
 from metakm.run.loading import load_run
 from metakm.strategies import Strategy
 from metakm.table.cells import Cell
@@ -73,6 +74,7 @@ def inspect_run(run: RecordedRun, episodes: int, data_root: Path | None = None) 
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.get_default_dtype()
     ready = batch.to(torch.device("cpu"), dtype)
     untrained = build_learner(config, sampler.dataset.image_shape, trained.learner.train_classes)
+    warm_start(untrained, config, {})
     start = _kernels(untrained.eval(), ready[0])
     learned = _kernels(trained.learner, ready[0])
     with _record_kernels(trained.strategy) as used:

@@ -20,7 +20,7 @@ Weights = npt.NDArray[np.floating[Any]]
 class LayerKernels:
     """The kernels of one convolution at five moments, each `[O, C, kh, kw]`, the last `[E, O, C, kh, kw]`.
 
-    start, start_used: the random W that meta-training starts from, and what the network convolves with there (W~).
+    start, start_used: the W that meta-training starts from, and what the network convolves with there (W~).
     learned, learned_used: the same after meta-training, before adaptation.
     adapted: what the network convolves with after adaptation to each of E episodes.
 

@@ -73,8 +73,7 @@ def sampler_of(dataset: FewShotDataset, config: RunConfig, split: str) -> Episod
         return VaryingEpisodes(dataset, numbers, config.queries, config.seed, config.augment)
     if split == "train":
         return EpisodeSampler(dataset, config.ways, config.shots, config.queries, config.seed, config.augment)
-    queries = config.test_queries or config.queries
-    return EpisodeSampler(dataset, config.ways, config.shots, queries, EVALUATION_SEED)
+    return EpisodeSampler(dataset, config.ways, config.shots, config.queries_of(split), EVALUATION_SEED)
 
 
 def with_data_here(config: RunConfig, data_root: Path | None = None) -> RunConfig:

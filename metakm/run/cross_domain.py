@@ -22,6 +22,8 @@ from metakm.strategies.registry import strategies_of_any_ways
 OUT = Path("results/cross-domain")
 _TEST = {"n_tasks": "eval_tasks", "test_queries": "test_queries", "test_inner_steps": "test_inner_steps"}
 """Columns of a row that say how it was tested, and the fields of a config that they are from."""
+_DATA = ("image_size", "split", "split_seed")
+"""Fields of a config that belong to its dataset."""
 
 
 def require_ways(run: TrainedRun, ways: int | None) -> None:
@@ -87,6 +89,9 @@ class CrossDomainRow:
         object.__setattr__(self, "_own", own)
         there = RunFolder(self.path).read_row()
         test = {name: getattr(self.config, field) for name, field in _TEST.items()}
+        test["test_queries"] = self.config.queries_of("test")
+        if there is not None:
+            there["test_queries"] = there["test_queries"] or there["queries"]
         if there is not None and any(there[name] != value for name, value in test.items()):
             listed = " and ".join(", ".join(f"{name} {values[name]}" for name in _TEST) for values in (there, test))
             raise UserError(f"Expected a test like that in {self.path}, got another ({listed}); choose another --out")
@@ -111,7 +116,7 @@ class CrossDomainRow:
     def _columns(self) -> dict[str, Any]:
         """Those that neither the training nor the test has as they are; changes are those of the run's own preset."""
         own = self.run.config
-        setting = {name: getattr(own, name) for name in ("dataset", "ways", "shots", "image_size")}
+        setting = {name: getattr(own, name) for name in ("dataset", "ways", "shots", *_DATA)}
         return {
             "run_id": f"{self._own['run_id']}-on-{self.path.name}",
             "changes": json.dumps(changes_from_preset(dataclasses.replace(self.config, **setting))),

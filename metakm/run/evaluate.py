@@ -59,7 +59,8 @@ class RunEvaluation:
             raise unknown_name("adapt", adapt, get_args(Adapted))
         self.run, self.adapt = run, adapt
         tasks = run.config.val_tasks if split == "val" else run.config.eval_tasks
-        moved = {"data_root": None, "image_size": 0, "split": None, "split_seed": 0} if "dataset" in changes else {}
+        other = changes.get("dataset", run.config.dataset) != run.config.dataset
+        moved = {"data_root": None, "image_size": 0, "split": None, "split_seed": 0} if other else {}
         self.config = dataclasses.replace(
             with_data_here(run.config), **{"log_dir": None, "eval_tasks": tasks, **moved, **changes}
         )
@@ -220,7 +221,8 @@ def _report(prepared: RunEvaluation, log: EventLog, tested: Evaluation, folder: 
 
 def _same_tasks(row: dict[str, Any], config: RunConfig) -> bool:
     """Whether a row is of tasks of the same kind."""
-    return all(row[name] == getattr(config, name) for name in ("dataset", "ways", "shots", "test_queries"))
+    same = all(row[name] == getattr(config, name) for name in ("dataset", "ways", "shots"))
+    return same and (row["test_queries"] or row["queries"]) == config.queries_of("test")
 
 
 def _beside(found: dict[str, Any], row: dict[str, Any] | None) -> str:

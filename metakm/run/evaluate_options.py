@@ -46,7 +46,7 @@ class EvaluateOptions:
     out: Path | None = None
     """Folder for the row of a meta-test on another dataset: <out>/<run id>/<setting>/; an earlier one is replaced. Without it: results/cross-domain."""  # noqa: E501
     data_root: Path | None = None
-    """Folder with the data. Without it: the run's own, else as in training."""
+    """Folder with the data. Without it: the run's own for its own dataset, else METAKM_DATA or the user's cache."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:<n>. auto is the first GPU if there is one, else the CPU."""
     eval_tasks: int | None = None

@@ -112,8 +112,7 @@ def _sampler(config: RunConfig, split: str, part: SplitData) -> SplitSampler:
         raise UserError("Expected a FewShotDataset for ranges of ways or shots, got a sampler; leave the ranges out")
     if config.augment:
         raise UserError("Expected a FewShotDataset to augment, got a sampler of episodes; leave augment out")
-    queries = config.queries if split == "train" else config.test_queries or config.queries
-    return DrawnEpisodes(part, config.ways, config.shots, queries, split)
+    return DrawnEpisodes(part, config.ways, config.shots, config.queries_of(split), split)
 
 
 @dataclass(frozen=True)
@@ -164,12 +163,12 @@ class DrawnEpisodes:
         return self.source.batch(index=index, tasks=tasks)
 
     def hash(self, index: int, tasks: int) -> str:
-        """Identify these episodes by 16 hex digits over their images and labels; draws each of them once."""
+        """Identify these episodes by 16 hex digits over images and labels; draws them, once for equal arguments."""
         if (index, tasks) not in self._hashes:
             digest = hashlib.sha256()
             for number in range(index, index + tasks):
                 drawn = self.source.batch(index=number, tasks=1)
                 for tensor in (drawn.support_images, drawn.support_labels, drawn.query_images, drawn.query_labels):
-                    digest.update(tensor.contiguous().numpy().tobytes())
+                    digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
             self._hashes[index, tasks] = digest.hexdigest()[:16]
         return self._hashes[index, tasks]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from metakm.cli.signals import StopRequest
 from metakm.config import RunConfig
+from metakm.errors import UserError
 from metakm.run.callbacks import Callback
 from metakm.run.loading import TrainedRun, load_run
 from metakm.run.own_data import OwnData, with_own_data
@@ -28,6 +29,8 @@ def train(config: RunConfig, *, dataset: str | OwnData | None = None, callbacks:
         TooLittleMemoryError: a single task does not fit into memory.
         KeyboardInterrupt: Ctrl-C; `dataclasses.replace(config, resume=True)` goes on.
     """
+    if config.dry_run:
+        raise UserError("Expected dry_run=False to train, got True; python -m metakm.run --dry-run shows the estimate")
     config, samplers = with_own_data(config, dataset)
     with StopRequest() as stop:
         run = Run(config, stop, callbacks=callbacks, samplers=samplers)

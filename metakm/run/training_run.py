@@ -12,8 +12,8 @@ from metakm.cli.signals import Stoppable, stop_on_request
 from metakm.config.execution import how_to_resume
 from metakm.config.settings import RunSettings
 from metakm.distributed.processes import ALONE, Processes
+from metakm.learning.divergence import DivergedError
 from metakm.learning.memory import TooLittleMemoryError
-from metakm.learning.outer_loop import DivergedError
 from metakm.run import provenance
 from metakm.run.callbacks import CallbackList, EndEvent
 from metakm.run.checkpoint import load_checkpoint, restoring, save_checkpoint

@@ -18,7 +18,6 @@ from metakm.search.options import PROG, SearchOptions, fields_given, search_comm
 from metakm.search.space import Choices, Space, check_space, read_space, split_for
 from metakm.strategies.base import Strategy
 from metakm.strategies.class_training import ClassTraining
-from metakm.strategies.registry import strategy_class
 
 FOLLOWS = {"km-proto": "km"}  # a strategy that takes the values of another one's winner
 _SHARED = ("dataset", "ways", "shots", "image_size", "seed", "iterations", "val_tasks", "val_every")
@@ -90,7 +89,6 @@ def make_plan(options: SearchOptions, rest: Sequence[str]) -> SearchPlan:
     searched = [algo for algo in algos if FOLLOWS.get(algo) not in algos]
     searches = []
     for algo in searched:
-        strategy_class(algo)
         own, dropped = split_for(algo, space, fields_given(rest))
         if not own:
             raise _nothing_to_vary(algo)

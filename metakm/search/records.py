@@ -28,11 +28,6 @@ class Record(NamedTuple):
     seconds: float | None
     params: dict[str, Any]
 
-    @property
-    def rank(self) -> tuple[float, int]:
-        """Larger is better; among equals, the earlier trial."""
-        return (-1.0 if self.accuracy is None else self.accuracy, -self.number)
-
 
 def read_records(studies: Studies) -> list[Record]:
     """The trials of all strategies in the storage."""
@@ -41,9 +36,9 @@ def read_records(studies: Studies) -> list[Record]:
 
 
 def winner(records: list[Record]) -> Record | None:
-    """The best trial, if one was measured."""
-    done = [record for record in records if record.accuracy is not None]
-    return max(done, key=lambda record: record.rank, default=None)
+    """The best trial, if one was measured; among equals, the earliest."""
+    done = [(record.accuracy, -record.number, record) for record in records if record.accuracy is not None]
+    return max(done, default=(None,))[-1]
 
 
 def write_csv(out: Path, records: list[Record]) -> None:

@@ -17,8 +17,9 @@ from metakm.config import RunConfig
 from metakm.device import resolve_device
 from metakm.errors import UserError
 from metakm.io.files import write_text
+from metakm.learning.divergence import DivergedError
 from metakm.learning.memory import TooLittleMemoryError
-from metakm.learning.outer_loop import DivergedError, OuterLoop
+from metakm.learning.outer_loop import OuterLoop
 from metakm.run.build import build_learner, make_sampler, require_fitting
 from metakm.run.checkpoint import load_checkpoint, restoring, save_checkpoint
 from metakm.run.earlier_run import warm_start

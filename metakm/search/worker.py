@@ -7,6 +7,7 @@ import dataclasses
 from metakm.cli.progress import log_line
 from metakm.cli.signals import Stoppable
 from metakm.errors import UserError
+from metakm.run.columns import figures
 from metakm.search.page import write_page
 from metakm.search.plan import SearchPlan, StrategySearch, build_trial
 from metakm.search.records import read_records, winner, write_csv
@@ -77,7 +78,7 @@ class Worker:
         said = f"{outcome.state}: {outcome.note}" if outcome.note else outcome.state
         if outcome.state == "done":
             steps = outcome.best_steps
-            said = f"{100 * outcome.accuracies[steps].mean():.2f} % with {steps} inner steps"
+            said = f"{figures(search.algo, outcome.accuracies[steps].mean())} with {steps} inner steps"
         log_line(f"{search.algo}, trial {claimed.number} of 0 to {self.plan.options.trials - 1}: {said}")
 
     def _result(self) -> str:
@@ -87,7 +88,9 @@ class Worker:
             own = [record for record in records if record.algo == search.algo]
             open_ones = sum(record.state == "running" for record in own)
             best = winner(own)
-            won = f"best {100 * best.rank[0]:.2f} %, trial {best.number}" if best else "none was measured"
+            won = "none was measured"
+            if best is not None and best.accuracy is not None:
+                won = f"best {figures(search.algo, best.accuracy)}, trial {best.number}"
             hands = f"; {open_ones} in other hands" if open_ones else ""
             lines.append(f"{search.algo}: {len(own)} trials, {won}{hands}")
         return "\n".join([*lines, f"Summary: {self.studies.out / 'README.md'}"])

@@ -40,8 +40,8 @@ class Prototypical(Strategy):
     any_ways: ClassVar[bool] = True
     supports_cuda_graph: ClassVar[bool] = False  # `prototypes` counts the classes
 
-    scaled_distance: bool = True
-    """s = min(1, 8/F); False: s = 1, as published and as in runs made before there was a scale."""
+    scaled_distance: bool
+    """s = min(1, 8/F); False: s = 1, as published."""
 
     def distance_scale(self, features: int) -> float:
         """The factor s on squared distances between vectors of this many features."""
@@ -74,8 +74,10 @@ class ProtoNet(Prototypical):
         ways: int,
         distance: Literal["euclidean", "cosine"] = "euclidean",
         scale: float = 10.0,
+        scaled_distance: bool = False,
     ) -> None:
         super().__init__()
+        self.scaled_distance = scaled_distance
         del ways  # the labels of a support set determine the number of prototypes
         self.backbone, self.cosine, self.scale = backbone, distance == "cosine", scale
         self.adapted = nn.Module()

@@ -15,8 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from metakm.modulation.modulators import Activation, Initialisation, Start
 from metakm.options import NormOptions, PrototypeOptions, RateOptions
 from metakm.strategies.anil import ANIL
 from metakm.strategies.base import InnerLoop
@@ -66,6 +67,10 @@ class PrototypeHead(Prototypical):
 class ProtoMAML(PrototypeHead, MAML):
     """Proto-MAML (Triantafillou et al. 2020): MAML with a head that starts from prototypes."""
 
+    def __init__(self, backbone: nn.Module, ways: int, implicit: bool = False, scaled_distance: bool = False) -> None:
+        super().__init__(backbone, ways, implicit)
+        self.scaled_distance = scaled_distance
+
     def features(self, encoded: Tensor) -> Tensor:
         """See `PrototypeHead`."""
         features: Tensor = self.network.backbone(encoded)
@@ -76,6 +81,10 @@ class ProtoMAML(PrototypeHead, MAML):
 class ProtoANIL(PrototypeHead, ANIL):
     """ANIL with a head that starts from prototypes."""
 
+    def __init__(self, backbone: nn.Module, ways: int, scaled_distance: bool = False) -> None:
+        super().__init__(backbone, ways)
+        self.scaled_distance = scaled_distance
+
     def features(self, encoded: Tensor) -> Tensor:
         """See `PrototypeHead`."""
         return encoded
@@ -84,6 +93,20 @@ class ProtoANIL(PrototypeHead, ANIL):
 @register_strategy("km-proto", options=ProtoKMOptions)
 class ProtoKM(PrototypeHead, KM):
     """KM with a head that starts from prototypes of the features under the initial modulators."""
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        ways: int,
+        implicit: bool = False,
+        depth: int = 2,
+        activation: Activation = "tanh",
+        init: Initialisation = "identity",
+        start: Start = "paper",
+        scaled_distance: bool = False,
+    ) -> None:
+        super().__init__(backbone, ways, implicit, depth, activation, init, start)
+        self.scaled_distance = scaled_distance
 
     def features(self, encoded: Tensor) -> Tensor:
         """See `PrototypeHead`."""

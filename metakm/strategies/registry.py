@@ -10,7 +10,7 @@ from torch import nn
 
 from metakm.errors import UserError
 from metakm.models.conversion import require_uncompiled
-from metakm.options import SHARED, Options, from_keywords, option_types
+from metakm.options import OF_THE_LEARNER, Options, from_keywords, option_types
 from metakm.registry import Registry, describe_error, full_name
 from metakm.strategies.base import Strategy
 from metakm.strategies.independence import require_independent_tasks
@@ -34,8 +34,8 @@ def register_strategy(name: str, options: type[Options] | None = None) -> Callab
             None.
 
     Raises:
-        UserError: the name is taken by another class, the class is not a `Strategy`, or an option of its own is no
-            keyword of its constructor.
+        UserError: the name is taken by another class, the class is not a `Strategy`, or an option is no keyword of its
+            constructor, unless the learner acts on it.
     """
 
     def register(cls: _S) -> _S:
@@ -46,7 +46,7 @@ def register_strategy(name: str, options: type[Options] | None = None) -> Callab
                 raise UserError(f"Expected {full_name(cls)} without {old!r}, which is now {new}, got it; change that")
         if options is not None:
             cls.options = options
-        for option in {*option_types(cls.options)} - {*SHARED}:
+        for option in {*option_types(cls.options)} - OF_THE_LEARNER:
             if option not in inspect.signature(cls).parameters:
                 raise UserError(f"Expected {full_name(cls)}.__init__ to take its option {option!r}, got none; add it")
         strategies.add(name, cls)

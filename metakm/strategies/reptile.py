@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from metakm.errors import UserError
 from metakm.options import Options
 from metakm.strategies.base import EpisodeBatch, InnerLoop, require_ways, with_gradients
 from metakm.strategies.parameter_subset import DirectStrategy
@@ -33,6 +34,8 @@ class Reptile(DirectStrategy):
 
     def outer_loss(self, inner: InnerLoop, episodes: EpisodeBatch) -> tuple[Tensor, Tensor]:
         """The query loss after adaptation as a value, (phi - mean_t phi~_t) / alpha as its gradient."""
+        if any(isinstance(rate, Tensor) and rate.dim() for rate in inner.rates):
+            raise UserError("Expected inner rates that are the same in every step for Reptile, got one for each step")
         adapted = inner.descend(*minibatches(episodes), graph=False)  # phi~: [T, ...]
         with torch.no_grad():
             logits = self.query_logits(adapted, episodes.support_images, episodes.query_images)

@@ -32,7 +32,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     options, rest = parse_sweep(sys.argv[1:] if arguments is None else list(arguments))
     configs = expand(options, rest)
     if options.status:
-        print(status_text([inspect(config) for config in configs], options.jobs or 1))  # noqa: T201
+        print(status_text([inspect(config) for config in configs], options.jobs))  # noqa: T201
         return 0
     pool = Pool(options, _log_folder(configs[0].out))
     plan = make_plan(configs)

@@ -8,13 +8,14 @@ import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from metakm.cli.signals import StopRequest
 from metakm.config import RunConfig
 from metakm.errors import UserError
 from metakm.io.lock import InUseError
 from metakm.learning.malloc import keep_freed_memory
+from metakm.registry import load_plugin
 from metakm.run.runner import Run
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ class RunJob:
     stop: Path
     on_cluster: bool = False  # keep CUDA_VISIBLE_DEVICES as it is where the job runs: a cluster assigns GPUs by it
     visible_devices: str | None = None  # else that of the sweep, which submitit's local executor replaces
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As values: another process has the class of a plugin's options only once it has run the plugin."""
+        return _received, (self.config.to_json(), self.stop, self.on_cluster, self.visible_devices)
 
     def __call__(self) -> JobOutcome:
         """Never raises: a debugger would open in submitit's debug executor."""
@@ -67,6 +72,12 @@ class RunJob:
         from submitit.helpers import DelayedSubmission  # of an extra, as below
 
         return DelayedSubmission(self)
+
+
+def _received(config: dict[str, Any], *rest: Any) -> RunJob:
+    for plugin in config["plugin"]:
+        load_plugin(plugin)
+    return RunJob(RunConfig.from_json(config), *rest)
 
 
 def result_of(job: submitit.Job[JobOutcome]) -> JobOutcome | None:

@@ -10,13 +10,12 @@ from metakm.config import RunConfig
 from metakm.data.splits import SPLITS
 from metakm.errors import UserError
 from metakm.io.lock import holder
-from metakm.registry import load_plugin
 from metakm.run.build import load_splits
 from metakm.run.checkpoint import config_changes, load_checkpoint
+from metakm.run.columns import figures
 from metakm.run.command_line import parse
 from metakm.run.folder import RunFolder
 from metakm.run.loading import read_config
-from metakm.strategies.registry import strategy_class
 from metakm.sweep.options import SweepOptions
 
 RunState = Literal["done", "in use", "to resume", "to do", "blocked"]
@@ -54,10 +53,6 @@ def expand(options: SweepOptions, rest: Sequence[str]) -> list[RunConfig]:
             for algo in dict.fromkeys(options.algo):
                 own = ["--algo", algo, "--dataset", dataset, *ways, "--shots", str(shots), "--resume"]
                 first_seed.append(parse([*own, *rest], prog="python -m metakm.sweep"))
-    for plugin in first_seed[0].plugin:
-        load_plugin(plugin)
-    for algo in options.algo:
-        strategy_class(algo)
     return [dataclasses.replace(config, seed=seed) for seed in range(options.seeds) for config in first_seed]
 
 
@@ -70,7 +65,7 @@ def inspect(config: RunConfig) -> Planned:
     if row is not None and row["run_id"] != config.run_id and not _same_but_older(folder, config):
         return Planned(config, "blocked", f"{folder.path} has another run, {row.get('run_id')}; choose another --out")
     if row is not None and row["status"] == "done":
-        return Planned(config, "done", f"{100 * row['accuracy']:.2f} +- {100 * row['ci95']:.2f} %", config.iterations)
+        return Planned(config, "done", figures(config.algo, row["accuracy"], row["ci95"]), config.iterations)
     if folder.irreplaceable:
         return Planned(config, "blocked", f"{folder.unresumable}, and is not done; choose another --out")
     if not folder.checkpoint.exists():

@@ -38,11 +38,15 @@ def pace(config: RunConfig) -> Pace | None:
         return None
 
 
-def status_text(plan: Sequence[Planned], at_a_time: int = 1) -> str:
+def status_text(plan: Sequence[Planned], jobs: int | None = None) -> str:
     """A line for each unfinished run, and one for all: how many are done, the time left, and when that ends.
 
     The time is estimated from the run itself, or from other seeds. It does not include meta-tests.
+
+    Args:
+        jobs: how many run at a time; None for as many as are running now.
     """
+    jobs = jobs or max(1, sum(planned.state == "in use" for planned in plan))
     paces = {p.config: pace(p.config) for p in plan if p.state != "blocked"}  # a blocked folder holds another run
     done = sum(planned.state == "done" for planned in plan)
     lines, left, untimed = [], 0.0, 0
@@ -54,7 +58,7 @@ def status_text(plan: Sequence[Planned], at_a_time: int = 1) -> str:
         word = "not timed yet" if remaining is None else f"{duration(remaining)} left"
         text = f"iteration {own.iterations} of {planned.config.iterations}, {word}  {planned.note}"
         lines.append(f"{planned.state:<10} {planned.config.run_id}  {text}".rstrip())
-    lines.append(f"{done} of {len(plan)} done" + _format_eta(left / at_a_time, untimed, finished=done == len(plan)))
+    lines.append(f"{done} of {len(plan)} done" + _format_eta(left / jobs, untimed, finished=done == len(plan)))
     return "\n".join(lines)
 
 

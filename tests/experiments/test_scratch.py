@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from metakm.experiments import scratch
 from metakm.experiments.row import ExperimentRow, lines_of, read_experiments
 from metakm.experiments.training import Training
+from metakm.learning.divergence import DivergedError
 
 pytestmark = pytest.mark.float32
 
@@ -304,3 +306,41 @@ def test_a_config_from_before_these_fields_is_the_same_line(small, tmp_path):
     lines, left_out = lines_of(read_experiments(tmp_path / "out")[0])
     assert [len(line.rows) for line in lines] == [2]
     assert left_out == []
+
+
+class Dropping(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3 * 32 * 32, 10))
+
+
+def small_training(data_root, model):
+    run = scratch.method_config(dataclasses.replace(scratch.PRESETS["paper"], batch=4), "scratch", "sn")
+    return Training(model, scratch.load_cifar10(32, [data_root]), run, torch.device("cpu"))
+
+
+def test_dropout_is_that_of_the_seed_and_the_iteration(data_root):
+    torch.manual_seed(0)
+    first = small_training(data_root, Dropping())
+    torch.manual_seed(0)
+    second = small_training(data_root, Dropping())
+    torch.rand(7)
+    assert [first.step() for _ in range(3)] == [second.step() for _ in range(3)]
+
+
+class Overflowing(torch.autograd.Function):
+    @staticmethod
+    def forward(_, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(_, gradient):
+        return gradient / 0
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(data_root):
+    training = small_training(data_root, Dropping())
+    training.model.register_forward_hook(lambda _module, _inputs, logits: Overflowing.apply(logits))
+    before = [p.clone() for p in training.parameters]
+    with pytest.raises(DivergedError, match="or its gradient is not finite at iteration 0"):
+        training.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, training.parameters, strict=True))

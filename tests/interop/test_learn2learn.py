@@ -346,3 +346,12 @@ def test_a_convolution_under_two_names_is_modulated_once_and_used_twice(interop)
     clone(x).square().sum().backward()
     assert isinstance(network.first.weight, torch.nn.Parameter)
     assert network.first.weight.grad.abs().sum() > 0
+
+
+def test_a_later_task_of_another_form_is_named(interop):
+    labels = [torch.tensor(each) for each in ([0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1, 2, 2])]
+    drawn = iter((torch.zeros(len(each), 1, 2, 2), each) for each in labels)
+    taskset = SimpleNamespace(num_tasks=-1, sample_task_description=lambda: None, get_task=lambda _: next(drawn))
+    sampler = interop.TasksetSampler(taskset, shots=1, queries=1)
+    with pytest.raises(metakm.UserError, match=r"as the first, got \(6, 1, 2, 2\)"):
+        sampler.batch(index=0, tasks=1)

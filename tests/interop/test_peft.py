@@ -260,3 +260,15 @@ def test_without_peft_the_extra_is_named():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert "ImportError: Expected peft 0.21 or newer" in done.stderr
     assert "pip install 'metakm[peft]'" in done.stderr
+
+
+def test_what_is_saved_while_merged_is_the_adapter(tmp_path):
+    model, x = trained(adapted()), images()
+    expected = model(x)
+    model.merge_adapter()
+    model.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    again = peft.PeftModel.from_pretrained(Mixed(), tmp_path).eval()
+    torch.testing.assert_close(again(x), expected, rtol=1e-12, atol=1e-12)
+    model.unmerge_adapter()
+    assert torch.equal(model(x), expected)

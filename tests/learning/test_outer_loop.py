@@ -10,10 +10,11 @@ from small import learned_parameters, small_strategy, strategies_with
 import metakm
 from metakm.distributed.processes import Processes
 from metakm.learning.cuda_graphs import CudaGraphs
+from metakm.learning.divergence import DivergedError
 from metakm.learning.evaluation import accuracies
 from metakm.learning.inner_loop import evaluate_episodes
 from metakm.learning.memory import TooLittleMemoryError, automatic_chunk, device_memory, sharing, task_bytes
-from metakm.learning.outer_loop import DivergedError, OuterLoop
+from metakm.learning.outer_loop import OuterLoop
 from metakm.models.resnet12 import ResNet12
 from metakm.presets import preset_config
 
@@ -204,7 +205,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_episode()
 
 def test_a_gradient_that_overflows_only_in_sum_blames_all_episodes(monkeypatch):
     answers = iter([False, True, True, True, True])  # the meta-batch, then each episode on its own
-    monkeypatch.setattr(OuterLoop, "_finite", lambda *_: next(answers))
+    monkeypatch.setattr("metakm.learning.outer_loop.is_finite", lambda *_: next(answers))
     with pytest.raises(DivergedError, match="episode 0 to 3 together; try"):
         loop().step()
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import metakm
+from metakm.errors import UserError
 from metakm.models.build import make_backbone
 from metakm.models.layers import BatchNorm2d, Conv2d, Linear, join_tasks, split_tasks
 from metakm.models.resnet import PLAIN, CifarResNet
@@ -107,9 +108,17 @@ def test_linear_with_a_weight_a_task(bias):
         torch.testing.assert_close(out[t], own)
 
 
+@pytest.mark.parametrize("name", ["conv4-4-stride", "resnet8", "resnet12", "wrn-10-1"])
+def test_images_of_other_channels_are_no_further_tasks(name):
+    backbone = make_backbone(name, (1, 28, 28))
+    for shape in ((2, 3, 28, 28), (1, 2, 3, 28, 28)):
+        with pytest.raises(UserError, match="Expected images of 1 channels, got 3"):
+            backbone(torch.rand(shape))
+
+
 def test_join_and_split_are_inverse():
     images = torch.rand(2, 3, 4, 1, 1)
-    assert torch.equal(split_tasks(join_tasks(images, 4).flatten(1), 2), images.flatten(2))
+    assert torch.equal(split_tasks(join_tasks(images, 4).flatten(1), images), images.flatten(2))
 
 
 def test_running_statistics_are_means_over_tasks_and_are_used_in_evaluation_only():

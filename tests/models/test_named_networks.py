@@ -6,6 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import metakm
@@ -262,3 +263,22 @@ def test_run_ids_without_weights_are_as_before_there_were_any():
     assert "weights" not in config.identity()
     assert config.replaced(weights="w.pt").run_id != config.run_id
     assert RunConfig.from_json(config.replaced(weights="w.pt").to_json()).weights == "w.pt"
+
+
+def test_images_of_a_network_that_carries_tasks_are_normalised_as_it_says(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text("import metakm\n\nclass Own(metakm.Conv4):\n    mean, std = [0.5], [0.25]\n")
+    path.write_text(path.read_text() + "    def __init__(self):\n        super().__init__(1, 4)\n")
+    backbone = make_backbone(f"{path}:Own", (1, 28, 28), "frozen")
+    images = torch.rand(2, 3, 1, 28, 28)
+    torch.testing.assert_close(backbone(images), backbone.network((images - 0.5) / 0.25))
+    assert metakm.make_strategy("anil", backbone, 3).adapted.weight.shape == (3, backbone.network.out_features)
+
+
+def test_foreign_names_in_a_file_that_keeps_no_order_are_refused(file, tmp_path):
+    state = build_from_file(file, "Small").state_dict()
+    save_file({f"module.{name}": tensor for name, tensor in state.items()}, tmp_path / "own.safetensors")
+    make_backbone(f"{file}:Small", (1, 8, 8), weights=str(tmp_path / "own.safetensors"))
+    save_file({f"x{name}": tensor for name, tensor in state.items()}, tmp_path / "foreign.safetensors")
+    with pytest.raises(metakm.UserError, match=r"Expected the network's names, such as conv\.weight, in .*, got none"):
+        make_backbone(f"{file}:Small", (1, 8, 8), weights=str(tmp_path / "foreign.safetensors"))

@@ -1,6 +1,7 @@
 """A batch of several tasks in one pass equals a loop of swaps."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -143,6 +144,7 @@ def with_head(base, head):
     [
         (Mixed, "fc", 16, (nn.Linear(12, 2), nn.Linear(12, 5))),
         (torchvision.models.squeezenet1_1, "classifier", 32, (nn.Conv2d(512, 2, 1), nn.Conv2d(512, 5, 1))),
+        (torchvision.models.squeezenet1_1, "classifier.1", 32, (nn.Conv2d(512, 2, 1), nn.Conv2d(512, 5, 1))),
     ],
 )
 def test_tasks_with_different_numbers_of_classes_have_no_logits_beyond_theirs(builder, classifier, size, heads):
@@ -267,3 +269,16 @@ def test_autocast_has_no_effect():
     expected = resident(x, ["task0", "task1"])
     with torch.autocast("cpu"):
         assert torch.equal(resident(x, ["task0", "task1"]), expected)
+
+
+def test_calls_in_several_threads_equal_calls_one_after_the_other():
+    model = modulate(Mixed(), classifier="fc")
+    tasks = packs(model, 3)
+    resident, x = ResidentPacks(model, tasks), torch.randn(2, 3, 16, 16)
+    names = [each.task for each in tasks]
+    expected = {name: resident(x, name) for name in names}
+    before = state(resident._network)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda name: (name, resident(x, name)), names * 40))
+    assert all(torch.equal(logits, expected[name]) for name, logits in found)
+    assert_bit_equal(state(resident._network), before)

@@ -288,6 +288,8 @@ def test_a_pack_of_another_base_version_or_kind_is_refused(shop, base, tmp_path,
         match=r"Expected base \(--base\) for a pack whose base is in a Python file, got none; give net.py:Small",
     ):
         metakm.load_classifier(path)
+    with pytest.raises(UserError, match="Expected"):
+        metakm.load_classifier(path, base="")  # which is no leave to run the file
     for key, value, message in (
         ("version", 2, "Expected version 1 of what metakm fit writes, got 2"),
         ("method", "new", "Expected a pack of a method that is known, got 'new'"),

@@ -139,7 +139,10 @@ def test_a_run_on_a_divided_folder_is_tested_on_other_data(tmp_path, data):
     flags = [*SMALL.split(), "--dataset", "folder", "--split", "3/3/3", "--image-size", "28", "--out", str(tmp_path)]
     assert main([*flags, "--data-root", str(tmp_path / "photos")]) == 0
     other = ("--dataset", "flowers", "--image-size", "28", "--data-root", str(data))
-    assert evaluate(tmp_path / "folder-3w1s" / "km" / "seed0", tmp_path / "out", *other) == 0
+    run = tmp_path / "folder-3w1s" / "km" / "seed0"
+    assert evaluate(run, tmp_path / "out", *other) == 0
+    (row,) = (RunFolder(path.parent).read_row() for path in (tmp_path / "out").rglob("result.csv"))
+    assert row["changes"] == RunFolder(run).read_row()["changes"], "it belongs to the run's row in a table"
 
 
 def test_other_ways_on_the_runs_own_data_write_nothing(runs, tmp_path, monkeypatch, capsys):

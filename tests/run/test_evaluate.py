@@ -20,6 +20,7 @@ from metakm.config import RunConfig
 from metakm.data import Episodes
 from metakm.registry import isolated
 from metakm.run.__main__ import main
+from metakm.run.evaluate import RunEvaluation
 from metakm.run.evaluate import main as evaluate_main
 from metakm.run.folder import RunFolder
 from metakm.run.weights import read_weights, weights_file
@@ -274,10 +275,14 @@ def test_several_datasets_are_for_training_alone(run, capsys):
 
 def test_the_runs_own_data_folder_is_used_while_it_is_there(run, tmp_path, capsys):
     settings = json.loads((run / "config.json").read_text())
+    queries = str(settings["test_queries"] or settings["queries"])
     for root in (tmp_path, tmp_path / "gone"):
         (run / "config.json").write_text(json.dumps({**settings, "data_root": str(root)}))
-        assert evaluate(run) == 0
-        assert "equal to its row" in capsys.readouterr().out
+        named = RunEvaluation(metakm.load_run(run), "test", {"dataset": "glyphs"})
+        assert named.config.data_root == (root if root.exists() else None)
+        for flags in ((), ("--dataset", "glyphs"), ("--test-queries", queries)):
+            assert evaluate(run, *flags) == 0
+            assert "equal to its row" in capsys.readouterr().out
 
 
 def test_too_little_memory_is_code_1(run, monkeypatch, capsys):

@@ -11,7 +11,7 @@ from runs import numbers, small_config
 
 import metakm
 from metakm.cli.signals import StopRequest
-from metakm.learning.outer_loop import DivergedError, OuterLoop
+from metakm.learning.divergence import DivergedError
 from metakm.presets import preset_config
 from metakm.run.checkpoint import load_checkpoint
 from metakm.run.runner import Run
@@ -64,7 +64,7 @@ def test_training_gives_the_run_that_its_folder_has(tmp_path):
 
 
 def test_a_failure_is_an_exception(tmp_path, monkeypatch):
-    monkeypatch.setattr(OuterLoop, "_finite", lambda *_: False)
+    monkeypatch.setattr("metakm.learning.outer_loop.is_finite", lambda *_: False)
     with pytest.raises(DivergedError):
         metakm.train(small_config(tmp_path))
     with pytest.raises(metakm.UserError, match="--overwrite"):
@@ -146,3 +146,12 @@ def test_a_checkpoint_of_metakm_0_2_goes_on(tmp_path):
         part["model"] = {"strategy": strategy, "rates": rates}
     torch.save({**state, "format": 1}, path)
     assert numbers(metakm.train(config).folder) == numbers(whole.folder)
+
+
+def test_a_dry_run_trains_nothing_and_no_tasks_test_nothing(tmp_path):
+    with pytest.raises(metakm.UserError, match="Expected dry_run=False to train, got True"):
+        metakm.train(dataclasses.replace(small_config(tmp_path), dry_run=True))
+    run = metakm.train(small_config(tmp_path))
+    sampler = metakm.EpisodeSampler(metakm.load_dataset("glyphs", split="test"), ways=3, shots=1, queries=1)
+    with pytest.raises(metakm.UserError, match="Expected tasks to be at least 1, got 0"):
+        run.learner.evaluate(sampler, tasks=0)

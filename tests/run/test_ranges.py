@@ -81,6 +81,7 @@ def test_any_head_takes_a_range_of_shots(tmp_path):
         (("--algo", "protonet", "--ways", "1-5"), "range from 2 or more such as 5-20, got '1-5'"),
         (("--algo", "protonet", "--train-shots", "0-5"), "range from 1 or more such as 5-20, got '0-5'"),
         (("--algo", "protonet", "--train-ways", "many"), "got 'many'"),
+        (("--ways", "5-20", "--train-ways", "3-4"), "range in --ways or in --train-ways, got both"),
         (("--algo", "protonet", "--ways", "5-1200"), "Expected at most 800 ways"),
         (("--algo", "protonet", "--shots", "1-19"), "Expected shots + queries <= 20"),
         (("--split", "6/2/2"), "Expected no --split with glyphs, which has a split of its own"),
@@ -153,3 +154,8 @@ def test_a_split_that_does_not_fit_the_folder_is_refused(flat, tmp_path, capsys,
     (flat / "test").mkdir()
     assert main([*flags.split(), *SMALL.split(), "--out", str(tmp_path / "out")]) == 2
     assert "leave --split out" in capsys.readouterr().err
+
+
+def test_two_ranges_for_one_thing_are_refused_in_python_too():
+    with pytest.raises(metakm.UserError, match="range in --shots or in --train-shots, got both"):
+        metakm.RunConfig(shots="1-5", train_shots="2-3")

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import metakm
-from metakm.learning.outer_loop import DivergedError, OuterLoop
+from metakm.learning.divergence import DivergedError
+from metakm.learning.outer_loop import OuterLoop
 from metakm.learning.statistics import paired_difference
 from metakm.run.__main__ import main as run
 from metakm.run.command_line import parse

@@ -339,3 +339,18 @@ def test_a_strategy_that_adapts_nothing_must_say_how_it_adapts():
 
     with pytest.raises(metakm.UserError, match="override `adapt`"):
         meta_loss(Idle(), random_episodes(), inner_lr=LR, inner_steps=1)
+
+
+def test_reptile_has_no_rate_for_each_step():
+    strategy = small_strategy("reptile")
+    rates = [torch.tensor([0.1, 0.2])] * len(list(strategy.adapted.parameters()))
+    with pytest.raises(metakm.UserError, match="the same in every step for Reptile"):
+        meta_loss(strategy, random_episodes(), inner_lr=rates, inner_steps=2)
+
+
+@pytest.mark.parametrize("algo", ["protonet", *PROTOTYPE_HEADS])
+def test_the_scale_of_distances_is_an_option_with_one_default(algo):
+    backbone = metakm.Conv4(1, 4)
+    assert not metakm.make_strategy(algo, backbone, 3).scaled_distance
+    assert not metakm.Learner(algo, backbone=backbone, ways=3, inner_lr=0.1, inner_steps=1).strategy.scaled_distance
+    assert metakm.make_strategy(algo, backbone, 3, scaled_distance=True).scaled_distance

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import cloudpickle
 import numpy as np
 import pandas as pd
 import pytest
@@ -261,6 +262,35 @@ def test_a_sweep_takes_the_dataset_of_a_plugin(tmp_path, capsys):
     for dataset in (["mine"], ["--dataset", "mine"]):
         assert main([*dataset, *plugin, "--algo", "anil", "--seeds", "1", "--shots", "1"]) == 0
         assert "mine-3w1s-anil" in capsys.readouterr().out
+
+
+OPTIONS = """
+from dataclasses import dataclass
+import metakm
+from metakm.options import RateOptions
+from metakm.strategies.anil import ANIL
+
+@dataclass(frozen=True, kw_only=True)
+class Own(RateOptions):
+    blocks: int = 1
+
+@metakm.register_strategy("own", options=Own)
+class Mine(ANIL):
+    def __init__(self, backbone, ways, blocks=1):
+        super().__init__(backbone, ways)
+"""
+
+
+def test_a_job_reaches_another_process_with_the_options_of_a_plugin(tmp_path):
+    (tmp_path / "own.py").write_text(OPTIONS)
+    own = ["--algo", "own", "--plugin", str(tmp_path / "own.py"), "--own.blocks", "3"]
+    (config,) = configs(*GLYPHS, *own, "--seeds", "1", "--out", str(tmp_path))
+    code = (
+        "import pickle, sys; config = pickle.load(sys.stdin.buffer).config; print(config.options.blocks, config.run_id)"
+    )
+    sent = cloudpickle.dumps(RunJob(config, tmp_path / "stop"))
+    done = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True)
+    assert done.stdout.decode().split() == ["3", config.run_id], done.stderr
 
 
 def test_a_sweep_goes_on_past_a_failed_run_and_names_it(tmp_path, capsys):
@@ -651,7 +681,9 @@ def test_the_time_left_is_that_of_the_iterations_left(tmp_path, monkeypatch):
         "metakm.sweep.status.pace",
         lambda c: Pace(100, seconds[c.algo]) if c.seed == 0 else Pace(50, 50.0) if c.seed == 1 else None,
     )
-    *_, last = status_text(plan, at_a_time=2).splitlines()
+    *_, last = status_text(plan, jobs=2).splitlines()
     # seed 1: 2 runs x 50 iterations x 1 s; seeds 2 to 4: 3 x (mean of 0.5 and 1 s, and of 0.1 and 1 s) x 100
     assert last.startswith("2 of 10 done; 04:")
     assert "04:" + f"{int((100 + 3 * (75 + 55)) / 2) - 240:02d} left" in last
+    running = [planned._replace(state="in use" if planned.config.seed == 1 else planned.state) for planned in plan]
+    assert status_text(running).splitlines()[-1] == last, "as many at a time as are running"
