@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from metakm.errors import UserError
 from metakm.experiments.layout import FIG5_PANELS, panel_lines
 from metakm.experiments.row import Line, RecordedExperiment, lines_of, setup_titles
-from metakm.io.figure import new_figure
+from metakm.io.figure import figure_bytes, new_figure
 from metakm.table.output import PictureFormat
 
 if TYPE_CHECKING:
@@ -34,9 +33,7 @@ def fig5_picture(runs: Iterable[RecordedExperiment], form: PictureFormat = "png"
             _panel(axes, panel, panel_lines(panel, own))
         row_axes[0].set_ylabel("test accuracy, %")
         row_axes[1].set_xlabel(title, fontsize="small")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, dpi=150)
-    return buffer.getvalue()
+    return figure_bytes(figure, form, dpi=150)
 
 
 def _panel(axes: Axes, title: str, shown: Sequence[tuple[str, Line]]) -> None:

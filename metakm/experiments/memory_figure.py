@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Sequence
 
 from metakm.errors import UserError
 from metakm.experiments.row import Line, RecordedExperiment, line_names, lines_of, setup_titles
-from metakm.io.figure import new_figure
+from metakm.io.figure import figure_bytes, new_figure
 from metakm.table.output import PictureFormat
 
 MOST_TASKS = 100
@@ -51,6 +50,4 @@ def memory_picture(runs: Iterable[RecordedExperiment], form: PictureFormat = "pn
         axes.set_title(title, loc="left", fontsize="small", wrap=True)
         axes.legend(title=f"{MOST_TASKS} tasks", fontsize="small")
         axes.grid(alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, dpi=150)
-    return buffer.getvalue()
+    return figure_bytes(figure, form, dpi=150)

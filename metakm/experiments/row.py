@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from metakm.config.execution import SHARED_EXECUTION_FIELDS
 from metakm.errors import UserError
-from metakm.io.csv_file import read_csv
 from metakm.io.files import expanded
 from metakm.learning.statistics import interval_over_seeds
 from metakm.run.config_file import read_config_file
@@ -147,11 +146,8 @@ def read_experiments(folder: str | Path) -> tuple[list[RecordedExperiment], list
     runs, problems = [], []
     for path in sorted(folder.rglob(ExperimentRow.FILE)):
         try:
-            lines = read_csv(path)
-            if len(lines) != 1:
-                raise UserError(f"Expected one row, got {len(lines)}; give each run its own folder")
-            config = read_config_file(path.parent)
-            runs.append(_recorded(ExperimentRow.from_cells(lines[0]), config))
+            row = ExperimentRow.read(path)
+            runs.append(_recorded(row, read_config_file(path.parent)))
         except UserError as error:
             problems.append(f"{path.relative_to(folder).as_posix()}: {error}")
     return runs, problems

@@ -21,7 +21,7 @@ from metakm.learning.divergence import DivergedError, is_finite
 from metakm.learning.outer_loop import StepResult
 from metakm.learning.randomness import own_randomness
 from metakm.modulation.norms import train_mode
-from metakm.ops.conv2d import is_strided_pointwise
+from metakm.ops.conv2d import fastest_memory_format
 
 EVALUATION_BATCH = 250
 
@@ -57,7 +57,7 @@ class Training:
         hold_statistics: bool = False,
     ) -> None:
         flags = config.flags
-        self.memory_format = _memory_format(model)
+        self.memory_format = fastest_memory_format(model)
         self.model = model.to(device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.config, self.device, self.map_gradient = config, device, map_gradient
         self.hold_statistics = hold_statistics
@@ -156,10 +156,3 @@ class Training:
         self.optimiser.load_state_dict(state["optimiser"])
         self.iteration = int(state["iteration"])
         self.memory.mb = state.get("memory")  # an older checkpoint has none
-
-
-def _memory_format(model: nn.Module) -> torch.memory_format:
-    """Channels-last, which is fastest, unless PyTorch might crash with it: see `metakm.ops.conv2d`."""
-    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    unsafe = any(is_strided_pointwise(conv.kernel_size, conv.stride) for conv in convolutions)
-    return torch.contiguous_format if unsafe else torch.channels_last

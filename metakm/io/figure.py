@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import io
 import os
 import shutil
 import sys
@@ -24,6 +25,13 @@ def new_figure(**options: Any) -> Figure:
     from matplotlib.figure import Figure  # slow to import, and only needed for a picture
 
     return Figure(**options)
+
+
+def figure_bytes(figure: Figure, form: str = "png", dpi: int = 120) -> bytes:
+    """The content of a picture's file in the format `form`, such as png, svg or pdf."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=form, dpi=dpi)
+    return buffer.getvalue()
 
 
 def import_matplotlib(task: str = "pictures") -> ModuleType:

@@ -45,7 +45,7 @@ class _Trial(NamedTuple):
         return torch.cat([self._call(own, self.images[t : t + 1]) for t, own in enumerate(tasks)])
 
     def _call(self, parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        with _RandomNumbersAreTheirMean():  # type: ignore[no-untyped-call]
+        with _RandomNumbersAreConstant():  # type: ignore[no-untyped-call]
             features: Any = functional_call(self.backbone, dict(parameters), (images,), tie_weights=False)
         got = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
         if not isinstance(features, Tensor) or features.dim() != 3 or features.shape[:2] != images.shape[:2]:
@@ -56,7 +56,7 @@ class _Trial(NamedTuple):
         return features
 
 
-class _RandomNumbersAreTheirMean(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _RandomNumbersAreConstant(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within the block dropout and the like do the same in every call, whatever the shape: they drop nothing."""
 
     def __torch_dispatch__(

@@ -87,8 +87,9 @@ def modulate(
     Raises:
         UserError: a name that matches no convolution, an unknown classifier, modulator, activation, init or start, a
             modulator without a scale for an exact start, a layer whose weight is computed (weight_norm, pruning), a
-            model that is modulated already, or without `layers` one whose convolutions hold less than a tenth of the
-            parameters outside the classifier. `model` is then unchanged.
+            model without Conv2d layers, wrapped (DataParallel), compiled, or modulated already, or without `layers`
+            one whose convolutions hold less than a tenth of the parameters outside the classifier. `model` is then
+            unchanged.
     """
     if unwrap(model) is not model:
         wrapper = type(model).__name__

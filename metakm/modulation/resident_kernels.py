@@ -27,7 +27,7 @@ _FIRST, _SECOND, _SCALE = "modulator.layers.0", "modulator.layers.1", "modulator
 BLOCK = 131_072  # values of W~ at a time, for which a core's cache has room
 
 
-class PublishedProduct(NamedTuple):
+class PublishedModulators(NamedTuple):
     """The published modulators of one layer: U1/s and s U2 of every task, `[T, k, k]`, and the scale, or None."""
 
     first: Tensor
@@ -35,7 +35,7 @@ class PublishedProduct(NamedTuple):
     scale: float | None
 
 
-def published(layer: str, rows: ResidentRows) -> PublishedProduct | None:
+def published(layer: str, rows: ResidentRows) -> PublishedModulators | None:
     """The layer's modulators, if all tasks have the published one with the same scale."""
     modulators = [task.modulators.get(layer) for task in rows.tasks]
     if not all(_is_published(modulator) for modulator in modulators):
@@ -50,7 +50,7 @@ def published(layer: str, rows: ResidentRows) -> PublishedProduct | None:
     if len(found) > 1:
         return None
     scale = found.pop() if found else None
-    return PublishedProduct(first / (scale or 1.0), second * (scale or 1.0), scale)
+    return PublishedModulators(first / (scale or 1.0), second * (scale or 1.0), scale)
 
 
 def _is_published(modulator: nn.Module | None) -> bool:
@@ -70,7 +70,7 @@ def kernel(layer: str, task: ResidentTask, weight: Tensor) -> Tensor:
     return modulated
 
 
-def kernels(weight: Tensor, modulators: PublishedProduct) -> Tensor:
+def kernels(weight: Tensor, modulators: PublishedModulators) -> Tensor:
     """W~ of all tasks, `[T, O, C / groups, kh, kw]`."""
     tasks, size = len(modulators.first), weight.shape[2] * weight.shape[3]
     values = weight.reshape(-1, size)  # [O*C, k]
@@ -84,7 +84,7 @@ def kernels(weight: Tensor, modulators: PublishedProduct) -> Tensor:
     return found.view(tasks, *weight.shape)
 
 
-def streamed(images: Tensor, conv: nn.Conv2d, rows: ResidentRows, modulators: PublishedProduct) -> Tensor:
+def streamed(images: Tensor, conv: nn.Conv2d, rows: ResidentRows, modulators: PublishedModulators) -> Tensor:
     """Convolve each row with its task's W~: `[n, C, H, W]` to `[n, O, H', W']`. For `groups` of 1."""
     patches, size = _patches(images, conv)  # [k, n*P, C]
     pixels, channels = size[0] * size[1], conv.in_channels
@@ -104,7 +104,7 @@ def streamed(images: Tensor, conv: nn.Conv2d, rows: ResidentRows, modulators: Pu
     return output.view(rows.total, pixels, -1).mT.reshape(rows.total, -1, *size)
 
 
-def _layers(modulators: PublishedProduct) -> Sequence[tuple[float | Tensor, float | Tensor]]:
+def _layers(modulators: PublishedModulators) -> Sequence[tuple[float | Tensor, float | Tensor]]:
     """2 U1/s and s U2 of each task; numbers for 1x1 kernels."""
     first, second = 2 * modulators.first, modulators.second
     if first[0].numel() == 1:

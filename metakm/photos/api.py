@@ -18,7 +18,7 @@ from metakm.modulation.base_pack import load_base
 from metakm.modulation.pack_file import class_names
 from metakm.photos.checkpoint import Checkpoint
 from metakm.photos.classifier import PhotoClassifier
-from metakm.photos.fitting import FitPipeline, class_photos, fit_key
+from metakm.photos.fitting import FitPipeline, fit_key
 from metakm.photos.listing import Photo, PhotoListing, list_folder
 from metakm.photos.methods import faster_layout
 from metakm.photos.options import DEFAULT_METHOD, PLAIN_METHOD, FitSettings, MethodChoice
@@ -122,7 +122,9 @@ def as_listing(images: Any, labels: Sequence[Any] | Tensor | None) -> PhotoListi
             count = "none" if marks is None else len(marks)
             raise UserError(f"Expected one label per photo, got {count} for {len(photos)} photos")
         check_labels(marks)
-        given = class_photos(photos, marks)
+        given = {}
+        for photo, name in zip(photos, class_names(marks), strict=True):
+            given.setdefault(name, []).append(photo)
     return PhotoListing(given, [])
 
 

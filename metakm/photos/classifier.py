@@ -78,7 +78,7 @@ class PhotoClassifier:
         return np.concatenate(parts)
 
     def inputs(self, photos: Any) -> Tensor:
-        """What the network is given for photos: normalised, `[n, 3, S, S]`; see `predict`."""
+        """What the network is given for photos: normalised, `[n, 3, S, S]`, on the CPU; see `predict`."""
         return normalise(self._pixels(_photos(photos)), self.preprocessing)
 
     @torch.no_grad()

@@ -5,23 +5,21 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, cast
+from typing import cast
 
 import torch
 
 from metakm.errors import UserError
 from metakm.models.pretrained import Preprocessing, Pretrained, replace_classifier
 from metakm.modulation.pack import make_pack, swap
-from metakm.modulation.pack_file import class_names
 from metakm.modulation.partition import fingerprint
 from metakm.photos.calibration import DEFAULT_TEMPERATURE, rejection_threshold
 from metakm.photos.checkpoint import Checkpoint
 from metakm.photos.classifier import PhotoClassifier, photos_header
 from metakm.photos.features import frozen_features
-from metakm.photos.listing import Photo
 from metakm.photos.methods import CLOSED_FORM, MethodName, attach
 from metakm.photos.options import FitSettings, MethodChoice, as_header
 from metakm.photos.selection import HeldOut, best_of, comparison, judge
@@ -42,7 +40,7 @@ class FitReport:
     Attributes:
         held_out: the answers of the method taken to photos it did not see; None where none was held out.
         state: of the final fit, on all photos.
-        comparison: what `auto` found, one line per method.
+        comparison: what `auto` or `few-shot` found, one line per method.
     """
 
     store: PhotoStore
@@ -164,11 +162,3 @@ def fit_key(settings: FitSettings, base: Pretrained, store: PhotoStore) -> str:
     chosen = {name: value for name, value in as_header(settings).items() if name not in ("device", "task")}
     text = json.dumps([version("metakm"), chosen, tensors, store.digest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def class_photos(photos: Sequence[Photo], labels: Sequence[Any]) -> dict[str, list[Photo]]:
-    """Photos by the text of their label."""
-    found: dict[str, list[Photo]] = {}
-    for photo, label in zip(photos, class_names(labels), strict=True):
-        found.setdefault(label, []).append(photo)
-    return found

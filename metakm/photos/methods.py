@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import nn
 
 from metakm.learning.randomness import seeded
 from metakm.modulation.attachment import modulate
 from metakm.modulation.modulators.low_rank import LowRank
+from metakm.ops.conv2d import fastest_memory_format
 
 MethodName = Literal["km", "both", "norm", "head", "centroid", "ridge", "lora", "full"]
 CLOSED_FORM: frozenset[MethodName] = frozenset({"head", "centroid", "ridge"})
@@ -65,11 +65,5 @@ def attach(network: nn.Module, classifier: str, method: MethodName, seed: int = 
 
 
 def faster_layout(network: nn.Module) -> nn.Module:
-    """Put the weights in channels-last order, which takes a third less time on a CPU; returns the network.
-
-    Not where a 1x1 convolution has a stride: training through it in this order can crash PyTorch.
-    """
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.stride != (1, 1):
-            return network
-    return network.to(memory_format=torch.channels_last)
+    """Put the weights in the memory format that is fastest; returns the network."""
+    return network.to(memory_format=fastest_memory_format(network))

@@ -77,7 +77,7 @@ class TrainingState:
     Attributes:
         step: done.
         evaluations: (step, logits of the photos that are not trained on `[n, N]`).
-        losses: (step, mean loss since the last one).
+        losses: (step, its loss).
     """
 
     step: int = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 from metakm.errors import UserError
 from metakm.io.csv_file import csv_text, read_csv
-from metakm.io.figure import new_figure
+from metakm.io.figure import figure_bytes, new_figure
 
 
 class CurvePoint(NamedTuple):
@@ -74,6 +73,4 @@ def curve_png(points: Sequence[CurvePoint], title: str, stage: str = "meta-") ->
     axes.set(xlabel="iteration", ylabel="accuracy", title=title, ylim=(0, 1))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return figure_bytes(figure)

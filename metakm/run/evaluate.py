@@ -206,8 +206,8 @@ def _write(row: CrossDomainRow, prepared: RunEvaluation, log: EventLog, tested: 
 def _report(prepared: RunEvaluation, log: EventLog, tested: Evaluation, folder: RunFolder, split: Split) -> None:
     config = prepared.config
     found = measured_columns(config, prepared.evaluator, prepared.sampler, tested.accuracies)
-    row = folder.read_row()
-    row = row if row is not None and row["status"] == "done" and _same_tasks(row, config) else None
+    row = folder.read_finished_row()
+    row = row if row is not None and _same_tasks(row, config) else None
     if row is not None and split == "val":
         row = {**row, "accuracy": row["val_accuracy"], "ci95": None, "n_tasks": config.val_tasks}
     said = {f"row_{name}": row[name] if row else None for name in ("accuracy", "ci95", "n_tasks")}

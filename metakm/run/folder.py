@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from metakm.cli.progress import log_line
 from metakm.errors import UserError
-from metakm.io.csv_file import csv_text, read_csv
+from metakm.io.csv_file import csv_text
 from metakm.io.files import atomic_write, write_text
 from metakm.io.lock import InUseError, Lock
 from metakm.run.curve import CurvePoint, curve_csv, curve_png
@@ -138,8 +138,8 @@ class RunFolder:
                 f"Expected an unused run folder, got {self.path}, which has an earlier run; add --resume to "
                 "continue it, --overwrite to replace it, or choose another --out"
             )
-        row = self.read_row()
-        return row if row is not None and row["status"] == "done" and row["iterations"] >= iterations else None
+        row = self.read_finished_row()
+        return row if row is not None and row["iterations"] >= iterations else None
 
     def clear(self) -> None:
         """Remove the files of an earlier run, and nothing else."""
@@ -205,11 +205,15 @@ class RunFolder:
     def read_row(self) -> dict[str, Any] | None:
         """The row of an earlier run as JSON values; None where there is none that can be read."""
         try:
-            (cells,) = read_csv(self.result)
-            row: dict[str, Any] = vars(self.row.from_cells(cells))
+            row: dict[str, Any] = vars(self.row.read(self.result))
         except (ValueError, UserError):
             return None
         measured = [row[name] for name in self.row.FINISHED]
         if row["status"] == "done" and not all(isinstance(v, float) and math.isfinite(v) for v in measured):
             return None
         return row
+
+    def read_finished_row(self) -> dict[str, Any] | None:
+        """As `read_row`, but None for the row of a run that is not done."""
+        row = self.read_row()
+        return row if row is not None and row["status"] == "done" else None

@@ -89,8 +89,7 @@ def load_run(folder: str | Path) -> TrainedRun:
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
         said = one_line(error)
         raise UserError(f"Expected the parameters of {config.algo} in {path}, got: {said}") from error
-    row = run.read_row()
-    done = row if row is not None and row["status"] == "done" else {}
+    done = run.read_finished_row() or {}
     return TrainedRun(learner.eval(), config, image_shape, run.path, done.get("accuracy"), done.get("ci95"))
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
 
 from metakm.errors import UserError, unknown_name
-from metakm.io.csv_file import csv_text
+from metakm.io.csv_file import csv_text, read_csv
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,6 +38,18 @@ class CsvRow:
         values = {name: getattr(self, name) for name in self.columns()}
         missing = {name: None for name, value in values.items() if isinstance(value, float) and math.isnan(value)}
         return csv_text([values | missing], self.columns())
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The row in a file of one row.
+
+        Raises:
+            UserError: a file that cannot be read, with another number of rows, or with cells that are no such row.
+        """
+        lines = read_csv(path)
+        if len(lines) != 1:
+            raise UserError(f"Expected one row, got {len(lines)}; give each run its own folder")
+        return cls.from_cells(lines[0])
 
     @classmethod
     def from_cells(cls, cells: Mapping[str, str]) -> Self:

@@ -10,6 +10,7 @@ from metakm.cli.exit_code import exit_code
 from metakm.cli.signals import StopRequest
 from metakm.errors import UserError
 from metakm.io.figure import import_matplotlib
+from metakm.learning.malloc import keep_freed_memory
 from metakm.search.options import parse_search
 from metakm.search.plan import make_plan
 
@@ -24,6 +25,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     if importlib.util.find_spec("optuna") is None:
         raise UserError("Expected optuna for a search, got none; run `pip install 'metakm[search]'`")
     import_matplotlib("the page of a search")
+    keep_freed_memory()
     plan = make_plan(options, rest)
     with StopRequest() as stop:
         from metakm.search.worker import Worker  # imports Optuna

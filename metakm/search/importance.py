@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Mapping
 
 import optuna
 from optuna.trial import TrialState
 
-from metakm.io.figure import new_figure
+from metakm.io.figure import figure_bytes, new_figure
 
 LEAST_TRIALS = 4  # measured ones; with fewer, importances mean nothing
 
@@ -36,6 +35,4 @@ def importances_png(found: Mapping[str, Mapping[str, float]]) -> bytes:
         axes.barh(names, [values[name] for name in names], color="#1f6fb2")
         axes.set(title=algo, xlabel="importance", xlim=(0, 1))
         axes.grid(axis="x", alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return figure_bytes(figure)

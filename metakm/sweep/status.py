@@ -27,9 +27,9 @@ class Pace(NamedTuple):
 def pace(config: RunConfig) -> Pace | None:
     """The pace of a run, from its row if it is done, else from its checkpoint; None before its first validation."""
     folder = RunFolder(config.folder)
-    row = folder.read_row()
+    row = folder.read_finished_row()
     try:
-        if row is not None and row["status"] == "done":
+        if row is not None:
             done = read_csv(folder.path / "curve.csv")[-1]["iteration"] if row["stopped"] else config.iterations
             return Pace(int(done), float(row["train_seconds"]))
         state = load_checkpoint(folder.checkpoint, config)

@@ -74,7 +74,7 @@ def read_runs(folder: str | Path) -> Collection:
 
 
 def _read_run(path: Path, name: str) -> RecordedRun:
-    row = _read_row(path)
+    row = ResultRow.read(path)
     _check_row(row)
     config = read_config_file(path.parent)
     if config is not None:
@@ -82,13 +82,6 @@ def _read_run(path: Path, name: str) -> RecordedRun:
     changes = {k: v for k, v in _changes(row, config).items() if k not in EXECUTION_FIELDS}
     accuracies = _read_tasks(path.parent / "tasks.csv", row)
     return RecordedRun(row, path, name, _sorted(changes), accuracies, {} if config is None else _settings(config))
-
-
-def _read_row(path: Path) -> ResultRow:
-    lines = read_csv(path)
-    if len(lines) != 1:
-        raise UserError(f"Expected one row, got {len(lines)}; give each run its own folder")
-    return ResultRow.from_cells(lines[0])
 
 
 def _check_row(row: ResultRow) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from metakm.errors import UserError
-from metakm.io.figure import new_figure
+from metakm.io.figure import figure_bytes, new_figure
 from metakm.table.blocks import Table
 from metakm.table.cells import Cell
 from metakm.table.output import PictureFormat
@@ -43,9 +42,7 @@ def forest_picture(table: Table, form: PictureFormat = "png") -> bytes:
         "of hollow diamonds the published +-",
         fontsize="medium",
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, dpi=150)
-    return buffer.getvalue()
+    return figure_bytes(figure, form, dpi=150)
 
 
 def _settings(table: Table) -> list[Setting]:

@@ -190,7 +190,15 @@ def _size(layer: nn.Conv2d) -> tuple[int, int]:
 
 
 class KernelModulators(nn.Module):
-    """One `KernelModulator` per convolution of a network, by the name of the layer's weight."""
+    """One `KernelModulator` per convolution of a network, by the name of the layer's weight.
+
+    Args:
+        depth, activation, init: see `KernelModulator`.
+        start: `paper`, as published, or `exact`; see `metakm.modulation.modulate`, whose default is `exact`.
+
+    Raises:
+        UserError: a network without Conv2d layers, or a layer whose weight is computed.
+    """
 
     def __init__(
         self,
