@@ -195,10 +195,11 @@ Rows and this page are made by
     METAKM_DATA=FOLDER python benchmarks/adapters.py --out results/adapters --threads 1
     python benchmarks/adapters.py --out results/adapters --page
 
-and the first command continues where it was stopped. Support images are official training and validation images; the
-queries are all official test images of the same classes. An accuracy is the mean over draws with a Student-t 95 %
-interval; so is the difference from norm + head, in pairs, bold where its interval excludes zero. With all images there
-is one run, and intervals are over test images: they do not cover other seeds.
+and the first command continues where it was stopped. Flowers-102 is stored at 64 px and enlarged. Support images are
+official training and validation images; the queries are all official test images of the same classes. An accuracy is
+the mean over draws with a Student-t 95 % interval; so is the difference from norm + head, in pairs, bold where its
+interval excludes zero. With all images there is one run, and intervals are over test images: they do not cover other
+seeds.
 
 All methods run in the loop of `metakm fit`, on one network, from one head (the best one for frozen features), with the
 same views of the same images in the same order, and batch norm's statistics held. Each takes the best of the same four

@@ -141,14 +141,16 @@ class Bench:
 
     def page(self) -> str:
         """The page, of what is done."""
-        rows = []
+        rows, failed = [], []
         for planned in self.plan:
             config = self.config(planned["algo"], int(planned["shots"]), int(planned["iterations"]))
             row = RunFolder(config.folder).read_row()
             if row is not None and row["status"] == "done":
                 shown = dataclasses.replace(config, resume=False, out=Path("results/baselines"))
                 rows.append((planned, row, command(shown)))
-        return as_page(rows, self.options.core_seconds)
+            elif row is not None and row["status"] == "failed":
+                failed.append(f"`{planned['algo']}` {planned['shots']}-shot")
+        return as_page(rows, self.options.core_seconds, failed)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from metakm.data.registry import dataset_entry
+from metakm.strategies.registry import strategy_class
+
 
 class Published(NamedTuple):
     """Accuracies in percent on mini-ImageNet, 5-way, and what they were trained with."""
@@ -35,14 +38,15 @@ Measured = tuple[Mapping[str, str], Mapping[str, Any], str]
 """A line of the plan, the row, and the command of the run."""
 
 
-def as_page(rows: Sequence[Measured], core_seconds: float) -> str:
-    """The whole page; what is not measured is not there."""
+def as_page(rows: Sequence[Measured], core_seconds: float, failed: Sequence[str] = ()) -> str:
+    """The whole page; what is not measured is not there, and what `failed` is named."""
     parts = [
         f"# Baselines at one budget\n\nMeta-test accuracy in %, ± the 95 % interval over tasks; one seed. Each row has "
         f"{core_seconds / 60:g} minutes of one processor core for meta-training, validations and meta-test aside: "
-        "as many iterations of `--preset table3` as fit, by the seconds of one in `plan.csv`. So the rows show what "
+        "as many iterations of `--preset table3` as fit, by the seconds of one in `plan.csv` (the fastest of a "
+        "few). Where a strategy has settings of its own for the preset, they are named. So the rows show what "
         "each strategy reaches in this time, not what it reaches in the end; one seed does not rank close results.",
-        "Made by `python benchmarks/baselines.py`.",
+        "Made by `python benchmarks/baselines.py`." + (f" Failed: {', '.join(failed)}." if failed else ""),
         _table(
             (
                 "strategy",
@@ -52,6 +56,7 @@ def as_page(rows: Sequence[Measured], core_seconds: float) -> str:
                 "tasks per iteration",
                 "iterations",
                 "core s per iteration",
+                "the strategy's own settings",
             ),
             [_measured(planned, row) for planned, row, _ in rows],
         ),
@@ -71,7 +76,10 @@ def _measured(planned: Mapping[str, str], row: Mapping[str, Any]) -> tuple[str, 
     accuracy = f"{100 * row['accuracy']:.2f} ± {100 * row['ci95']:.2f}"
     seconds = float(planned["core_seconds_an_iteration"])
     network, batch = f"`{row['backbone']}`", str(row["meta_batch"])
-    return (f"`{row['algo']}`", str(row["shots"]), accuracy, network, batch, f"{row['iterations']:,}", f"{seconds:.2f}")
+    own = strategy_class(row["algo"]).preset_values.get(("table3", dataset_entry(row["dataset"]).family), {})
+    listed = ", ".join(f"{name} {value}" for name, value in own.items())
+    counts = (batch, f"{row['iterations']:,}", f"{seconds:.2f}", listed)
+    return (f"`{row['algo']}`", str(row["shots"]), accuracy, network, *counts)
 
 
 def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

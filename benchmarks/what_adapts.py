@@ -1,35 +1,42 @@
 """What adaptation beyond the head is worth at test time: `python benchmarks/what_adapts.py results/table3`.
 
 Every trained model below the folder whose inner loop adapts more than a head is tested twice on the same meta-test
-tasks, K queries per class: adapting all that it adapts in training, and the head alone (all other inner rates 0). Adds
-lines to what-adapts.csv in that folder, and writes what-adapts.md from it. The same command goes on where the last one
-stopped; `--page` writes the page alone.
+tasks, K queries per class: adapting all that it adapts in training, and the head alone (all other inner rates 0). Each
+of the two is one inner loop, whose queries are answered after several of its steps. Adds lines to what-adapts.csv in
+that folder, and writes what-adapts.md from it. The same command goes on where the last one stopped; `--page` writes the
+page alone.
 """
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import tyro
 from measuring import describe
+from torch import Tensor, nn
 from tyro.conf import Positional
 from what_adapts_page import page_text
 
 import metakm
 from metakm.cli.exit_code import exit_code
+from metakm.data.batch import Episodes
 from metakm.errors import UserError
 from metakm.io.csv_file import csv_text, read_csv
 from metakm.io.files import write_text
+from metakm.learning.inner_loop import GradientDescent
+from metakm.learning.inner_rates import head_rates
 from metakm.learning.malloc import keep_freed_memory
 from metakm.learning.statistics import interval_over_tasks
+from metakm.run.evaluate import RunEvaluation
 from metakm.run.loading import TrainedRun
 from metakm.run.provenance import now
 
-STEPS = (1, 2, 5, 10, 20, 50)
+STEPS = (1, 2, 5, 10, 20)
 COLUMNS = (
     "run_id", "algo", "dataset", "ways", "shots", "seed", "iterations", "test_inner_steps", "test_queries", "n_tasks",
     "all", "head", "gap", "gap_ci95", "when", "made_by",
@@ -46,17 +53,41 @@ def trained_runs(folder: Path) -> Iterator[TrainedRun]:
             yield run
 
 
-def measured(run: TrainedRun, steps: int, tasks: int | None) -> Row:
-    """Accuracy with all and with the head alone after so many inner steps, and their paired difference."""
+def measured(run: TrainedRun, steps: Sequence[int], tasks: int) -> Iterator[Row]:
+    """For each number of inner steps, the accuracy with all and with the head alone, and their paired difference."""
     config = run.config
-    whole, head = (
-        metakm.evaluate(run, adapt=adapt, test_steps=steps, queries=config.shots, tasks=tasks).accuracies
-        for adapt in ("all", "head")
-    )
-    numbers = (whole.mean(), head.mean(), (whole - head).mean(), interval_over_tasks(whole - head))
+    tested = RunEvaluation(run, "test", {"test_queries": config.shots, "eval_tasks": tasks})
+    whole, head = (accuracies(tested, steps, head_only) for head_only in (False, True))
     setting = (config.run_id, config.algo, config.dataset, config.ways, config.shots, config.seed, config.iterations)
-    values = (*setting, steps, config.shots, len(whole), *(f"{value:.6f}" for value in numbers), now(), describe())
-    return dict(zip(COLUMNS, map(str, values), strict=True))
+    for count in steps:
+        a, b = whole[count], head[count]
+        numbers = (f"{value:.6f}" for value in (a.mean(), b.mean(), (a - b).mean(), interval_over_tasks(a - b)))
+        values = (*setting, count, config.shots, len(a), *numbers, now(), describe())
+        yield dict(zip(COLUMNS, map(str, values), strict=True))
+
+
+def accuracies(tested: RunEvaluation, steps: Sequence[int], head_only: bool) -> dict[int, npt.NDArray[np.float64]]:
+    """Query accuracies `[tasks]` after each of these numbers of inner steps, all of one inner loop."""
+    evaluator = tested.evaluator
+    learner, strategy = evaluator.learner.eval(), evaluator.learner.strategy
+    rates = head_rates(strategy, learner.inner_lr) if head_only else learner.inner_lr
+    found: dict[int, list[Tensor]] = {count: [] for count in steps}
+    for first in range(0, tested.config.eval_tasks, evaluator.chunks.testing):
+        count = min(evaluator.chunks.testing, tested.config.eval_tasks - first)
+        episodes = tested.sampler.batch(index=first, tasks=count).to(evaluator.device, evaluator.dtype)
+
+        @torch.no_grad()
+        def look(step: int, adapted: nn.Module, episodes: Episodes = episodes) -> None:
+            if step + 1 in found:
+                logits = strategy.query_logits(adapted, episodes.support_images, episodes.query_images)
+                found[step + 1].append((logits.argmax(-1) == episodes.query_labels).double().mean(1).cpu())
+
+        inner = GradientDescent(strategy, rates, max(steps), progress=1.0)
+        inner.after_each_step(look)
+        with torch.no_grad():
+            strategy.adapt(inner, strategy.encode(episodes.support_images), episodes.support_labels)
+        inner.release()
+    return {count: torch.cat(parts).numpy() for count, parts in found.items()}
 
 
 def main(
@@ -81,16 +112,17 @@ def main(
     torch.set_num_threads(threads)
     path = results / "what-adapts.csv"
     rows: list[Row] = list(read_csv(path)) if path.is_file() else []
-    for run, count in itertools.product([] if page else trained_runs(results), steps):
-        wanted = (run.config.run_id, str(count), str(tasks or run.config.eval_tasks))
-        places = [i for i, row in enumerate(rows) if (row["run_id"], row["test_inner_steps"]) == wanted[:2]]
-        if any(rows[place]["n_tasks"] == wanted[2] for place in places):
+    for run in [] if page else trained_runs(results):
+        count = tasks or run.config.eval_tasks
+        own = {int(row["test_inner_steps"]): row for row in rows if row["run_id"] == run.config.run_id}
+        missing = [each for each in steps if each not in own or int(own[each]["n_tasks"]) != count]
+        if not missing:
             continue
-        for place in places:  # of another number of tasks
-            del rows[place]
-        rows.append(measured(run, count, tasks))
+        rows = [row for row in rows if row not in [own.get(each) for each in missing]]  # of another number of tasks
+        for row in measured(run, missing, count):
+            rows.append(row)
+            print(*(row[name] for name in COLUMNS[:-2]), flush=True)
         write_text(path, csv_text(rows, COLUMNS))
-        print(*(rows[-1][name] for name in COLUMNS[:-2]), flush=True)
     write_text(results / "what-adapts.md", page_text(rows))
     return 0
 

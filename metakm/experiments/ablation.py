@@ -50,7 +50,9 @@ def _of(config: scratch.ScratchConfig, **changes: Any) -> AblationConfig:
 
 PRESETS: dict[ExperimentPreset, AblationConfig] = {
     "quick": _of(scratch.PRESETS["quick"], epochs=4, train_images=6400),
-    "short": _of(scratch.PRESETS["short"], epochs=2),
+    "short": _of(
+        scratch.PRESETS["short"], epochs=2, methods=("default", "sin", "relu", "diagonal", "depth-1", "depth-10")
+    ),
     "paper": _of(scratch.PRESETS["paper"]),
 }
 

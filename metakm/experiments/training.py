@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -91,12 +92,9 @@ class Training:
         """
         images, labels = self._to_device(self.train.training(self.iteration))
         train_mode(self.model, self.hold_statistics)
-        self.memory.before_step()
+        self.memory.before_step(lambda: self._backward(copy.deepcopy(self.model), images, labels))
         self.optimiser.zero_grad()
-        with own_randomness(self.config.flags.seed, self.iteration, self.device):  # of dropout and stochastic depth
-            logits = self.model(images)
-            loss = F.cross_entropy(logits, labels)
-            loss.backward()  # type: ignore[no-untyped-call]
+        loss, logits = self._backward(self.model, images, labels)
         if not is_finite(loss.item(), self.parameters):
             raise DivergedError(
                 f"The loss ({loss.item():g}) or its gradient is not finite at iteration {self.iteration}; try a "
@@ -110,6 +108,14 @@ class Training:
         self.memory.after_step()
         self.iteration += 1
         return StepResult(loss.item(), float((logits.argmax(1) == labels).float().mean()))
+
+    def _backward(self, model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss, whose gradients are then in the parameters, and the logits."""
+        with own_randomness(self.config.flags.seed, self.iteration, self.device):  # of dropout and stochastic depth
+            logits = model(images)
+            loss = F.cross_entropy(logits, labels)
+            loss.backward()  # type: ignore[no-untyped-call]
+        return loss, logits
 
     def first_images(self) -> Tensor:
         """Two images of the test part, on the device."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,9 +28,14 @@ class TrainingMemory:
         self._steps = 0
         self._before: int | None = None
 
-    def before_step(self) -> None:
-        """Before the first step, note what is held, and start to look for the peak."""
+    def before_step(self, rehearse: Callable[[], object]) -> None:
+        """Before the first step, note what is held, and start to look for the peak.
+
+        Args:
+            rehearse: does what a step does, and keeps nothing: the first use of PyTorch's kernels loads their code.
+        """
         if self._steps == 0:
+            rehearse()
             gc.collect()
             self._before = self._start()
 

@@ -10,10 +10,11 @@ import numpy.typing as npt
 import torch
 
 from metakm.data import EpisodeSource
-from metakm.learning.inner_loop import InnerLR, evaluate_episodes
+from metakm.learning.inner_loop import evaluate_episodes
 from metakm.learning.memory import halved, is_out_of_memory
 from metakm.learning.statistics import interval_over_tasks
 from metakm.strategies import Strategy
+from metakm.strategies.base import InnerLR
 
 # Meta-validation and meta-test episodes are the same for every run, strategy and seed, so that accuracies can be
 # compared in pairs.

@@ -25,8 +25,6 @@ from metakm.strategies.base import EpisodeBatch, Gradients, InnerLR, Strategy, T
 from metakm.strategies.independence import require_independent_tasks
 from metakm.strategies.losses import one_per_task, scalar_and_logits
 
-__all__ = ["EpisodeBatch", "GradientDescent", "InnerLR", "MetaLoss", "evaluate_episodes", "meta_loss"]
-
 
 class MetaLoss(NamedTuple):
     """Outcome of one batch of episodes.

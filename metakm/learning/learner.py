@@ -15,7 +15,7 @@ from metakm.learning.built_strategy import construction_of, constructor_options,
 from metakm.learning.classifier import AdaptedClassifier, Images, Labels, adapt
 from metakm.learning.evaluation import Evaluation, accuracies
 from metakm.learning.head_init import start_head
-from metakm.learning.inner_loop import InnerLR, MetaLoss, meta_loss
+from metakm.learning.inner_loop import MetaLoss, meta_loss
 from metakm.learning.inner_rates import learned_rates
 from metakm.learning.learner_file import SavedLearner, flat_state, learner_file, read_learner_file, require_same_kind
 from metakm.learning.trained_part import attach_modulators, freeze_rest
@@ -24,7 +24,7 @@ from metakm.models.modes import BatchNormMode, TrainedPart
 from metakm.models.registry import OWN
 from metakm.options import SharedOptions, flat_name, from_keywords, option_types, shared_part, to_flat
 from metakm.strategies import Strategy, make_strategy
-from metakm.strategies.base import EpisodeBatch
+from metakm.strategies.base import EpisodeBatch, InnerLR
 from metakm.strategies.registry import registered_name, strategy_class, takes_train_classes
 
 ImageShape = tuple[int, int, int]

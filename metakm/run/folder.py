@@ -92,7 +92,7 @@ class RunFolder:
         return f"{self.path}, which has weights, tasks or a row of an earlier run but no {self.checkpoint.name}"
 
     def begin(
-        self, load: Callable[[], None], *, resume: bool, overwrite: bool, iterations: int
+        self, load: Callable[[], None], *, run_id: str, resume: bool, overwrite: bool, iterations: int
     ) -> dict[str, Any] | None:
         """Claim the folder for a run of `iterations`, and `load` the checkpoint that is there.
 
@@ -102,7 +102,7 @@ class RunFolder:
             UserError: see `opening` and `earlier`.
         """
         with self.opening():
-            finished = self.earlier(resume=resume, overwrite=overwrite, iterations=iterations)
+            finished = self.earlier(run_id=run_id, resume=resume, overwrite=overwrite, iterations=iterations)
             if self.checkpoint.exists():
                 load()
         return finished
@@ -113,21 +113,26 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
         self.write_config(config)
 
-    def earlier(self, *, resume: bool, overwrite: bool, iterations: int = 0) -> dict[str, Any] | None:
+    def earlier(self, *, run_id: str, resume: bool, overwrite: bool, iterations: int) -> dict[str, Any] | None:
         """Check that an earlier run in here is to be resumed or replaced; with `overwrite`, remove it.
 
         Returns the row of a run that is resumed but finished, else None; a checkpoint that is there is to be loaded.
 
         Args:
+            run_id: of the run that wants the folder; its finished row, such as a committed one, needs no checkpoint.
             iterations: a run of fewer is not finished.
 
         Raises:
-            UserError: there is an earlier run and neither is wanted, or what it came to, without the checkpoint that
-                could be resumed.
+            UserError: there is an earlier run and neither is wanted, or what another one came to, without the
+                checkpoint that could be resumed.
         """
         if overwrite:
             self.clear()
             return None
+        row = self.read_finished_row()
+        finished = row if row is not None and row["iterations"] >= iterations else None
+        if resume and finished is not None and finished["run_id"] == run_id:
+            return finished
         if self.irreplaceable:
             raise UserError(
                 f"Expected an unused run folder or a checkpoint to resume, got {self.unresumable}; add --overwrite to "
@@ -138,8 +143,7 @@ class RunFolder:
                 f"Expected an unused run folder, got {self.path}, which has an earlier run; add --resume to "
                 "continue it, --overwrite to replace it, or choose another --out"
             )
-        row = self.read_finished_row()
-        return row if row is not None and row["iterations"] >= iterations else None
+        return finished
 
     def clear(self) -> None:
         """Remove the files of an earlier run, and nothing else."""

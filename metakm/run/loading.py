@@ -13,7 +13,6 @@ from metakm.data.registry import dataset_entry
 from metakm.errors import UserError, one_line
 from metakm.io.files import expanded
 from metakm.learning.classifier import AdaptedClassifier, Images, Labels
-from metakm.learning.inner_loop import InnerLR
 from metakm.learning.learner import ImageShape, Learner
 from metakm.models.build import require_backbone
 from metakm.run.build import build_learner
@@ -22,6 +21,7 @@ from metakm.run.config_file import read_config_file
 from metakm.run.folder import RunFolder
 from metakm.run.weights import read_weights
 from metakm.strategies import Strategy
+from metakm.strategies.base import InnerLR
 from metakm.strategies.registry import strategy_class
 
 

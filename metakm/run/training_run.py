@@ -144,13 +144,8 @@ class TrainingRun(RunKind, Generic[L]):
 
     def _open_folder(self) -> dict[str, Any] | None:
         """Claim the run folder; take up its checkpoint, or return its row, when resuming."""
-        execution = self.settings.execution
-        row = self.folder.begin(
-            self._load,
-            resume=execution.resume,
-            overwrite=execution.overwrite,
-            iterations=self.iterations,
-        )
+        how = {name: getattr(self.settings.execution, name) for name in ("resume", "overwrite")}
+        row = self.folder.begin(self._load, run_id=self.settings.run_id, iterations=self.iterations, **how)
         self.processes.mark_started()
         return row
 

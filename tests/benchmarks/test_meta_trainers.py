@@ -1,5 +1,6 @@
 """`benchmarks/meta_trainers.py`: one budget for all, refusals in the plan, no row twice, and the page."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def made(monkeypatch):
         started.append(config)
         accuracies = [0.5, 0.5 + len(started) / 10]
         write_run(config.folder, config.algo, accuracies, dataset="glyphs", ways=15, iterations=config.iterations)
+        lines = [f"{iteration},{accuracy}" for iteration, accuracy in ((0, 0.5), (96, 0.7), (120, 0.6), (121, ""))]
+        (config.folder / "curve.csv").write_text("\n".join(["iteration,val_accuracy", *lines]) + "\n")
         return 0
 
     monkeypatch.setattr(meta_trainers, "seconds_an_iteration", seconds)
@@ -55,13 +58,13 @@ def test_the_plan_has_what_fits_and_the_page_has_each_pair_once(tmp_path, made):
         ("norm", "protonet", 120, 24), ("norm", "maml", 120, 24), ("km", "protonet", 120, 24),
     ]  # fmt: skip
     page = (tmp_path / "out" / "README.md").read_text()
-    assert "after 60 processor seconds" in page
+    assert "Each run had 60 processor seconds" in page
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert rows[0] == "| strategy | norm | km |"
     assert rows[2].startswith("| `protonet` | 55.00 ± ")
-    assert " (120) | 65.00 ± " in rows[2]
+    assert " (96 of 120) | 65.00 ± " in rows[2]
     assert rows[3].startswith("| `maml` | 60.00 ± ")
-    assert rows[3].endswith(" (120) | refused |")
+    assert rows[3].endswith(" (96 of 120) | refused |")
     commands = [line for line in page.splitlines() if "metakm.run" in line]
     for config, line in zip(made, commands, strict=True):
         assert f"--out results/pretrained/meta-trainers/{config.train} " in f"{line} "
@@ -87,8 +90,18 @@ def test_data_that_are_not_there_are_no_refusal(tmp_path, monkeypatch, capsys):
     pytest.importorskip("timm", reason="timm is not installed")
     monkeypatch.setenv("METAKM_DATA", str(tmp_path / "none"))
     assert meta_trainers.main(["--out", str(tmp_path / "out")]) == 2
-    assert "Expected" in capsys.readouterr().err
+    assert "Expected flowers-102-64px.tar.xz or flowers-102 in" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_committed_page_is_that_of_its_rows(tmp_path):
+    committed = meta_trainers.Options().out
+    if not committed.is_dir():
+        pytest.skip("meta-trainers were not measured yet")
+    copy = tmp_path / "copy"
+    shutil.copytree(committed, copy)
+    assert meta_trainers.main(["--page", "--out", str(copy)]) == 0
+    assert (copy / "README.md").read_text() == (committed / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -113,7 +126,8 @@ def test_each_pair_has_a_row_or_a_reason(tmp_path, cache, monkeypatch, capfd):
     for line in plan[:3]:
         row = RunFolder(out / line["train"] / "flowers+grocery-store-3w1s" / line["algo"] / "seed0").read_row()
         assert row["iterations"] == max(1, int(0.3 / float(line["core_seconds_an_iteration"])))
-        assert f"{100 * row['accuracy']:.2f} ± {100 * row['ci95']:.2f} ({row['iterations']})" in page
+        assert f"{100 * row['accuracy']:.2f} ± {100 * row['ci95']:.2f} (" in page
+        assert f" of {row['iterations']})" in page
     assert page.count("refused |") == 1
     capfd.readouterr()
     assert meta_trainers.main(flags) == 0, "the second call"

@@ -251,11 +251,13 @@ def test_ctrl_c_during_meta_test_keeps_the_training(tmp_path, monkeypatch, capsy
     assert numbers(folder(tmp_path / "cut")) == numbers(folder(tmp_path / "whole"))
 
 
-def test_a_finished_result_without_its_checkpoint_is_not_resumed_over(tmp_path, capsys):
+def test_a_finished_result_without_its_checkpoint_is_done_and_not_resumed_over(tmp_path, capsys):
     run(tmp_path)
     (folder(tmp_path) / "checkpoint.pt").unlink()
     before = (folder(tmp_path) / "result.csv").read_bytes()
-    assert run(tmp_path, "--resume") == 2
+    assert run(tmp_path, "--resume") == 0
+    assert "already done" in capsys.readouterr().out
+    assert run(tmp_path, "--resume", "--inner-lr", "0.123") == 2
     assert "which has weights, tasks or a row of an earlier run but no checkpoint.pt" in capsys.readouterr().err
     assert (folder(tmp_path) / "result.csv").read_bytes() == before
 
