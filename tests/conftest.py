@@ -40,8 +40,11 @@ def registries():
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
-    """One cache for all runs, so that the glyphs are drawn once a session."""
-    return tmp_path_factory.mktemp("cache")
+    """One cache for all runs of all workers, so that the glyphs are drawn once."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared-cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ SAYS = {
     "01_train": r"before: [\d.]+%\nafter:  [\d.]+%",
     "02_own_strategy": r"anil: adapts 85 of \d+ parameters.*\nbiases: adapts 149 of \d+ parameters",
     "03_own_images": r"(test-\d: recognised as test-\d\n){5}",
-    "04_modulate": r"the pack has \d+ kB\nlargest difference after merging: \d\.\de-\d+\n",
+    "04_modulate": r"the pack has \d+ kB\nlargest difference after merging: \d\.\de-0[5-9]\n",
     "06_sinusoid": (  # the shape of the published curve
         r" 0 inner steps: mean squared error [2-4]\.\d\d .*\n"
         r" 1 inner steps: mean squared error (0\.[7-9]\d|1\.[0-3]\d) .*\n"
@@ -34,14 +34,11 @@ def own_folder(tmp_path, monkeypatch, cache):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_an_example_runs_and_prints(script, capsys):
     runpy.run_path(str(script), run_name="__main__")
-    assert re.search(SAYS[script.stem], capsys.readouterr().out)
-
-
-@pytest.mark.float32
-def test_training_improves_on_the_start(capsys):
-    runpy.run_path(str(SCRIPTS[0]), run_name="__main__")
-    before, after = map(float, re.findall(r"([\d.]+)%", capsys.readouterr().out))
-    assert after > before + 5
+    said = capsys.readouterr().out
+    assert re.search(SAYS[script.stem], said)
+    if script.stem == "01_train":
+        before, after = map(float, re.findall(r"([\d.]+)%", said))
+        assert after > before + 5
 
 
 @pytest.mark.float32

@@ -110,9 +110,8 @@ def test_every_opaque_mode_of_8_bits_is_read(mode: str) -> None:
     image = picture().convert(mode)
     data = encoded(image, "JPEG" if mode in ("CMYK", "YCbCr") else "PNG")
     found = decode(data, "here", "RGB", 10).astype(int)
-    level = 0 if mode == "1" else found[0, :3].mean()
     assert found.shape == (3, 10, 10)
-    assert level == 0 or level > 50
+    assert found[0, :3].max() > 0 if mode == "1" else found[0, :3].mean() > 50
     assert found[:, 8:].max() <= 8
 
 

@@ -17,9 +17,9 @@ RUN = [*RUN_FLAGS.split(), "--bn-mode", "running", "--iterations", "6", "--val-e
 
 
 def train(case, processes=ALONE):
-    """Losses and accuracies of four iterations, the last meta-gradient, and the model then."""
+    """Losses and accuracies of two iterations, the last meta-gradient, and the model then."""
     trained = loop(**case, processes=processes)
-    steps = [tuple(trained.step()) for _ in range(4)]
+    steps = [tuple(trained.step()) for _ in range(2)]
     learned = [*learned_parameters(trained.learner.strategy).values(), *trained.learner.rates]
     gradient = torch.cat([p.grad.flatten() for p in learned])
     return steps, gradient, vector(trained.model_state())

@@ -24,9 +24,9 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module", autouse=True)
-def environment(tmp_path_factory):
+def environment(cache):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("METAKM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("METAKM_CACHE", str(cache))
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", f"{HERE.parents[1]}:{HERE.parent}")
         yield

@@ -31,12 +31,8 @@ for modulator in (KernelModulator, ChannelModulator):
 """
 STRATEGIES = """
 import torch, metakm
-from metakm.models.build import make_backbone
 projection = lambda width: metakm.CifarResNet(8, 3, width=width, shortcut="projection")
 for backbone, channels, size, tasks in (
-    (lambda: make_backbone("conv4-8-stride", (1, 28, 28), "transductive"), 1, 28, 2),
-    (lambda: make_backbone("conv4-8-pool", (3, 32, 32), "transductive"), 3, 32, 2),
-    (lambda: make_backbone("resnet8", (3, 32, 32), "transductive"), 3, 32, 1),
     (lambda: projection(8), 3, 64, 1),
     (lambda: projection(4), 3, 32, 3),
 ):

@@ -4,13 +4,17 @@ import torch
 from metakm.ops import matmul_conv2d
 from metakm.ops.conv2d import Geometry, convolve
 
-GEOMETRIES = {
+GEOMETRIES = {  # 1x1 kernels where the name says so, else 3x3
     "plain": Geometry((1, 1), (1, 1), (1, 1), 1),
     "stride": Geometry((2, 2), (1, 1), (1, 1), 1),
     "grouped": Geometry((2, 1), (0, 1), (1, 1), 2),
     "dilated": Geometry((1, 1), (2, 2), (2, 2), 1),
     "depthwise": Geometry((1, 1), (1, 1), (1, 1), 4),
+    "pointwise": Geometry((1, 1), (0, 0), (1, 1), 1),
+    "pointwise-strided": Geometry((2, 2), (0, 0), (1, 1), 1),
+    "pointwise-padded": Geometry((3, 2), (1, 1), (1, 1), 2),
 }
+POINTWISE = [geometry for name, geometry in GEOMETRIES.items() if name.startswith("pointwise")]
 
 REAL_IS_FASTER = matmul_conv2d.is_faster
 
@@ -18,7 +22,8 @@ REAL_IS_FASTER = matmul_conv2d.is_faster
 def inputs(geometry):
     torch.manual_seed(0)
     x = torch.randn(2, 4, 6, 5, requires_grad=True)
-    weight = torch.randn(4, 4 // geometry.groups, 3, 3, requires_grad=True)
+    side = 1 if geometry in POINTWISE else 3
+    weight = torch.randn(4, 4 // geometry.groups, side, side, requires_grad=True)
     return x, weight
 
 

@@ -48,16 +48,21 @@ def test_only_what_the_method_says_changes(shop, base):
     plain = load_pretrained(base).network.state_dict()
     head = {"fc.weight", "fc.bias"}
     norms = {f"norm{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
-    kernels = {f"conv{i}.modulator.{name}" for i in (1, 2) for name in ("layers.0", "layers.1", "scale")}
+    modulators = {f"conv{i}.modulator.{name}" for i in (1, 2) for name in ("layers.0", "layers.1", "scale")}
     low_rank = {f"conv{i}.modulator.{name}" for i in (1, 2) for name in ("up", "down")}
     trained = {
-        "head": head, "norm": head | norms, "km": head | kernels, "both": head | norms | kernels,
+        "head": head, "norm": head | norms, "km": head | modulators, "both": head | norms | modulators,
         "lora": head | low_rank,
     }  # fmt: skip
+    kernels = {}  # with the norms folded in
     for method, names in trained.items():
-        pack = metakm.fit(shop, base=base, method=method, validation="none").pack.tensors
+        fitted = metakm.fit(shop, base=base, method=method, validation="none")
+        pack = fitted.pack.tensors
         assert set(pack) == names
+        kernels[method] = [fitted.network.get_submodule(name).weight for name in ("conv1", "conv2")]
         assert not any(torch.equal(tensor, plain[name]) for name, tensor in pack.items() if name.startswith("norm"))
+    for method in ("km", "lora"):
+        assert not any(torch.equal(*pair) for pair in zip(kernels[method], kernels["head"], strict=True))
 
 
 @pytest.mark.parametrize("method", ["both", "full"])

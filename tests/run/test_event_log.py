@@ -19,11 +19,6 @@ SMALL = (
 FOLDER = "glyphs-3w1s/km/seed0"
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(autouse=True)
 def environment(cache, monkeypatch):
     monkeypatch.setenv("METAKM_CACHE", str(cache))

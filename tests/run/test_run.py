@@ -281,11 +281,19 @@ def test_what_a_run_came_to_is_never_written_over_unasked(tmp_path, capsys, left
 
 
 @pytest.mark.parametrize("bn_mode", ["transductive", "support", "running", "frozen"])
-def test_bfloat16_runs_in_every_batch_norm_mode(tmp_path, bn_mode):
+def test_bfloat16_runs_in_every_batch_norm_mode(tmp_path, monkeypatch, bn_mode):
+    seen, step = set(), OuterLoop.step
+
+    def watched(loop):
+        seen.add(loop.evaluator.dtype)
+        return step(loop)
+
+    monkeypatch.setattr(OuterLoop, "step", watched)
     assert run(tmp_path, "--precision", "bf16", "--bn-mode", bn_mode, iterations=2) == 0
     row = pd.read_csv(folder(tmp_path) / "result.csv").iloc[0]
     assert "bf16" in row.run_id
     assert row.bn_mode == bn_mode
+    assert seen == {torch.bfloat16}
 
 
 def test_a_strategy_that_changed_since_the_checkpoint_is_named(tmp_path, monkeypatch, capsys):

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.float32
 timm = pytest.importorskip("timm")
 
 NETWORK = "timm:test_efficientnet"
-QUICK = "--ways 3 --queries 2 --meta-batch 2 --val-tasks 4 --eval-tasks 6 --iterations 2 --val-every 1 --device cpu"
+QUICK = "--ways 3 --queries 2 --meta-batch 2 --val-tasks 2 --eval-tasks 2 --iterations 2 --val-every 2 --device cpu"
 SMALL_STEPS = ["--inner-lr", "0.001"]  # the small network, which learned nothing, bears no larger ones
 FLAGS = [*QUICK.split(), *SMALL_STEPS, "--bn-mode", "frozen", "--quiet"]
 
@@ -118,7 +118,8 @@ def test_a_run_changes_the_part_alone_and_leaves_it_as_a_base(algo, part, run, w
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     of_norms = {f"{n}.{k}" for n, m in plain.network.named_modules() if is_norm(m) for k in ("weight", "bias")}
     kernels = {name for name, tensor in before.items() if tensor.dim() == 4}
-    assert changed
+    assert changed & of_norms or part == "km"
+    assert changed & kernels or part == "norm"
     assert changed <= {"norm": of_norms, "km": kernels, "both": of_norms | kernels, "full": {*before}}[part]
     images = torch.rand(2, 1, 32, 32)  # of glyphs
     strategy = load_run(folder).strategy

@@ -9,6 +9,7 @@ import pytest
 from metakm.config import RunConfig
 from metakm.experiments.row import ExperimentRow, read_experiments
 from metakm.io.csv_file import read_csv
+from metakm.presets import changes_from_preset
 from metakm.run.folder import RunFolder
 from metakm.run.row import ResultRow
 from metakm.table.collect import read_runs
@@ -52,3 +53,5 @@ def test_every_config_is_read():
             config = RunConfig.from_json(json.loads(path.read_text()))
             row = RunFolder(path.parent).read_row()
             assert (config.algo, config.seed, config.iterations) == (row["algo"], row["seed"], row["iterations"]), path
+            if row["preset"] == "table3":
+                assert changes_from_preset(config) == {}, f"{path}: the preset is no longer that of the rows"
