@@ -1,36 +1,32 @@
 """Commands without the packages of an extra: they say which one to install, before any work."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from metakm.__main__ import main
 from metakm.run.folder import RunFolder
 
+pytestmark = pytest.mark.float32
 RESULTS = Path(__file__).parents[1] / "results"
 SEARCH = ["--algo", "km", "--dataset", "glyphs", "--space", "table3-characters", "--trials", "1", "--out", "new"]
 
 
 @pytest.fixture
-def without(tmp_path):
-    """Run a command of metakm in a process in which a package cannot be imported."""
+def without(tmp_path, cache, monkeypatch, capsys):
+    """Run a command of metakm while a package cannot be imported."""
 
     def run(package, command, *arguments):
         blocked = tmp_path / "blocked"
         blocked.mkdir(exist_ok=True)
-        block = f"import sys\nsys.modules[{package!r}] = None\n"
-        code = "from metakm.__main__ import main\nsys.exit(main(sys.argv[1:]))"
-        return subprocess.run(
-            [sys.executable, "-c", block + code, command, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            cwd=blocked,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            timeout=300,
-            check=False,
-        )
+        monkeypatch.chdir(blocked)
+        monkeypatch.setenv("METAKM_CACHE", str(cache))
+        monkeypatch.setitem(sys.modules, package, None)
+        code = main([command, *map(str, arguments)])
+        said = capsys.readouterr()
+        return SimpleNamespace(returncode=code, stdout=said.out, stderr=said.err)
 
     return run
 
@@ -42,25 +38,7 @@ def without(tmp_path):
         ("matplotlib", "report", ["experiments.table", "fig5", RESULTS, "--plot", "new.png"]),
         ("matplotlib", "report", ["report", RESULTS / "quick", "--out", "new.html"]),
         ("jinja2", "report", ["report", RESULTS / "quick", "--out", "new.html"]),
-        (
-            "matplotlib",
-            "report",
-            [
-                "search",
-                *[
-                    "--algo",
-                    "km",
-                    "--dataset",
-                    "glyphs",
-                    "--space",
-                    "table3-characters",
-                    "--trials",
-                    "1",
-                    "--out",
-                    "new",
-                ],
-            ],
-        ),
+        ("matplotlib", "report", ["search", *SEARCH]),
         ("submitit", "cluster", ["sweep", "--algo", "km", "--dataset", "glyphs", "--out", "new"]),
     ],
 )

@@ -48,10 +48,9 @@ def test_charts_of_the_report_need_no_backend(monkeypatch):
     drawn("from metakm.report.charts import page_style\nwith page_style(): pass", monkeypatch, MPLBACKEND="nonsense")
 
 
-@pytest.mark.parametrize("error", [ValueError("no such backend"), ImportError("no matplotlib"), OSError("no font")])
-def test_a_run_that_cannot_draw_its_curve_is_done_all_the_same(error, cache, tmp_path, monkeypatch, capsys):
+def test_a_run_that_cannot_draw_its_curve_is_done_all_the_same(cache, tmp_path, monkeypatch, capsys):
     def fail(*_):
-        raise error
+        raise OSError("no font")
 
     monkeypatch.setenv("METAKM_CACHE", str(cache))
     monkeypatch.setattr("metakm.run.folder.curve_png", fail)
@@ -60,4 +59,4 @@ def test_a_run_that_cannot_draw_its_curve_is_done_all_the_same(error, cache, tmp
     assert pd.read_csv(folder / "result.csv").status.tolist() == ["done"]
     assert (folder / "weights.safetensors").is_file()
     assert not (folder / "curve.png").exists()
-    assert f"curve.png could not be drawn ({error}); curve.csv has its figures" in capsys.readouterr().err
+    assert "curve.png could not be drawn (no font); curve.csv has its figures" in capsys.readouterr().err

@@ -49,6 +49,16 @@ def folder(out, algo="km"):
     return Path(out) / "glyphs-3w1s" / algo / "seed0"
 
 
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, cache):
+    """A finished run in a folder; do not change it."""
+    out = tmp_path_factory.mktemp("unbroken")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METAKM_CACHE", str(cache))
+        assert run(out) == 0
+    return out
+
+
 def test_a_run_writes_its_folder(tmp_path, capsys):
     assert run(tmp_path) == 0
     path = folder(tmp_path)
@@ -185,9 +195,8 @@ def test_a_validation_that_found_no_memory_is_made_up_for_on_resuming(tmp_path, 
     assert numbers(folder(tmp_path / "broken")) == numbers(folder(tmp_path / "whole"))
 
 
-def test_a_checkpoint_from_before_a_field_had_a_name_is_resumed(tmp_path):
+def test_a_checkpoint_from_before_a_field_had_a_name_is_resumed(tmp_path, unbroken):
     """Its run did as the field's default does."""
-    assert run(tmp_path / "whole") == 0
     assert run(tmp_path / "old") == 0
     path = folder(tmp_path / "old") / "checkpoint.pt"
     saved = torch.load(path, weights_only=True)
@@ -197,7 +206,7 @@ def test_a_checkpoint_from_before_a_field_had_a_name_is_resumed(tmp_path):
     (folder(tmp_path / "old") / "result.csv").unlink()
     assert run(tmp_path / "old", "--resume", "--learn-inner-lr") == 2
     assert run(tmp_path / "old", "--resume") == 0
-    assert numbers(folder(tmp_path / "old")) == numbers(folder(tmp_path / "whole"))
+    assert numbers(folder(tmp_path / "old")) == numbers(folder(unbroken))
 
 
 COMMAND = [sys.executable, "-m", "metakm.run", *SMALL.split(), "--iterations", "100", "--val-every", "10", "--out"]
@@ -233,8 +242,7 @@ def test_a_process_stopped_by_a_signal_resumes_to_the_same_numbers(tmp_path, num
     assert numbers(folder(tmp_path)) == whole
 
 
-def test_ctrl_c_during_meta_test_keeps_the_training(tmp_path, monkeypatch, capsys):
-    assert run(tmp_path / "whole") == 0
+def test_ctrl_c_during_meta_test_keeps_the_training(tmp_path, unbroken, monkeypatch, capsys):
     advance = Progress.advance
 
     def interrupt(self, steps=1, loss=None, accuracy=None):
@@ -248,11 +256,11 @@ def test_ctrl_c_during_meta_test_keeps_the_training(tmp_path, monkeypatch, capsy
     assert "Interrupted after 6 iterations" in capsys.readouterr().err
     assert not (folder(tmp_path / "cut") / "tasks.csv").exists()
     assert run(tmp_path / "cut", "--resume", "--task-chunk", "1") == 0
-    assert numbers(folder(tmp_path / "cut")) == numbers(folder(tmp_path / "whole"))
+    assert numbers(folder(tmp_path / "cut")) == numbers(folder(unbroken))
 
 
-def test_a_finished_result_without_its_checkpoint_is_done_and_not_resumed_over(tmp_path, capsys):
-    run(tmp_path)
+def test_a_finished_result_without_its_checkpoint_is_done_and_not_resumed_over(tmp_path, unbroken, capsys):
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
     (folder(tmp_path) / "checkpoint.pt").unlink()
     before = (folder(tmp_path) / "result.csv").read_bytes()
     assert run(tmp_path, "--resume") == 0
@@ -263,9 +271,9 @@ def test_a_finished_result_without_its_checkpoint_is_done_and_not_resumed_over(t
 
 
 @pytest.mark.parametrize("left", ["weights.safetensors", "tasks.csv", "result.csv"])
-def test_what_a_run_came_to_is_never_written_over_unasked(tmp_path, capsys, left):
+def test_what_a_run_came_to_is_never_written_over_unasked(tmp_path, unbroken, capsys, left):
     """Weights kept without their row, and a row that a spreadsheet has changed, are an earlier run as well."""
-    run(tmp_path)
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
     path = folder(tmp_path)
     if left == "result.csv":
         (path / left).write_text((path / left).read_text().replace("False", "FALSE"))
@@ -296,12 +304,12 @@ def test_bfloat16_runs_in_every_batch_norm_mode(tmp_path, monkeypatch, bn_mode):
     assert seen == {torch.bfloat16}
 
 
-def test_a_strategy_that_changed_since_the_checkpoint_is_named(tmp_path, monkeypatch, capsys):
+def test_a_strategy_that_changed_since_the_checkpoint_is_named(tmp_path, unbroken, monkeypatch, capsys):
     class Changed(KM):
         def __init__(self, backbone, ways, **options):
             super().__init__(backbone, ways, **{**options, "implicit": True})
 
-    run(tmp_path)
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
     (folder(tmp_path) / "result.csv").unlink()
     monkeypatch.setitem(registry.strategies.entries, "km", Changed)
     assert run(tmp_path, "--resume") == 2
@@ -317,8 +325,8 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_resuming_a_finished_run_reports_it_again_and_changes_nothing(tmp_path, capsys):
-    run(tmp_path)
+def test_resuming_a_finished_run_reports_it_again_and_changes_nothing(tmp_path, unbroken, capsys):
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
     before = {p.name: p.read_bytes() for p in folder(tmp_path).iterdir()}
     capsys.readouterr()
     assert run(tmp_path, "--resume") == 0
@@ -326,8 +334,8 @@ def test_resuming_a_finished_run_reports_it_again_and_changes_nothing(tmp_path, 
     assert before == {p.name: p.read_bytes() for p in folder(tmp_path).iterdir()}
 
 
-def test_an_earlier_run_is_replaced_only_when_told(tmp_path, capsys):
-    run(tmp_path)
+def test_an_earlier_run_is_replaced_only_when_told(tmp_path, unbroken, capsys):
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
     before = (folder(tmp_path) / "result.csv").read_bytes()
     assert run(tmp_path) == 2
     assert "--resume" in capsys.readouterr().err
@@ -336,16 +344,16 @@ def test_an_earlier_run_is_replaced_only_when_told(tmp_path, capsys):
     assert (folder(tmp_path) / "result.csv").read_bytes() != before
 
 
-def test_resuming_with_another_config_names_what_differs(tmp_path, capsys):
-    run(tmp_path)
+def test_resuming_with_another_config_names_what_differs(tmp_path, unbroken, capsys):
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
     assert run(tmp_path, "--resume", "--inner-lr", "0.123") == 2
     error = capsys.readouterr().err
     assert "inner_lr=" in error
     assert "0.123" in error
 
 
-def test_a_folder_in_use_is_refused_and_left_alone(tmp_path, capsys):
-    run(tmp_path)
+def test_a_folder_in_use_is_refused_and_left_alone(tmp_path, unbroken, capsys):
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
     before = {p.name: p.read_bytes() for p in folder(tmp_path).iterdir()}
     lock = Lock(folder(tmp_path) / "run.lock")
     lock.acquire()
@@ -357,8 +365,8 @@ def test_a_folder_in_use_is_refused_and_left_alone(tmp_path, capsys):
     assert before == {p.name: p.read_bytes() for p in folder(tmp_path).iterdir()}
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path, capsys):
-    run(tmp_path)
+def test_a_damaged_checkpoint_is_named(tmp_path, unbroken, capsys):
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
     (folder(tmp_path) / "result.csv").unlink()
     for content in (b"", b"nonsense", (folder(tmp_path) / "checkpoint.pt").read_bytes()[:500]):
         (folder(tmp_path) / "checkpoint.pt").write_bytes(content)
@@ -366,8 +374,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path, capsys):
         assert "checkpoint.pt" in capsys.readouterr().err
 
 
-def test_a_full_disk_stops_the_run_with_a_message_and_leaves_it_to_resume(tmp_path, monkeypatch, capsys):
-    assert run(tmp_path / "whole") == 0
+def test_a_full_disk_stops_the_run_with_a_message_and_leaves_it_to_resume(tmp_path, unbroken, monkeypatch, capsys):
     write, calls = metakm.io.files.os.fsync, []
 
     def full(handle):
@@ -381,7 +388,7 @@ def test_a_full_disk_stops_the_run_with_a_message_and_leaves_it_to_resume(tmp_pa
         assert run(tmp_path / "full") == 1
     assert "No space left on device" in capsys.readouterr().err
     assert run(tmp_path / "full", "--resume") == 0
-    assert numbers(folder(tmp_path / "full")) == numbers(folder(tmp_path / "whole"))
+    assert numbers(folder(tmp_path / "full")) == numbers(folder(unbroken))
 
 
 def test_divergence_is_a_failed_run_that_the_command_printed_reproduces(tmp_path, capsys):
