@@ -228,3 +228,11 @@ def test_help_describes_every_flag_with_its_default(capsys):
     for name in fields:
         assert flag(name) in text
     assert text.count("default:") >= len(fields) - 1
+
+
+def test_help_shows_the_defaults_that_other_flags_imply(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--preset", "paper", "--dataset", "mini-imagenet", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "(default: 60000)" in text
+    assert "(default: conv4-32-pool)" in text

@@ -1,6 +1,8 @@
 """What an import brings along, in a process of its own."""
 
 import ast
+import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,3 +58,16 @@ def test_public_names_are_listed_typed_and_found():
     assert sorted(imported) == sorted(metakm.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Stratgey'"):
         metakm.Stratgey  # noqa: B018
+
+
+def test_no_public_name_is_removed_unasked():
+    """docs/stability.md: a name is deprecated for a release before it goes. METAKM_GOLDEN=1 writes the list anew."""
+    packages = ("metakm", "metakm.data", "metakm.strategies", "metakm.models", "metakm.modulation")
+    names = [f"{package}.{name}" for package in packages for name in sorted(importlib.import_module(package).__all__)]
+    path = Path(__file__).parent / "golden" / "public_names.txt"
+    if os.environ.get("METAKM_GOLDEN") == "1":
+        path.write_text("\n".join(names) + "\n")
+    assert path.read_text().split() == names, "deprecate what goes; write the list anew for what comes"
+    assert all(
+        hasattr(importlib.import_module(package), name) for package, _, name in (n.rpartition(".") for n in names)
+    )

@@ -13,7 +13,8 @@ from small import random_episodes, small_strategy
 import metakm
 from metakm.__main__ import command_module
 from metakm.__main__ import commands as known_commands
-from metakm.cli.flags import read_options
+from metakm.cli.flags import read_options, read_subcommand
+from metakm.packs.__main__ import Command
 from metakm.packs.__main__ import main as packs
 from metakm.photos.fit_command import FitOptions
 from metakm.photos.predict_command import PredictOptions
@@ -163,10 +164,16 @@ def test_command(page, words, tmp_path, monkeypatch, cache):
 
 def check_metakm(page, name, arguments):
     assert name in known_commands()
-    if "--help" in arguments or name == "packs":
+    if "--help" in arguments:
         with pytest.raises(SystemExit) as end:
-            command_module(name).main(arguments if "--help" in arguments else [arguments[0], "--help"])
+            command_module(name).main(arguments)
         assert end.value.code == 0
+    elif name == "packs":
+        asked = read_subcommand(Command, "python -m metakm packs", arguments)
+        if arguments[0] == "plan":
+            found = asked()  # README.md: 9405 and 223 MB
+            assert re.search(r"a network each, MB +9405 ", found)
+            assert re.search(r"base and packs, MB +223 ", found)
     elif "--plugin" in arguments:
         for block in blocks(page, "python"):
             Path(block.file or "rest.py").write_text(block.text)

@@ -298,3 +298,10 @@ def test_an_option_that_a_constructor_does_not_take_is_refused():
 
     with pytest.raises(metakm.UserError, match="__init__ to take its option 'implicit', got none; add it"):
         metakm.register_strategy("mine")(Mine)
+
+
+def test_the_groups_of_entry_points_are_those_that_are_promised():
+    text = (ROOT / "docs" / "stability.md").read_text()
+    promised = re.findall(r"`(metakm\.[a-z_]+)`", text.partition("entry-point groups")[2].partition("with the")[0])
+    assert {each.group for each in registries()} == set(promised)
+    assert len(promised) == 5
