@@ -48,11 +48,12 @@ for backbone, channels, size, tasks in (
 """
 EXPERIMENTS = """
 import torch
-from metakm.experiments import scratch, training
+from metakm.experiments import scratch
+from metakm.ops.conv2d import fastest_memory_format
 torch.manual_seed(0)
 for method in ("sn", "ld"):
     model = scratch.method_setup(method, 0).model
-    form = training._memory_format(model)
+    form = fastest_memory_format(model)
     for _ in range(20):
         model(torch.rand(4, 3, 32, 32).contiguous(memory_format=form)).square().sum().backward()
 """
