@@ -30,6 +30,10 @@ _ARCHIVES = {
 }
 
 
+_TUNING_IMAGES = 10
+"""Of each class, where candidates for all images are compared."""
+
+
 @dataclass(frozen=True)
 class Images:
     """A dataset: pixels uint8 `[n, S, S, 3]`, labels `[n]`, and the official part of each, `[n]`."""
@@ -62,12 +66,16 @@ def draw(images: Images, shots: str, number: str, ways: int = 20) -> Draw:
     5 support images of a class are among its 10.
 
     Args:
-        shots: support images of each of `ways` classes; `all` takes all images of all classes, and has no `tune`.
+        shots: support images of each of `ways` classes; `all` takes all images of all classes.
         number: `tune`, or the number of a draw that is reported.
     """
     tune, open_parts = number == "tune", images.parts != TEST
     if shots == "all":
-        return Draw(np.flatnonzero(open_parts), np.flatnonzero(~open_parts))
+        if not tune:
+            return Draw(np.flatnonzero(open_parts), np.flatnonzero(~open_parts))
+        train = np.flatnonzero(images.parts == TRAIN)
+        few = [train[images.labels[train] == label][:_TUNING_IMAGES] for label in np.unique(images.labels)]
+        return Draw(np.concatenate(few), np.flatnonzero(images.parts == VALIDATION))
     generator = np.random.default_rng(zlib.crc32(f"{images.name} {number}".encode()))
     support, queries = [], []
     for label in sorted(generator.permutation(np.unique(images.labels))[:ways]):

@@ -204,10 +204,11 @@ seeds.
 All methods run in the loop of `metakm fit`, on one network, from one head (the best one for frozen features), with the
 same views of the same images in the same order, and batch norm's statistics held. Each takes the best of the same four
 candidates, 0.3 times its rates for 4 epochs, 1 for 4, 1 for 10 and 3 for 10, chosen for each dataset and number of
-images on one draw of training and validation images that is not reported; with all images they are those chosen for 10
-images, as another choice would double the time. At 1 the rates of AdamW are those of `metakm fit`: head 1e-3, norms
-2e-3 (1e-3 in full fine-tuning), kernel modulators 2e-4 alone and 5e-5 with norms, low-rank additions and all of peft's
-3e-4, everything 1e-4. So a method that trains two kinds of tensors has a rate for each.
+images on one draw of training and validation images that is not reported. With all images each takes 1 for 10 epochs,
+or what it had for 10 images if that is better after training on 10 training images a class and testing on the
+validation images: a comparison of all four would double the time. At 1 the rates of AdamW are those of `metakm fit`:
+head 1e-3, norms 2e-3 (1e-3 in full fine-tuning), kernel modulators 2e-4 alone and 5e-5 with norms, low-rank additions
+and all of peft's 3e-4, everything 1e-4. So a method that trains two kinds of tensors has a rate for each.
 
 peft 0.21 refuses LoRA on depthwise convolutions, so LoRA adapts all others. Its LoKr fails on timm's convolutions with
 padding of their own (the strided ones), so LoKr adapts all others, also depthwise ones. Norm + head is KM's

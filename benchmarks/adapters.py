@@ -4,7 +4,8 @@ EfficientNet-Lite0 is adapted to Flowers-102 (96 px, from 64) and Grocery Store 
 images each, in several draws, then to all images of all classes. It is adapted by kernel modulation, by peft's LoRA and
 LoKr, by norms and head, by the head alone, and by training everything. All methods share the loop of `metakm fit`: the
 same head to start from, the same steps and views, batch norm's statistics held. Each method's rates and epochs are the
-best of the same four candidates on a draw of its own; with all images they are those of 10 images each.
+best of the same four candidates on a draw of its own. With all images they are the better of two, on official
+validation images: those chosen for 10 images each, and the method's own rates for 10 epochs.
 
 A row is added to OUT/rows.csv for each cell (dataset, images per class, draw, method, candidate), all methods of a draw
 before the next draw. The same command continues where the last one stopped; `--seconds` ends it before that. `--status`
@@ -42,6 +43,8 @@ COLUMNS = (
     *KEYS, "accuracy", "accuracy_fp16", "images", "trained", "trained_head", "bytes", "bytes_fp16", "steps",
     "fit_seconds", "image_ms", "cell_seconds", "when", "made_by", "right",
 )  # fmt: skip
+USUAL = 2
+"""The candidate of a method's own rates for 10 epochs."""
 Row = Mapping[str, str]
 
 
@@ -71,13 +74,23 @@ class Bench:
         """All, in the order in which they run; those of a draw that is reported have candidate -1 until it is known."""
         found = []
         for shots in self.shots:
-            tuning = [("tune", name) for name in self.datasets if shots == self.chosen_at(shots)]
+            tuning = [("tune", name) for name in self.datasets]
             reported = [(str(d), name) for d in range(1 if shots == "all" else self.draws) for name in self.datasets]
             for number, name in [*tuning, *reported]:
                 for method in CONTESTANTS:
-                    candidates = range(1 if method == "head" else len(CANDIDATES)) if number == "tune" else [-1]
+                    candidates = self.compared(name, shots, method) if number == "tune" else [-1]
                     found += [Cell(name, shots, number, method, c) for c in candidates]
         return found
+
+    def compared(self, dataset: str, shots: str, method: str) -> Sequence[int]:
+        """The candidates of the draw `tune`; with all images, that of fewer and the usual one, if they differ."""
+        if shots != "all":
+            return range(1 if method == "head" else len(CANDIDATES))
+        most = max((each for each in self.shots if each != "all"), key=int)
+        accuracies = self.tuned(dataset, most, method)
+        few = best(accuracies)
+        complete = len(accuracies) == len(self.compared(dataset, most, method))
+        return [few, USUAL] if complete and few != USUAL and method != "head" else []
 
     def left(self) -> list[Cell]:
         """Those without a row."""
@@ -89,26 +102,27 @@ class Bench:
             if (tuple(map(str, cell)) not in done if cell.number == "tune" else cell[:4] not in reported)
         ]
 
-    def chosen_at(self, shots: str) -> str:
-        """The number of images at which candidates are compared: `all` takes the choice made at the largest."""
-        return shots if shots != "all" else max((each for each in self.shots if each != "all"), key=int)
-
     def chosen(self, cell: Cell) -> int:
-        """The best candidate of a method in the draw `tune`; the first, which is the gentler, of equals."""
-        draw = (cell.dataset, self.chosen_at(cell.shots), "tune", cell.method)
-        accuracies = {
+        """The best candidate of a method; with all images, where there was nothing to compare, the usual one."""
+        if cell.shots == "all" and not self.compared(*cell[:2], cell.method):
+            return 0 if cell.method == "head" else USUAL
+        return best(self.tuned(*cell[:2], cell.method))
+
+    def tuned(self, dataset: str, shots: str, method: str) -> dict[int, float]:
+        """Accuracies by candidate in the draw `tune`."""
+        draw = (dataset, shots, "tune", method)
+        return {
             int(row["candidate"]): float(row["accuracy"])
             for row in self.rows
             if (row["dataset"], row["shots"], row["draw"], row["method"]) == draw
         }
-        return min(accuracies, key=lambda candidate: (-accuracies[candidate], candidate))
 
     def run(self, seconds: float | None = None) -> Iterator[Row]:
         """Run what is left, a row at a time; no cell begins after `seconds`."""
         began, task, made = time.monotonic(), None, None
         base = self.base()
         faster_layout(base.network)
-        for cell in self.left():
+        while (cell := next(iter(self.left()), None)) is not None:  # what is left may depend on what was chosen
             if seconds is not None and time.monotonic() - began >= seconds:
                 return
             if made != cell[:3]:
@@ -151,12 +165,17 @@ class Bench:
         return statistics.median(known) * work(cell.dataset, cell.shots, cell.number, cell.candidate)
 
 
+def best(accuracies: Mapping[int, float]) -> int:
+    """The best candidate; the first, which is the gentler, of equals. -1 if there is none."""
+    return min(accuracies, key=lambda candidate: (-accuracies[candidate], candidate), default=-1)
+
+
 def work(dataset: str, shots: str, number: str, candidate: int) -> float:
     """Training passes of an image of Flowers-102 that a cell is worth; a classified image counts a third."""
     tune = number == "tune"
     classes, of_test, open_images = (102, 60, 2040) if dataset == "flowers" else (81, 31, 2936)
-    support = open_images if shots == "all" else 20 * int(shots)
-    queries = classes * of_test if shots == "all" else 300 if tune else 20 * of_test
+    support = (10 * classes if tune else open_images) if shots == "all" else 20 * int(shots)
+    queries = (300 if tune else 20 * of_test) if shots != "all" else (open_images / 5 if tune else classes * of_test)
     epochs = CANDIDATES[candidate].epochs if candidate >= 0 else max(each.epochs for each in CANDIDATES)
     passes = 1 if tune else 2
     return (support * epochs + passes * queries / 3) * (1.0 if dataset == "flowers" else (128 / 96) ** 2)

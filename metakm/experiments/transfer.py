@@ -30,7 +30,7 @@ from metakm.experiments.networks import pretrained
 from metakm.experiments.run import ExperimentRun, MethodSetup
 from metakm.learning.randomness import seeded
 from metakm.models.lite_residual import LiteResidual, insert_lite_residuals
-from metakm.models.pretrained import LITE0
+from metakm.models.pretrained import LITE0, is_of_library
 from metakm.modulation import modulate, replace_norm, save_pack
 from metakm.modulation.attachment import Statistics
 from metakm.modulation.modulators import Start
@@ -88,7 +88,7 @@ class TransferConfig(ExperimentConfig):
         for field, names in {"dataset": Dataset, "norm": Norm, "start": StartChoice}.items():
             if getattr(self, field) not in get_args(names):
                 raise unknown_name(f"--{field}", getattr(self, field), get_args(names))
-        if self.backbone not in BACKBONES and not self.backbone.startswith(("timm:", "torchvision:")):
+        if self.backbone not in BACKBONES and not is_of_library(self.backbone):
             raise unknown_name("--backbone", self.backbone, (*BACKBONES, "timm:NAME", "torchvision:NAME"))
 
 

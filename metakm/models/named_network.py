@@ -19,7 +19,7 @@ from metakm.models.conversion import carries_tasks, carry_tasks
 from metakm.models.layers import BatchNorm2d
 from metakm.models.modes import BatchNormMode
 from metakm.models.network_file import build_from_file
-from metakm.models.pretrained import LITE0, PRETRAINED, classifier_name, network_of_library
+from metakm.models.pretrained import PRETRAINED, classifier_name, is_of_library, network_of_library
 from metakm.models.task_trial import ImageShape
 from metakm.models.weight_file import read_weights, take_weights
 
@@ -48,8 +48,7 @@ class Normalised(nn.Module):
 
 def is_named_network(name: str) -> bool:
     """Whether a backbone's name is that of another library's network, or of a class in a file."""
-    kind, found, _ = name.rpartition(":")
-    return name == LITE0 or bool(found and (kind in ("timm", "torchvision") or kind.endswith(".py")))
+    return is_of_library(name) or name.rpartition(":")[0].endswith(".py")
 
 
 def named_network(name: str, image_shape: ImageShape, bn_mode: BatchNormMode, weights: str | None) -> nn.Module:

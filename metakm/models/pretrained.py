@@ -91,6 +91,12 @@ def load_pretrained(name: str, weights: Path | None = None) -> Pretrained:
     return Pretrained(name, network.eval(), preprocessing, classifier_name(network, name))
 
 
+def is_of_library(name: str) -> bool:
+    """Whether a name is that of a network of a library: efficientnet-lite0, timm:NAME or torchvision:NAME."""
+    kind, _, own = name.partition(":")
+    return name == LITE0 or (kind in ("timm", "torchvision") and own != "")
+
+
 def network_of_library(name: str, weights: Weights) -> tuple[nn.Module, Preprocessing]:
     """The network called `name`, with its classifier and with the weights of a file, its library's or new ones.
 

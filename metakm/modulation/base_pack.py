@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from metakm.errors import UserError
 from metakm.io.files import expanded
 from metakm.models.modes import TrainedPart
-from metakm.models.pretrained import FEWSHOT, FEWSHOT_SIZE, LITE0, Pretrained, load_pretrained
+from metakm.models.pretrained import FEWSHOT, FEWSHOT_SIZE, Pretrained, is_of_library, load_pretrained
 from metakm.modulation.attachment import modulate
 from metakm.modulation.merging import merge
 from metakm.modulation.modulators import KernelModulator
@@ -110,7 +110,7 @@ def _path(name: str) -> Path | None:
     """The pack that is called `name`; None for another kind of base."""
     if name == FEWSHOT:
         return Path(str(resources.files("metakm.models").joinpath(f"{FEWSHOT}.safetensors")))
-    if name == LITE0 or name.startswith(("timm:", "torchvision:")) or ".py:" in name:
+    if is_of_library(name) or ".py:" in name:
         return None
     path = expanded(Path(name), "--base")
     if path.is_dir():

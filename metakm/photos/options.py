@@ -10,11 +10,12 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 from metakm.errors import unknown_name
 from metakm.fields import flag, require
-from metakm.models.pretrained import FEWSHOT, LITE0
+from metakm.models.pretrained import FEWSHOT, is_of_library
 from metakm.modulation.precision import PackPrecision
+from metakm.photos.methods import MethodName
 from metakm.photos.validation import ValidationChoice
 
-MethodChoice = Literal["default", "km", "both", "norm", "head", "centroid", "ridge", "lora", "full", "auto", "few-shot"]
+MethodChoice = Literal["default", MethodName, "auto", "few-shot"]
 
 DEFAULT_METHOD: MethodChoice = "default"
 PLAIN_METHOD: MethodChoice = "norm"
@@ -84,4 +85,4 @@ def without_folder(base: str) -> str:
 
 def is_local(base: str) -> bool:
     """Whether a base is a file or a folder of the user's."""
-    return base not in (LITE0, FEWSHOT) and not base.startswith(("timm:", "torchvision:"))
+    return base != FEWSHOT and not is_of_library(base)

@@ -17,7 +17,7 @@ from metakm.io.files import expanded
 from metakm.models.conversion import TaskBackbone
 from metakm.models.layers import BatchNorm2d
 from metakm.models.named_network import Normalised, drop_classifier
-from metakm.models.pretrained import LITE0, PRETRAINED, Pretrained, load_pretrained
+from metakm.models.pretrained import PRETRAINED, Pretrained, is_of_library, load_pretrained
 from metakm.modulation import KernelModulator, KernelModulators, Pack
 from metakm.modulation.base_pack import base_pack, task_tensors
 from metakm.modulation.merging import merge
@@ -31,8 +31,7 @@ def base_of(config: RunConfig) -> Pretrained | None:
 
     A file of weights without those of the classifier is enough for a run, but not for a base.
     """
-    library = config.backbone == LITE0 or config.backbone.startswith(("timm:", "torchvision:"))
-    if config.weights is None or not library:
+    if config.weights is None or not is_of_library(config.backbone):
         return None
     weights = None if config.weights == PRETRAINED else expanded(config.weights, "--weights")
     try:

@@ -70,11 +70,12 @@ def bench(out):
 def _few(monkeypatch):
     monkeypatch.setattr(adapters, "CONTESTANTS", {name: CONTESTANTS[name] for name in ("head", "both", "lora1")})
     monkeypatch.setattr(adapters, "CANDIDATES", (Candidate(1, 1), Candidate(3, 2)))
+    monkeypatch.setattr(adapters, "USUAL", 1)
 
 
 def test_draws_keep_to_the_official_parts():
     held = images()
-    for shots, number in [*itertools.product(("1", "2"), ("tune", "0", "1")), ("all", "0")]:
+    for shots, number in itertools.product(("1", "2", "all"), ("tune", "0", "1")):
         found = draw(held, shots, number, ways=3)
         assert not set(found.support) & set(found.queries)
         assert (held.parts[found.support] != TEST).all()
@@ -147,17 +148,38 @@ def test_what_was_stopped_goes_on_to_the_same_rows(tmp_path):
         pass
     again = bench(tmp_path / "parts")
     assert len(again.rows) == 7
-    assert "in all 7 cells" in again.status()
+    assert "in all " in again.status()
     list(again.run())
     assert bench(tmp_path / "parts").left() == []
     same = (*adapters.KEYS, "accuracy", "accuracy_fp16", "bytes", "right")
     assert [[row[key] for key in same] for row in bench(tmp_path / "parts").rows] == [
         [row[key] for key in same] for row in whole
     ]
-    assert len(whole) == 5 + 3 * 3
-    chosen = {(row["draw"], row["shots"], row["method"]): row["candidate"] for row in whole if row["draw"] != "tune"}
-    assert all(chosen["0", "all", name] == chosen["0", "2", name] for name in ("head", "both", "lora1"))
+    assert len([row for row in whole if row["draw"] != "tune"]) == 3 * 3
     assert list(bench(tmp_path / "parts").run(seconds=0)) == []
+
+
+def tuned(shots, accuracies):
+    shared = {"dataset": "colours", "shots": shots, "draw": "tune", "method": "both"}
+    return [{**shared, "candidate": str(c), "accuracy": str(a)} for c, a in accuracies.items()]
+
+
+def test_with_all_images_the_choice_is_between_that_of_fewer_and_the_usual_one(tmp_path):
+    found = bench(tmp_path)
+    cell = adapters.Cell("colours", "all", "0", "both", -1)
+
+    def of_all():
+        return [each.candidate for each in found.cells() if each[1:4] == ("all", "tune", "both")]
+
+    assert of_all() == [], "before there is a choice"
+    found.rows = tuned("2", {0: 0.5, 1: 0.6, 2: 0.7, 3: 0.4})
+    assert (of_all(), found.chosen(cell)) == ([], 2), "where they are one"
+    found.rows = tuned("2", {0: 0.8, 1: 0.6, 2: 0.7, 3: 0.4})
+    assert of_all() == [0, 2]
+    for accuracies, best in (({0: 0.5, 2: 0.6}, 2), ({0: 0.6, 2: 0.5}, 0)):
+        found.rows = tuned("2", {0: 0.8, 1: 0.6, 2: 0.7, 3: 0.4}) + tuned("all", accuracies)
+        assert found.chosen(cell) == best
+    assert found.chosen(cell._replace(method="head")) == 0
 
 
 def test_a_reported_draw_has_the_best_candidate_and_the_gentler_of_equals(tmp_path):
