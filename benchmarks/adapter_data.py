@@ -28,8 +28,6 @@ _ARCHIVES = {
     "flowers": "flowers-102/flowers-102-64px.tar.xz",
     "grocery": "grocery-store/grocery-store-128.tar.xz",
 }
-
-
 _TUNING_IMAGES = 10
 """Of each class, where candidates for all images are compared."""
 

@@ -101,7 +101,7 @@ class RunProtocol:
     init_from: Path | None = None
     """Folder of a trained run whose weights this one starts from; its strategy, network and ways must be the same. Without it: weights by --seed."""
     weights: str | None = None
-    """Trained weights for the backbone: a file, or pretrained for the published ones of efficientnet-lite0, timm:NAME or torchvision:NAME, whose images are normalised as these expect. A file's tensors are matched by name or, if it has none of the network's names, by order. Without it: weights by --seed."""
+    """Trained weights for the backbone: a file, or pretrained for the published ones of efficientnet-lite0, timm:NAME or torchvision:NAME, whose images are normalised as these expect. A file's tensors are matched by name or, if it has none of the network's names and is no safetensors file, by order. Without it: weights by --seed."""
     train: TrainedPart = "full"
     """What the outer loop trains of the backbone: full, everything; norm, the scales and shifts of its norm layers; km, kernel modulators, which are then attached to its convolutions unless the strategy has its own; both, norm and km. The rest keeps its initial values. What the inner loop adapts depends on the strategy, and what a strategy has besides the backbone is always trained."""
     eval_tasks: int = 600
