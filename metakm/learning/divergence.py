@@ -1,4 +1,4 @@
-"""Whether a training step can be made."""
+"""Training that diverges."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class DivergedError(RuntimeError):
-    """The meta-loss or the meta-gradient is not finite."""
+    """The loss or its gradient is not finite."""
 
 
 def is_finite(loss: float, parameters: Iterable[Tensor]) -> bool:

@@ -67,9 +67,9 @@ def carries_tasks(backbone: nn.Module) -> bool:
 def carry_tasks(network: nn.Module, image_shape: ImageShape, bn_mode: BatchNormMode = "transductive") -> nn.Module:
     """Make a backbone of a plain network, which takes images `[n, C, H, W]` to features `[n, F]`.
 
-    The backbone shares the parameters and buffers of `network`, whose own layers stay as they are,
-    but kernels are stored channels-last from now on. A network that takes
-    tasks itself, and says so by an attribute `carries_tasks = True`, is returned as it is.
+    The backbone shares the parameters and buffers of `network`, whose own layers stay as they are, but kernels are
+    stored channels-last from now on. A network that takes tasks itself, and says so by an attribute
+    `carries_tasks = True`, is returned as it is.
 
     What runs task by task, and so is slow, is named once in the log.
 
