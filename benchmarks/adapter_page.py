@@ -141,10 +141,20 @@ def write_page(out: Path, rows: Sequence[Row], status: str) -> Path:
 
 def _progress(rows: Sequence[Row], status: str) -> str:
     reported = [row for row in rows if row["draw"] != "tune"]
-    made_by = Counter(row["made_by"] for row in rows).most_common()
     lines = [f"{len(rows)} cells are done, {len(reported)} of them reported; the others only choose the rates."]
-    ending = ["", "Made by " + "; ".join(name for name, _ in made_by) + "."] if made_by else []
-    return "\n".join([*lines, "", "```", status, "```", *ending])
+    made_by = Counter(row["made_by"] for row in rows)
+    return "\n".join([*lines, "", "```", status, "```", *(["", _made_by(made_by)] if made_by else [])])
+
+
+def _made_by(cells: Mapping[str, int]) -> str:
+    """What all rows' machines have in common, and the commits with their cells, from `measuring.describe`'s lines."""
+    lines = [line.split(", ") for line in cells]
+    common = [part for part in lines[0][:-1] if all(part in line for line in lines)]
+    commits: Counter[str] = Counter()
+    for line, (*_, commit) in zip(cells, lines, strict=True):
+        commits[commit] += cells[line]
+    counted = ", ".join(f"{commit} ({count})" for commit, count in commits.most_common())
+    return f"Made by {', '.join([*common, ''])}at these commits (cells): {counted}."
 
 
 def _draws(block: Block) -> str:

@@ -11,37 +11,21 @@ OUT/README.md from the rows, beside published values. Other flags of metakm.run 
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import torch
 from baselines_page import as_page
-from budgeted_runs import FAILED, check_plan, run_each, run_process, seconds_an_iteration
-from measuring import RESULTS, describe
+from budgeted_runs import BudgetedRuns, Key, Row
+from measuring import RESULTS
 
 from metakm.cli.exit_code import exit_code
 from metakm.cli.flags import read_some_options
-from metakm.cli.progress import duration, log_line
+from metakm.cli.progress import duration
 from metakm.config import RunConfig
-from metakm.io.csv_file import csv_text, read_csv
 from metakm.io.files import write_text
-from metakm.learning.divergence import DivergedError
-from metakm.learning.malloc import keep_freed_memory
-from metakm.learning.memory import TooLittleMemoryError
-from metakm.run.command_line import command, parse
-from metakm.run.folder import RunFolder
-from metakm.run.provenance import now
-
-PLAN = (
-    "algo", "shots", "flags", "core_seconds", "core_seconds_an_iteration", "iterations", "measured_at", "measured_by",
-)  # fmt: skip
-Row = Mapping[str, str]
+from metakm.run.command_line import parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,88 +53,53 @@ class Options:
     """Write the page, and stop."""
 
 
-class Bench:
-    """The rows of one folder.
+def runs_of(options: Options, rest: Sequence[str]) -> BudgetedRuns:
+    """Those of the options' folder. They validate five times after the start, on few tasks: that is not in the budget.
 
     Args:
         rest: flags of metakm.run for every run.
     """
+    flags = ["--dataset", options.dataset, "--backbone", options.backbone, *rest]
+    validation = [] if "--val-tasks" in rest else ["--val-tasks", "50"]
 
-    def __init__(self, options: Options, rest: Sequence[str]) -> None:
-        self.options, self.rest, self.path = options, list(rest), options.out / "plan.csv"
-        self.plan: list[Row] = list(read_csv(self.path)) if self.path.is_file() else []
-        self.flags = ["--dataset", options.dataset, "--backbone", options.backbone, *rest]
-        check_plan(self.plan, options.core_seconds, self.flags, self.path)
+    def settings(key: Key, iterations: int) -> RunConfig:
+        algo, shots = key
+        own = ["--preset", "table3", "--algo", algo, "--shots", shots, "--iterations", str(iterations)]
+        every = ["--val-every", str(-(-iterations // 5)), *validation]
+        arguments = [*own, *every, "--out", str(options.out), "--resume", *flags]
+        return parse(arguments, prog="benchmarks/baselines.py")
 
-    def cells(self) -> list[tuple[str, int]]:
-        """Strategy and shots of each row, in the order in which they run."""
-        return [(algo, shots) for shots in self.options.shots for algo in self.options.algo]
+    return BudgetedRuns(("algo", "shots"), settings, options.core_seconds, flags, options.out)
 
-    def planned(self, algo: str, shots: int) -> Row | None:
-        """Its line of the plan."""
-        found = (row for row in self.plan if (row["algo"], row["shots"]) == (algo, str(shots)))
-        return next(found, None)
 
-    def config(self, algo: str, shots: int, iterations: int) -> RunConfig:
-        """The settings of its run; it validates five times after the start, on few tasks: that is not in the budget."""
-        own = ["--preset", "table3", "--algo", algo, "--shots", str(shots)]
-        budget = ["--iterations", str(iterations), "--val-every", str(-(-iterations // 5))]
-        budget += [] if "--val-tasks" in self.rest else ["--val-tasks", "50"]
-        where = ["--out", str(self.options.out), "--resume"]
-        return parse([*own, *budget, *where, *self.flags], prog="benchmarks/baselines.py")
+def status(runs: BudgetedRuns, keys: Sequence[Key]) -> str:
+    """A line a run."""
+    plan = {runs.key(line): line for line in runs.plan()}
+    return "\n".join(f"{key[0]:12} {key[1]}-shot: {_state(runs, plan.get(key))}" for key in keys)
 
-    def measure(self, algo: str, shots: int) -> Row:
-        """Add its line to the plan."""
-        seconds = round(seconds_an_iteration(self.config(algo, shots, iterations=10)), 5)
-        iterations = max(1, int(self.options.core_seconds / seconds))
-        values = (
-            algo, shots, shlex.join(self.flags), self.options.core_seconds, f"{seconds:.5f}", iterations, now(),
-            describe(),
-        )  # fmt: skip
-        row = dict(zip(PLAN, map(str, values), strict=True))
-        self.plan.append(row)
-        self.options.out.mkdir(parents=True, exist_ok=True)
-        write_text(self.path, csv_text(self.plan, PLAN))
-        return row
 
-    def run(self, algo: str, shots: int) -> int:
-        """Measure if need be, and train, validate, test or go on; the exit code of the run."""
-        try:
-            row = self.planned(algo, shots) or self.measure(algo, shots)
-        except (DivergedError, TooLittleMemoryError) as error:
-            log_line(f"{algo}, {shots}-shot: {error}")
-            return FAILED
-        return run_process(self.config(algo, shots, int(row["iterations"])))
+def _state(runs: BudgetedRuns, line: Row | None) -> str:
+    if line is None:
+        return "not measured yet"
+    if line["refused"]:
+        return line["refused"]
+    row = runs.row(line)
+    if row is None:
+        return f"{line['iterations']} iterations, not begun"
+    done = f", {100 * row['accuracy']:.2f} %" if row["status"] == "done" else ""
+    return f"{line['iterations']} iterations, {row['status']}{done}, {duration(row['train_seconds'])} so far"
 
-    def status(self) -> str:
-        """A line a row."""
-        lines = []
-        for algo, shots in self.cells():
-            row = self.planned(algo, shots)
-            said = "not measured yet" if row is None else f"{row['iterations']} iterations, {self._state(row)}"
-            lines.append(f"{algo:12} {shots}-shot: {said}")
-        return "\n".join(lines)
 
-    def _state(self, planned: Row) -> str:
-        config = self.config(planned["algo"], int(planned["shots"]), int(planned["iterations"]))
-        row = RunFolder(config.folder).read_row()
-        if row is None:
-            return "not begun"
-        done = f", {100 * row['accuracy']:.2f} %" if row["status"] == "done" else ""
-        return f"{row['status']}{done}, {duration(row['train_seconds'])} so far"
-
-    def page(self) -> str:
-        """The page, of what is done."""
-        rows, failed = [], []
-        for planned in self.plan:
-            config = self.config(planned["algo"], int(planned["shots"]), int(planned["iterations"]))
-            row = RunFolder(config.folder).read_row()
-            if row is not None and row["status"] == "done":
-                shown = dataclasses.replace(config, resume=False, out=Path("results/baselines"))
-                rows.append((planned, row, command(shown)))
-            elif row is not None and row["status"] == "failed":
-                failed.append(f"`{planned['algo']}` {planned['shots']}-shot")
-        return as_page(rows, self.options.core_seconds, failed)
+def page(runs: BudgetedRuns) -> str:
+    """The page, of what is done."""
+    measured, failed = [], []
+    for line in runs.plan():
+        row = runs.row(line)
+        if row is not None and row["status"] == "done":
+            measured.append((line, row, runs.command(line, Path("results/baselines"))))
+        elif line["refused"] or (row is not None and row["status"] == "failed"):
+            failed.append(f"`{line['algo']}` {line['shots']}-shot")
+    return as_page(measured, runs.core_seconds, failed)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -160,19 +109,13 @@ def main(arguments: Sequence[str]) -> int:
 
 def _main(arguments: Sequence[str]) -> int:
     options, rest = read_some_options(Options, "benchmarks/baselines.py", arguments)
-    bench = Bench(options, rest)
+    runs = runs_of(options, rest)
+    keys = [(algo, str(shots)) for shots in options.shots for algo in options.algo]
     if options.status:
-        print(bench.status())
+        print(status(runs, keys))
         return 0
-    if options.page:
-        write_text(options.out / "README.md", bench.page())
-        return 0
-    keep_freed_memory()  # as a run has it
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    options.out.mkdir(parents=True, exist_ok=True)
-    code = run_each(partial(bench.run, *cell) for cell in bench.cells())
-    write_text(options.out / "README.md", bench.page())
+    code = 0 if options.page else runs.run_all(keys, sound=keys[0])
+    write_text(options.out / "README.md", page(runs))
     return code
 
 

@@ -46,7 +46,8 @@ def as_page(rows: Sequence[Measured], core_seconds: float, failed: Sequence[str]
         "as many iterations of `--preset table3` as fit, by the seconds of one in `plan.csv` (the fastest of a "
         "few). Where a strategy has settings of its own for the preset, they are named. So the rows show what "
         "each strategy reaches in this time, not what it reaches in the end; one seed does not rank close results.",
-        "Made by `python benchmarks/baselines.py`." + (f" Failed: {', '.join(failed)}." if failed else ""),
+        "Made by `python benchmarks/baselines.py`."
+        + (f" Failed or refused, as `plan.csv` says: {', '.join(failed)}." if failed else ""),
         _table(
             (
                 "strategy",
@@ -67,7 +68,7 @@ def as_page(rows: Sequence[Measured], core_seconds: float, failed: Sequence[str]
             ("method", "1 shot, %", "5 shots, %", "network", "training", "source"),
             [(p.method, f"{p.one_shot:g}", f"{p.five_shot:g}", p.network, p.training, p.source) for p in PUBLISHED],
         ),
-        "## Commands\n\n" + "\n".join(f"    OMP_NUM_THREADS=1 {command}" for _, _, command in rows),
+        "## Commands\n\n" + "\n".join(f"    {command}" for _, _, command in rows),
     ]
     return "\n\n".join(parts).rstrip() + "\n"
 

@@ -2,55 +2,164 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from measuring import describe
 
+from metakm.cli.progress import log_line
 from metakm.config import RunConfig
+from metakm.data import EpisodeSampler
 from metakm.errors import UserError
+from metakm.io.csv_file import csv_text, read_csv
+from metakm.io.files import write_text
+from metakm.learning.divergence import DivergedError
+from metakm.learning.learner import Learner
+from metakm.learning.malloc import keep_freed_memory
+from metakm.learning.memory import TooLittleMemoryError
 from metakm.learning.outer_loop import OuterLoop
 from metakm.run.build import build_learner, make_sampler
 from metakm.run.command_line import command
+from metakm.run.folder import RunFolder
+from metakm.run.provenance import now
 
 FAILED = 1
 """Exit code of a run that failed by itself, such as one that diverged."""
+Key = tuple[str, ...]
+Row = Mapping[str, str]
 
 
-def seconds_an_iteration(config: RunConfig, repetitions: int = 5) -> float:
-    """Processor time of one step on one thread, the least of some, after one to warm up.
+@dataclass(frozen=True)
+class BudgetedRuns:
+    """Runs of one budget. `plan.csv` in `out` has a line for each: the iterations that fit, or why it cannot be run.
+
+    Args:
+        keys: columns of the plan that tell the runs apart.
+        settings: of a run, from its key and its iterations.
+        core_seconds: processor time of each run's meta-training, without validations and meta-test.
+        flags: what was given to all runs, which must be the same whenever the plan is used.
+
+    Raises:
+        UserError: the plan is for another budget or other flags.
+    """
+
+    keys: Key
+    settings: Callable[[Key, int], RunConfig]
+    core_seconds: float
+    flags: Sequence[str]
+    out: Path
+
+    def __post_init__(self) -> None:
+        for line in self.plan():
+            if float(line["core_seconds"]) != self.core_seconds:
+                self._refuse_plan(f"--core-seconds {self.core_seconds:g}", line["core_seconds"])
+            if line["flags"] != shlex.join(self.flags):
+                self._refuse_plan(f"the flags {shlex.join(self.flags)!r}", repr(line["flags"]))
+
+    def _refuse_plan(self, expected: str, got: str) -> None:
+        raise UserError(
+            f"Expected a plan for {expected}, got one for {got} in {self.out / 'plan.csv'}; use that, or another --out"
+        )
+
+    def plan(self) -> list[Row]:
+        """Its lines, in the order in which they were measured."""
+        path = self.out / "plan.csv"
+        return list(read_csv(path)) if path.is_file() else []
+
+    def key(self, line: Row) -> Key:
+        """That of a line of the plan."""
+        return tuple(line[name] for name in self.keys)
+
+    def run_all(self, keys: Sequence[Key], sound: Key) -> int:
+        """Measure, run or go on, one after the other, on one thread; return the exit code of `run_each`.
+
+        Args:
+            sound: a key that has to work. If it does not, the reason is the user's flags, data or weights.
+
+        Raises:
+            UserError: it does not.
+        """
+        keep_freed_memory()  # as a run has it
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"
+        _build(self.settings(sound, 10))
+        return run_each(lambda key=key: self._run(key) for key in keys)  # type: ignore[misc]
+
+    def _run(self, key: Key) -> int:
+        known = {self.key(line): line for line in self.plan()}
+        line = known.get(key) or self._measure(key)
+        if line["refused"]:
+            log_line(f"{', '.join(key)}: {line['refused']}")
+            return 0
+        return run_process(self.settings(key, int(line["iterations"])))
+
+    def _measure(self, key: Key) -> Row:
+        """Add its line to the plan."""
+        seconds, iterations, refused = "", "", ""
+        try:
+            measured = seconds_an_iteration(self.settings(key, 10))
+        except (UserError, DivergedError, TooLittleMemoryError) as error:
+            refused = str(error)
+        else:
+            seconds, iterations = f"{measured:.5f}", str(max(1, int(self.core_seconds / measured)))
+        line = dict(zip(self.keys, key, strict=True)) | {
+            "flags": shlex.join(self.flags),
+            "core_seconds": str(self.core_seconds),
+            "core_seconds_an_iteration": seconds,
+            "iterations": iterations,
+            "refused": refused,
+            "measured_at": now(),
+            "measured_by": describe(),
+        }
+        self.out.mkdir(parents=True, exist_ok=True)
+        write_text(self.out / "plan.csv", csv_text([*self.plan(), line], tuple(line)))
+        return line
+
+    def row(self, line: Row) -> dict[str, Any] | None:
+        """The result of a planned run, as far as it is; None before it began, or if it was refused."""
+        return None if line["refused"] else RunFolder(self._settings(line).folder).read_row()
+
+    def command(self, line: Row, out: Path) -> str:
+        """A shell command that repeats a planned run on one thread, in another folder."""
+        settings = dataclasses.replace(self._settings(line), resume=False, out=out)
+        return f"OMP_NUM_THREADS=1 {command(settings)}"
+
+    def folder(self, line: Row) -> Path:
+        """Where a planned run is."""
+        return self._settings(line).folder
+
+    def _settings(self, line: Row) -> RunConfig:
+        return self.settings(self.key(line), int(line["iterations"]))
+
+
+def seconds_an_iteration(config: RunConfig) -> float:
+    """Processor time of one step on one thread, the least of five, after one to warm up.
 
     Raises:
         DivergedError, TooLittleMemoryError: as a run would.
     """
-    sampler = make_sampler(config, "train")
-    learner = build_learner(config, sampler.dataset.image_shape, sampler.dataset.n_episode_classes)
+    learner, sampler = _build(config)
     loop, found = OuterLoop(learner, sampler, config, torch.device("cpu")), []
-    for _ in range(1 + repetitions):
+    for _ in range(6):
         began = time.process_time()
         loop.step()
         found.append(time.process_time() - began)
     return min(found[1:])
 
 
-def check_plan(plan: Sequence[Mapping[str, str]], core_seconds: float, flags: Sequence[str], path: Path) -> None:
-    """Raises UserError if a line of the plan in `path` is for another budget or other flags."""
-    wanted = shlex.join(flags)
-    for row in plan:
-        if float(row["core_seconds"]) != core_seconds:
-            raise UserError(
-                f"Expected a plan for --core-seconds {core_seconds:g}, got one for {row['core_seconds']} in {path}; "
-                "use that, or another --out"
-            )
-        if row["flags"] != wanted:
-            raise UserError(
-                f"Expected a plan for the flags {wanted!r}, got one for {row['flags']!r} in {path}; use those, or "
-                "another --out"
-            )
+def _build(config: RunConfig) -> tuple[Learner, EpisodeSampler]:
+    """Raises UserError for flags that do not fit, and for data or weights that cannot be loaded."""
+    sampler = make_sampler(config, "train")
+    return build_learner(config, sampler.dataset.image_shape, sampler.dataset.n_episode_classes), sampler
 
 
 def run_process(config: RunConfig) -> int:

@@ -12,32 +12,21 @@ metakm.run apply to every run.
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-import torch
-from budgeted_runs import check_plan, run_each, run_process, seconds_an_iteration
-from measuring import RESULTS, describe
+from budgeted_runs import BudgetedRuns, Key
+from measuring import RESULTS
 
 from metakm.cli.exit_code import exit_code
 from metakm.cli.flags import read_some_options
 from metakm.config import RunConfig
-from metakm.errors import UserError, unknown_name
-from metakm.io.csv_file import csv_text, read_csv
+from metakm.errors import unknown_name
+from metakm.io.csv_file import read_csv
 from metakm.io.files import write_text
-from metakm.learning.divergence import DivergedError
-from metakm.learning.malloc import keep_freed_memory
-from metakm.learning.memory import TooLittleMemoryError
-from metakm.run.build import build_learner, make_sampler
-from metakm.run.command_line import command, parse
-from metakm.run.folder import RunFolder
-from metakm.run.provenance import now
+from metakm.run.command_line import parse
 
 SHARED = (
     "--dataset flowers grocery-store --image-size 96 --augment --ways 15 --shots 1 --queries 5 --meta-batch 1 "
@@ -54,11 +43,6 @@ STRATEGIES = {
 """Flags of each strategy; inner rates were not searched."""
 PARTS = {"norm": "1e-3", "km": "3e-4", "both": "3e-4", "full": "1e-4"}
 """What is trained, with its meta learning rate."""
-PLAN = (
-    "algo", "train", "flags", "core_seconds", "core_seconds_an_iteration", "iterations", "refused", "measured_at",
-    "measured_by",
-)  # fmt: skip
-Row = Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,74 +70,34 @@ class Options:
                     raise unknown_name(name, value, known)
 
 
-def config_of(options: Options, rest: Sequence[str], algo: str, part: str, iterations: int) -> RunConfig:
-    """The settings of a run."""
-    own = f"--algo {algo} {STRATEGIES[algo]} --train {part} --meta-lr {PARTS[part]} --iterations {iterations}"
-    every = f"--val-every {max(1, iterations // 5)} --resume"
-    where = ["--out", str(options.out / part)]
-    return parse([*SHARED.split(), *own.split(), *every.split(), *where, *rest], prog="benchmarks/meta_trainers.py")
+def runs_of(options: Options, rest: Sequence[str]) -> BudgetedRuns:
+    """Those of the options' folder.
+
+    Args:
+        rest: flags of metakm.run for every run.
+    """
+
+    def settings(key: Key, iterations: int) -> RunConfig:
+        algo, part = key
+        own = f"--algo {algo} {STRATEGIES[algo]} --train {part} --meta-lr {PARTS[part]} --iterations {iterations}"
+        every = f"--val-every {max(1, iterations // 5)} --resume"
+        arguments = [*SHARED.split(), *own.split(), *every.split(), "--out", str(options.out / part), *rest]
+        return parse(arguments, prog="benchmarks/meta_trainers.py")
+
+    return BudgetedRuns(("algo", "train"), settings, options.core_seconds, rest, options.out)
 
 
-def planned(options: Options, rest: Sequence[str], algo: str, part: str) -> Row:
-    """A line of the plan: how many iterations fit, or why there are none. Data and weights can be loaded."""
-    seconds, iterations, refused = "", "", ""
-    try:
-        measured = seconds_an_iteration(config_of(options, rest, algo, part, 10), repetitions=3)
-    except (UserError, DivergedError, TooLittleMemoryError) as error:
-        refused = str(error)
-    else:
-        seconds, iterations = f"{measured:.4f}", str(max(1, int(options.core_seconds / measured)))
-    values = (
-        algo, part, shlex.join(rest), options.core_seconds, seconds, iterations, refused, now(), describe()
-    )  # fmt: skip
-    return dict(zip(PLAN, map(str, values), strict=True))
-
-
-def try_loading(options: Options, rest: Sequence[str]) -> None:
-    """Raises UserError for data or weights that cannot be loaded, which is no refusal of a strategy."""
-    config = config_of(options, rest, "protonet", "full", 10)
-    dataset = make_sampler(config, "train").dataset
-    build_learner(config, dataset.image_shape, dataset.n_episode_classes)
-
-
-def run_rest(options: Options, rest: Sequence[str]) -> int:
-    """Run what is not done; the exit code of `run_each`."""
-    path = options.out / "plan.csv"
-    plan: list[Row] = list(read_csv(path)) if path.is_file() else []
-    check_plan(plan, options.core_seconds, rest, path)
-    try_loading(options, rest)
-
-    def run(algo: str, part: str) -> int:
-        line = next((row for row in plan if (row["algo"], row["train"]) == (algo, part)), None)
-        if line is None:
-            line = planned(options, rest, algo, part)
-            plan.append(line)
-            options.out.mkdir(parents=True, exist_ok=True)
-            write_text(path, csv_text(plan, PLAN))
-        return 0 if line["refused"] else run_process(config_of(options, rest, algo, part, int(line["iterations"])))
-
-    return run_each(partial(run, algo, part) for part in options.train for algo in options.algo)
-
-
-def page(options: Options, rest: Sequence[str]) -> str:
+def page(options: Options, runs: BudgetedRuns) -> str:
     """A line a strategy, a column a part."""
-    path = options.out / "plan.csv"
-    plan = list(read_csv(path))
-    check_plan(plan, options.core_seconds, rest, path)
     cells, commands = {}, []
-    for line in plan:
-        place = line["algo"], line["train"]
+    for line in runs.plan():
+        row = runs.row(line)
         if line["refused"]:
-            cells[place] = "refused"
-            continue
-        config = config_of(options, rest, *place, int(line["iterations"]))
-        row = RunFolder(config.folder).read_row()
-        if row is not None and row["status"] == "done":
-            kept = f"{best_iteration(config.folder)} of {line['iterations']}"
-            cells[place] = f"{100 * row['accuracy']:.2f} ± {100 * row['ci95']:.2f} ({kept})"
-            out = Path("results/pretrained/meta-trainers", line["train"])
-            shown = dataclasses.replace(config, resume=False, out=out)
-            commands.append(f"    OMP_NUM_THREADS=1 {command(shown)}")
+            cells[runs.key(line)] = "refused"
+        elif row is not None and row["status"] == "done":
+            kept = f"{best_iteration(runs.folder(line))} of {line['iterations']}"
+            cells[runs.key(line)] = f"{100 * row['accuracy']:.2f} ± {100 * row['ci95']:.2f} ({kept})"
+            commands.append(f"    {runs.command(line, Path('results/pretrained/meta-trainers', line['train']))}")
     header = ("strategy", *options.train)
     lines = [header, ["---"] * len(header)]
     lines += [[f"`{algo}`", *(cells.get((algo, part), "") for part in options.train)] for algo in options.algo]
@@ -172,10 +116,10 @@ def best_iteration(folder: Path) -> int:
 
 _SAID = """# Which strategy, and which part of a pretrained network
 
-Meta-test accuracy in %, ± the 95 % interval over tasks. Each run had {seconds} processor seconds of meta-training, and
-the model that was best on the validation classes is tested: in brackets its iteration, 0 being the network before
-meta-training, and how many fitted. One seed; the tasks are the same for all. `plan.csv` gives the reason for each
-refusal.
+Meta-test accuracy in %, ± the 95 % interval over tasks. Each run had the iterations that fit into {seconds} processor
+seconds, by the fastest of a few (`plan.csv`), validations and meta-test aside. The model that was best on the
+validation classes is tested: in brackets its iteration, 0 being the network before meta-training, and how many fitted.
+One seed; the tasks are the same for all. `plan.csv` gives the reason for each refusal.
 
 The strategies differ in more than what they adapt: `protonet` compares features by cosines, `km-proto` by squared
 distances; `maml` is of first order, `km` and `anil` are of second. Inner and meta learning rates were not searched.
@@ -190,11 +134,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def _main(arguments: Sequence[str]) -> int:
     options, rest = read_some_options(Options, "benchmarks/meta_trainers.py", arguments)
-    keep_freed_memory()  # as a run has it
-    torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    code = 0 if options.page else run_rest(options, rest)
-    write_text(options.out / "README.md", page(options, rest))
+    runs = runs_of(options, rest)
+    keys = [(algo, part) for part in options.train for algo in options.algo]
+    code = 0 if options.page else runs.run_all(keys, sound=("protonet", "full"))
+    write_text(options.out / "README.md", page(options, runs))
     return code
 
 

@@ -15,6 +15,7 @@ from metakm.run.folder import RunFolder
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import budgeted_runs
 import meta_trainers
 
 pytestmark = pytest.mark.float32
@@ -26,7 +27,7 @@ def made(monkeypatch):
     """The settings of the runs that were started; an iteration takes half a second, and accuracies are made up."""
     started = []
 
-    def seconds(config, **_):
+    def seconds(config):
         if (config.algo, config.train) == ("maml", "km"):
             raise UserError("Expected another strategy")
         return 0.5
@@ -39,9 +40,9 @@ def made(monkeypatch):
         (config.folder / "curve.csv").write_text("\n".join(["iteration,val_accuracy", *lines]) + "\n")
         return 0
 
-    monkeypatch.setattr(meta_trainers, "seconds_an_iteration", seconds)
-    monkeypatch.setattr(meta_trainers, "run_process", run)
-    monkeypatch.setattr(meta_trainers, "try_loading", lambda *_: None)
+    monkeypatch.setattr(budgeted_runs, "seconds_an_iteration", seconds)
+    monkeypatch.setattr(budgeted_runs, "run_process", run)
+    monkeypatch.setattr(budgeted_runs, "_build", lambda *_: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return started
 
@@ -58,7 +59,7 @@ def test_the_plan_has_what_fits_and_the_page_has_each_pair_once(tmp_path, made):
         ("norm", "protonet", 120, 24), ("norm", "maml", 120, 24), ("km", "protonet", 120, 24),
     ]  # fmt: skip
     page = (tmp_path / "out" / "README.md").read_text()
-    assert "Each run had 60 processor seconds" in page
+    assert "fit into 60 processor" in page
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert rows[0] == "| strategy | norm | km |"
     assert rows[2].startswith("| `protonet` | 55.00 ± ")
