@@ -30,6 +30,7 @@ from torch import Tensor
 import metakm
 from metakm.cli.exit_code import exit_code
 from metakm.data import FewShotDataset
+from metakm.errors import UserError
 from metakm.io.csv_file import csv_text, read_csv
 from metakm.io.files import write_text
 from metakm.io.lock import Lock
@@ -129,6 +130,12 @@ class Bench:
         count = self.tasks if cell.method in SOLVERS else self.adapted_tasks
         tasks, drawn = draw_tasks(dataset, cell.ways, cell.shots, count)
         base, digest = self.base(cell.base)
+        others = {row["fingerprint"] for row in self.rows if row["base"] == cell.base} - {digest[:16]}
+        if others:
+            raise UserError(
+                f"Expected the base {cell.base!r} of the rows in {self.out}, with fingerprint {others.pop()}, got one "
+                f"with {digest[:16]}; give it another name in --bases, or use another --out"
+            )
         began = time.process_time()
         if cell.method in SOLVERS:
             path = self.out / "cache" / f"{cell.base}-{cell.source}-{cell.side}-{digest[:12]}.npy"

@@ -84,13 +84,38 @@ def test_rows_go_on_where_they_stopped_and_the_page_has_them_all(bench):
     assert "## CIFAR-10, enlarged: 10-way, 8 px" in page
 
 
-def test_the_page_compares_with_the_best_plain_method_in_pairs(bench):
+def test_the_page_compares_with_the_closest_plain_method_in_pairs(bench):
     made = bench()
     list(made.run())
     cells = {(r["base"], r["source"], r["ways"], r["shots"], r["method"]): float(r["accuracy"]) for r in made.rows}
     best = max(cells[LITE0, "flowers", "5", "1", method] for method in made.methods)
     line = next(line for line in page_lines(made.rows) if line.startswith("| few | centroid"))
     assert f"({100 * (cells['few', 'flowers', '5', '1', 'centroid'] - best):+.1f}" in line
+
+
+def test_a_plain_method_with_few_lucky_tasks_does_not_hide_one_with_many():
+    def row(base, method, right):
+        return {
+            "base": base, "source": "cifar10", "side": "96", "ways": "5", "shots": "1", "method": method,
+            "right": right, "tasks": str(len(right.split())), "accuracy": "0", "ci95": "0", "episodes_hash": "", "seen": "",
+        }  # fmt: skip
+
+    rows = [row(LITE0, "ridge", "10 40 20 30"), row(LITE0, "norm", "10 41"), row("few", "ridge", "20 50 15 10")]
+    line = next(line for line in page_lines(rows) if line.startswith("| few"))
+    assert "(-2.5 ± " in line, "over the four tasks of ridge; over the two of norm it is 19 points"
+    rows[0]["episodes_hash"] = "other"
+    with pytest.raises(UserError, match="Expected rows of the same tasks"):
+        page_lines(rows)
+
+
+def test_a_base_that_changed_under_its_name_is_refused(bench):
+    made = bench()
+    row = dict(next(made.run()))
+    row["fingerprint"] = "another"
+    made.rows = [row]
+    with pytest.raises(UserError, match=r"Expected the base 'efficientnet-lite0' .* with fingerprint another"):
+        next(made.run())
+    assert made.rows == [row]
 
 
 @pytest.mark.parametrize(
