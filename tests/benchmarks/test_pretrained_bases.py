@@ -30,6 +30,8 @@ class Colours(torch.nn.Module):
     def __init__(self, keep):
         super().__init__()
         self.keep, self.fc = keep, torch.nn.Linear(3, 2)
+        torch.nn.init.zeros_(self.fc.weight)
+        torch.nn.init.zeros_(self.fc.bias)
 
     def forward(self, images):
         return self.fc(images.mean((2, 3)) * torch.tensor(self.keep))
@@ -97,7 +99,8 @@ def test_a_plain_method_with_few_lucky_tasks_does_not_hide_one_with_many():
     def row(base, method, right):
         return {
             "base": base, "source": "cifar10", "side": "96", "ways": "5", "shots": "1", "method": method,
-            "right": right, "tasks": str(len(right.split())), "accuracy": "0", "ci95": "0", "episodes_hash": "", "seen": "",
+            "right": right, "tasks": str(len(right.split())), "accuracy": "0", "ci95": "0", "episodes_hash": "",
+            "seen": "",
         }  # fmt: skip
 
     rows = [row(LITE0, "ridge", "10 40 20 30"), row(LITE0, "norm", "10 41"), row("few", "ridge", "20 50 15 10")]
