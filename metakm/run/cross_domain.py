@@ -121,5 +121,6 @@ class CrossDomainRow:
             "run_id": f"{self._own['run_id']}-on-{self.path.name}",
             "changes": json.dumps(changes_from_preset(dataclasses.replace(self.config, **setting))),
             "trained_on": own.setting,
+            "trained_split_hash": self._own["split_hash"],
             "tested_as": " ".join(self.tested_as),
         }

@@ -121,6 +121,7 @@ class ResultRow(CsvRow):
     stopped: str = ""  # after how many iterations the training was stopped early, and why; empty: it had all of them
     trained_on: str = ""  # setting of the meta-training, if tested on another dataset, such as mini-imagenet-5w1s
     tested_as: str = ""  # what the test did differently: grey, head (adapted alone)
+    trained_split_hash: str = ""  # of the data of the meta-training, if tested on another dataset
 
 
 COLUMNS = ResultRow.columns()

@@ -14,7 +14,9 @@ from metakm.table.setting import Setting
 
 _PUBLISHED_ORDER = ("maml", "anil", "km")  # the others follow by name
 # These may change a number, but need not: reported below the table if they differ within a cell.
-PROVENANCE = ("git_commit", "metakm_version", "torch_version", "device", "threads", "episodes_hash")
+PROVENANCE = (
+    "git_commit", "metakm_version", "torch_version", "device", "threads", "episodes_hash", "init_weights", "stopped",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, order=True)

@@ -89,7 +89,9 @@ def test_only_the_unchanged_paper_preset_is_the_published_protocol(tmp_path):
     assert found == {"km (paper)": True, "km (paper, iterations 10)": False, "km (quick)": False}
 
 
-@pytest.mark.parametrize("column", ["git_commit", "threads", "device", "torch_version", "metakm_version"])
+@pytest.mark.parametrize(
+    "column", ["git_commit", "threads", "device", "torch_version", "metakm_version", "init_weights", "stopped"]
+)
 def test_mixed_provenance_in_a_cell_is_listed(tmp_path, column):
     write_run(tmp_path / "a", seed=0)
     write_run(tmp_path / "b", seed=1, row={column: 64 if column == "threads" else "other"})

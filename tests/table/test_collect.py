@@ -101,8 +101,8 @@ def test_rows_from_before_the_column_of_changes_read_the_same(tmp_path):
     assert the_run(tmp_path).changes == expected
     path = tmp_path / "result.csv"
     header, line = path.read_text().splitlines()
-    added = ",changes,init_weights,stopped,trained_on,tested_as"
-    path.write_text(f"{header.removesuffix(added)}\n{line.removesuffix(',,,,,')}\n")
+    added = ",changes,init_weights,stopped,trained_on,tested_as,trained_split_hash"
+    path.write_text(f"{header.removesuffix(added)}\n{line.removesuffix(',,,,,,')}\n")
     assert the_run(tmp_path).changes == expected
     assert RunFolder(tmp_path).read_row()["changes"] is None
 

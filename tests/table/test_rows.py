@@ -18,7 +18,7 @@ PROMISED = (
     "inner_steps, test_inner_steps, meta_batch, meta_lr, iterations, adapted_parameters, total_parameters, "
     "val_accuracy, accuracy, ci95, n_tasks, train_seconds, ms_per_iteration, peak_memory_mb, device, threads, "
     "torch_version, metakm_version, git_commit, split_hash, episodes_hash, started_at, test_queries, select, "
-    "changes, init_weights, stopped, trained_on, tested_as"
+    "changes, init_weights, stopped, trained_on, tested_as, trained_split_hash"
 )
 
 

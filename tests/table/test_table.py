@@ -241,3 +241,33 @@ def test_what_was_tested_on_other_data_is_shown_beside_its_own_test_and_nowhere_
     assert 'omniglot-20w1s,"km (table3, eval-tasks 4)",37.50 ± 14.15 (1),68.75 ± 15.81 (1)' in line
     assert main([str(tmp_path), "--all", "--format", "csv"]) == 0
     assert "cub" not in capsys.readouterr().out.lower()
+
+
+def test_runs_trained_on_other_data_of_the_same_name_are_not_averaged(tmp_path, capsys):
+    def write(name, seed, data, episodes="birds", **row):
+        own = {"split_hash": data, "episodes_hash": f"episodes-{data}"}
+        write_run(tmp_path / name / "own", "km", seed=seed, dataset="omniglot", preset="table3", row=own)
+        moved = {
+            "dataset": "cub", "ways": 20, "trained_on": "omniglot-20w1s", "run_id": f"{name}-on-cub", **row,
+            "split_hash": "birds", "trained_split_hash": data, "episodes_hash": episodes,
+        }  # fmt: skip
+        write_run(tmp_path / name / "moved", "km", seed=seed, preset="table3", row=moved)
+        for file in ("config.json", "tasks.csv"):
+            (tmp_path / name / "moved" / file).unlink()
+
+    write("one", 0, "first")
+    write("two", 1, "second")
+    assert main([str(tmp_path), "--layout", "cross-domain", "--format", "csv"]) == 0
+    shown = capsys.readouterr().out
+    lines = [
+        line.removeprefix('"Trained on one dataset, tested on others: accuracy, %",') for line in shown.splitlines()
+    ]
+    lines = [line for line in lines if line.startswith("omniglot")]
+    assert [line.split(",")[0] for line in lines] == ["omniglot-20w1s (first)", "omniglot-20w1s (second)"]
+    assert all(line.count("68.75 ± 15.81 (1)") == 2 for line in lines), "each beside its own test"
+    assert "Within a column, all strategies are tested on the same tasks" not in shown, "Omniglot's are others"
+    write("three", 1, "first", episodes="other birds")
+    assert main([str(tmp_path), "--layout", "cross-domain"]) == 0
+    assert "Not all rows of a column are tested on the same tasks in CUB-200-2011 20-way 1-shot" in (
+        " ".join(capsys.readouterr().out.split())
+    )

@@ -53,15 +53,15 @@ def _claims(table: Table) -> Grid:
             lines.append((protocol.label, *("" if c is None else _format_difference(c) for c in found)))
     header = ("KM minus", *(setting.title for setting in settings))
     return Grid(
-        "KM minus the others, points: > above, < below, ~ not separated (seeds needed to separate them)",
+        "KM minus the others, points: > above, < below, ~ not separated (seeds; m of n: n would separate)",
         header,
         tuple(lines),
     )
 
 
 def _format_difference(c: Comparison) -> str:
-    needed = "" if c.seeds_to_tell is None else f" ({c.seeds_to_tell})"
-    return f"{_format_interval(f'{c.difference:+.2f}', c.ci95)} {MARKS[c.verdict]}{needed}"
+    needed = "" if c.seeds_to_tell is None else f" of {c.seeds_to_tell}"
+    return f"{_format_interval(f'{c.difference:+.2f}', c.ci95)} {MARKS[c.verdict]} ({len(c.seeds)}{needed})"
 
 
 def _format_interval(text: str, width: float | None) -> str:
