@@ -49,8 +49,9 @@ def _head(studies: Studies) -> str:
 
 Accuracies are those of meta-validation; the meta-test was not used. Each trial is {config.iterations:,} iterations of
 meta-training with seed {config.seed}; its last model is measured on {protocol["tasks"]} tasks, the same for all, with
-{steps} inner steps, and the best of these is kept. Trials below the median of the earlier ones at the same iteration
-are stopped (pruned). `search.csv` has every trial, `summary.csv` one row per strategy. To continue or repeat it:
+{steps} inner steps, and the best of these is kept. Trials whose best validation so far is below the median of the
+complete ones at the same iteration are stopped (pruned). `search.csv` has every trial, `summary.csv` one row per
+strategy. To continue or repeat it:
 
     {studies.plan.command}
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from metakm.config import RunConfig
+from metakm.config import EXECUTION_FIELDS, RunConfig
 from metakm.device import resolve_device
 from metakm.errors import UserError
 from metakm.io.files import expanded
@@ -69,6 +69,10 @@ class SearchPlan:
         """What must be the same for all strategies and calls, as JSON values."""
         config, options = self.searches[0].config, self.options
         shared = {name: getattr(config, name) for name in _SHARED}
+        flags = fields_given(self.rest) - {*_SHARED, *EXECUTION_FIELDS}
+        values = config.to_json()
+        if flags:  # which no search of before 0.3 recorded
+            shared["flags"] = {name: values[name] for name in sorted(flags)}
         space = {field: repr(dimension) for field, dimension in self.space.items()}
         return {**shared, "space": space, "tasks": options.tasks, "test_steps": sorted(set(options.test_steps))}
 

@@ -440,6 +440,16 @@ def test_a_folder_with_another_search_is_refused(searched, space, capsys, more):
     assert more[0].strip("-").replace("-", "_") in error
 
 
+@pytest.mark.parametrize("more", [["--test-queries", "3"], ["--bn-mode", "running"], ["--inner-lr", "0.5"]])
+def test_a_further_strategy_has_the_flags_of_the_first(searched, space, capsys, more):
+    before = (searched / "search.json").read_bytes()
+    assert main([*flags(space, searched), "--algo", "maml", *more]) == 2
+    error = capsys.readouterr().err
+    assert "Expected the search in" in error
+    assert more[0].strip("-").replace("-", "_") in error
+    assert (searched / "search.json").read_bytes() == before
+
+
 def test_optuna_is_asked_for_where_it_is_not_installed(space, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert main(flags(space, tmp_path / "out")) == 2
