@@ -1,56 +1,29 @@
-"""The paper's Tables I and II and Fig. 5 from the rows of experiments, next to the published values.
-
-`paper.csv` holds the published values; those of Fig. 5 are only in the text, as statements.
-"""
+"""The paper's Tables I and II and Fig. 5 from the rows of experiments, next to the published values."""
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
-from importlib import resources
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
+from metakm.experiments.paper import (
+    FIG5_CLAIMS,
+    SCRATCH,
+    TABLE1_CLAIMS,
+    TABLE2_CLAIMS,
+    TRANSFER,
+    Statement,
+    is_published,
+    published_values,
+)
 from metakm.experiments.row import Line, RecordedExperiment, line_names, lines_of, setup_titles
 from metakm.learning.statistics import interval_over_seeds
 from metakm.table.grids import Grid, Layout, TitledList
 
 PaperTable = Literal["table1", "table2", "fig5"]
 
-
-class Statement(NamedTuple):
-    """What the paper says about two methods, in its words or ours."""
-
-    first: str
-    relation: str  # of the first relative to the second
-    second: str
-
-
-TABLE1_CLAIMS = (
-    *(Statement("km", "above", other) for other in ("bl", "sn", "ld", "ld-constant", "tbn")),
-    *(Statement(other, "above", "bl") for other in ("sn", "ld", "ld-constant", "tbn")),
-    Statement("full", "above", "km"),
-    Statement("km-channel", "(of which it says nothing) and", "km"),
-)
-TABLE2_CLAIMS = (
-    Statement("tkm-1", "above", "tbl-1"),
-    Statement("tkm-2", "above", "tkm-1"),
-    Statement("tkm-2", "above", "nc"),
-    Statement("tkm-2", "close to", "ttl"),
-    Statement("tbl-2", "above", "tkm-2"),
-)
-FIG5_CLAIMS = (
-    Statement("sin", "close to", "default"),
-    Statement("leaky-relu", "below", "default"),
-    Statement("relu", "below", "default"),
-    Statement("orthogonal", "close to", "default"),
-    Statement("diagonal", "15 points below", "default"),
-    Statement("depth-1", "close to", "default"),
-    *(Statement(f"depth-{depth}", "below", "default") for depth in (5, 10, 20, 50)),
-)
 FIG5_PANELS = {
     "A: activation": {"default": "tanh", "sin": "sin", "leaky-relu": "leaky ReLU 0.1", "relu": "ReLU"},
     "B: initialisation": {"default": "identity", "orthogonal": "orthogonal", "diagonal": "diagonal"},
@@ -61,7 +34,7 @@ _READING = (
     "over the n test images, which says nothing about other seeds.",
     "Above or below: the difference exceeds its interval, which is paired over seeds; with fewer than two seeds in "
     "common it is the root of the summed squares of both intervals.",
-    "Only rows of preset paper with all its epochs follow the published schedule and speak for or against a claim; "
+    "Only rows of preset paper with nothing changed follow the published schedule and speak for or against a claim; "
     "quick and short are scaled down.",
 )
 _COLUMNS = {
@@ -74,11 +47,11 @@ def layout_paper(table: PaperTable, runs: Iterable[RecordedExperiment], problems
     """The published values, the measured ones by setup, the paper's claims, and what was left out."""
     name = {"table1": "scratch", "table2": "transfer", "fig5": "ablation"}[table]
     lines, left_out = lines_of(run for run in runs if run.row.experiment.split("-")[0] == name)
-    build, claims, epochs = _BUILDERS[table]
+    build, claims, schedule = _BUILDERS[table]
     grids = [*_published(table)]
     for setup, title in setup_titles({line.setup for line in lines}).items():
         own = [line for line in lines if line.setup == setup]
-        grids += [build(title, own), _claims(setup.preset == "paper" and setup.epochs == epochs, own, claims)]
+        grids += [build(title, own), _claims(is_published(setup, schedule), own, claims)]
     listings = (
         TitledList("Left out", tuple(left_out)),
         TitledList("Not read", tuple(problems)),
@@ -88,14 +61,8 @@ def layout_paper(table: PaperTable, runs: Iterable[RecordedExperiment], problems
     return Layout(tuple(grids), tuple(listing for listing in listings if listing.items))
 
 
-@cache
-def _paper() -> tuple[dict[str, str], ...]:
-    text = resources.files(__package__).joinpath("paper.csv").read_text(encoding="utf-8")
-    return tuple(csv.DictReader(text.splitlines()))
-
-
 def _published(table: PaperTable) -> list[Grid]:
-    found = [line for line in _paper() if line["table"] == table]
+    found = [line for line in published_values() if line["table"] == table]
     if table == "table1":
         header = ("Published", "Network", "Trainable", "All", "Accuracy, %", "Recovered")
         keys = ("method", "network", "trainable", "total", "accuracy", "recovered")
@@ -239,9 +206,9 @@ def _format_published(accuracy: str, plus_minus: str) -> str:
     return f"{accuracy} ± {plus_minus}" if plus_minus else accuracy
 
 
-_BUILDERS: dict[str, tuple[Callable[[str, Sequence[Line]], Grid], tuple[Statement, ...], int]] = {
-    "table1": (_table1, TABLE1_CLAIMS, 200),
-    "table2": (_table2, TABLE2_CLAIMS, 50),
-    "fig5": (_fig5, FIG5_CLAIMS, 200),
+_BUILDERS: dict[str, tuple[Callable[[str, Sequence[Line]], Grid], tuple[Statement, ...], Mapping[str, object]]] = {
+    "table1": (_table1, TABLE1_CLAIMS, SCRATCH),
+    "table2": (_table2, TABLE2_CLAIMS, TRANSFER),
+    "fig5": (_fig5, FIG5_CLAIMS, SCRATCH),
 }
-"""How to draw the measured rows, what the paper says, and the epochs that it trains for."""
+"""How to draw the measured rows, what the paper says, and how it trains."""

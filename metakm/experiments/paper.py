@@ -1,0 +1,70 @@
+"""What the paper says of Tables I and II and Fig. 5: values, how methods compare, and how they are trained.
+
+`paper.csv` holds the published values; those of Fig. 5 are only in the text, as statements.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import NamedTuple
+
+from metakm.experiments.row import ComparableSetup
+
+
+class Statement(NamedTuple):
+    """What the paper says about two methods, in its words or ours."""
+
+    first: str
+    relation: str  # of the first relative to the second
+    second: str
+
+
+TABLE1_CLAIMS = (
+    *(Statement("km", "above", other) for other in ("bl", "sn", "ld", "ld-constant", "tbn")),
+    *(Statement(other, "above", "bl") for other in ("sn", "ld", "ld-constant", "tbn")),
+    Statement("full", "above", "km"),
+    Statement("km-channel", "(of which it says nothing) and", "km"),
+)
+TABLE2_CLAIMS = (
+    Statement("tkm-1", "above", "tbl-1"),
+    Statement("tkm-2", "above", "tkm-1"),
+    Statement("tkm-2", "above", "nc"),
+    Statement("tkm-2", "close to", "ttl"),
+    Statement("tbl-2", "above", "tkm-2"),
+)
+FIG5_CLAIMS = (
+    Statement("sin", "close to", "default"),
+    Statement("leaky-relu", "below", "default"),
+    Statement("relu", "below", "default"),
+    Statement("orthogonal", "close to", "default"),
+    Statement("diagonal", "15 points below", "default"),
+    Statement("depth-1", "close to", "default"),
+    *(Statement(f"depth-{depth}", "below", "default") for depth in (5, 10, 20, 50)),
+)
+
+_OF_ROW = ("image_size", "n_train", "epochs", "batch", "optimiser")
+SCRATCH: Mapping[str, object] = {
+    "image_size": 32, "n_train": 50_000, "epochs": 200, "batch": 128, "optimiser": "sgd", "schedule": "steps",
+    "augmentation": "pad-crop",
+}  # fmt: skip
+TRANSFER: Mapping[str, object] = {
+    "image_size": 224, "epochs": 50, "batch": 8, "optimiser": "adam", "schedule": "cosine",
+    "augmentation": "resized-crop", "backbone": "resnet50", "weights": "imagenet", "norm": "group",
+}  # fmt: skip
+"""How Table I and Fig. 5, and Table II, are trained."""
+
+
+@cache
+def published_values() -> tuple[dict[str, str], ...]:
+    """The lines of `paper.csv`."""
+    text = resources.files(__package__).joinpath("paper.csv").read_text(encoding="utf-8")
+    return tuple(csv.DictReader(text.splitlines()))
+
+
+def is_published(setup: ComparableSetup, schedule: Mapping[str, object]) -> bool:
+    """Whether nothing is known to differ from the published schedule."""
+    known = {**dict(setup.settings), **{name: getattr(setup, name) for name in ("preset", *_OF_ROW)}}
+    return all(known.get(name, value) == value for name, value in {"preset": "paper", **schedule}.items())
