@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
+from metakm.config.joint import dataset_names
 from metakm.data.dataset import FewShotDataset
 from metakm.errors import UserError, unknown_name
 from metakm.registry import Registry, full_name
@@ -13,9 +14,6 @@ from metakm.registry import Registry, full_name
 Family = Literal["characters", "photographs"]
 Loader = Callable[..., FewShotDataset]
 _L = TypeVar("_L", bound=Loader)
-
-JOINT = "+"
-"""Between the names of datasets that a run takes in turn; see `metakm.data.in_turn`."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +91,3 @@ def dataset_entry(name: str) -> DatasetEntry:
     """
     first, *_ = [datasets.get(each) for each in dataset_names(name)]
     return first
-
-
-def dataset_names(name: str) -> tuple[str, ...]:
-    """The datasets of a run, by what its config calls them.
-
-    Raises:
-        UserError: a dataset that is named twice, which would only change its share.
-    """
-    names = tuple(name.split(JOINT))
-    if twice := [each for each in dict.fromkeys(names) if names.count(each) > 1]:
-        raise UserError(f"Expected each dataset once, got {twice[0]!r} {names.count(twice[0])} times; name it once")
-    return names

@@ -27,9 +27,11 @@ class Evaluation:
 
     Attributes:
         accuracies: fraction of queries that are right, float64 `[tasks]`.
+        datasets: task i is of dataset i modulo this number.
     """
 
     accuracies: npt.NDArray[np.float64]
+    datasets: int = 1
 
     @property
     def accuracy(self) -> float:
@@ -39,7 +41,7 @@ class Evaluation:
     @property
     def interval(self) -> float | None:
         """Half-width of the 95 % interval of that mean over tasks; None for a single task."""
-        return interval_over_tasks(self.accuracies) if len(self.accuracies) > 1 else None
+        return interval_over_tasks(self.accuracies, self.datasets) if len(self.accuracies) > 1 else None
 
 
 def accuracies(

@@ -16,13 +16,20 @@ import numpy.typing as npt
 from metakm.errors import UserError
 
 
-def interval_over_tasks(accuracies: npt.NDArray[np.float64]) -> float:
+def interval_over_tasks(accuracies: npt.NDArray[np.float64], datasets: int = 1) -> float:
     """Half-width of the 95 % interval of the mean over tasks, 1.96 std / sqrt(n) (Finn et al. 2017).
+
+    Tasks that are of several datasets in turn are as many of each, whatever is drawn, so that differences between the
+    datasets are no part of it: with n_d tasks of dataset d, it is 1.96 sqrt(sum_d n_d std_d^2) / n.
 
     Args:
         accuracies: `[n]` with n at least 2, one value per task; std is the sample's (n - 1).
+        datasets: task i is of dataset i modulo this number. Where one has fewer than 2 tasks, they count as one.
     """
-    return float(1.96 * accuracies.std(ddof=1) / np.sqrt(len(accuracies)))
+    parts = [accuracies[number::datasets] for number in range(datasets)]
+    if min(map(len, parts)) < 2:
+        parts = [accuracies]
+    return float(1.96 * math.sqrt(sum(len(part) * part.var(ddof=1) for part in parts)) / len(accuracies))
 
 
 def interval_over_seeds(means: npt.NDArray[np.float64]) -> float | None:
@@ -67,7 +74,9 @@ class PairedDifference(NamedTuple):
     rest_ci95: float | None
 
 
-def paired_difference(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> PairedDifference:
+def paired_difference(
+    first: npt.NDArray[np.float64], second: npt.NDArray[np.float64], datasets: int = 1
+) -> PairedDifference:
     """Compare two strategies on the same tasks.
 
     Over tasks: the differences are averaged over seeds, task by task, and `interval_over_tasks` taken of the n
@@ -76,6 +85,7 @@ def paired_difference(first: npt.NDArray[np.float64], second: npt.NDArray[np.flo
     Args:
         first: accuracies `[S, n]`, seed by task.
         second: `[S, n]`, of the same seeds and tasks in the same order.
+        datasets: see `interval_over_tasks`.
 
     Raises:
         UserError: the shapes differ, or there is no value.
@@ -87,7 +97,7 @@ def paired_difference(first: npt.NDArray[np.float64], second: npt.NDArray[np.flo
         )
     differences = first - second  # [S, n]
     by_task, by_seed = differences.mean(axis=0), differences.mean(axis=1)
-    tasks_ci95 = interval_over_tasks(by_task) if len(by_task) > 1 else None
+    tasks_ci95 = interval_over_tasks(by_task, datasets) if len(by_task) > 1 else None
     rest_ci95 = None
     if len(by_seed) > 1:
         rest = (differences - by_seed[:, None]).var(axis=0, ddof=1).mean()

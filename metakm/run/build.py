@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from metakm.config import RunConfig
+from metakm.config.joint import dataset_names
 from metakm.data import EpisodeSampler, FewShotDataset, SamplerInTurn, load_dataset
 from metakm.data.batch import Episodes, SplitSampler
 from metakm.data.channels import in_grey
 from metakm.data.overlap import check_unseen
-from metakm.data.registry import dataset_names
 from metakm.data.varying_episodes import VaryingEpisodes
 from metakm.errors import UserError
 from metakm.learning.evaluation import EVALUATION_SEED

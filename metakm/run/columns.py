@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from metakm.config import RunConfig
+from metakm.config.joint import dataset_names
 from metakm.data.batch import SplitSampler
 from metakm.learning.evaluator import Evaluator
 from metakm.learning.statistics import interval_over_tasks
@@ -44,7 +45,7 @@ def measured_columns(
         "adapted_parameters": adapted,
         "total_parameters": total,
         "accuracy": None if tested is None else float(tested.mean()),
-        "ci95": None if tested is None else interval_over_tasks(tested),
+        "ci95": None if tested is None else interval_over_tasks(tested, len(dataset_names(config.dataset))),
         "n_tasks": 0 if tested is None else len(tested),
         "peak_memory_mb": provenance.peak_memory_mb(evaluator.device),
         "device": provenance.device_name(evaluator.device, evaluator.processes.size),

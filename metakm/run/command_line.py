@@ -12,8 +12,8 @@ import tyro
 
 from metakm.cli.flags import list_given, read_options, texts_given
 from metakm.config import PresetName, RunConfig, all_flat_types
+from metakm.config.joint import JOINT
 from metakm.config.ranges import with_range_flags
-from metakm.data.registry import JOINT
 from metakm.fields import flag, off_flag
 from metakm.io.files import expanded
 from metakm.options import refused_option

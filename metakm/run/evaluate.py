@@ -13,6 +13,7 @@ from metakm.cli.exit_code import exit_code
 from metakm.cli.progress import Progress
 from metakm.cli.signals import StopRequest, stop_on_request
 from metakm.config import RunConfig
+from metakm.config.joint import dataset_names
 from metakm.data.in_turn import DatasetsInTurn
 from metakm.device import resolve_device
 from metakm.distributed.processes import ALONE, Processes, join_processes
@@ -82,7 +83,8 @@ class RunEvaluation:
         return Evaluation(
             self.evaluator.accuracies(
                 self.sampler, config.eval_tasks, progress, config.test_inner_steps, head_only=self.adapt == "head"
-            )
+            ),
+            len(dataset_names(config.dataset)),
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from metakm.config.joint import dataset_names
 from metakm.learning.statistics import combined_interval, interval_over_seeds, interval_over_tasks
 from metakm.table.collect import Changes, RecordedRun
 from metakm.table.setting import Setting
@@ -161,7 +162,7 @@ def _tasks_ci95(runs: tuple[RecordedRun, ...]) -> float | None:
     """
     accuracies = [run.accuracies for run in runs if run.accuracies is not None]
     if len(runs) > 1 and len(accuracies) == len(runs) and len({run.row.episodes_hash for run in runs}) == 1:
-        return 100 * interval_over_tasks(np.mean(accuracies, axis=0))
+        return 100 * interval_over_tasks(np.mean(accuracies, axis=0), len(dataset_names(runs[0].row.dataset)))
     widths = [run.row.ci95 for run in runs if run.row.ci95 is not None]
     return 100 * sum(widths) / len(widths) if len(widths) == len(runs) else None
 

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from metakm.config.joint import dataset_names
 from metakm.errors import UserError, unknown_name
 from metakm.learning.statistics import combined_interval, paired_difference, seeds_to_tell
 from metakm.table.cells import PROVENANCE, Cell, names_by_value
@@ -78,7 +79,9 @@ def compare(first: Cell, second: Cell) -> Comparison:
             f"Expected {names} in {first.setting.title} to have a seed in common, got {sorted(ours)} and "
             f"{sorted(theirs)}; run one with the seeds of the other"
         )
-    paired = paired_difference(_accuracies(ours, seeds), _accuracies(theirs, seeds))
+    paired = paired_difference(
+        _accuracies(ours, seeds), _accuracies(theirs, seeds), len(dataset_names(first.setting.dataset))
+    )
     caveats = _caveats(first, second, [ours[s] for s in seeds], [theirs[s] for s in seeds])
     return Comparison(first, second, tuple(seeds), *paired, caveats)
 

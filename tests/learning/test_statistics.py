@@ -39,6 +39,21 @@ def test_one_seed_has_no_interval():
     assert paired.seeds_ci95 is None
 
 
+def test_datasets_in_turn_are_strata():
+    """Against the spread of simulated means: 2 datasets, far apart, 3 tasks of the one for 2 of the other."""
+    generator = np.random.default_rng(0)
+    drawn = generator.normal(0.5, 0.1, (20_000, 5))
+    drawn[:, 1::2] += 0.4
+    widths = [interval_over_tasks(accuracies, 2) for accuracies in drawn[:2000]]
+    assert np.sqrt(np.mean(np.square(widths))) == pytest.approx(1.96 * drawn.mean(axis=1).std(), rel=0.03)
+    assert interval_over_tasks(drawn[0]) > 2 * interval_over_tasks(drawn[0], 2)
+    by_hand = 1.96 * np.sqrt(3 * drawn[0, ::2].var(ddof=1) + 2 * drawn[0, 1::2].var(ddof=1)) / 5
+    assert interval_over_tasks(drawn[0], 2) == pytest.approx(by_hand)
+    assert interval_over_tasks(drawn[0, :3], 2) == interval_over_tasks(drawn[0, :3]), "one task has no spread"
+    pair = paired_difference(drawn[None, 0], np.zeros((1, 5)), 2)
+    assert pair.tasks_ci95 == interval_over_tasks(drawn[0], 2)
+
+
 def test_one_task_has_no_interval_over_tasks():
     paired = paired_difference(np.array([[0.5], [0.75]]), np.array([[0.25], [0.25]]))
     assert paired.mean == 0.375

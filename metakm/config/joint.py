@@ -1,0 +1,20 @@
+"""Several datasets in one setting, from which tasks are drawn in turn; see `metakm.data.in_turn`."""
+
+from __future__ import annotations
+
+from metakm.errors import UserError
+
+JOINT = "+"
+"""Between their names."""
+
+
+def dataset_names(name: str) -> tuple[str, ...]:
+    """The datasets of a run, by what its config calls them.
+
+    Raises:
+        UserError: a dataset that is named twice, which would only change its share.
+    """
+    names = tuple(name.split(JOINT))
+    if twice := [each for each in dict.fromkeys(names) if names.count(each) > 1]:
+        raise UserError(f"Expected each dataset once, got {twice[0]!r} {names.count(twice[0])} times; name it once")
+    return names
