@@ -7,12 +7,18 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from metakm.config.joint import dataset_names
 from metakm.data.dataset import FewShotDataset
 from metakm.data.in_turn import DatasetsInTurn
 from metakm.errors import UserError
 
 _OF_IMAGENET = frozenset({"mini-imagenet", "tiered-imagenet", "tiny-imagenet"})
 """They split the same classes in their own ways, and have other names or pixels for them."""
+
+
+def datasets_of_imagenet(dataset: str) -> list[str]:
+    """Those of a run's datasets whose classes are ImageNet's, which ImageNet weights were trained on."""
+    return [name for name in dataset_names(dataset) if name in _OF_IMAGENET]
 
 
 def check_unseen(splits: Mapping[str, object]) -> None:

@@ -14,6 +14,7 @@ from metakm.cli.progress import duration
 from metakm.cli.signals import Stoppable
 from metakm.config import RunConfig
 from metakm.data.batch import SplitSampler
+from metakm.data.overlap import datasets_of_imagenet
 from metakm.data.splits import SPLITS
 from metakm.device import resolve_device
 from metakm.distributed.processes import ALONE, Processes
@@ -110,11 +111,19 @@ class Run(TrainingRun[OuterLoop]):
         c = self.config
         drawn = f"{c.train_ways or c.ways} ways and {c.train_shots or c.shots} shots for each meta-batch"
         varies = f"  meta-training draws {drawn}; tests are {c.ways}-way {c.shots}-shot\n" if c.varies else ""
-        return varies + (
-            f"  {self.config.algo} on {self.config.backbone}: adapts {adapted:,} of {total:,} parameters"
-            f"{'' if adapted else '; the inner learning rate and steps have no effect'}\n"
-            f"  {where}, {torch.get_num_threads()} threads, {self.loop.chunks.training} tasks at a time\n"
-            f"  {self._estimate()}"
+        seen = datasets_of_imagenet(c.dataset) if c.weights == "pretrained" else []
+        known = (
+            f"  ImageNet's weights have seen {', '.join(seen)}: its test classes are not new to them\n" if seen else ""
+        )
+        return (
+            varies
+            + known
+            + (
+                f"  {self.config.algo} on {self.config.backbone}: adapts {adapted:,} of {total:,} parameters"
+                f"{'' if adapted else '; the inner learning rate and steps have no effect'}\n"
+                f"  {where}, {torch.get_num_threads()} threads, {self.loop.chunks.training} tasks at a time\n"
+                f"  {self._estimate()}"
+            )
         )
 
     def _estimate(self) -> str:

@@ -6,7 +6,7 @@ from PIL import Image
 
 import metakm
 from metakm.data import FewShotDataset
-from metakm.data.overlap import check_unseen
+from metakm.data.overlap import check_unseen, datasets_of_imagenet
 from metakm.run.__main__ import main
 from metakm.run.evaluate import main as evaluate
 
@@ -190,3 +190,8 @@ def test_splits_that_number_their_classes_alike_are_fine():
     check_unseen(splits)
     with pytest.raises(metakm.UserError, match="'0' with the same images in train of custom and val of custom"):
         check_unseen({**splits, "val": splits["train"]})
+
+
+def test_what_imagenet_weights_have_seen_is_known():
+    assert datasets_of_imagenet("flowers+mini-imagenet+tiered-imagenet") == ["mini-imagenet", "tiered-imagenet"]
+    assert datasets_of_imagenet("omniglot") == []
