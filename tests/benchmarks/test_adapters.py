@@ -236,19 +236,26 @@ def test_the_page_pairs_draws(tmp_path):
     rows = [_row("norm", "tune", 0.1)]
     for number, level in enumerate((0.5, 0.9)):
         rows += [_row("norm", number, level), _row("both", number, level + 0.05, bytes_fp16=100)]
-    rows.append(_row("km", 0, 0.4))
+        rows.append(_row("km", number, level - 0.1))
     block = adapter_page.Block(rows, "flowers", "5")
     assert str(block.accuracy("norm")) == "70.0 ± 254.1"
     assert str(block.difference("both", "norm")) == "5.0 ± 0.0"
-    assert str(block.difference("km", "norm")) == "-10.0"
+    assert str(block.difference("km", "norm")) == "-10.0 ± 0.0"
     assert block.difference("km", "head") is None
     assert block.beside_head("both") == 80
     assert block.frontier() == ["both"]
     text = adapter_page.write_page(tmp_path, rows, "the status").read_text()
     assert "| KM both | 75.0 ± 254.1 | **+5.0 ± 0.0** |" in text
-    assert "20 classes, 5 images, 1 to 2 draws (not yet: head alone" in text
-    assert "6 cells are done, 5 of them reported" in text
+    assert "20 classes, 5 images, 2 draws (not yet: head alone" in text
+    assert "7 cells are done, 6 of them reported" in text
     assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_draw_that_is_not_finished_does_not_count():
+    rows = [_row(m, d, level) for d, level in enumerate((0.8, 0.8, 0.5)) for m in ("norm", "both", "km")]
+    block = adapter_page.Block(rows[:-1], "flowers", "5")
+    assert [block.accuracy(method).mean for method in ("norm", "both", "km")] == pytest.approx([80, 80, 80])
+    assert adapter_page.Block(rows, "flowers", "5").accuracy("km").mean == pytest.approx(70)
 
 
 def test_the_page_compares_all_images_one_by_one():
