@@ -227,7 +227,7 @@ head 1e-3, norms 2e-3 (1e-3 in full fine-tuning), kernel modulators 2e-4 alone a
 and all of peft's 3e-4, everything 1e-4. So a method that trains two kinds of tensors has a rate for each.
 
 That one draw decides by a few hundred images, so methods that hardly differ may take other candidates: with 5 images of
-Flowers-102, KM both took 4 epochs, which got two images more right, and is 2 points below itself with neighbouring
+Flowers-102, KM both took 4 epochs, which got one image more right, and is 2 points below itself with neighbouring
 channels, which took 10. Photographs of one product are near-duplicates within Grocery Store's official training and
 validation images, but not between these and the test: there the draw favours what remembers images, such as 3 times the
 rates for full fine-tuning with one image.
