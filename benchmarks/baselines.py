@@ -20,7 +20,7 @@ from baselines_page import as_page
 from budgeted_runs import BudgetedRuns, Key, Row
 from measuring import RESULTS
 
-from metakm.cli.exit_code import exit_code
+from metakm.cli.exit_code import REPEAT, exit_code
 from metakm.cli.flags import read_some_options
 from metakm.cli.progress import duration
 from metakm.config import RunConfig
@@ -104,7 +104,7 @@ def page(runs: BudgetedRuns) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Exit code: 0 done, 2 the user's mistake, or that of a run that was interrupted or failed."""
-    return exit_code(lambda: _main(arguments), "repeat the same command")
+    return exit_code(lambda: _main(arguments), REPEAT)
 
 
 def _main(arguments: Sequence[str]) -> int:

@@ -15,7 +15,7 @@ import torch
 import tyro
 from tyro.conf import Positional
 
-from metakm.cli.exit_code import exit_code
+from metakm.cli.exit_code import REPEAT, exit_code
 from metakm.errors import UserError
 from metakm.io.files import write_text
 from metakm.learning.malloc import keep_freed_memory
@@ -89,4 +89,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: tyro.cli(main), "repeat the same command"))
+    sys.exit(exit_code(lambda: tyro.cli(main), REPEAT))

@@ -68,7 +68,7 @@ def _ignore(*_: object) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 a file not written, 2 the user's mistake, 130 interrupted."""
-    return exit_code(lambda: tyro.cli(_main, args=arguments), "repeat the same command", resumes=False)
+    return exit_code(lambda: tyro.cli(_main, args=arguments))
 
 
 def _main(

@@ -20,7 +20,7 @@ from pathlib import Path
 from budgeted_runs import BudgetedRuns, Key
 from measuring import RESULTS
 
-from metakm.cli.exit_code import exit_code
+from metakm.cli.exit_code import REPEAT, exit_code
 from metakm.cli.flags import read_some_options
 from metakm.config import RunConfig
 from metakm.errors import unknown_name
@@ -129,7 +129,7 @@ Flowers-102 is stored at 64 px and enlarged to 96.
 
 def main(arguments: Sequence[str]) -> int:
     """Exit code: 0 done, 2 the user's mistake, or that of a run that was interrupted or failed."""
-    return exit_code(lambda: _main(arguments), "repeat the same command")
+    return exit_code(lambda: _main(arguments), REPEAT)
 
 
 def _main(arguments: Sequence[str]) -> int:

@@ -28,7 +28,7 @@ from pretrained_data import QUERIES, SOURCES, Task, cached_features, check_names
 from torch import Tensor
 
 import metakm
-from metakm.cli.exit_code import exit_code
+from metakm.cli.exit_code import REPEAT, exit_code
 from metakm.data import FewShotDataset
 from metakm.errors import UserError
 from metakm.io.csv_file import csv_text, read_csv
@@ -196,7 +196,7 @@ def scores(row: Row) -> npt.NDArray[np.float64]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 a file not written, 2 the user's mistake, 130 interrupted."""
-    return exit_code(lambda: tyro.cli(_main, args=arguments), "repeat the same command")
+    return exit_code(lambda: tyro.cli(_main, args=arguments), REPEAT)
 
 
 def _main(

@@ -36,7 +36,7 @@ def measure(run: TrainedRun, rate: float, steps: int, tasks: int) -> Evaluation:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 the user's mistake, 130 interrupted."""
-    return exit_code(lambda: tyro.cli(_main, args=arguments), "repeat the same command", resumes=False)
+    return exit_code(lambda: tyro.cli(_main, args=arguments))
 
 
 def _main(run: tyro.conf.Positional[Path], rates: tuple[float, ...], steps: tuple[int, ...], tasks: int = 100) -> int:

@@ -23,7 +23,7 @@ from tyro.conf import Positional
 from what_adapts_page import page_text
 
 import metakm
-from metakm.cli.exit_code import exit_code
+from metakm.cli.exit_code import REPEAT, exit_code
 from metakm.data.batch import Episodes
 from metakm.errors import UserError
 from metakm.io.csv_file import csv_text, read_csv
@@ -128,4 +128,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(lambda: tyro.cli(main), "repeat the same command"))
+    sys.exit(exit_code(lambda: tyro.cli(main), REPEAT))

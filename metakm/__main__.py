@@ -66,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     first, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
     found = commands()
     if first in found:
-        return exit_code(lambda: int(command_module(first).main(rest)), "repeat the same command", resumes=False)
-    return exit_code(lambda: _answer(first, found), "repeat the same command", resumes=False)
+        return exit_code(lambda: int(command_module(first).main(rest)))
+    return exit_code(lambda: _answer(first, found))
 
 
 def _answer(first: str, found: Mapping[str, Command]) -> int:

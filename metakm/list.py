@@ -29,7 +29,7 @@ class ListOptions:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 a user error."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    return exit_code(lambda: _list(arguments), "repeat the same command", resumes=False)
+    return exit_code(lambda: _list(arguments))
 
 
 def _list(arguments: Sequence[str]) -> int:

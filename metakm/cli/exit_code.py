@@ -8,18 +8,22 @@ from metakm.cli.progress import log_line
 from metakm.cli.standard_streams import robust_streams
 from metakm.errors import UserError
 
+REPEAT = "repeat the same command"
+RESUME = "add --resume to the same command"
 
-def exit_code(
-    command: Callable[[], int], again: str = "add --resume to the same command", *, resumes: bool = True
-) -> int:
+
+def exit_code(command: Callable[[], int], continued_by: str | None = None) -> int:
     """Call a command. If it ends early, print why and what to do next; see `robust_streams` for where.
 
     Returns the command's own code, or 1 for a file that cannot be written, 2 for a user error, 130 for an interrupt.
 
     Args:
-        resumes: whether the command writes checkpoints.
+        continued_by: what goes on where the command stopped, `REPEAT` or `RESUME`; None if it begins anew.
     """
-    stopped = f"Stopped. To continue from the last checkpoint, if there is one, {again}." if resumes else "Stopped."
+    again = continued_by or REPEAT
+    stopped = (
+        f"Stopped. To continue from the last checkpoint, if there is one, {again}." if continued_by else "Stopped."
+    )
     try:
         with robust_streams():
             return _exit_code(command, again, stopped)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from metakm.cli.exit_code import exit_code
+from metakm.cli.exit_code import RESUME, exit_code
 from metakm.cli.signals import StopRequest
 from metakm.data.loading import data_roots
 from metakm.errors import unknown_name
@@ -86,7 +86,7 @@ def execute(config: AblationConfig) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 diverged or a file that cannot be written, 2 a user error, 130 interrupted."""
-    return exit_code(lambda: execute(parse(PRESETS, "metakm.experiments.ablation", arguments)))
+    return exit_code(lambda: execute(parse(PRESETS, "metakm.experiments.ablation", arguments)), RESUME)
 
 
 if __name__ == "__main__":

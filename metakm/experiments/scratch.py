@@ -22,7 +22,7 @@ from typing import Literal
 
 from torch import nn
 
-from metakm.cli.exit_code import exit_code
+from metakm.cli.exit_code import RESUME, exit_code
 from metakm.cli.signals import StopRequest
 from metakm.data.loading import data_roots
 from metakm.experiments.classification import load_cifar10
@@ -178,7 +178,7 @@ def execute(config: ScratchConfig) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 diverged or a file that cannot be written, 2 a user error, 130 interrupted."""
-    return exit_code(lambda: execute(parse(PRESETS, "metakm.experiments.scratch", arguments)))
+    return exit_code(lambda: execute(parse(PRESETS, "metakm.experiments.scratch", arguments)), RESUME)
 
 
 if __name__ == "__main__":

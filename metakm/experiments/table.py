@@ -49,8 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 a file that could not be used under --strict or not be written, 2 a user error."""
     return exit_code(
         lambda: _run(read_options(PaperTableOptions, "python -m metakm.experiments.table", arguments)),
-        "repeat the same command",
-        resumes=False,
     )
 
 

@@ -80,7 +80,7 @@ Command = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 a file that cannot be written, 2 a user error."""
-    return exit_code(lambda: _run(arguments), "repeat the same command", resumes=False)
+    return exit_code(lambda: _run(arguments))
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from metakm.cli.exit_code import exit_code
+from metakm.cli.exit_code import RESUME, exit_code
 from metakm.cli.flags import read_options
 from metakm.cli.progress import Progress, duration, log_line
 from metakm.cli.signals import StopRequest
@@ -62,7 +62,7 @@ class FitOptions(FitSettings):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 a file that cannot be written, 2 the user's mistake, 130 stopped."""
-    return exit_code(lambda: _fit(read_options(FitOptions, PROGRAM, arguments)))
+    return exit_code(lambda: _fit(read_options(FitOptions, PROGRAM, arguments)), RESUME)
 
 
 def _fit(options: FitOptions) -> int:

@@ -71,9 +71,7 @@ class Answer:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 2 the user's mistake, such as a photo that cannot be read; the others are still classified."""
-    return exit_code(
-        lambda: _predict(read_options(PredictOptions, PROGRAM, arguments)), "repeat the same command", resumes=False
-    )
+    return exit_code(lambda: _predict(read_options(PredictOptions, PROGRAM, arguments)))
 
 
 def _predict(options: PredictOptions) -> int:

@@ -51,8 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 standard output that cannot be written, 2 a user error."""
     return exit_code(
         lambda: _write(read_options(ReportOptions, "python -m metakm.report", arguments)),
-        "repeat the same command",
-        resumes=False,
     )
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from metakm.cli.exit_code import exit_code
+from metakm.cli.exit_code import RESUME, exit_code
 from metakm.cli.signals import StopRequest
 from metakm.config.execution import how_to_resume
 from metakm.distributed.processes import join_processes
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     keep_freed_memory()
     with only_first_prints():
-        return exit_code(lambda: _run(arguments))
+        return exit_code(lambda: _run(arguments), RESUME)
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -143,8 +143,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with only_first_prints():
         return exit_code(
             lambda: _evaluate(read_flags(arguments)),
-            "repeat the same command",
-            resumes=False,
         )
 
 

@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
-from metakm.cli.exit_code import exit_code
+from metakm.cli.exit_code import REPEAT, exit_code
 from metakm.cli.signals import StopRequest
 from metakm.errors import UserError
 from metakm.io.figure import import_matplotlib
@@ -17,7 +17,7 @@ from metakm.search.plan import make_plan
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done or in use by another process, 1 a file not written, 2 a user error, 130 interrupted."""
-    return exit_code(lambda: _run(arguments), again="repeat the same command")
+    return exit_code(lambda: _run(arguments), REPEAT)
 
 
 def _run(arguments: Sequence[str] | None) -> int:

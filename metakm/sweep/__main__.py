@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from metakm.cli.exit_code import exit_code
+from metakm.cli.exit_code import REPEAT, exit_code
 from metakm.cli.progress import duration, log_line
 from metakm.cli.signals import StopRequest
 from metakm.sweep.estimate import estimate
@@ -25,7 +25,7 @@ from metakm.sweep.sweeper import Sweeper
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 all done or in use by another process, 1 a run failed, 2 a user error, 130 interrupted."""
-    return exit_code(lambda: _run(arguments), again="repeat the same command")
+    return exit_code(lambda: _run(arguments), REPEAT)
 
 
 def _run(arguments: Sequence[str] | None) -> int:

@@ -64,7 +64,7 @@ class TableOptions:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 a file that could not be read (with --strict), 2 a user error, such as another --out."""
-    return exit_code(lambda: _run(_read(arguments)), "repeat the same command", resumes=False)
+    return exit_code(lambda: _run(_read(arguments)))
 
 
 def _read(arguments: Sequence[str] | None) -> TableOptions:

@@ -140,4 +140,4 @@ def test_an_input_output_error_of_a_file_is_reported(monkeypatch, capsys):
 
     monkeypatch.setattr(sys, "stdout", Broken())
     assert exit_code(lambda: sys.stdout.write("x")) == 1
-    assert "Input/output error; fix this, then add --resume" in capsys.readouterr().err
+    assert "Input/output error; fix this, then repeat the same command" in capsys.readouterr().err
