@@ -70,7 +70,7 @@ def main(
         rows.append((algo, who, f"{statistics.median(measured):.1f}", f"{ratio:.2f}"))
         print(f"{algo:6}{who:24}{statistics.median(measured):10.1f} ms   {ratio:6.2f} x the first of {algo}")
     header = ("iteration", "contestant", "median_cpu_ms", "ratio_to_first")
-    print(write_csv(f"deep_backbones_{comparison}_cpu", header, [*rows, ("# " + made_by, "", "", "")]))
+    print(write_csv(f"deep_backbones_{comparison}_cpu", header, rows, made_by))
 
 
 def resnet12(episodes: Episodes, _side: int, steps: int) -> dict[str, Callable[[], None]]:

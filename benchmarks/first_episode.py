@@ -54,7 +54,7 @@ def main(split: str = "train", workers: int = 2) -> None:
                     rows.append((split, state, f"{seconds:.2f}", f"{private:.1f}"))
                     print(*rows[-1], flush=True)
     header = ("split", "cache", "seconds_to_first_episode", "own_mb")
-    print(write_csv("first_episode", header, [*rows, ("# " + describe(), "", "", "")]))
+    print(write_csv("first_episode", header, rows, describe()))
 
 
 if __name__ == "__main__":

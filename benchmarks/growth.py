@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ import metakm
 from metakm.io.csv_file import read_csv
 from metakm.io.figure import new_figure
 from metakm.learning.malloc import keep_freed_memory
+from metakm.run.provenance import peak_memory_mb
 
 ALGORITHMS = ("maml", "anil", "km")
 COLUMNS = ("quantity", "value", "algo", "median_ms", "grown_mb")
@@ -73,8 +73,7 @@ def measure(algo: str, point: Point, rounds: int) -> tuple[float, float]:
         loss = metakm.meta_loss(strategy, episodes, inner_lr=0.1, inner_steps=point.steps).loss
         loss.backward()  # type: ignore[no-untyped-call]
         times.append(1000 * (time.process_time() - began))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    return statistics.median(times[1:]), peak - before
+    return statistics.median(times[1:]), peak_memory_mb(torch.device("cpu")) - before
 
 
 def line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
@@ -138,7 +137,7 @@ def main(rounds: int = 5, plot: bool = False) -> None:
                         found = pool.apply(measure, (algo, point, rounds))
                     rows.append((name, value, algo, *(f"{number:.1f}" for number in found)))
                     print(*rows[-1], flush=True)
-        write_csv("growth", COLUMNS, [*rows, ("# " + describe(), "", "", "", "")])
+        write_csv("growth", COLUMNS, rows, describe())
     rows_of_file = [row for row in read_csv(path) if not row["quantity"].startswith("#")]
     report(rows_of_file)
     draw(rows_of_file, RESULTS)

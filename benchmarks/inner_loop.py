@@ -133,7 +133,7 @@ def main(
     floor = statistics.median(a / (b * scale) for a, b in zip(times["maml metakm"], times["floor"], strict=True))
     print(f"metakm MAML is at {floor:.2f} of the floor")
     header = ("iteration", "contestant", "median_ms", "ratio_to_metakm")
-    print(write_csv(f"inner_loop_{setting}_{where.type}", header, [*rows, ("# " + made_by, "", "", "")]))
+    print(write_csv(f"inner_loop_{setting}_{where.type}", header, rows, made_by))
 
 
 _INSTALLED: dict[str, Callable[[], bool]] = {"learn2learn": learn2learn_is_installed, "jax": jax_is_installed}

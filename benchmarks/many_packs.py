@@ -63,9 +63,7 @@ def main(
     print(
         "\n".join(f"{base:24}{kind:18}{what:{width}}{value:>10}{ratio:>8}" for base, kind, what, value, ratio in rows)
     )
-    print(
-        write_csv("many_packs", ("base", "packs", "what", "value", "ratio"), [*rows, ("# " + made_by, "", "", "", "")])
-    )
+    print(write_csv("many_packs", ("base", "packs", "what", "value", "ratio"), rows, made_by))
 
 
 def build(base: str, classes: int) -> tuple[nn.Module, str]:

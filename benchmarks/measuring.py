@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import gc
-import os
 import statistics
 import sys
 import time
@@ -15,7 +13,9 @@ from pathlib import Path
 import torch
 
 from metakm.data import Episodes
-from metakm.run.provenance import git_commit
+from metakm.io.csv_file import csv_text
+from metakm.io.files import write_text
+from metakm.run.provenance import git_commit, resident_bytes
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 
@@ -68,8 +68,9 @@ def median_ratio(slower: list[float], faster: list[float]) -> float:
 
 def resident_mb() -> float:
     """Resident set of this process in 10^6 bytes. Linux only."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    found = resident_bytes("VmRSS")
+    assert found is not None, "on Linux"
+    return found / 1e6
 
 
 def growth(values: Sequence[float], settled: int) -> float:
@@ -86,14 +87,12 @@ def describe(device: torch.device | None = None) -> str:
     )
 
 
-def write_csv(name: str, header: Iterable[str], rows: Iterable[Iterable[object]]) -> Path:
-    """Write results/benchmarks/<name>.csv."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
+def write_csv(name: str, header: Sequence[str], rows: Iterable[Sequence[object]], made_by: str) -> Path:
+    """Write results/benchmarks/<name>.csv, with a last line that says how it was made."""
     path = RESULTS / f"{name}.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(list(header))
-        writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [*rows, (f"# {made_by}", *[""] * (len(header) - 1))]
+    write_text(path, csv_text((dict(zip(header, line, strict=True)) for line in lines), header))
     return path
 
 

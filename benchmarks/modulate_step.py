@@ -57,7 +57,7 @@ def main(rounds: int = 7, threads: int = 1, alone: str = "", images: int = 8, pi
             rows.append((f"{images} x {pixels} px", method, *values))
             print(f"{images:3} x {pixels} px  {method:5}{values[0]:>9} ms {ratio:6.2f} {values[2]:>7} MB {share:6.2f}")
     header = ("step", "method", "median_ms", "ratio_to_full", "memory_mb", "memory_to_full")
-    print(write_csv("modulate_step", header, [*rows, ("# " + made_by, *[""] * 5)]))
+    print(write_csv("modulate_step", header, rows, made_by))
 
 
 def _stepper(method: str, images: int, pixels: int) -> Callable[[], None]:

@@ -60,7 +60,7 @@ def main(base: str = "resnet50", classifier: str = "fc", rounds: int = 30, size:
     rows = [(name, f"{statistics.median(measured):.2f}") for name, measured in times.items()]
     print(f"{base}, {len(pack.tensors)} tensors in a pack of {megabytes:.2f} MB, image {size}x{size}")
     print("\n".join(f"{name:30}{ms:>10} ms" for name, ms in rows))
-    print(write_csv("packs", ("what", "median_ms"), [*rows, ("# " + made_by, "")]))
+    print(write_csv("packs", ("what", "median_ms"), rows, made_by))
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def main(rounds: int = 5, batches: int = 10, tasks: int = 16, ways: int = 20, sh
         rows.append((name, f"{1000 * tasks / ms:.0f}", f"{ms:.2f}", f"{share:.2f}"))
         print(f"{name:14}{1000 * tasks / ms:10.0f} episodes/s {ms:8.2f} ms a meta-batch {share:7.2f} % of an iteration")
     header = ("contestant", "episodes_per_second", "ms_per_meta_batch", "percent_of_a_maml_iteration")
-    print(write_csv("sampling", header, [*rows, ("# " + made_by, "", "", "")]))
+    print(write_csv("sampling", header, rows, made_by))
 
 
 def _taskset(dataset: metakm.FewShotDataset, ways: int, images: int, tasks: int) -> Callable[[], None]:

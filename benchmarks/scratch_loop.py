@@ -113,7 +113,7 @@ def main(rounds: int = 5, iterations: int = 10, threads: int = 1, workers: int =
         rows.append((name, f"{milliseconds:.1f}", f"{ratio:.2f}"))
         print(f"{name:26}{milliseconds:10.1f} ms   {ratio:6.2f} x metakm")
     header = ("contestant", "median_ms_an_iteration", "ratio_to_metakm")
-    print(write_csv("scratch_loop", header, [*rows, ("# " + describe(), "", "")]))
+    print(write_csv("scratch_loop", header, rows, describe()))
 
 
 if __name__ == "__main__":

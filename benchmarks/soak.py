@@ -77,7 +77,7 @@ def main(
 
 def _conclude(samples: list[Sample], made_by: str) -> int:
     """Write, judge and print; 1 if anything grew."""
-    print(write_csv("soak", Sample._fields, [*samples, ("# " + made_by, *[""] * (len(Sample._fields) - 1))]))
+    print(write_csv("soak", Sample._fields, samples, made_by))
     settled, worst = max(len({s.algo for s in samples}), math.ceil(len(samples) / 10)), 0
     for name, allowed in ALLOWED.items():
         values = [getattr(sample, name) for sample in samples]

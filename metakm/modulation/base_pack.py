@@ -26,7 +26,6 @@ from metakm.modulation.modulators import KernelModulator
 from metakm.modulation.pack import load_pack, make_pack
 from metakm.modulation.pack_file import Pack, read_pack
 from metakm.modulation.partition import split
-from metakm.modulation.precision import PackPrecision
 
 FILE = "pack.safetensors"
 """In the folder of a run."""
@@ -38,7 +37,6 @@ def base_pack(
     part: TrainedPart,
     facts: Mapping[str, Any],
     modulator: KernelModulator | None = None,
-    precision: PackPrecision = "full",
 ) -> Pack:
     """The pack of a network that started as `base`, which is changed to it.
 
@@ -70,7 +68,7 @@ def base_pack(
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
-    return dataclasses.replace(make_pack(network, precision=precision), meta_trained=dict(facts))
+    return dataclasses.replace(make_pack(network), meta_trained=dict(facts))
 
 
 def task_tensors(network: nn.Module, part: TrainedPart) -> dict[str, Tensor]:

@@ -21,7 +21,6 @@ from metakm.models.pretrained import PRETRAINED, Pretrained, is_of_library, load
 from metakm.modulation import KernelModulator, KernelModulators, Pack
 from metakm.modulation.base_pack import base_pack, task_tensors
 from metakm.modulation.merging import merge
-from metakm.modulation.precision import PackPrecision
 from metakm.strategies import Strategy
 from metakm.strategies.network import Classifier
 
@@ -41,9 +40,7 @@ def base_of(config: RunConfig) -> Pretrained | None:
         return None
 
 
-def run_pack(
-    base: Pretrained, strategy: Strategy, config: RunConfig, facts: dict[str, Any], precision: PackPrecision = "full"
-) -> Pack | None:
+def run_pack(base: Pretrained, strategy: Strategy, config: RunConfig, facts: dict[str, Any]) -> Pack | None:
     """The pack of a strategy; None, with a message, where it would not give the features that the strategy has.
 
     Args:
@@ -70,7 +67,7 @@ def run_pack(
     files = {name: Path(identity[name]).name for name in ("weights", "init_from") if identity.get(name)}
     weights = None if config.weights == PRETRAINED else files.get("weights")
     known = {"base": config.backbone, "weights": weights, "config": identity | files}  # names without their folders
-    pack = base_pack(base, tensors, config.train, {**known, **facts}, modulator, precision)
+    pack = base_pack(base, tensors, config.train, {**known, **facts}, modulator)
     if not _same_features(base, strategy, facts["size"]):
         log_line(
             "pack.safetensors will not be written: the features of the network alone are not those that "

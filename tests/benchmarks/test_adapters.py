@@ -2,9 +2,7 @@
 
 import itertools
 import shutil
-import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +14,6 @@ from metakm.models.pretrained import Preprocessing, Pretrained
 from metakm.photos.training import Budget, TrainingPlan
 
 pytest.importorskip("peft", reason="peft is not installed: pip install 'metakm[peft]'")
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 import adapter_cells
 import adapter_page
 import adapters

@@ -4,23 +4,18 @@ import os
 import shlex
 import shutil
 import signal
-import sys
 import threading
 import time
 from functools import partial
-from pathlib import Path
-
-import pytest
-
-from metakm.io.csv_file import read_csv
-from metakm.run.folder import RunFolder
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import baselines
 import budgeted_runs
+import pytest
 from baselines_page import PUBLISHED
 from budgeted_runs import run_each
+
+from metakm.io.csv_file import read_csv
+from metakm.run.folder import RunFolder
 
 pytestmark = pytest.mark.float32
 TINY = "--dataset glyphs --backbone conv4-4-stride --ways 3 --queries 2 --val-tasks 2 --eval-tasks 4 --quiet"

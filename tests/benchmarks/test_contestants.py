@@ -1,15 +1,10 @@
 """The contestants of `benchmarks/inner_loop.py` compute one and the same meta-gradient."""
 
 import dataclasses
-import sys
-from pathlib import Path
-
-import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import inner_loop
+import pytest
+import torch
 from contestants import (
     higher_iteration,
     jax_is_installed,

@@ -1,17 +1,13 @@
 """`benchmarks/cross_domain.py`: a row for each trained run and each other dataset, none twice, and their page."""
 
-import sys
 from pathlib import Path
 
+import cross_domain
 import pytest
 from photographs import flower_files, grocery_files, write_files
 
 from metakm.run.__main__ import main as run
 from metakm.run.folder import RunFolder
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import cross_domain
 
 pytestmark = pytest.mark.float32
 TINY = "--backbone conv4-4-stride --ways 3 --queries 2 --val-tasks 2 --eval-tasks 4 --iterations 1 --quiet --device cpu"

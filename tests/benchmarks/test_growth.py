@@ -1,13 +1,7 @@
 """`benchmarks/growth.py`: its straight lines, its points, and one picture for each quantity."""
 
-import sys
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 import growth
+import pytest
 
 pytestmark = pytest.mark.float32
 

@@ -1,9 +1,9 @@
 """`benchmarks/meta_trainers.py`: one budget for all, refusals in the plan, no row twice, and the page."""
 
 import shutil
-import sys
-from pathlib import Path
 
+import budgeted_runs
+import meta_trainers
 import pytest
 from photographs import flower_files, grocery_files, write_files
 from plain_networks import write_weights
@@ -12,11 +12,6 @@ from runs import write_run
 from metakm.errors import UserError
 from metakm.io.csv_file import read_csv
 from metakm.run.folder import RunFolder
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import budgeted_runs
-import meta_trainers
 
 pytestmark = pytest.mark.float32
 NETWORK = "timm:test_efficientnet"

@@ -1,25 +1,21 @@
 """`benchmarks/pretrained.py`: tasks, features, rows that go on where they stopped, and the page."""
 
-import sys
 import time
 from pathlib import Path
 
+import fit_seconds
 import numpy as np
+import pretrained
+import pretrained_data
 import pytest
 import torch
+from pretrained import Bench, scores
+from pretrained_page import page_lines
 
 from metakm.data import FewShotDataset
 from metakm.errors import UserError
 from metakm.io.csv_file import read_csv
 from metakm.models.pretrained import LITE0, Preprocessing, Pretrained
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import fit_seconds
-import pretrained
-import pretrained_data
-from pretrained import Bench, scores
-from pretrained_page import page_lines
 
 pytestmark = pytest.mark.float32
 

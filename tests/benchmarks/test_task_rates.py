@@ -1,15 +1,9 @@
 """`benchmarks/task_rates.py`: a trained run on meta-validation, with other inner rates and steps than its own."""
 
-import sys
-from pathlib import Path
-
 import pytest
+import task_rates
 
 import metakm
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import task_rates
 
 pytestmark = pytest.mark.float32
 

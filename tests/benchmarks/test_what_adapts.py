@@ -1,19 +1,15 @@
 """`benchmarks/what_adapts.py`: lines for what is trained, that go on where they stopped, and their page."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import what_adapts
+from what_adapts_page import page_text
 
 import metakm
 from metakm.io.csv_file import read_csv
 from metakm.run.__main__ import main as run
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import what_adapts
-from what_adapts_page import page_text
 
 pytestmark = pytest.mark.float32
 TINY = "--backbone conv4-4-stride --ways 3 --queries 2 --val-tasks 2 --eval-tasks 4 --iterations 2 --quiet"

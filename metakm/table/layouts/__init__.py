@@ -2,8 +2,8 @@
 
 from metakm.registry import import_modules
 from metakm.table.layouts.full import layout_comparisons
-from metakm.table.layouts.registry import available_table_layouts, lay_out, register_table_layout, table_layouts
+from metakm.table.layouts.registry import lay_out, register_table_layout, table_layouts
 
 import_modules(__name__)
 
-__all__ = ["available_table_layouts", "lay_out", "layout_comparisons", "register_table_layout", "table_layouts"]
+__all__ = ["lay_out", "layout_comparisons", "register_table_layout", "table_layouts"]

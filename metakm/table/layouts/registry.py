@@ -35,11 +35,6 @@ def register_table_layout(name: str) -> Callable[[_L], _L]:
     return register
 
 
-def available_table_layouts() -> tuple[str, ...]:
-    """Sorted names of all table layouts, those of installed entry points included."""
-    return table_layouts.names()
-
-
 def lay_out(table: Table, name: str) -> Layout:
     """The table in the layout called `name`.
 
