@@ -15,6 +15,7 @@ from adapter_methods import CONTESTANTS
 
 from metakm.io.figure import new_figure
 from metakm.io.files import atomic_write, write_text
+from metakm.io.markdown import markdown_table
 from metakm.learning.statistics import interval_over_seeds, interval_over_tasks
 
 Row = Mapping[str, str]
@@ -22,9 +23,9 @@ TITLES = {"flowers": "Flowers-102, 96 px", "grocery": "Grocery Store, 128 px"}
 ORDER = ("1", "5", "10", "all")
 _COMPARED = (("both", "norm"), ("channel", "norm"), ("low-rank", "norm"), ("km", "lora1"), ("km", "lokr4"))
 _HEADER = (
-    "method | accuracy, % | to norm + head | from a half pack, % | parameters | pack, kB | half, kB | fit, s"
-    " | ms per image | rates x, epochs"
-)
+    "method", "accuracy, %", "to norm + head", "from a half pack, %", "parameters", "pack, kB", "half, kB", "fit, s",
+    "ms per image", "rates x, epochs",
+)  # fmt: skip
 
 
 class Estimate(NamedTuple):
@@ -91,10 +92,9 @@ class Block:
                 found.append(method)
         return found
 
-    def table(self) -> list[str]:
-        """Lines of Markdown."""
-        lines = [f"| {_HEADER} |", "|---" * (_HEADER.count("|") + 1) + "|"]
-        return lines + [f"| {' | '.join(self._cells(method))} |" for method in CONTESTANTS if method in self.rows]
+    def table(self) -> str:
+        """In Markdown."""
+        return markdown_table(_HEADER, [self._cells(method) for method in CONTESTANTS if method in self.rows])
 
     def _cells(self, method: str) -> list[str]:
         difference = self.difference(method, "norm") if method != "norm" else None
@@ -139,7 +139,7 @@ def write_page(out: Path, rows: Sequence[Row], status: str) -> Path:
         picture = "![accuracy against bytes of the pack](frontier.png)"
         caption = "*Circles: kernel modulation. Squares: the others. Line: the best for its size.*"
         parts += [f"{picture}\n\n{caption}", _comparison(blocks)]
-        parts += ["\n".join([f"## {block.title}, {_draws(block)}", "", *block.table()]) for block in blocks]
+        parts += [f"## {block.title}, {_draws(block)}\n\n{block.table()}" for block in blocks]
     write_text(out / "README.md", "\n\n".join(parts) + "\n")
     return out / "README.md"
 
@@ -174,13 +174,14 @@ def _draws(block: Block) -> str:
 def _comparison(blocks: Sequence[Block]) -> str:
     """Points between two methods, and who holds the frontier."""
     heads = [f"{CONTESTANTS[a].label} to {CONTESTANTS[b].label}" for a, b in _COMPARED]
-    lines = [f"| | {' | '.join(heads)} | frontier, from small to large |", "|---" * (len(heads) + 2) + "|"]
+    lines = []
     for block in blocks:
         found = [block.difference(a, b) for a, b in _COMPARED]
         cells = ["" if each is None else signed(each) for each in found]
         frontier = ", ".join(CONTESTANTS[method].label for method in block.frontier())
-        lines.append(f"| {block.title} | {' | '.join(cells)} | {frontier} |")
-    return "\n".join(["## KM against its peers, in points", "", *lines])
+        lines.append((block.title, *cells, frontier))
+    table = markdown_table(("", *heads, "frontier, from small to large"), lines)
+    return f"## KM against its peers, in points\n\n{table}"
 
 
 def draw_frontier(blocks: Sequence[Block], path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from metakm.data.registry import dataset_entry
+from metakm.io.markdown import markdown_table
 from metakm.strategies.registry import strategy_class
 
 
@@ -48,7 +49,7 @@ def as_page(rows: Sequence[Measured], core_seconds: float, failed: Sequence[str]
         "each strategy reaches in this time, not what it reaches in the end; one seed does not rank close results.",
         "Made by `python benchmarks/baselines.py`."
         + (f" Failed or refused, as `plan.csv` says: {', '.join(failed)}." if failed else ""),
-        _table(
+        markdown_table(
             (
                 "strategy",
                 "shots",
@@ -64,7 +65,7 @@ def as_page(rows: Sequence[Measured], core_seconds: float, failed: Sequence[str]
         "## Published, mini-ImageNet 5-way\n\nOther networks and budgets than above. The preset's rates were chosen "
         "for km, anil and maml, not for the others, and its batch norm is transductive: the queries of a task are "
         "normalised together, which published results of other strategies than MAML and ANIL may not do.",
-        _table(
+        markdown_table(
             ("method", "1 shot, %", "5 shots, %", "network", "training", "source"),
             [(p.method, f"{p.one_shot:g}", f"{p.five_shot:g}", p.network, p.training, p.source) for p in PUBLISHED],
         ),
@@ -81,7 +82,3 @@ def _measured(planned: Mapping[str, str], row: Mapping[str, Any]) -> tuple[str, 
     listed = ", ".join(f"{name} {value}" for name, value in own.items())
     counts = (batch, f"{row['iterations']:,}", f"{seconds:.2f}", listed)
     return (f"`{row['algo']}`", str(row["shots"]), accuracy, network, *counts)
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines))

@@ -26,6 +26,7 @@ from metakm.config import RunConfig
 from metakm.errors import unknown_name
 from metakm.io.csv_file import read_csv
 from metakm.io.files import write_text
+from metakm.io.markdown import markdown_table
 from metakm.run.command_line import parse
 
 SHARED = (
@@ -98,10 +99,8 @@ def page(options: Options, runs: BudgetedRuns) -> str:
             kept = f"{best_iteration(runs.folder(line))} of {line['iterations']}"
             cells[runs.key(line)] = f"{100 * row['accuracy']:.2f} ± {100 * row['ci95']:.2f} ({kept})"
             commands.append(f"    {runs.command(line, Path('results/pretrained/meta-trainers', line['train']))}")
-    header = ("strategy", *options.train)
-    lines = [header, ["---"] * len(header)]
-    lines += [[f"`{algo}`", *(cells.get((algo, part), "") for part in options.train)] for algo in options.algo]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = [(f"`{algo}`", *(cells.get((algo, part), "") for part in options.train)) for algo in options.algo]
+    table = markdown_table(("strategy", *options.train), lines)
     said = _SAID.format(seconds=f"{options.core_seconds:g}")
     return (
         f"{said}\n{table}\n\nMade by `python benchmarks/meta_trainers.py`, that is by\n\n" + "\n".join(commands) + "\n"

@@ -10,6 +10,7 @@ from pretrained_data import SOURCES
 
 from metakm.errors import UserError
 from metakm.io.files import write_text
+from metakm.io.markdown import markdown_table
 from metakm.learning.statistics import PairedDifference, paired_difference
 from metakm.models.pretrained import LITE0
 
@@ -53,13 +54,13 @@ def _table(rows: Sequence[Row], source: str, ways: int, side: int) -> list[str]:
         f"## {SOURCES[source].title}: {ways}-way, {side} px",
         "",
         *([f"{'; '.join(seen)}.", ""] if seen else []),
-        "| base | method | " + " | ".join(f"{k} photo{'s' if k > 1 else ''}" for k in shots) + " |",
-        "|---|---|" + "---|" * len(shots),
     ]
-    for base, method in dict.fromkeys((row["base"], row["method"]) for row in own):
-        cells = [_cell(own, base, method, k) for k in shots]
-        lines.append(f"| {base} | {_TITLES.get(method, method)} | " + " | ".join(cells) + " |")
-    return lines
+    header = ("base", "method", *(f"{k} photo{'s' if k > 1 else ''}" for k in shots))
+    cells = [
+        (base, _TITLES.get(method, method), *(_cell(own, base, method, k) for k in shots))
+        for base, method in dict.fromkeys((row["base"], row["method"]) for row in own)
+    ]
+    return [*lines, *markdown_table(header, cells).splitlines()]
 
 
 def _found(rows: Sequence[Row], base: str, method: str, shots: int) -> Row | None:

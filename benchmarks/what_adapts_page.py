@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from metakm.io.markdown import markdown_table
 from metakm.table.setting import Setting
 
 Row = Mapping[str, str]
@@ -34,15 +35,14 @@ def _setting(row: Row) -> Setting:
 
 def _table(setting: Setting, rows: Sequence[Row]) -> str:
     steps = sorted({int(row["test_inner_steps"]) for row in rows})
-    lines = [f"## {setting.title}", "", "| Inner steps | " + " | ".join(map(str, steps)) + " |"]
-    lines.append("|---" * (len(steps) + 1) + "|")
+    lines = []
     for run in sorted({(row["algo"], int(row["seed"]), int(row["iterations"]), row["run_id"]) for row in rows}):
         own = {int(row["test_inner_steps"]): row for row in rows if row["run_id"] == run[3]}
         name = f"`{run[0]}`, seed {run[1]}, {run[2]:,} iterations"
         for part in ("all", "head", "gap"):
             cells = [_cell(own[count], part) if count in own else "" for count in steps]
-            lines.append(f"| {name}: {part} | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""])
+            lines.append((f"{name}: {part}", *cells))
+    return f"## {setting.title}\n\n{markdown_table(('Inner steps', *steps), lines)}\n"
 
 
 def _cell(row: Row, part: str) -> str:

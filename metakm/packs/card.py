@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from metakm.io.markdown import markdown_table
 from metakm.modulation.attachment import within
 from metakm.modulation.pack_file import Pack
 
@@ -50,7 +51,7 @@ def model_card(pack: Pack, size: int) -> str:
     classes = f"\n{len(pack.classes)} classes: {listed}{more}.\n" if pack.classes else ""
     listing = ", ".join(_part(part, pack) for part in sorted(values_by_part(pack)))
     parts = " and ".join(listing.rsplit(", ", 1))
-    table = "\n".join(["| | |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)])
+    table = markdown_table(("", ""), rows)
     return f"""---
 {chr(10).join(metadata)}
 ---

@@ -11,6 +11,7 @@ import pandas as pd
 from metakm.cli.progress import duration
 from metakm.config import RunConfig
 from metakm.io.files import atomic_write, write_text
+from metakm.io.markdown import markdown_table
 from metakm.learning.statistics import paired_difference
 from metakm.run.command_line import command
 from metakm.run.loading import read_config
@@ -75,17 +76,14 @@ def _summary_row(studies: Studies, algo: str, own: list[Record]) -> dict[str, An
 
 
 def _summary_table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| strategy | trials | measured | seconds of training | best, % | inner steps |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = []
     for row in rows:
         found = ("", "")
         if row["accuracy"] is not None:
             found = (f"{_percent(row['accuracy'])} ± {_percent(row['ci95'])}", str(row["test_steps"]))
         given = (f"`{row['algo']}`", row["trials"], row["measured"], f"{row['seconds']:.0f}")
-        lines.append(f"| {' | '.join(map(str, (*given, *found)))} |")
-    return "\n".join(lines)
+        lines.append((*given, *found))
+    return markdown_table(("strategy", "trials", "measured", "seconds of training", "best, %", "inner steps"), lines)
 
 
 def _strategy(studies: Studies, algo: str, study: optuna.Study, own: list[Record]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from metakm.io.csv_file import csv_text
+from metakm.io.markdown import markdown_table
 from metakm.table.blocks import Table
 from metakm.table.grids import Grid, Layout, TitledList
 from metakm.table.layouts import lay_out, layout_comparisons
@@ -114,10 +115,8 @@ def _markdown(layout: Layout) -> str:
 
 
 def _markdown_grid(grid: Grid) -> str:
-    lines = ["| " + " | ".join(_escape(text, _MARKDOWN) for text in line) + " |" for line in (grid.header, *grid.lines)]
-    return "\n".join(
-        [f"**{_escape(grid.title, _MARKDOWN)}**", "", lines[0], "|---" * len(grid.header) + "|", *lines[1:]]
-    )
+    header, *lines = [[_escape(text, _MARKDOWN) for text in line] for line in (grid.header, *grid.lines)]
+    return f"**{_escape(grid.title, _MARKDOWN)}**\n\n{markdown_table(header, lines)}"
 
 
 def _latex(layout: Layout) -> str:
