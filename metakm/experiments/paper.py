@@ -52,7 +52,7 @@ SCRATCH: Mapping[str, object] = {
 }  # fmt: skip
 TRANSFER: Mapping[str, object] = {
     "image_size": 224, "epochs": 50, "batch": 8, "optimiser": "adam", "schedule": "cosine",
-    "augmentation": "resized-crop", "backbone": "resnet50", "weights": "imagenet", "norm": "group",
+    "augmentation": "resized-crop", "backbone": "resnet50", "weights": "pretrained", "norm": "group",
 }  # fmt: skip
 """How Table I and Fig. 5, and Table II, are trained."""
 

@@ -30,7 +30,7 @@ from metakm.experiments.networks import pretrained
 from metakm.experiments.run import ExperimentRun, MethodSetup
 from metakm.learning.randomness import seeded
 from metakm.models.lite_residual import LiteResidual, insert_lite_residuals
-from metakm.models.pretrained import LITE0, is_of_library
+from metakm.models.pretrained import LITE0, PRETRAINED, is_of_library
 from metakm.modulation import modulate, replace_norm, save_pack
 from metakm.modulation.attachment import Statistics
 from metakm.modulation.modulators import Start
@@ -77,7 +77,7 @@ class TransferConfig(ExperimentConfig):
     backbone: str
     """resnet50 of torchvision; resnet32, the CIFAR ResNet; efficientnet-lite0, timm:NAME or torchvision:NAME."""
     weights: str
-    """imagenet (the library's; downloaded the first time), random, or a file, such as scratch's checkpoint.pt."""
+    """pretrained (the library's for ImageNet; downloaded the first time), random, or a file, such as scratch's checkpoint.pt."""  # noqa: E501
     norm: Norm
     """group: replace batch norm with group norm, as the paper does for batches of 8; batch: keep it; held: keep it and its running statistics."""  # noqa: E501
     start: StartChoice
@@ -85,6 +85,8 @@ class TransferConfig(ExperimentConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.weights == "imagenet":  # what it was called before 0.3
+            object.__setattr__(self, "weights", PRETRAINED)
         for field, names in {"dataset": Dataset, "norm": Norm, "start": StartChoice}.items():
             if getattr(self, field) not in get_args(names):
                 raise unknown_name(f"--{field}", getattr(self, field), get_args(names))
@@ -116,7 +118,7 @@ PRESETS: dict[ExperimentPreset, TransferConfig] = {
         methods=("tbl-1", "nc", "tkm-1", "tkm-2", "tbl-2"),
         dataset="flowers",
         backbone=LITE0,
-        weights="imagenet",
+        weights="pretrained",
         norm="held",
         start="auto",
         image_size=96,
@@ -133,7 +135,7 @@ PRESETS: dict[ExperimentPreset, TransferConfig] = {
         methods=get_args(TransferMethod),
         dataset="aircraft",
         backbone="resnet50",
-        weights="imagenet",
+        weights="pretrained",
         norm="group",
         start="auto",
         image_size=224,

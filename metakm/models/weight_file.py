@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from metakm.errors import UserError
 from metakm.io.files import expanded
 
-_WRAPPERS = ("state_dict", "model", "model_state_dict")  # where training scripts put the weights in a checkpoint
+# Where training scripts put the weights in a checkpoint, outermost first; metakm's own have loop, then model.
+_WRAPPERS = ("loop", "state_dict", "model_state_dict", "model")
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +44,6 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     for wrapper in _WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
-            break
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"Expected a state dict in {path}, got {type(found).__name__}; save model.state_dict()")
     return {str(name).removeprefix("module."): tensor for name, tensor in found.items()}

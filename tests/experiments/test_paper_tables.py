@@ -256,12 +256,12 @@ def transfer(method, accuracy, seed=0, **changes):
 def test_runs_that_differ_in_more_than_their_seed_are_never_pooled(tmp_path):
     """Other weights are another schedule, with its settings in the title and its own claims."""
     shared = {"norm": "group", "weight_decay": 0.0, "out": "here", "methods": ["nc"]}
-    write(tmp_path, transfer("tkm-2", 0.8), transfer("nc", 0.7), config={**shared, "weights": "imagenet"})
+    write(tmp_path, transfer("tkm-2", 0.8), transfer("nc", 0.7), config={**shared, "weights": "pretrained"})
     write(tmp_path, transfer("tkm-2", 0.4, seed=1), config={**shared, "weights": "random", "out": "there"})
     runs, problems = read_experiments(tmp_path)
     grids = {grid.title: grid for grid in layout_paper("table2", runs).grids}
     accuracies = {t.rpartition(", ")[2]: [line[6] for line in g.lines] for t, g in grids.items() if "measured (" in t}
-    assert accuracies == {"weights imagenet)": ["70.00 ± 1.00", "80.00 ± 1.00"], "weights random)": ["40.00 ± 1.00"]}
+    assert accuracies == {"weights pretrained)": ["70.00 ± 1.00", "80.00 ± 1.00"], "weights random)": ["40.00 ± 1.00"]}
     assert not problems
 
 

@@ -120,15 +120,15 @@ def test_wrong_weights_are_refused(tmp_path):
     (tmp_path / "noise.pt").write_bytes(b"no weights")
     torch.save([1, 2], tmp_path / "list.pt")
     for name, said in (
-        ("other.pt", "of this network"),
+        ("other.pt", "give the weights of the same network"),
         ("noise.pt", "damaged"),
-        ("list.pt", "names and tensors"),
-        ("gone.pt", "not exist"),
+        ("list.pt", "Expected a state dict"),
+        ("gone.pt", "got no file"),
     ):
         with pytest.raises(UserError, match=said):
             pretrained("resnet32", str(tmp_path / name), classes=2)
     with pytest.raises(UserError, match="has none of these"):
-        pretrained("resnet32", "imagenet", classes=2)
+        pretrained("resnet32", "pretrained", classes=2)
 
 
 def test_without_a_network_the_weights_are_asked_for(monkeypatch):
@@ -137,7 +137,7 @@ def test_without_a_network_the_weights_are_asked_for(monkeypatch):
 
     monkeypatch.setattr(torchvision.models.ResNet50_Weights, "get_state_dict", unreachable)
     with pytest.raises(UserError, match="give the file as --weights"):
-        pretrained("resnet50", "imagenet", classes=2)
+        pretrained("resnet50", "pretrained", classes=2)
 
 
 def test_a_lite_residual_starts_without_effect():
@@ -165,7 +165,7 @@ def test_tiny_tl_trains_branches_biases_and_classifier():
         (["--data", "nowhere"], "nowhere"),
         (["--weights", "gone.pt"], "gone.pt"),
         (["--backbone", "resnet33", "--data", "nowhere"], "resnet33"),
-        (["--backbone", "resnet32", "--weights", "imagenet"], "has none of these"),
+        (["--backbone", "resnet32", "--weights", "pretrained"], "has none of these"),
     ],
 )
 def test_mistakes_are_told_in_one_line(quick, flags, said, capsys):
@@ -185,12 +185,16 @@ def test_missing_data_are_named(tmp_path, capsys):
 
 def test_the_paper_preset_is_table_2s():
     paper = transfer.PRESETS["paper"]
-    assert (paper.epochs, paper.batch, paper.norm, paper.weights) == (50, 8, "group", "imagenet")
+    assert (paper.epochs, paper.batch, paper.norm, paper.weights) == (50, 8, "group", "pretrained")
     rates = [
         transfer.method_config(config(preset="paper", dataset=d), "tkm-2").learning_rate
         for d in transfer.PUBLISHED_RATES
     ]
     assert rates == [16e-4, 8e-4, 2e-4, 2e-4]
+
+
+def test_the_former_name_of_pretrained_weights_is_taken():
+    assert config(preset="paper", weights="imagenet") == config(preset="paper", weights="pretrained")
 
 
 def test_a_chosen_rate_is_that_of_preset_dataset_and_method(monkeypatch, tmp_path):
