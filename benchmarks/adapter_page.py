@@ -130,7 +130,11 @@ def signed(estimate: Estimate) -> str:
 
 
 def write_page(out: Path, rows: Sequence[Row], status: str) -> Path:
-    """Write README.md and frontier.png; return the former's path."""
+    """Write README.md and frontier.png; return the former's path.
+
+    Args:
+        status: what is done and left; empty if nothing is left.
+    """
     blocks = [Block(rows, dataset, shots) for shots in ORDER for dataset in TITLES]
     blocks = [block for block in blocks if block.rows]
     parts = [_INTRODUCTION, _progress(rows, status)]
@@ -148,7 +152,8 @@ def _progress(rows: Sequence[Row], status: str) -> str:
     reported = [row for row in rows if row["draw"] != "tune"]
     lines = [f"{len(rows)} cells are done, {len(reported)} of them reported; the others only choose the rates."]
     made_by = Counter(row["made_by"] for row in rows)
-    return "\n".join([*lines, "", "```", status, "```", *(["", _made_by(made_by)] if made_by else [])])
+    lines += ["", "```", status, "```"] if status else []
+    return "\n".join([*lines, *(["", _made_by(made_by)] if made_by else [])])
 
 
 def _made_by(cells: Mapping[str, int]) -> str:

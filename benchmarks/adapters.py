@@ -230,7 +230,7 @@ def main(
     if page:
         from adapter_page import write_page
 
-        print(write_page(out, bench.rows, bench.status()))
+        print(write_page(out, bench.rows, bench.status() if bench.left() else ""))
         return
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
