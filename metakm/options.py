@@ -173,5 +173,10 @@ def refused_option(algo: str, name: str, known: Iterable[str]) -> UserError:
         known: what it has.
     """
     if name not in SHARED:
-        return unknown_name(f"an option of {algo!r}", name, known)
+        own = [each for each in known if "." in each]
+        return (
+            unknown_name(f"an option of {algo!r}", name, own)
+            if own
+            else UserError(f"Expected no option of {algo!r}, got {flag(name)}; leave it out")
+        )
     return UserError(f"Expected a strategy that {flag(name)} changes, got {algo!r}; leave it out")

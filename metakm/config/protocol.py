@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from metakm.config.ranges import RANGED, read_range
-from metakm.errors import unknown_name
+from metakm.errors import UserError, unknown_name
 from metakm.fields import flag, require
 from metakm.models.modes import BatchNormMode, TrainedPart
 from metakm.options import Options
@@ -120,7 +120,8 @@ class RunProtocol:
             if (text := getattr(self, f"train_{name}")) is not None:
                 read_range(text, name)
         if self.split is None:
-            require(self.split_seed == 0, "split_seed", "with --split, which it draws", self.split_seed)
+            if self.split_seed:
+                raise UserError(f"Expected --split with --split-seed {self.split_seed}, got none; give both or neither")
         elif re.fullmatch(r"[1-9]\d{0,5}(/[1-9]\d{0,5}){2}", self.split) is None:
             require(False, "split", "three numbers of classes, such as 64/16/20", self.split)
         for name, low in _at_least.items():

@@ -226,10 +226,11 @@ def unwrap_folder(path: Path) -> Path:
 
 def missing(wanted: str, folders: Iterable[Path], remedy: str) -> UserError:
     """Build the error for a missing dataset."""
-    places = ", ".join(str(folder) for folder in folders)
+    places = [str(folder) for folder in folders]
+    where = f"one of {', '.join(places)}" if len(places) > 1 else places[0]
     return UserError(
-        f"Expected {wanted} in one of {places}, got none; {remedy}, "
-        "or use the built-in dataset, which needs no files: --dataset glyphs"
+        f"Expected {wanted} in {where}, got none; {remedy}. (metakm.run has a dataset that needs no files: "
+        "--dataset glyphs)"
     )
 
 

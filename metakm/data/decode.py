@@ -108,7 +108,7 @@ def resized(images: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
     return np.stack(small).transpose(0, 3, 1, 2)
 
 
-def read_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+def read_images(paths: str | Path | Iterable[str | Path], image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     """Read image files as a strategy trained on images of `image_shape` (C, H, W) expects them: uint8 `[n, C, H, W]`.
 
     Grey for one channel, RGB for three; upright by EXIF orientation, resized to the square by LANCZOS.
@@ -119,7 +119,8 @@ def read_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) 
     channels, height, width = image_shape
     if channels not in (1, 3) or height != width:
         raise UserError(f"Expected an image shape of 1 or 3 channels and a square, got {image_shape}; resize by hand")
-    files = [expanded(path, "an image's path") for path in paths]
+    given = [paths] if isinstance(paths, str | Path) else paths
+    files = [expanded(path, "an image's path") for path in given]
     if not files:
         raise UserError("Expected at least one image file, got none; pass their paths")
     mode = "L" if channels == 1 else "RGB"

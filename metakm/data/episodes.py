@@ -164,7 +164,7 @@ class EpisodeSampler:
                 raise UserError(f"Expected {name} >= 1, got {number}; raise it")
         named = f"{self.dataset.name} {self.dataset.split}"
         if self.augment and self.dataset.rotations:
-            raise UserError(f"Expected photographs to augment, got {named}, of characters; leave --augment out")
+            raise UserError(f"Expected photographs with --augment, got {named}, which has characters; leave it out")
         if self.augment and self.dataset.split != "train":
             raise UserError(f"Expected the train split to augment, got {named}; test on images as they are")
         if self.ways > self.dataset.n_classes:

@@ -33,9 +33,11 @@ class DatasetsInTurn:
         first = self.datasets[0]
         for other in self.datasets[1:]:
             if other.image_shape != first.image_shape:
+                alike = other.image_shape[0] == first.image_shape[0]
+                remedy = "give --image-size, or choose another" if alike else "choose another"
                 raise UserError(
                     f"Expected datasets with images of one shape, got {list(first.image_shape)} of {first.name} and "
-                    f"{list(other.image_shape)} of {other.name}; give --image-size, or choose another"
+                    f"{list(other.image_shape)} of {other.name}; {remedy}"
                 )
 
     @property

@@ -101,7 +101,7 @@ def holder(path: Path) -> str | None:
     """A description of who holds the lock at `path`; None if nobody does. Writes nothing."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         free = _lock(descriptor, path, fcntl.LOCK_SH)

@@ -91,7 +91,10 @@ def load_base(name: str | os.PathLike[str], weights: Path | None = None) -> Pret
         return load_pretrained(name, weights)
     facts = read_pack(path).meta_trained
     if not facts:
-        raise UserError(f"Expected the pack of a meta-trained network as base, got another in {path}; name a run's")
+        raise UserError(
+            f"Expected the pack of a meta-trained network as base, got that of a task in {path}; give the "
+            "pack.safetensors of a run with --weights pretrained"
+        )
     if ".py:" in str(facts["base"]):
         raise UserError(f"Expected a pack over a network of a library, got one over {facts['base']} in {path}")
     if weights is None and facts["weights"]:

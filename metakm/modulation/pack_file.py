@@ -19,7 +19,7 @@ from metakm.io.files import atomic_write, expanded
 from metakm.io.tensor_file import TensorFile
 from metakm.modulation.precision import PackPrecision, from_half, to_half
 
-_FILE = TensorFile("pack", key="metakm", version=1, source="save_pack() writes one")
+_FILE = TensorFile("pack", key="metakm", version=1, source="metakm fit and save_pack() write them")
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Inspect:
     """Check that a pack is complete and show what it says about itself."""
 
     file: tyro.conf.Positional[Path]
-    """A file that save_pack() wrote."""
+    """A file that metakm fit or save_pack() wrote."""
 
     def __call__(self) -> str:
         """The text to print."""
@@ -64,6 +64,8 @@ class Inspect:
             "values": ", ".join(f"{part} {n:,}" for part, n in sorted(values_by_part(pack).items())),
             "size": f"{self.file.stat().st_size:,} bytes",
         }
+        if not layers:
+            lines |= {"modulation": "none", "layers": "none"}
         if pack.photos:
             lines["photos"] = f"{pack.photos['method']} on {pack.photos['base']}, by metakm fit"
         return "\n".join(f"{name:<12}{value}" for name, value in lines.items())

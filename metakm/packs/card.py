@@ -37,7 +37,8 @@ def values_by_part(pack: Pack) -> Counter[str]:
 def model_card(pack: Pack, size: int) -> str:
     """Markdown with the metadata that the Hugging Face Hub reads; `size` in bytes, of the file."""
     base = pack.photos.get("base") or pack.meta_trained.get("base")
-    metadata = ["library_name: metakm", "pipeline_tag: image-classification", "tags:", "- kernel-modulation"]
+    metadata = ["library_name: metakm", "pipeline_tag: image-classification"]
+    metadata += ["tags:", "- kernel-modulation"] if pack.modulation["layers"] else []
     rows = [
         ("base network", f"`{base}`" if isinstance(base, str) else "(not named)"),
         ("base's fingerprint", f"`{pack.base}`"),

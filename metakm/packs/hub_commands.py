@@ -18,7 +18,7 @@ class Push:
     """
 
     file: tyro.conf.Positional[Path]
-    """A file that save_pack() wrote."""
+    """A file that metakm fit or save_pack() wrote."""
     to: tyro.conf.Positional[str]
     """A folder, or hf://OWNER/NAME."""
     private: bool = False

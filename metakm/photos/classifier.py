@@ -91,8 +91,14 @@ class PhotoClassifier:
         return found
 
     def names(self, probabilities: npt.NDArray[np.float64], threshold: float | None = None) -> npt.NDArray[np.str_]:
-        """What `predict` answers for these probabilities `[n, N]`."""
+        """What `predict` answers for these probabilities `[n, N]`.
+
+        Raises:
+            UserError: a threshold that is no probability.
+        """
         least = self.threshold if threshold is None else threshold
+        if not 0 <= least <= 1:
+            raise UserError(f"Expected threshold to be a probability from 0 to 1, got {least}")
         found = self.classes_[probabilities.argmax(axis=1)]
         return np.where(probabilities.max(axis=1) >= least, found, NONE_OF_THESE)
 

@@ -21,7 +21,7 @@ from metakm.learning.malloc import keep_freed_memory
 from metakm.photos.api import fit_listing
 from metakm.photos.classifier import PhotoClassifier
 from metakm.photos.fitting import FitPipeline, FitReport
-from metakm.photos.listing import list_folder
+from metakm.photos.listing import NONE_OF_THESE, list_folder
 from metakm.photos.methods import CLOSED_FORM
 from metakm.photos.options import FitSettings
 from metakm.photos.page import render_page
@@ -127,8 +127,8 @@ class _Steps:
         )
         if not pipeline.splits:
             log_line(
-                "No photos are held out: probabilities have a stored temperature, no accuracy is known, and predict "
-                "names a class for every photo."
+                "No photos are held out, so the accuracy is unknown, the probabilities use a default temperature, and "
+                "predict always names a class."
             )
         self.steps = max(1, pipeline.steps)
 
@@ -155,8 +155,8 @@ def _summary(options: FitOptions, classifier: PhotoClassifier, report: FitReport
     method, held_out = classifier.pack.photos["method"], report.held_out
     if held_out is not None:
         lines.append(
-            f"{100 * held_out.accuracy:.1f} % of {len(held_out.numbers)} photos that were held out are right; below a "
-            f"probability of {classifier.threshold:.2f} a photo is none of the classes"
+            f"{100 * held_out.accuracy:.1f} % of the {len(held_out.numbers)} held-out photos were classified "
+            f"correctly; predict answers {NONE_OF_THESE} below a probability of {classifier.threshold:.2f}"
         )
     if report.settings.method == "few-shot":
         lines.append(_adapted_on_top(method, report))

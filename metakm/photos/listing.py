@@ -68,8 +68,10 @@ def list_images(paths: Sequence[Path | str]) -> list[Path]:
     """The files that are named, and all images below the folders that are.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or nothing is there that was named.
     """
+    if paths and not any(expanded(given, "an image's path").exists() for given in paths):
+        raise UserError(f"Expected image files, or folders with images, got {paths[0]}, which does not exist")
     found: list[Path] = []
     for given in paths:
         path = expanded(given, "an image's path")

@@ -14,6 +14,7 @@ import tyro
 from metakm.cli.exit_code import exit_code
 from metakm.cli.flags import read_options
 from metakm.errors import UserError, missing_extra
+from metakm.fields import require, require_file
 from metakm.io.figure import import_matplotlib
 from metakm.io.files import write_text
 from metakm.registry import load_plugin
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _write(options: ReportOptions) -> int:
     if options.episodes < 0:
         raise UserError(f"Expected --episodes to be 0 or more, got {options.episodes}")
+    require(options.out.suffix in (".html", ".htm"), "out", "a page that ends in .html", options.out)
+    require_file(options.out, "out")
     if importlib.util.find_spec("jinja2") is None:
         raise missing_extra("jinja2", "report", "the page")
     import_matplotlib("the page")

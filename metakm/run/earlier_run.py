@@ -8,6 +8,7 @@ from metakm.config import RunConfig
 from metakm.data.in_turn import DatasetsInTurn
 from metakm.data.overlap import check_unseen
 from metakm.errors import UserError, one_line
+from metakm.fields import flag
 from metakm.io.tensor_file import fingerprint_of
 from metakm.learning.learner import Learner
 from metakm.models.build import weights_fingerprint
@@ -27,6 +28,13 @@ def warm_start(learner: Learner, config: RunConfig, splits: Mapping[str, object]
     if config.init_from is None:
         return weights_fingerprint(learner)
     earlier = load_run(config.init_from)
+    for name in ("algo", "backbone"):
+        ours, theirs = getattr(config, name), getattr(earlier.config, name)
+        if ours != theirs:
+            raise UserError(
+                f"Expected --init-from to name a run of {flag(name)} {ours}, got {config.init_from} of {theirs}; "
+                "choose another run, or the same settings"
+            )
     require_unseen_by(earlier, splits)
     try:
         learner.load_checked(earlier.learner.state_dict())

@@ -228,7 +228,7 @@ def _same_tasks(row: dict[str, Any], config: RunConfig) -> bool:
 def _beside(found: dict[str, Any], row: dict[str, Any] | None) -> str:
     """How the accuracy compares to the one in the run's row, and what else may have made it another."""
     if row is None:
-        return "without a finished row to compare with"
+        return "with no row of a test like this to compare with"
     if (row["accuracy"], row["n_tasks"]) == (found["accuracy"], found["n_tasks"]):
         return "equal to its row"
     apart = figures(row["algo"], found["accuracy"] - row["accuracy"], sign="+").replace(" %", " points")

@@ -150,9 +150,9 @@ class TrainingRun(RunKind, Generic[L]):
         return row
 
     def _train(self) -> None:
-        if self.validates_first and not self.history.curve:
-            self._validate()
         with self._progress(f"{self.stage}train", self.iterations, self.loop.iteration) as progress:
+            if self.validates_first and not self.history.curve:
+                self._validate(progress)
             while self.loop.iteration < self.iterations and not (self.callbacks.stopped or self._stopping()):
                 result, elapsed = self.history.step(self.loop)
                 self.log.log_iteration(self.loop.iteration, result.loss, result.accuracy, elapsed)
@@ -179,14 +179,14 @@ class TrainingRun(RunKind, Generic[L]):
         curve = self.history.curve
         return due and not (curve and curve[-1].iteration == self.loop.iteration)
 
-    def _validate(self, progress: Progress | None = None) -> None:
+    def _validate(self, progress: Progress) -> None:
         """Add a point to the learning curve, and save."""
         point = self.history.validate(self.loop.iteration, self.validation_accuracy)
         self.log.log_validation(point)
         self.keep(point)
         self.callbacks.on_validation(self.history.curve)
         self._save()
-        if progress is not None and point.validated:
+        if point.validated:
             name = f"{self.stage}validation accuracy"
             progress.note(f"iteration {point.iteration}: {name} {point.val_accuracy:.4f}")
 

@@ -79,7 +79,7 @@ class Worker:
         if outcome.state == "done":
             steps = outcome.best_steps
             said = f"{figures(search.algo, outcome.accuracies[steps].mean())} with {steps} inner steps"
-        log_line(f"{search.algo}, trial {claimed.number} of 0 to {self.plan.options.trials - 1}: {said}")
+        log_line(f"{search.algo}, trial {claimed.number} ({claimed.number + 1} of {self.plan.options.trials}): {said}")
 
     def _result(self) -> str:
         records = read_records(self.studies)
@@ -92,5 +92,5 @@ class Worker:
             if best is not None and best.accuracy is not None:
                 won = f"best {figures(search.algo, best.accuracy)}, trial {best.number}"
             hands = f"; {open_ones} in other hands" if open_ones else ""
-            lines.append(f"{search.algo}: {len(own)} trials, {won}{hands}")
+            lines.append(f"{search.algo}: {len(own)} trial{'' if len(own) == 1 else 's'}, {won}{hands}")
         return "\n".join([*lines, f"Summary: {self.studies.out / 'README.md'}"])

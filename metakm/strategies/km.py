@@ -64,6 +64,8 @@ class Modulation(nn.Module):
 class ModulatorOptions(NormOptions):
     """Options of each `KernelModulator`."""
 
+    algo: ClassVar[str] = "km"
+
     depth: int = 2
     """Layers of each kernel modulator. 2 as published."""
     activation: Activation = "tanh"
@@ -75,7 +77,7 @@ class ModulatorOptions(NormOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.depth >= 1, "depth", "at least 1", self.depth)
+        require(self.depth >= 1, f"{self.algo}.depth", "at least 1", self.depth)
 
 
 @dataclass(frozen=True, kw_only=True)

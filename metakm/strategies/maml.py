@@ -26,7 +26,7 @@ class MAMLOptions(HeadOptions, NormOptions):
 
 @register_strategy("maml", options=MAMLOptions)
 class MAML(DirectStrategy):
-    """MAML (Finn et al. 2017): adapts the network, its norm affine only with `implicit`."""
+    """MAML (Finn et al. 2017): adapts the network; the norms' scales and shifts only with `implicit`."""
 
     head_prefix: ClassVar[str | None] = "head__"
 

@@ -13,7 +13,7 @@ used: they only say which tensors the inner loop adapts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -41,6 +41,8 @@ class ProtoMAMLOptions(PrototypeHeadOptions, NormOptions):
 @dataclass(frozen=True, kw_only=True)
 class ProtoKMOptions(PrototypeHeadOptions, ModulatorOptions):
     """Options of KM with such a head."""
+
+    algo: ClassVar[str] = "km-proto"
 
 
 class PrototypeHead(Prototypical):

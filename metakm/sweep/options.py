@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -124,5 +125,11 @@ def check_flags(rest: Sequence[str], options: type[Any], set_here: Collection[st
     own = {flag_of(f.name) for f in dataclasses.fields(options)}
     for argument in rest:
         flag = argument.partition("=")[0].replace("_", "-")
+        if flag in {flag_of(name) for name in set_here}:
+            near = difflib.get_close_matches(flag, own, n=1)
+            remedy = f"did you mean {near[0]!r}?" if near else "leave it out"
+            raise UserError(f"Expected no {flag}, which this command sets for each run, got it; {remedy}")
         if flag.startswith("--") and "." not in flag and flag not in of_run | off:  # --mine.x: maybe a plugin's
-            raise unknown_name("flag", flag, of_run | own)
+            near = difflib.get_close_matches(flag, of_run | own, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "; --help lists them"
+            raise UserError(f"Expected a flag of this command or of metakm.run, got {flag!r}{hint}")

@@ -75,6 +75,8 @@ def _same_but_seed(one: RunConfig, other: RunConfig) -> bool:
 def _format_eta(seconds: float, untimed: int, finished: bool) -> str:
     if finished:
         return ""
+    if not seconds:
+        return "; the time left is not known yet"
     end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds))
     more = f", plus {untimed} not timed yet" if untimed else ""
     return f"; {duration(seconds)} left (until {end}){more}"

@@ -12,7 +12,9 @@ import tyro
 
 from metakm.cli.exit_code import exit_code
 from metakm.cli.flags import read_options
+from metakm.cli.progress import log_line
 from metakm.errors import UserError
+from metakm.fields import require_file
 from metakm.registry import load_plugin
 from metakm.table.blocks import Table, build_table
 from metakm.table.collect import read_runs
@@ -84,6 +86,9 @@ def _run(options: TableOptions) -> int:
     if options.layout is not None:
         table_layouts.get(options.layout)  # refused before the runs are read
     form = None if options.plot is None else picture_format(options.plot)
+    for field, path in (("out", options.out), ("plot", options.plot)):
+        if path is not None:
+            require_file(path, field)
     collection = read_runs(options.results)
     whole = build_table(collection, options.baseline)
     table = _selected(whole, options)
@@ -92,6 +97,8 @@ def _run(options: TableOptions) -> int:
     else:
         text = render_comparisons(*comparisons_between(whole.cells, *options.compare), whole, options.format)
     write_table(text, options.out, options.plot, None if form is None else lambda: forest_picture(table, form))
+    if not collection.runs and not collection.problems:
+        log_line(f"No result.csv was found below {options.results}: the rows above are published ones.")
     for problem in collection.problems:
         print(f"not read: {problem.path}: {problem.reason}", file=sys.stderr)  # noqa: T201
     return 1 if options.strict and collection.problems else 0

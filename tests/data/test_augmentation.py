@@ -101,5 +101,5 @@ def test_only_meta_training_is_augmented(photographs: FewShotDataset, split: str
 
 def test_characters_are_not_augmented(photographs: FewShotDataset) -> None:
     images = FewShotDataset.from_arrays(photographs.images, np.arange(60) // 10, name="letters", rotations=True)
-    with pytest.raises(UserError, match=r"Expected photographs to augment, got letters train.*leave --augment out"):
+    with pytest.raises(UserError, match=r"Expected photographs with --augment, got letters train.*leave it out"):
         sampler(images)

@@ -124,6 +124,7 @@ def test_files_are_read_as_a_strategy_expects_them(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
     (tmp_path / "b.png").write_bytes(png("L"))
     colour = read_images([tmp_path / "a.png", str(tmp_path / "b.png")], (3, 20, 20))
+    assert np.array_equal(read_images(str(tmp_path / "a.png"), (3, 20, 20)), colour[:1])
     assert (colour.shape, colour.dtype) == ((2, 3, 20, 20), np.uint8)
     assert np.array_equal(colour[0], decode(png(), "here", "RGB", 20))
     assert np.array_equal(read_images([tmp_path / "b.png"], (1, 8, 8))[0], decode(png("L"), "here", "L", 8))

@@ -135,7 +135,7 @@ def rename(old: str, new: str) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (rename("val", "valid"), "Expected folders train, val and test in one of .*--data-root.*--dataset glyphs"),
+        (rename("val", "valid"), "Expected folders train, val and test in .*--data-root.*--dataset glyphs"),
         (rename("test/teal", "test/robin"), "every class in one split, got 'robin' in train and test of"),
         (lambda root: remove(root / "val" / "coot"), "folder of images for each class in .*val, got none in coot"),
         (lambda root: remove(root / "val"), "folder of images for each class in .*val, got no folder"),

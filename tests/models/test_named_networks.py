@@ -176,7 +176,7 @@ def test_bad_backbones_end_with_one_message_and_nothing_written(run, capsys, tmp
         (["--weights", "other.pt"], "Expected the network's"),
         (["--weights", "none.pt"], "no file"),
         (["--weights", "nan.pt"], "finite features"),
-        (["--weights", "pretrained"], "which it does not have"),
+        (["--weights", "pretrained"], "has no published weights"),
         (["--weights", "other.pt", "--init-from", "."], "--init-from or --weights"),
         (["--weights", "other.pt", "--backbone", "conv4-8-stride"], "Expected the network's"),
         (["--weights", "."], "Expected a file of weights that can be read, got "),

@@ -110,6 +110,8 @@ def test_below_the_threshold_a_photo_is_none_of_the_classes(shop, new, base):
     least = float(np.sort(best)[2])
     assert list(fitted.predict(new, threshold=least) == NONE_OF_THESE) == list(best < least)
     assert NONE_OF_THESE not in fitted.predict(new, threshold=0)
+    with pytest.raises(UserError, match="Expected threshold to be a probability from 0 to 1, got 3"):
+        fitted.predict(new, threshold=3)
 
 
 @pytest.mark.parametrize("count", [2, 80])
@@ -135,8 +137,8 @@ def test_one_photo_a_class_has_fixed_defaults_and_says_so(tmp_path, base, capsys
     folder = make_photos(tmp_path / "one", 1)
     assert fit_main([str(folder), "--base", base, "--out", str(tmp_path / "a.safetensors")]) == 0
     said = capsys.readouterr().err
-    assert "No photos are held out: probabilities have a stored temperature" in said
-    assert "predict names a class for every photo" in " ".join(said.split())
+    assert "No photos are held out, so the accuracy is unknown" in said
+    assert "predict always names a class" in " ".join(said.split())
     assert set(read_pack(tmp_path / "a.safetensors").metrics) == {"images"}
     with pytest.raises(UserError, match="Expected photos to hold out for --method auto"):
         metakm.fit(folder, base=base, method="auto")

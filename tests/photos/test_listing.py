@@ -38,6 +38,9 @@ def test_a_link_to_a_folder_above_does_not_loop(shop):
     (shop / "blau" / "again").symlink_to(shop / "blau")
     assert len(list_folder(shop).classes["blau"]) == 4
     assert len(list_images([shop / "blau", shop / "red apple" / "0.png"])) == 5
+    assert len(list_images([shop / "gone", shop / "red apple" / "0.png"])) == 2, "it is named where it is read"
+    with pytest.raises(UserError, match=r"got .*gone, which does not exist"):
+        list_images([shop / "gone"])
 
 
 def refused(folder, capsys, base, *flags):

@@ -198,7 +198,7 @@ def test_more_tasks_of_meta_validation_after_other_steps_are_set_beside_the_row(
 def test_without_a_row_there_is_nothing_to_compare_with(run, capsys):
     (run / "result.csv").unlink()
     assert evaluate(run) == 0
-    assert capsys.readouterr().out.endswith(f"without a finished row to compare with: {run}\n")
+    assert capsys.readouterr().out.endswith(f"with no row of a test like this to compare with: {run}\n")
     assert evaluate(run, "--json") == 0
     assert result(capsys)["row_accuracy"] is None
 

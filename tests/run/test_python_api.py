@@ -81,7 +81,7 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path):
     assert len(rows[1].init_weights) == 64
     assert json.loads(rows[1].changes)["init_from"] == str(first.folder)
     assert rows[1].run_id != rows[0].run_id
-    with pytest.raises(metakm.UserError, match=r"--init-from to name a run of 'km' on the same network.*size mismatch"):
+    with pytest.raises(metakm.UserError, match=r"name a run of --backbone conv4-4-stride, got .* of conv4-8-stride"):
         metakm.train(small_config(tmp_path / "c", backbone="conv4-4-stride", init_from=first.folder))
     with pytest.raises(metakm.UserError, match=r"config\.json"):
         metakm.train(small_config(tmp_path / "c", init_from=tmp_path))

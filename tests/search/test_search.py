@@ -417,7 +417,7 @@ def test_no_trial_starts_after_the_seconds_are_spent(space, tmp_path):
         (["--iterations", "0"], "--iterations to be at least 1"),
         (["--algo", "kmm"], "did you mean 'km'?"),
         (["--dataset", "glyfs"], "did you mean 'glyphs'?"),
-        (["--resume"], "got '--resume'"),
+        (["--resume"], "Expected no --resume, which this command sets"),
         (["--inner-lrr", "1"], "did you mean '--inner-lr'?"),
         (["--space", "nowhere.toml"], "nowhere.toml"),
         (["--queries", "9", "--meta-lr", "1", "--inner-steps", "1", "--zero-head"], "none of its fields left"),

@@ -210,7 +210,8 @@ def test_baseline_is_what_differences_are_taken_to(tmp_path, capsys):
         (["--paper", "table1"], PAPER_MOVED),
         (["--paper=fig5"], PAPER_MOVED),
         (["--all", "--paper-columns"], "Expected --all or --paper-columns, got both"),
-        (["--out", "/dev/null/x"], "Expected files that can be written, got"),
+        (["--out", "/dev/null/x"], "Expected --out to be a file in a folder, got /dev/null/x, but /dev/null is a file"),
+        (["--plot", "p.png", "--out", "."], "Expected --out to be a file, got the folder ."),
     ],
 )
 def test_mistakes_end_in_one_line_and_code_2(tmp_path, capsys, flags, message):

@@ -53,7 +53,7 @@ def _claims(table: Table) -> Grid:
             lines.append((protocol.label, *("" if c is None else _format_difference(c) for c in found)))
     header = ("KM minus", *(setting.title for setting in settings))
     return Grid(
-        "KM minus the others, points: > above, < below, ~ not separated (seeds; m of n: n would separate)",
+        "KM minus the others, points: > above, < below, ~ not separated (seeds; 1 of 4: 4 needed)",
         header,
         tuple(lines),
     )

@@ -27,7 +27,7 @@ def layout_full(table: Table) -> Layout:
 
 def layout_comparisons(comparisons: Sequence[Comparison], refused: Sequence[str], table: Table) -> Layout:
     """The requested comparisons, what else differs, and the lists below."""
-    header = ("Setting", "First", "Second", "Difference, points", "Seeds", "Tasks", "Verdict")
+    header = ("Setting", "First", "Second", "Difference, points", "Seed numbers", "Tasks", "Verdict")
     lines = tuple(
         (
             c.first.setting.title,
@@ -49,8 +49,8 @@ _FOOTNOTES_OF_PAIRS = (
     "sqrt(n) of the differences by meta-test task, each averaged over the seeds: it holds for these trained models.",
     "Above or below: the difference exceeds sqrt(seeds^2 + tasks^2) of its intervals; with one seed, that over tasks, "
     "which says nothing about other seeds.",
-    "How many seeds would tell: if the difference and its spreads stay as they are; not said where more seeds would "
-    "not do, without more tasks.",
+    "The number of seeds that would tell assumes that the difference and its spread stay the same; it is left out "
+    "where only more tasks could separate the two.",
 )
 _FOOTNOTES = (
     "± of measured rows, half-widths of 95 % intervals: (seeds) Student-t over seeds; (tasks) 1.96 std / sqrt(n) over "
