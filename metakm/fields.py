@@ -24,6 +24,13 @@ def require(condition: bool, field: str, expected: str, value: object) -> None:
         raise UserError(f"Expected {flag(field)} to be {expected}, got {value}")
 
 
+def require_folder(path: Path, field: str) -> None:
+    """Raise a UserError if `path` cannot be a folder because it, or a folder above it, is a file."""
+    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    got = f"the file {path}" if there == path.absolute() else f"{path}, but {there} is a file"
+    require(there.is_dir(), field, "a folder", got)
+
+
 def require_file(path: Path, field: str) -> None:
     """Raise a UserError if `path` cannot be written because a folder is there, or a file where its folder should be."""
     require(not path.is_dir(), field, "a file", f"the folder {path}")

@@ -21,8 +21,8 @@ def read_range(text: str, name: str) -> range:
     match = re.fullmatch(r"(\d{1,6})-(\d{1,6})", text)
     if match is None or not RANGED[name] <= int(match[1]) < int(match[2]):
         raise UserError(
-            f"Expected {flag(f'train_{name}')} to be a range from {RANGED[name]} or more, such as 5-20, got {text!r}; "
-            f"give a single number as {flag(name)}"
+            f"Expected a range of {name} from {RANGED[name]} or more such as 5-20, got {text!r}; give a single number as "
+            f"{flag(name)}"
         )
     return range(int(match[1]), int(match[2]) + 1)
 

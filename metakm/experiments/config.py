@@ -17,7 +17,7 @@ from metakm.config.execution import ExecutionOptions, json_value
 from metakm.errors import unknown_name
 from metakm.experiments.batches import Augmentation
 from metakm.experiments.row import EXECUTION_FIELDS
-from metakm.fields import flag, require
+from metakm.fields import flag, require, require_folder
 
 ExperimentPreset = Literal["quick", "short", "paper"]
 Optimiser = Literal["sgd", "adam"]
@@ -71,6 +71,7 @@ class ExperimentConfig(ExecutionOptions):
         for field, names in choices.items():
             if getattr(self, field) not in get_args(names):
                 raise unknown_name(flag(field), getattr(self, field), get_args(names))
+        require_folder(self.out, "out")
         super().__post_init__()
 
     @property

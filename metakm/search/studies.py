@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -153,13 +153,19 @@ class Studies:
             write_text(path, json.dumps(protocol, indent=2) + "\n")
             return
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            changed = [name for name in {**before, **protocol} if before.get(name) != protocol.get(name)]
+            before, now = _flat(json.loads(path.read_text(encoding="utf-8"))), _flat(protocol)
+            changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"Expected a search in {path}, got {error}; {_REMEDY}") from error
         if changed:
-            said = ", ".join(f"{name}={before.get(name)!r} (now {protocol.get(name)!r})" for name in changed)
+            said = ", ".join(f"{name} {before.get(name, 'absent')} (now {now.get(name, 'absent')})" for name in changed)
             raise UserError(f"Expected the search in {self.out}, got different settings: {said}; {_REMEDY}")
+
+
+def _flat(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a protocol, those of its parts `space` and `flags` by their own names."""
+    parts = {name: value if isinstance(value, dict) else {"": value} for name, value in protocol.items()}
+    return {f"{name} {own}".rstrip(): value for name, part in parts.items() for own, value in part.items()}
 
 
 _REMEDY = "use the earlier values, or another --out"

@@ -14,6 +14,7 @@ import torch
 from metakm.cli.exit_code import REPEAT, exit_code
 from metakm.cli.progress import duration, log_line
 from metakm.cli.signals import StopRequest
+from metakm.fields import require_folder
 from metakm.sweep.estimate import estimate
 from metakm.sweep.messages import counts_text, outcome_text, plan_text
 from metakm.sweep.options import parse_sweep
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     options, rest = parse_sweep(sys.argv[1:] if arguments is None else list(arguments))
     configs = expand(options, rest)
+    require_folder(configs[0].out, "out")
     if options.status:
         print(status_text([inspect(config) for config in configs], options.jobs))  # noqa: T201
         return 0

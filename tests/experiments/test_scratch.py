@@ -344,3 +344,10 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(data_root):
     with pytest.raises(DivergedError, match="or its gradient is not finite at iteration 0"):
         training.step()
     assert all(torch.equal(a, b) for a, b in zip(before, training.parameters, strict=True))
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_before_the_data_are_read(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    flags = ["--out", str(tmp_path / "file"), "--data-root", str(tmp_path / "none")]
+    assert scratch.main(flags) == 2
+    assert "Expected --out to be a folder, got the file" in capsys.readouterr().err

@@ -278,7 +278,8 @@ def test_an_accuracy_that_differs_from_tasks_csv_is_told(trained, tmp_path):
         (["nowhere"], "Expected a folder of results"),
         (["empty"], "Expected a result.csv below empty"),
         (["runs", "--episodes", "-1"], "Expected --episodes to be 0 or more"),
-        (["runs", "--out", "empty"], "Expected a file that can be written"),
+        (["runs", "--out", "empty"], "Expected --out to be a page that ends in .html"),
+        (["runs", "--out", "/dev/null/x.html"], "Expected --out to be a file in a folder"),
         (["runs", "--plugin", "none.py"], "Expected --plugin to name a Python file"),
     ],
 )

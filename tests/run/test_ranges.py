@@ -77,16 +77,16 @@ def test_any_head_takes_a_range_of_shots(tmp_path):
     ("flags", "said"),
     [
         (("--algo", "km", "--ways", "5-20"), "Expected --ways to be one number for 'km', whose head"),
-        (("--algo", "protonet", "--ways", "20-5"), "range from 2 or more such as 5-20, got '20-5'"),
-        (("--algo", "protonet", "--ways", "1-5"), "range from 2 or more such as 5-20, got '1-5'"),
-        (("--algo", "protonet", "--train-shots", "0-5"), "range from 1 or more such as 5-20, got '0-5'"),
+        (("--algo", "protonet", "--ways", "20-5"), "range of ways from 2 or more such as 5-20, got '20-5'"),
+        (("--algo", "protonet", "--ways", "1-5"), "range of ways from 2 or more such as 5-20, got '1-5'"),
+        (("--algo", "protonet", "--train-shots", "0-5"), "range of shots from 1 or more such as 5-20, got '0-5'"),
         (("--algo", "protonet", "--train-ways", "many"), "got 'many'"),
         (("--ways", "5-20", "--train-ways", "3-4"), "range in --ways or in --train-ways, got both"),
         (("--algo", "protonet", "--ways", "5-1200"), "Expected at most 800 ways"),
         (("--algo", "protonet", "--shots", "1-19"), "Expected shots + queries <= 20"),
         (("--split", "6/2/2"), "Expected no --split with glyphs, which has a split of its own"),
         (("--split", "6/2"), "Expected --split to be three numbers of classes"),
-        (("--split-seed", "1"), "Expected --split-seed to be with --split"),
+        (("--split-seed", "1"), "Expected --split with --split-seed 1, got none"),
     ],
 )
 def test_what_is_no_range_or_split_is_refused(tmp_path, capsys, flags, said):

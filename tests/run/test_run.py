@@ -435,7 +435,10 @@ def test_too_little_memory_for_one_task_is_a_failed_run_with_advice(tmp_path, mo
         (["--algo", "anil", "--implicit"], "Expected a strategy that --implicit changes, got 'anil'"),
         (["--algo", "km", "--km.depth", "0"], "Expected --km.depth to be at least 1, got 0"),
         (["--algo", "km-proto", "--km-proto.depth", "0"], "Expected --km-proto.depth to be at least 1, got 0"),
-        (["--algo", "km", "--train-ways", "3"], "Expected --train-ways to be a range from 2 or more, such as 5-20"),
+        (
+            ["--algo", "km", "--train-ways", "3"],
+            "Expected a range of ways from 2 or more such as 5-20, got '3'",
+        ),
         (["--algo", "anil", "--km.depth", "1"], "Expected no option of 'anil', got --km.depth; leave it out"),
         (["--algo", "protonet", "--first-order"], "Expected a strategy that --first-order changes, got 'protonet'"),
         (["--device", "cuda:7"], "--device"),

@@ -149,6 +149,15 @@ def test_a_users_mistake_ends_with_one_message_and_code_2_and_writes_nothing(tmp
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("more", [[], ["--status"], ["--dry-run"]])
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path, capsys, more):
+    (tmp_path / "file").write_text("mine")
+    for out in ("file", "file/below"):
+        assert main(["glyphs", "--algo", "anil", "--out", str(tmp_path / out), *more]) == 2
+        assert "Expected --out to be a folder, got" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 @pytest.mark.parametrize("arguments", [["--seeds", "many"], ["--jobs"], ["--iterations", "many"]])
 def test_flags_that_do_not_parse_exit_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
