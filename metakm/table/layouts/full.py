@@ -49,7 +49,7 @@ _FOOTNOTES_OF_PAIRS = (
     "sqrt(n) of the differences by meta-test task, each averaged over the seeds: it holds for these trained models.",
     "Above or below: the difference exceeds sqrt(seeds^2 + tasks^2) of its intervals; with one seed, that over tasks, "
     "which says nothing about other seeds.",
-    "The number of seeds that would tell assumes that the difference and its spread stay the same; it is left out "
+    "The number of seeds that would tell assumes that the difference and its spread stay the same; there is none "
     "where only more tasks could separate the two.",
 )
 _FOOTNOTES = (
