@@ -1,9 +1,10 @@
 """Baselines beside km and anil at one budget: `python benchmarks/baselines.py`.
 
 R2-D2, Baseline++, ProtoNet, CAVIA, KM and ANIL on mini-ImageNet, 5-way, 1 and 5 shots, seed 0, conv4-64-pool. Each row
-has half a core-hour of meta-training on one thread: before its run, the processor time of an iteration is measured once
-and goes into OUT/plan.csv with the iterations that fit; validations and the meta-test come on top. From then on the run
-is an ordinary one, of `--preset table3` with that many iterations, and its command is in OUT/README.md.
+has half a core-hour of meta-training on one thread: before its run, the processor time of an iteration is measured
+once and goes into OUT/plan.csv with the iterations that fit; validations and the meta-test, with 15 queries per class,
+come on top. From then on the run is an ordinary one, of `--preset table3` with that many iterations, and its command
+is in OUT/README.md.
 
 The same command goes on where the last one stopped, within a run too. `--status` says what is done, `--page` writes
 OUT/README.md from the rows, beside published values. Other flags of metakm.run apply to every run.
@@ -60,12 +61,13 @@ def runs_of(options: Options, rest: Sequence[str]) -> BudgetedRuns:
         rest: flags of metakm.run for every run.
     """
     flags = ["--dataset", options.dataset, "--backbone", options.backbone, *rest]
-    validation = [] if "--val-tasks" in rest else ["--val-tasks", "50"]
+    usual = {"--val-tasks": "50", "--test-queries": "15"}  # with one query per class, intervals are twice as wide
+    tests = [text for flag, value in usual.items() if flag not in rest for text in (flag, value)]
 
     def settings(key: Key, iterations: int) -> RunConfig:
         algo, shots = key
         own = ["--preset", "table3", "--algo", algo, "--shots", shots, "--iterations", str(iterations)]
-        every = ["--val-every", str(-(-iterations // 5)), *validation]
+        every = ["--val-every", str(-(-iterations // 5)), *tests]
         arguments = [*own, *every, "--out", str(options.out), "--resume", *flags]
         return parse(arguments, prog="benchmarks/baselines.py")
 
