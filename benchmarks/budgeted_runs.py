@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class BudgetedRuns:
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"
         _build(self.settings(sound, 10))
-        return run_each(lambda key=key: self._run(key) for key in keys)  # type: ignore[misc]
+        return run_each(partial(self._run, key) for key in keys)
 
     def _run(self, key: Key) -> int:
         known = {self.key(line): line for line in self.plan()}

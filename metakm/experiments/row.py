@@ -25,7 +25,6 @@ _USUAL = {"residual_start": "1.0", "annealed": "true"}  # also where a file lack
 # What the row's seed, accuracy, n_train and split_hash tell.
 _IN_ROW = frozenset({"seed", "tune", "hold_out", "train_images", "data", "classes"})
 Settings = tuple[tuple[str, str], ...]
-_UNKNOWN: Settings = (("config.json", "missing"),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +155,7 @@ def read_experiments(folder: str | Path) -> tuple[list[RecordedExperiment], list
 
 def _recorded(row: ExperimentRow, config: Mapping[str, Any] | None) -> RecordedExperiment:
     if config is None:
-        return RecordedExperiment(row, _UNKNOWN, ())
+        return RecordedExperiment(row, (("config.json", "missing"),), (("network", row.network),))
     told = (EXECUTION_FIELDS | _IN_ROW | {f.name for f in fields(ExperimentRow)}) - {*_OF_METHOD}
     texts = {name: v if isinstance(v, str) else json.dumps(v) for name, v in config.items() if name not in told}
     texts |= {"start": row.start} if row.start else {}  # config.json has "auto", too
@@ -181,10 +180,9 @@ def lines_of(runs: Iterable[RecordedExperiment]) -> tuple[list[Line], list[str]]
             tuned += 1
             continue
         settings = (*run.shared, ("split_hash", row.split_hash))
-        own = run.own if run.own or run.shared != _UNKNOWN else (("network", row.network),)
         values = {f.name: getattr(row, f.name) for f in fields(ComparableSetup) if f.name != "settings"}
         seeds = groups.setdefault(
-            (ComparableSetup(**values, settings=settings), row.method, row.learning_rate, own), {}
+            (ComparableSetup(**values, settings=settings), row.method, row.learning_rate, run.own), {}
         )
         if row.seed in seeds:
             left_out.append(f"{row.run_id}: a second run of seed {row.seed}")

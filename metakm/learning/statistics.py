@@ -19,12 +19,12 @@ from metakm.errors import UserError
 def interval_over_tasks(accuracies: npt.NDArray[np.float64], datasets: int = 1) -> float:
     """Half-width of the 95 % interval of the mean over tasks, 1.96 std / sqrt(n) (Finn et al. 2017).
 
-    Tasks that are of several datasets in turn are as many of each, whatever is drawn, so that differences between the
-    datasets are no part of it: with n_d tasks of dataset d, it is 1.96 sqrt(sum_d n_d std_d^2) / n.
+    If the tasks come from several datasets in turn, the share of each is fixed, so the difference between the datasets
+    does not widen the interval: with n_d tasks of dataset d, it is 1.96 sqrt(sum_d n_d std_d^2) / n.
 
     Args:
         accuracies: `[n]` with n at least 2, one value per task; std is the sample's (n - 1).
-        datasets: task i is of dataset i modulo this number. Where one has fewer than 2 tasks, they count as one.
+        datasets: task i is of dataset i modulo this number. If one has fewer than 2 tasks, all count as one dataset.
     """
     parts = [accuracies[number::datasets] for number in range(datasets)]
     if min(map(len, parts)) < 2:

@@ -70,11 +70,11 @@ def list_images(paths: Sequence[Path | str]) -> list[Path]:
     Raises:
         UserError: there are none, or nothing is there that was named.
     """
-    if paths and not any(expanded(given, "an image's path").exists() for given in paths):
-        raise UserError(f"Expected image files, or folders with images, got {paths[0]}, which does not exist")
+    given = [expanded(path, "an image's path") for path in paths]
+    if given and not any(path.exists() for path in given):
+        raise UserError(f"Expected image files, or folders with images, got {given[0]}, which does not exist")
     found: list[Path] = []
-    for given in paths:
-        path = expanded(given, "an image's path")
+    for path in given:
         found += _images(path, []) if path.is_dir() else [path]
     if not found:
         raise UserError("Expected at least one image, got none; name files, or folders with images")

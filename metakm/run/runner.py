@@ -20,6 +20,7 @@ from metakm.device import resolve_device
 from metakm.distributed.processes import ALONE, Processes
 from metakm.distributed.torchrun import local_device
 from metakm.learning.outer_loop import OuterLoop
+from metakm.models.pretrained import PRETRAINED
 from metakm.modulation import write_pack
 from metakm.registry import load_plugin
 from metakm.run import provenance
@@ -111,19 +112,13 @@ class Run(TrainingRun[OuterLoop]):
         c = self.config
         drawn = f"{c.train_ways or c.ways} ways and {c.train_shots or c.shots} shots for each meta-batch"
         varies = f"  meta-training draws {drawn}; tests are {c.ways}-way {c.shots}-shot\n" if c.varies else ""
-        seen = datasets_of_imagenet(c.dataset) if c.weights == "pretrained" else []
-        known = (
-            f"  ImageNet's weights have seen {', '.join(seen)}: its test classes are not new to them\n" if seen else ""
-        )
+        seen = datasets_of_imagenet(c.dataset) if c.weights == PRETRAINED else []
+        known = f"  ImageNet's weights have seen the test classes of {', '.join(seen)}\n" if seen else ""
         return (
-            varies
-            + known
-            + (
-                f"  {self.config.algo} on {self.config.backbone}: adapts {adapted:,} of {total:,} parameters"
-                f"{'' if adapted else '; the inner learning rate and steps have no effect'}\n"
-                f"  {where}, {torch.get_num_threads()} threads, {self.loop.chunks.training} tasks at a time\n"
-                f"  {self._estimate()}"
-            )
+            f"{varies}{known}  {c.algo} on {c.backbone}: adapts {adapted:,} of {total:,} parameters"
+            f"{'' if adapted else '; the inner learning rate and steps have no effect'}\n"
+            f"  {where}, {torch.get_num_threads()} threads, {self.loop.chunks.training} tasks at a time\n"
+            f"  {self._estimate()}"
         )
 
     def _estimate(self) -> str:

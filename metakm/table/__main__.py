@@ -98,7 +98,7 @@ def _run(options: TableOptions) -> int:
         text = render_comparisons(*comparisons_between(whole.cells, *options.compare), whole, options.format)
     write_table(text, options.out, options.plot, None if form is None else lambda: forest_picture(table, form))
     if not collection.runs and not collection.problems:
-        log_line(f"No result.csv was found below {options.results}: the rows above are published ones.")
+        log_line(f"No result.csv was found below {options.results}; the table has published rows only.")
     for problem in collection.problems:
         print(f"not read: {problem.path}: {problem.reason}", file=sys.stderr)  # noqa: T201
     return 1 if options.strict and collection.problems else 0

@@ -59,7 +59,8 @@ def row(method="km", accuracy=0.6, seed=0, experiment="scratch", **changes):
 
 def recorded(*args, **changes):
     """A run without a config.json, as `write` makes them."""
-    return RecordedExperiment(row(*args, **changes), (("config.json", "missing"),), ())
+    one = row(*args, **changes)
+    return RecordedExperiment(one, (("config.json", "missing"),), (("network", one.network),))
 
 
 def write(folder, *rows, config=None):

@@ -184,6 +184,14 @@ def test_command_prints_writes_and_says_what_it_could_not_read(tmp_path, capsys)
     assert main([str(study), "--strict"]) == 1
 
 
+def test_a_folder_without_runs_is_told(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 0
+    assert "No result.csv was found below" in capsys.readouterr().err
+    write_run(tmp_path / "run")
+    assert main([str(tmp_path)]) == 0
+    assert "No result.csv" not in capsys.readouterr().err
+
+
 def test_strict_minds_unread_files_alone(tmp_path, capsys):
     write_run(tmp_path, row={"git_commit": "", "status": "failed"})
     assert main([str(tmp_path), "--all", "--strict"]) == 0

@@ -17,9 +17,8 @@ def layout_cross_domain(table: Table) -> Layout:
     """Train x test: runs tested on other data by `metakm evaluate --dataset`, beside their own tests."""
     settings = sorted({cell.setting for result in table.cross_domain for cell in result.cells})
     header = ("Trained on", "Method", *(setting.title for setting in settings))
-    several = len({(result.trained_on, result.split_hash) for result in table.cross_domain}) > len(
-        {result.trained_on for result in table.cross_domain}
-    )
+    trained = {(result.trained_on, result.split_hash) for result in table.cross_domain}
+    several = len(trained) > len({name for name, _ in trained})
     lines = tuple(line for result in table.cross_domain for line in _lines(result, settings, several))
     left = tuple(f"{each.run.name}: {each.reason}" for each in table.left_out if each.run.row.trained_on)
     said = (*(() if lines else _NONE), _INTERVALS, *_tasks_of(table, settings), _OWN)
