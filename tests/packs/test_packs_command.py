@@ -59,7 +59,8 @@ def test_inspect_prints_what_a_pack_holds(tmp_path, capsys):
     assert printed["size"] == f"{path.stat().st_size:,} bytes"
     save_pack(modulate(Mixed(), layers=()), path)
     assert main(["inspect", str(path)]) == 0
-    assert "(not named)" in capsys.readouterr().out
+    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (printed["task"], printed["modulation"], printed["layers"]) == ("(not named)", "none", "none")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from PIL import Image
 
 import metakm
 from metakm.data import FewShotDataset
+from metakm.data.in_turn import DatasetsInTurn
 from metakm.data.overlap import check_unseen, datasets_of_imagenet
 from metakm.run.__main__ import main
 from metakm.run.evaluate import main as evaluate
@@ -190,6 +191,17 @@ def test_splits_that_number_their_classes_alike_are_fine():
     check_unseen(splits)
     with pytest.raises(metakm.UserError, match="'0' with the same images in train of custom and val of custom"):
         check_unseen({**splits, "val": splits["train"]})
+
+
+def test_image_size_is_advised_only_where_it_would_help():
+    grey, small, large = (
+        FewShotDataset.from_arrays(np.zeros((2, *shape), np.uint8), np.array([0, 1]), name=str(shape), split="test")
+        for shape in ((1, 8, 8), (3, 8, 8), (3, 12, 12))
+    )
+    with pytest.raises(metakm.UserError, match=r"; choose another$"):
+        DatasetsInTurn((grey, small))
+    with pytest.raises(metakm.UserError, match=r"; give --image-size, or choose another$"):
+        DatasetsInTurn((small, large))
 
 
 def test_what_imagenet_weights_have_seen_is_known():

@@ -674,6 +674,11 @@ def test_status_says_how_far_each_run_is_and_writes_nothing(half_done, tmp_path,
     assert re.fullmatch(r"1 of 6 done; 00:0\d left \(until [\d-]+ [\d:]+\), plus 3 not timed yet", last)
 
 
+def test_no_end_is_promised_where_nothing_has_been_timed(tmp_path):
+    plan = [Planned(preset_config(algo="km", seed=seed, out=tmp_path), "to do") for seed in range(2)]
+    assert status_text(plan, jobs=1).splitlines()[-1] == "0 of 2 done; the time left is not known yet"
+
+
 def test_the_time_left_is_that_of_the_iterations_left(tmp_path, monkeypatch):
     """Two of ten runs are done; the others take as long as their seconds an iteration say, two at a time."""
     plan = [
