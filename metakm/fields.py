@@ -26,7 +26,7 @@ def require(condition: bool, field: str, expected: str, value: object) -> None:
 
 def require_folder(path: Path, field: str) -> None:
     """Raise a UserError if `path` cannot be a folder because it, or a folder above it, is a file."""
-    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    there = _nearest(path.absolute())
     got = f"the file {path}" if there == path.absolute() else f"{path}, but {there} is a file"
     require(there.is_dir(), field, "a folder", got)
 
@@ -34,5 +34,10 @@ def require_folder(path: Path, field: str) -> None:
 def require_file(path: Path, field: str) -> None:
     """Raise a UserError if `path` cannot be written because a folder is there, or a file where its folder should be."""
     require(not path.is_dir(), field, "a file", f"the folder {path}")
-    above = next(parent for parent in path.absolute().parents if parent.exists())
+    above = _nearest(path.absolute().parent)
     require(above.is_dir(), field, "a file in a folder", f"{path}, but {above} is a file")
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the first of the folders above it that exists."""
+    return next(each for each in (path, *path.parents) if each.exists())
