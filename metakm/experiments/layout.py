@@ -31,10 +31,10 @@ FIG5_PANELS = {
 }
 _READING = (
     "± of measured rows: half-width of the 95 % interval, Student-t over seeds; with one seed 1.96 sqrt(p (1 - p) / n) "
-    "over the n test images, which says nothing about other seeds.",
+    "over the n test images, which does not cover other seeds.",
     "Above or below: the difference exceeds its interval, which is paired over seeds; with fewer than two seeds in "
     "common it is the root of the summed squares of both intervals.",
-    "Only rows of preset paper with nothing changed follow the published schedule and speak for or against a claim; "
+    "Only rows of preset paper with nothing changed follow the published schedule and can confirm or contradict a claim; "
     "quick and short are scaled down.",
 )
 _COLUMNS = {
@@ -170,8 +170,8 @@ def _claims(published: bool, lines: Sequence[Line], claims: Sequence[Statement])
         else:
             measured = _format_difference(first[0], second[0])
         cells.append((f"{claim.first} {claim.relation} {claim.second}", measured))
-    header = ("The paper", "First minus second, points")
-    return Grid(f"What the paper says, and what was measured{note}", header, tuple(cells))
+    header = ("Claim", "First minus second, points")
+    return Grid(f"The paper's claims, and the measured differences{note}", header, tuple(cells))
 
 
 def _format_difference(first: Line, second: Line) -> str:
@@ -183,7 +183,7 @@ def _format_difference(first: Line, second: Line) -> str:
         mean, interval = float(differences.mean()), interval_over_seeds(differences) or 0.0
     else:
         mean, interval = first.mean - second.mean, math.hypot(first.plus_minus, second.plus_minus)
-    verdict = "not separated" if abs(mean) <= interval else "above" if mean > 0 else "below"
+    verdict = "within noise" if abs(mean) <= interval else "above" if mean > 0 else "below"
     return f"{mean:+.2f} ± {interval:.2f}, {verdict}"
 
 

@@ -26,7 +26,7 @@ TABLE1_CLAIMS = (
     *(Statement("km", "above", other) for other in ("bl", "sn", "ld", "ld-constant", "tbn")),
     *(Statement(other, "above", "bl") for other in ("sn", "ld", "ld-constant", "tbn")),
     Statement("full", "above", "km"),
-    Statement("km-channel", "(of which it says nothing) and", "km"),
+    Statement("km-channel", "and (no claim in the paper)", "km"),
 )
 TABLE2_CLAIMS = (
     Statement("tkm-1", "above", "tbl-1"),

@@ -145,7 +145,7 @@ def _difference(studies: Studies, best: Record, other: Record) -> str:
     a, b = (read_accuracies(studies.folder(r.algo, r.number), r.test_steps or 0) for r in (best, other))
     paired = paired_difference(100 * a[None], 100 * b[None])
     assert paired.tasks_ci95 is not None  # there are at least 2 tasks
-    verdict = "" if paired.mean > paired.tasks_ci95 else "; not separated"
+    verdict = "" if paired.mean > paired.tasks_ci95 else "; within noise"
     return f"{paired.mean:.2f} ± {paired.tasks_ci95:.2f} points above {_percent(other.accuracy)} %{verdict}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +16,7 @@ from metakm.learning.statistics import combined_interval, paired_difference, see
 from metakm.table.cells import PROVENANCE, Cell, names_by_value
 from metakm.table.collect import RecordedRun
 
-Verdict = Literal["above", "below", "not separated"]
+Verdict = Literal["above", "below", "within noise"]
 # Settings that every preset has in common for all strategies.
 _ALIKE = ("queries", "test_queries", "meta_batch", "iterations", "schedule", "ema", "select", "val_tasks")
 
@@ -45,13 +46,13 @@ class Comparison:
         With one seed, the verdict is about these trained models, not about the strategies.
         """
         if self.ci95 is None or abs(self.difference) <= self.ci95:
-            return "not separated"
+            return "within noise"
         return "above" if self.difference > 0 else "below"
 
     @property
     def seeds_to_tell(self) -> int | None:
-        """How many seeds would tell the two apart, where these do not; None if that cannot be said."""
-        if self.verdict != "not separated":
+        """How many seeds would take the difference out of the noise, where these do not; None if that cannot be said."""
+        if self.verdict != "within noise":
             return None
         return seeds_to_tell(self.difference, self.seeds_ci95, self.tasks_ci95, self.rest_ci95, len(self.seeds))
 
@@ -157,7 +158,12 @@ def _accuracies(runs: dict[int, RecordedRun], seeds: list[int]) -> npt.NDArray[n
 def _preset_changes(first: RecordedRun, second: RecordedRun) -> list[str]:
     """Shared preset settings that differ between the runs of two strategies with the same changes."""
     pairs = ((name, first.settings.get(name), second.settings.get(name)) for name in _ALIKE)
-    return [f"the preset's {name} differs: {a} against {b}" for name, a, b in pairs if a and b and a != b]
+    return [f"the preset's value of {name}: {a} against {b}" for name, a, b in pairs if a and b and a != b]
+
+
+def _shorten(value: str) -> str:
+    """With a commit's first twelve digits alone."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{28}\b", r"\1", value)
 
 
 def _caveats(first: Cell, second: Cell, ours: list[RecordedRun], theirs: list[RecordedRun]) -> tuple[str, ...]:
@@ -172,5 +178,5 @@ def _caveats(first: Cell, second: Cell, ours: list[RecordedRun], theirs: list[Re
     for column in PROVENANCE:
         a, b = (names_by_value(runs, column).keys() for runs in (ours, theirs))
         if a != b:
-            found.append(f"{column} differs: {', '.join(a)} against {', '.join(b)}")
+            found.append(f"{column}: {', '.join(map(_shorten, a))} against {', '.join(map(_shorten, b))}")
     return tuple(found)

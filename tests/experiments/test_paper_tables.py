@@ -116,7 +116,7 @@ def test_differences_are_paired_over_seeds(folder):
     said = dict(grid.lines)
     # 20 and 22 points: mean 21, Student t(0.975, 1) = 12.706 times std 1.414 / sqrt(2)
     assert said["km above bl"] == "+21.00 ± 12.71, above"
-    assert said["km above sn"] == "-0.50 ± 25.43, not separated"  # km's own interval over two seeds, sn's 1 point
+    assert said["km above sn"] == "-0.50 ± 25.43, within noise"  # km's own interval over two seeds, sn's 1 point
     assert said["km above ld"] == "not measured"
 
 
@@ -227,7 +227,7 @@ def test_a_setting_that_the_row_does_not_have_counts_too(tmp_path):
 def not_published(folder):
     """Of each setup, whether its claims are said not to be about the published schedule, the published ones first."""
     titles = [grid.title for grid in layout_paper("table1", read_experiments(folder)[0]).grids]
-    said = [title for title in titles if title.startswith("What the paper says")]
+    said = [title for title in titles if title.startswith("The paper's claims")]
     return sorted(title.endswith("not the published schedule") for title in said)
 
 

@@ -22,10 +22,10 @@ def test_paired_comparison_by_hand(tmp_path):
     assert c.difference == pytest.approx(20)
     assert c.tasks_ci95 == pytest.approx(1.96 * 10 / np.sqrt(3))
     assert c.seeds_ci95 == pytest.approx(12.706205 * 5, rel=1e-6)
-    assert c.verdict == "not separated"  # beyond the interval over tasks, within that over seeds
+    assert c.verdict == "within noise"  # beyond the interval over tasks, within that over seeds
     assert c.seeds_to_tell == 4  # 3.182 * 7.071 / 2 = 11.25 < sqrt(20^2 - 11.32^2) = 16.49 < 4.303 * 7.071 / sqrt(3)
     text = render_comparisons((c,), (), table_of(tmp_path))
-    assert "not separated; 4 seeds would tell" in text
+    assert "within noise; about 4 seeds needed" in text
 
 
 def test_why_cells_are_not_compared_is_said_in_a_selection_too(tmp_path):
@@ -38,7 +38,7 @@ def test_why_cells_are_not_compared_is_said_in_a_selection_too(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("shift", "verdict", "mark"), [(0.2, "above", ">"), (-0.2, "below", "<"), (0, "not separated", "~")]
+    ("shift", "verdict", "mark"), [(0.2, "above", ">"), (-0.2, "below", "<"), (0, "within noise", "~")]
 )
 def test_km_is_marked_beside_the_claim(tmp_path, shift, verdict, mark):
     anil = np.array([0.5, 0.52, 0.48, 0.5])
@@ -60,7 +60,7 @@ def test_the_papers_claims_are_those_of_its_text(tmp_path):
 
 def test_a_difference_between_its_larger_interval_and_both_together_is_not_separated(tmp_path):
     # by task 5 and 15 points over both seeds, by seed 10 -+ x: 1.96 * 5 over tasks, 12.706 x over seeds
-    for name, half, verdict in (("one", 0.001, "above"), ("both", 0.005, "not separated")):
+    for name, half, verdict in (("one", 0.001, "above"), ("both", 0.005, "within noise")):
         for seed, shift in enumerate((half, -half)):
             write_run(tmp_path / name / f"km{seed}", "km", np.array([0.45, 0.55]) + shift, seed)
             write_run(tmp_path / name / f"anil{seed}", "anil", [0.4, 0.4], seed)
@@ -112,11 +112,11 @@ def test_named_rows_are_compared_across_protocols_with_caveats(tmp_path):
     write_run(tmp_path / "bf16", "km", precision="bf16", row={"git_commit": "beef"})
     names = "km (quick, eval-tasks 4, precision bf16)", "km (quick, eval-tasks 4)"
     ((c,), _) = comparisons_between(table_of(tmp_path).cells, *names)
-    assert (c.difference, c.tasks_ci95, c.verdict) == (0, 0, "not separated")
+    assert (c.difference, c.tasks_ci95, c.verdict) == (0, 0, "within noise")
     assert c.caveats == (
         f"protocols differ: {names[0]} against {names[1]}",
         f"seeds of {names[1]} without a partner: 1",
-        "git_commit differs: beef against c0ffee",
+        "git_commit: beef against c0ffee",
     )
 
 
@@ -124,7 +124,7 @@ def test_a_preset_that_changed_between_two_strategies_is_a_caveat(tmp_path):
     for algo, iterations in (("km", 500), ("anil", 800)):
         write_run(tmp_path / algo, algo, iterations=iterations, row={"changes": "{}"})
     (comparison,) = comparisons_between(table_of(tmp_path).cells, "km", "anil")[0]
-    assert "the preset's iterations differs: 500 against 800" in comparison.caveats
+    assert "the preset's value of iterations: 500 against 800" in comparison.caveats
 
 
 def test_one_refused_setting_does_not_hide_another(tmp_path):

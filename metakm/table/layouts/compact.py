@@ -42,21 +42,19 @@ def _cell(cell: Published | Cell | None) -> str:
 def _claims(table: Table) -> Grid:
     """KM minus ANIL, then minus MAML: what the paper says, and one line per measured pair of rows."""
     settings = tuple(dict.fromkeys(claim.setting for claim in table.claims))
-    lines = []
+    lines, counted = [], "(seeds)"
     for peer in dict.fromkeys(claim.peer for claim in table.claims):
         own = {claim.setting: claim for claim in table.claims if claim.peer == peer}
-        said = ("claimed >" if own[setting].claimed else "no claim" for setting in settings)
-        lines.append((f"{peer.upper()}, the paper", *said))
+        said = ("KM higher" if own[setting].claimed else "none" for setting in settings)
+        lines.append((f"{peer.upper()} (the paper's claim)", *said))
         measured = {(c.second.protocol, c.first.setting): c for claim in own.values() for c in claim.measured}
         for protocol in dict.fromkeys(protocol for protocol, _ in measured):
             found = (measured.get((protocol, setting)) for setting in settings)
             lines.append((protocol.label, *("" if c is None else _format_difference(c) for c in found)))
+        if any(c.seeds_to_tell is not None for c in measured.values()):
+            counted = "(seeds; k of n: n needed)"
     header = ("KM minus", *(setting.title for setting in settings))
-    return Grid(
-        "KM minus the others, points: > above, < below, ~ not separated (seeds; 1 of 4: 4 needed)",
-        header,
-        tuple(lines),
-    )
+    return Grid(f"KM minus the others, points: > higher, < lower, ~ within noise {counted}", header, tuple(lines))
 
 
 def _format_difference(c: Comparison) -> str:
@@ -90,10 +88,10 @@ def _footnotes(table: Table) -> Iterator[str]:
             methods.append(published.method)
     said = [f"{meaning} ({', '.join(methods)})" for meaning, methods in meanings.items() if methods]
     if said:
-        yield f"± of published rows: {'; '.join(said)}."
+        yield f"± of published rows: {'; '.join(said)}. Values that our copy of the paper does not show stay empty."
     if table.cells:
         yield (
-            "± of measured rows and differences: the 95 % interval, over seeds (Student-t) and meta-test tasks in "
-            "quadrature; with one seed over tasks alone. The number of seeds is in parentheses."
+            "± of measured rows and differences: the 95 % interval over seeds (Student-t) and meta-test tasks, "
+            "combined in quadrature; with one seed, over tasks alone. The number of seeds is in parentheses."
         )
         yield "A measured row is named by strategy and preset. Only preset paper is the published protocol."

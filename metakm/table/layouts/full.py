@@ -12,7 +12,7 @@ from metakm.table.pairing import Comparison
 from metakm.table.published import KM_CLAIMED_ABOVE, Published, published_results
 from metakm.table.setting import Setting
 
-MARKS = {"above": ">", "below": "<", "not separated": "~"}
+MARKS = {"above": ">", "below": "<", "within noise": "~"}
 
 
 @register_table_layout("full")
@@ -48,16 +48,16 @@ _FOOTNOTES_OF_PAIRS = (
     "Differences: (seeds) is the 95 % Student-t interval of the mean difference over seeds; (tasks) is 1.96 std / "
     "sqrt(n) of the differences by meta-test task, each averaged over the seeds: it holds for these trained models.",
     "Above or below: the difference exceeds sqrt(seeds^2 + tasks^2) of its intervals; with one seed, that over tasks, "
-    "which says nothing about other seeds.",
-    "The number of seeds that would tell assumes that the difference and its spread stay the same; there is none "
-    "where only more tasks could separate the two.",
+    "which does not cover other seeds.",
+    "The number of seeds needed assumes that the difference and its spread stay the same; there is none where only "
+    "more tasks could lift the difference out of the noise.",
 )
 _FOOTNOTES = (
     "± of measured rows, half-widths of 95 % intervals: (seeds) Student-t over seeds; (tasks) 1.96 std / sqrt(n) over "
     "meta-test tasks, of the mean over seeds: it holds for these trained models.",
     "A measured row is named by strategy, preset, and what was changed in the preset. Only rows of preset paper "
-    "without changes follow the published protocol and speak for or against a claim; quick is scaled down.",
-    "> < ~ behind a KM row: above, below, not separated from the row of the same preset and changes; in the paper's "
+    "without changes follow the published protocol and can confirm or contradict a claim; quick is scaled down.",
+    "> < ~ after a KM row: above, below, or within noise of the row of the same preset and changes; in the paper's "
     "own row: what its text claims.",
     *_FOOTNOTES_OF_PAIRS,
 )
@@ -70,7 +70,9 @@ def _layout(
     table: Table,
     reading: Sequence[str],
 ) -> Layout:
-    caveats = (f"{c.first.title} against {c.second.protocol.label}: {text}" for c in comparisons for text in c.caveats)
+    caveats = (
+        f"{c.first.title} against {c.second.protocol.label}: {'; '.join(c.caveats)}" for c in comparisons if c.caveats
+    )
     listings = (
         *first,
         TitledList("What else differs between compared rows", tuple(caveats)),
@@ -158,7 +160,7 @@ def _format_claim(c: Comparison) -> str:
 
 
 def _format_verdict(c: Comparison) -> str:
-    return c.verdict if c.seeds_to_tell is None else f"{c.verdict}; {c.seeds_to_tell} seeds would tell"
+    return c.verdict if c.seeds_to_tell is None else f"{c.verdict}; about {c.seeds_to_tell} seeds needed"
 
 
 def _published_meanings() -> tuple[str, ...]:
