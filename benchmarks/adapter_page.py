@@ -23,8 +23,8 @@ TITLES = {"flowers": "Flowers-102, 96 px", "grocery": "Grocery Store, 128 px"}
 ORDER = ("1", "5", "10", "all")
 _COMPARED = (("both", "norm"), ("channel", "norm"), ("low-rank", "norm"), ("km", "lora1"), ("km", "lokr4"))
 _HEADER = (
-    "method", "accuracy, %", "to norm + head", "from a half pack, %", "parameters", "pack, kB", "half, kB", "fit, s",
-    "ms per image", "rates x, epochs",
+    "method", "accuracy, %", "vs norm + head", "from a fp16 pack, %", "parameters", "pack, kB", "fp16, kB", "fit, s",
+    "ms per image", "rate factor, epochs",
 )  # fmt: skip
 
 
@@ -178,15 +178,15 @@ def _draws(block: Block) -> str:
 
 def _comparison(blocks: Sequence[Block]) -> str:
     """Points between two methods, and who holds the frontier."""
-    heads = [f"{CONTESTANTS[a].label} to {CONTESTANTS[b].label}" for a, b in _COMPARED]
+    heads = [f"{CONTESTANTS[a].label} vs {CONTESTANTS[b].label}" for a, b in _COMPARED]
     lines = []
     for block in blocks:
         found = [block.difference(a, b) for a, b in _COMPARED]
         cells = ["" if each is None else signed(each) for each in found]
         frontier = ", ".join(CONTESTANTS[method].label for method in block.frontier())
         lines.append((block.title, *cells, frontier))
-    table = markdown_table(("", *heads, "frontier, from small to large"), lines)
-    return f"## KM against its peers, in points\n\n{table}"
+    table = markdown_table(("", *heads, "Pareto frontier, smallest pack first"), lines)
+    return f"## KM and its peers, differences in points\n\n{table}"
 
 
 def draw_frontier(blocks: Sequence[Block], path: Path) -> None:
@@ -220,28 +220,28 @@ and the first command continues where it was stopped. Flowers-102 is stored at 6
 official training and validation images; the queries are all official test images of the same classes. An accuracy is
 the mean over draws with a Student-t 95 % interval; so is the difference from norm + head, in pairs, bold where its
 interval excludes zero. With all images there is one run, and intervals are over test images: they do not cover other
-seeds. No interval covers the choice of rates, and of 20 that are compared with zero, one is expected to exclude it by
+seeds. No interval covers the choice of learning rates; and of every 20 differences, one is expected to exclude zero by
 chance.
 
 All methods run in the loop of `metakm fit`, on one network, from one head (the best one for frozen features), with the
-same views of the same images in the same order, and batch norm's statistics held. Each takes the best of the same four
-candidates, 0.3 times its rates for 4 epochs, 1 for 4, 1 for 10 and 3 for 10, chosen for each dataset and number of
-images on one draw of training and validation images that is not reported. With all images each takes 1 for 10 epochs,
-or what it had for 10 images if that is better after training on 10 training images a class and testing on the
-validation images: a comparison of all four would double the time. At 1 the rates of AdamW are those of `metakm fit`:
-head 1e-3, norms 2e-3 (1e-3 in full fine-tuning), kernel modulators 2e-4 alone and 5e-5 with norms, low-rank additions
-and all of peft's 3e-4, everything 1e-4. So a method that trains two kinds of tensors has a rate for each.
+same views of the same images in the same order, and batch norm's statistics held. Each method takes the best of four
+candidates (learning-rate factor x epochs: 0.3 x 4, 1 x 4, 1 x 10, 3 x 10), chosen for each dataset and number of images
+on one extra draw of training and validation images, which is not reported. With all images, two candidates are compared
+instead of four, which would take twice as long: 1 x 10 and the choice for 10 images, after training on 10 training
+images per class, by their accuracy on the validation images. A factor of 1 means the learning rates of `metakm fit`
+(AdamW): head 1e-3, norms 2e-3 (1e-3 in full fine-tuning), kernel modulators 2e-4 alone and 5e-5 with norms, low-rank
+additions and all of peft's 3e-4, everything 1e-4. So a method that trains two kinds of tensors has a rate for each.
 
-That one draw decides by a few hundred images, so methods that hardly differ may take other candidates: with 5 images of
-Flowers-102, KM both took 4 epochs, which got one image more right, and is 2 points below itself with neighbouring
-channels, which took 10. Photographs of one product are near-duplicates within Grocery Store's official training and
-validation images, but not between these and the test: there the draw favours what remembers images, such as 3 times the
-rates for full fine-tuning with one image.
+The choice rests on a few hundred images of one draw, so nearly equal methods may take different candidates: with 5
+images of Flowers-102, KM both took 4 epochs, by one image, and is 2 points below the same with neighbouring channels,
+which took 10. Photographs of one product are near-duplicates within Grocery Store's official training and validation
+images, but not between these and the test images; so there the draw favours memorising, such as 3 times the rates for
+full fine-tuning with one image.
 
 peft 0.21 refuses LoRA on depthwise convolutions, so LoRA adapts all others. Its LoKr fails on timm's convolutions with
 padding of their own (the strided ones), so LoKr adapts all others, also depthwise ones. Norm + head is KM's
 implicit modulation, and corresponds to BitFit in a network whose biases are in its norms.
 
-`pack` is the file's size in float32, `half` in float16, both with the head and with the names stored in the file. Times
-are those of one thread, on a processor shared with other jobs: the seconds of a fit, the solution of the head included,
-and the milliseconds per image in a batch of 32, merged by each method's own library."""
+`pack` is the file's size in float32, `fp16` in float16, both with the head and with the names stored in the file. Times
+are CPU times of one thread, on a machine shared with other jobs: the seconds of a fit, the solution of the head
+included, and the milliseconds per image in a batch of 32, merged by each method's own library."""

@@ -115,13 +115,13 @@ def best_iteration(folder: Path) -> int:
 
 _SAID = """# Which strategy, and which part of a pretrained network
 
-Meta-test accuracy in %, ± the 95 % interval over tasks. Each run had the iterations that fit into {seconds} processor
-seconds, by the fastest of a few (`plan.csv`), validations and meta-test aside. The model that was best on the
-validation classes is tested: in brackets its iteration, 0 being the network before meta-training, and how many fitted.
-One seed; the tasks are the same for all. `plan.csv` gives the reason for each refusal.
+Meta-test accuracy in %, ± the 95 % interval over tasks. Each run had as many iterations as fit into {seconds} s of CPU
+time, not counting validations and meta-test, estimated from the fastest of a few (`plan.csv`). The model with the best
+accuracy on the validation classes is tested; in brackets are its iteration (0: the network before meta-training) and
+the number of iterations. One seed; the tasks are the same for all. `plan.csv` gives the reason for each refusal.
 
 The strategies differ in more than what they adapt: `protonet` compares features by cosines, `km-proto` by squared
-distances; `maml` is of first order, `km` and `anil` are of second. Inner and meta learning rates were not searched.
+distances; `maml` is first-order, `km` and `anil` are second-order. Inner and meta learning rates were not searched.
 Flowers-102 is stored at 64 px and enlarged to 96.
 """
 

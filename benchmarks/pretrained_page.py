@@ -30,10 +30,9 @@ def page_lines(rows: Sequence[Row]) -> list[str]:
     lines = [
         "# A meta-trained base on classes that it never saw",
         "",
-        "Accuracy in percent over tasks, the same for all methods, with 10 queries per class and 95 % intervals over "
-        "tasks. Written by `python benchmarks/pretrained.py --page` from rows.csv, which the same command without "
-        "`--page` makes. A difference in brackets is the smallest of those from all methods on the plain base with the "
-        "same number of photos, each paired over the tasks that both have.",
+        "Accuracy in %, ± the 95 % interval over tasks; all methods share the tasks, with 10 queries per class. In "
+        "brackets: the smallest gain over any method on the plain network with as many photos, each paired over the "
+        "tasks that both have.",
     ]
     there = {row["method"] for row in rows}
     if len({row["tasks"] for row in rows}) > 1:
@@ -43,7 +42,21 @@ def page_lines(rows: Sequence[Row]) -> list[str]:
         lines += ["", f"Not measured yet: {', '.join(missing)}. So a plain method may come closer than shown."]
     for group in dict.fromkeys((row["source"], int(row["ways"]), int(row["side"])) for row in rows):
         lines += ["", *_table(rows, *group)]
-    return lines
+    return [*lines, "", *_COMMANDS.splitlines()]
+
+
+_COMMANDS = """## Commands
+
+This page is written by `python benchmarks/pretrained.py --page` from the rows in `rows.csv`, which are made by
+
+    python benchmarks/pretrained.py --methods centroid ridge --sides 96 128 160
+    python benchmarks/pretrained.py --methods probe --sides 96 --tasks 100
+    python benchmarks/pretrained.py --methods norm lora --sides 96
+    python benchmarks/pretrained.py --methods centroid ridge --sides 96 --bases without-groceries=RUN=all-grocery,cifar10 without-flowers=RUN=all-flowers,cifar10
+
+The runs of the last command are that of docs/pretrained.md without one `--dataset` and with `--iterations 200`.
+`flowers-only` and `grocery-only` were made likewise, with one `--dataset` and `--iterations 120`, before there were
+columns with 25 photos. `fit-seconds.csv` is made by `OMP_NUM_THREADS=1 python benchmarks/fit_seconds.py`."""  # noqa: E501
 
 
 def _table(rows: Sequence[Row], source: str, ways: int, side: int) -> list[str]:

@@ -17,7 +17,7 @@ from metakm.registry import Registry, load_plugin, registries
 
 @dataclass(frozen=True, kw_only=True)
 class ListOptions:
-    """List what can be named: strategies, datasets, backbones, modulators, layouts.
+    """List strategies, datasets, backbones, modulators and table layouts.
 
     Those of plugins and of installed packages are included.
     """

@@ -177,6 +177,6 @@ def refused_option(algo: str, name: str, known: Iterable[str]) -> UserError:
         return (
             unknown_name(f"an option of {algo!r}", name, own)
             if own
-            else UserError(f"Expected no option of {algo!r}, got {flag(name)}; leave it out")
+            else UserError(f"{algo!r} has no options of its own, got {flag(name)}; leave it out")
         )
-    return UserError(f"Expected a strategy that {flag(name)} changes, got {algo!r}; leave it out")
+    return UserError(f"{flag(name)} has no effect with {algo!r}; leave it out")

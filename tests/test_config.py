@@ -135,7 +135,7 @@ def test_a_preset_sets_nothing_that_the_strategy_would_refuse():
     proto = preset_config("table3", "km-proto", "omniglot")
     assert (proto.shared.inner_lr_per_step, proto.shared.first_head_lr, proto.shared.zero_head) == (True, 0.0, False)
     assert preset_config("table3", "protonet", "omniglot").shared.learn_inner_lr is False
-    with pytest.raises(UserError, match="Expected a strategy that --learn-inner-lr changes, got 'protonet'"):
+    with pytest.raises(UserError, match="--learn-inner-lr has no effect with 'protonet'"):
         preset_config("quick", "protonet", learn_inner_lr=True)
     with pytest.raises(UserError, match=r"Expected strategy to be one of .*got 'from-a-plugin'"):
         preset_config("table3", "from-a-plugin", "omniglot")

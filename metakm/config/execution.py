@@ -21,7 +21,7 @@ class ExecutionOptions:
     out: Path = Path("results")
     """Folder for results; each run has a folder of its own in it."""
     resume: bool = False
-    """Continue from the run folder's checkpoint, with the results of an uninterrupted run. A finished run is left as it is; one of metakm.run can be trained longer (docs/training.md)."""
+    """Continue from the checkpoint; the results equal those of an uninterrupted run. A finished run stays as it is, unless metakm.run is given more --iterations (docs/training.md)."""
     overwrite: bool = False
     """Replace an earlier run in the run folder. Without it an earlier run is never touched."""
     dry_run: bool = False

@@ -59,11 +59,11 @@ class RunProtocol:
     queries: int = FROM_PRESET
     """Query images per class. Default from --preset; paper: the shots for characters (MAML's code), 15 for photographs."""
     test_queries: int = FROM_PRESET
-    """Query images per class in meta-validation and meta-test; 0: as --queries. With --preset paper: the shots for photographs (MAML's code)."""
+    """Query images per class in meta-validation and meta-test; 0: as --queries. With --preset table3, and paper for photographs: as many as --shots (MAML's code)."""
     preset: PresetName = "quick"
     """Where the other defaults come from. table3: the protocol of results/table3/, the same for all strategies, chosen on meta-validation (results/search). quick: scaled down, chosen for km on the meta-validation of omniglot 20-way 1-shot and only estimated for other settings; paper: the published protocol of Finn et al. 2017 and Raghu et al. 2020 (metakm/presets.py lists what still differs)."""
     backbone: str = FROM_PRESET
-    """conv4-<filters>-stride, conv4-<filters>-pool, resnet12, resnet<depth> (of CIFAR) or wrn-<depth>-<k>; efficientnet-lite0; any network as timm:NAME, torchvision:NAME or file.py:Class (the file runs with your permissions); own where a strategy brings a network of its own; or one from a plugin. Default from --preset; paper: conv4-64-stride for characters, conv4-32-pool for photographs."""
+    """conv4-<filters>-stride, conv4-<filters>-pool, resnet12, resnet<depth> (of CIFAR) or wrn-<depth>-<k>; efficientnet-lite0; any network as timm:NAME, torchvision:NAME or file.py:Class (the file runs with your permissions); own, where a strategy brings a network of its own; or one from a plugin. Default from --preset; paper: conv4-64-stride for characters, conv4-32-pool for photographs."""
     inner_lr: float = FROM_PRESET
     """Inner learning rate on the mean support cross-entropy. Default from --preset; paper: 0.1 x ways for characters (0.4 x ways with 5 ways) and 0.01 x ways for photographs, because MAML's loss is a sum over classes: 2.0 with 20-way and 5-way characters, 0.05 with 5-way photographs."""
     inner_steps: int = FROM_PRESET
@@ -99,9 +99,9 @@ class RunProtocol:
     split_seed: int = 0
     """Seed with which --split divides the classes. It is independent of --seed, so that runs of all seeds have the same classes."""
     init_from: Path | None = None
-    """Folder of a trained run whose weights this one starts from; its strategy, network and ways must be the same. Without it: weights by --seed."""
+    """Folder of a trained run whose weights this one starts from. It must have the same strategy and backbone and, unless the strategy's head takes any number of classes, the same ways. Without it: weights by --seed."""
     weights: str | None = None
-    """Trained weights for the backbone: a file, or pretrained for the published ones of efficientnet-lite0, timm:NAME or torchvision:NAME, whose images are normalised as these expect. A file's tensors are matched by name or, if it has none of the network's names and is no safetensors file, by order. Without it: weights by --seed."""
+    """Trained weights for the backbone: a file, or pretrained for the published ones of efficientnet-lite0, timm:NAME or torchvision:NAME, whose images are normalised as these expect. A file's tensors are matched by name or, if it has none of the network's names and is not a safetensors file, by order. Without it: weights by --seed."""
     train: TrainedPart = "full"
     """What the outer loop trains of the backbone: full, everything; norm, the scales and shifts of its norm layers; km, kernel modulators, which are then attached to its convolutions unless the strategy has its own; both, norm and km. The rest keeps its initial values. What the inner loop adapts depends on the strategy, and what a strategy has besides the backbone is always trained."""
     eval_tasks: int = 600
@@ -109,7 +109,7 @@ class RunProtocol:
     val_tasks: int = FROM_PRESET
     """Meta-validation tasks at each validation. Default from --preset."""
     select: Selection = FROM_PRESET
-    """Which model is meta-tested: the best on meta-validation, or the last. Last with --preset paper (MAML's code)."""
+    """Which model is meta-tested: the best on meta-validation, or the last. Last with --preset table3 and paper (MAML's code)."""
     val_every: int = FROM_PRESET
     """Iterations between validations; the last iteration always validates. Default from --preset."""
     patience: int | None = None

@@ -58,7 +58,9 @@ def _check(response: http.client.HTTPResponse, url: str, size: int, right: bool)
     if not right:
         kind = response.headers.get_content_type()
         page = ", a web page: is there a proxy or a login page in between?" if kind == "text/html" else ""
-        raise OSError(f"Expected the file with the published checksum from {url}, got {size} bytes of another{page}")
+        raise OSError(
+            f"Expected the file with the published checksum from {url}, got {size} bytes with another checksum{page}"
+        )
 
 
 def _require_scheme(url: str) -> None:

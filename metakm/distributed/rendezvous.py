@@ -120,8 +120,8 @@ def _join(store: Store, peer: dict[str, Any]) -> tuple[Rendezvous, socket.socket
         ) as error:  # nothing listens there, or no address is stored yet
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"Expected to reach process 0 on {address}, got {error}; see what it prints, and whether its "
-                    "host takes connections from this one"
+                    f"Expected to reach process 0 on {address}, got {error}; see what it prints, and check that "
+                    "its host accepts connections from this one"
                 ) from error
         time.sleep(_PAUSE_SECONDS)
 

@@ -49,9 +49,9 @@ class ExperimentConfig(ExecutionOptions):
     augmentation: Augmentation
     """pad-crop: shift by up to an eighth of the side, flip; resized-crop: crop 22 to 100 % of the area, flip; none."""
     hold_out: bool = False
-    """Validate after each epoch on a part that is not trained on, as --tune and --train-images do anyway; without it, that part is trained on as well and nothing is validated."""  # noqa: E501
+    """Hold out a validation part and validate after each epoch; always on with --tune and --train-images. --no-hold-out trains on that part as well."""  # noqa: E501
     tune: bool = False
-    """Leave the test part alone; the row then has the accuracy on the validation part only."""
+    """Do not use the test part; the row then has the accuracy on the validation part only."""
     seed: int = 0
     """Seed of the initial weights, the order of the images and their augmentation."""
 

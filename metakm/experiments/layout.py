@@ -34,8 +34,8 @@ _READING = (
     "over the n test images, which does not cover other seeds.",
     "Above or below: the difference exceeds its interval, which is paired over seeds; with fewer than two seeds in "
     "common it is the root of the summed squares of both intervals.",
-    "Only rows of preset paper with nothing changed follow the published schedule and can confirm or contradict a claim; "
-    "quick and short are scaled down.",
+    "Only rows of preset paper with nothing changed follow the published schedule and can confirm or contradict a "
+    "claim; quick and short are scaled down.",
 )
 _COLUMNS = {
     "table1": ("Recovered: accuracy divided by that of full.",),

@@ -102,7 +102,9 @@ class ModulatedConv2d(ModulationLayer):
             return
         modulated = self.km_modulators[name](self.base_layer.weight)
         if safe_merge and not torch.isfinite(modulated).all():
-            raise UserError(f"Expected finite kernels, got others from adapter {name!r}; train it with a lower rate")
+            raise UserError(
+                f"Expected finite kernels, got others from adapter {name!r}; train it with a lower learning rate"
+            )
         self._unmerged = (self.base_layer.weight,)  # not in the state; other layers may share it
         self.base_layer.weight = nn.Parameter(modulated, requires_grad=False)
         self.merged_adapters.append(name)

@@ -1,4 +1,4 @@
-"""Meta-gradients as CUDA graphs: recorded once, then replayed.
+"""Meta-gradients as CUDA graphs: captured once, then replayed.
 
 A second-order meta-gradient is thousands of small kernels. Launched one by one from Python they leave a GPU idle most
 of the time; as a graph they start with one call. The kernels and their order are the same.

@@ -197,7 +197,7 @@ class Learner(nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Inverse of `state_dict`; takes the form of checkpoints before metakm 0.3, too. Not by `assign`."""
         if assign:
-            raise UserError("Expected assign=False, got True, which would part shared parameters; leave it out")
+            raise UserError("Expected assign=False, got True, which would untie shared parameters; leave it out")
         return super().load_state_dict(flat_state(state_dict), strict)
 
     def load_checked(self, state: Mapping[str, Any]) -> None:

@@ -98,7 +98,7 @@ def halved(chunk: int) -> int:
     """
     if chunk == 1:
         raise TooLittleMemoryError(
-            "Expected memory for the graph of one task, got too little; lower --queries, --ways, --shots or "
+            "Out of memory with a single task at a time; lower --queries, --ways, --shots or "
             "--inner-steps, choose a smaller --backbone, or try --precision bf16"
         )
     _log.warning("out of memory with %d tasks at a time; continuing with %d", chunk, chunk // 2)

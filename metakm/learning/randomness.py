@@ -1,4 +1,4 @@
-"""Random numbers that depend on a seed and on nothing before: initial values, views, dropout."""
+"""Random numbers that depend on a seed alone, not on earlier draws: initial values, views, dropout."""
 
 from __future__ import annotations
 

@@ -123,5 +123,7 @@ def _build_registered(name: str, image_shape: tuple[int, int, int], bn_mode: Bat
 
 def _module(built: object, name: str) -> nn.Module:
     if not isinstance(built, nn.Module):
-        raise UserError(f"Expected the builder of {name!r} to return an nn.Module, got {type(built).__name__}; do so")
+        raise UserError(
+            f"Expected the builder of {name!r} to return an nn.Module, got {type(built).__name__}; return the module"
+        )
     return built

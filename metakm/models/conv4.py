@@ -85,13 +85,13 @@ class Conv4(nn.Module):
 
 @register_backbone("conv4-<filters>-stride")
 def conv4_stride(image_shape: tuple[int, int, int], bn_mode: BatchNormMode, filters: int) -> Conv4:
-    """`Conv4` with strides, for square images (C, H, W)."""
+    """`Conv4` with strides."""
     return _square(image_shape, bn_mode, filters, "stride")
 
 
 @register_backbone("conv4-<filters>-pool")
 def conv4_pool(image_shape: tuple[int, int, int], bn_mode: BatchNormMode, filters: int) -> Conv4:
-    """`Conv4` with pooling, for square images (C, H, W)."""
+    """`Conv4` with pooling."""
     return _square(image_shape, bn_mode, filters, "pool")
 
 

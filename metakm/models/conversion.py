@@ -133,8 +133,8 @@ def _require_tasks_apart(backbone: nn.Module, image_shape: ImageShape) -> None:
     features, mixes = try_tasks(backbone, image_shape)
     if mixes:
         raise UserError(
-            f"Expected {name}, which carries tasks, to give each task what it gives it alone, got other features; "
-            "build it of the layers of metakm.models, or leave out carries_tasks"
+            f"{name} has carries_tasks, but its features for a task change with the other tasks of the batch; build it "
+            "from the layers of metakm.models, or leave out carries_tasks"
         )
     if said != features:
         raise UserError(f"Expected out_features of {name} to be {features}, as it returns, got {said!r}; set that")

@@ -45,7 +45,7 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class Inspect:
-    """Check that a pack is complete and show what it says about itself."""
+    """Check that a pack is complete, and show its header."""
 
     file: tyro.conf.Positional[Path]
     """A file that metakm fit or save_pack() wrote."""

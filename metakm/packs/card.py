@@ -43,7 +43,7 @@ def model_card(pack: Pack, size: int) -> str:
         ("base network", f"`{base}`" if isinstance(base, str) else "(not named)"),
         ("base's fingerprint", f"`{pack.base}`"),
         ("modulated convolutions", f"{len(pack.modulation['layers'])}"),
-        ("values", f"{sum(tensor.numel() for tensor in pack.tensors.values()):,}"),
+        ("parameters", f"{sum(tensor.numel() for tensor in pack.tensors.values()):,}"),
         ("size", f"{size:,} bytes"),
         *[(name, f"{value:g}") for name, value in sorted(pack.metrics.items())],
     ]

@@ -33,7 +33,7 @@ class Push:
 
 @dataclass(frozen=True)
 class Pull:
-    """Copy a pack out of such a folder or repository."""
+    """Download a pack from a folder or repository that push wrote."""
 
     source: tyro.conf.Positional[str]
     """A folder, or hf://OWNER/NAME, or hf://OWNER/NAME@REVISION."""

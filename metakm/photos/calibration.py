@@ -1,4 +1,4 @@
-"""From logits of photos that a fit did not see to probabilities that mean what they say."""
+"""Temperature scaling and the rejection threshold, from the logits of held-out photos."""
 
 from __future__ import annotations
 

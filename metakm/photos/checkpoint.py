@@ -1,4 +1,4 @@
-"""What a fit that was stopped goes on from: the results of its finished parts, and the state of the one at work."""
+"""The checkpoint of a fit that was stopped: the results of its finished parts, and the state of the current one."""
 
 from __future__ import annotations
 

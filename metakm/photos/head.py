@@ -1,6 +1,6 @@
 """The head alone: the best linear classifier of features. Every fit starts from it, and then needs few steps.
 
-Of a network that was meta-trained, class means of features divided by their length are as good, and ready at once. As
+Of a network that was meta-trained, class means of features divided by their length are as good and need no training. As
 classes are compared for one image at a time, its features need no division: the answer is that of the cosines.
 """
 

@@ -50,13 +50,13 @@ def _head(classifier: PhotoClassifier, report: FitReport) -> str:
         ("method", header["method"]),
         ("photos", f"{sum(counts)} of {len(counts)} classes, {min(counts)} to {max(counts)} each"),
         ("temperature", f"{classifier.temperature:.3f}"),
-        ("none of these below", f"{classifier.threshold:.3f}"),
+        ("threshold for (none of these)", f"{classifier.threshold:.3f}"),
         ("seconds", f"{report.seconds:.0f}"),
     ]
     if report.held_out is not None:
         held = report.held_out
         right = f"{100 * held.accuracy:.1f} % of {len(held.numbers)}, by fits that did not see them"
-        lines[3:3] = [("right on photos held out", right), ("negative log-likelihood", f"{held.nll:.3f}")]
+        lines[3:3] = [("accuracy on held-out photos", right), ("negative log-likelihood", f"{held.nll:.3f}")]
     rows = "".join(f'<tr><th scope="row">{escape(k)}</th><td>{escape(v)}</td></tr>\n' for k, v in lines)
     note = f"<p class='note'>{_OPTIMISTIC}</p>" if report.held_out is not None else ""
     return _section("fit", "The fit", f'<div class="scroll"><table><tbody>\n{rows}</tbody></table></div>{note}')
@@ -98,7 +98,9 @@ def _confusion(held: HeldOut, classes: Sequence[str]) -> str:
         f'<tr><th scope="row">{escape(name)}</th>{_cells(row, own)}</tr>\n'
         for own, (name, row) in enumerate(zip(classes, counts.tolist(), strict=True))
     )
-    table = f"<table><caption>Rows: the class; columns: the answer</caption><thead><tr><th></th>{header}</tr></thead>"
+    table = (
+        f"<table><caption>Rows: true class; columns: predicted class</caption><thead><tr><th></th>{header}</tr></thead>"
+    )
     return _section(
         "confusion", "Confusion matrix", f'<div class="scroll">{table}<tbody>\n{rows}</tbody></table></div>'
     )
@@ -121,7 +123,7 @@ def _wrong(held: HeldOut, report: FitReport) -> str:
     for place in order[:MOST_WRONG]:
         number, answer = held.numbers[place], report.store.classes[int(answers[place])]
         label = report.store.classes[int(held.labels[place])]
-        text = f"{label}, taken for {answer} ({float(probabilities[place]):.2f})"
+        text = f"{label}, predicted as {answer} ({float(probabilities[place]):.2f})"
         source = _data_url(report.store.pixels([number])[0])
         figures.append(
             f'<figure><img src="{source}" alt="{escape(text)}" width="{_THUMB}" height="{_THUMB}">'

@@ -44,7 +44,7 @@ class PredictOptions:
     csv: bool = False
     """Print CSV instead, with one column per class."""
     threshold: float | None = None
-    """Least probability that names a class, in place of the pack's. 0 always names one."""
+    """Smallest probability at which a class is named, instead of the pack's. 0 always names one."""
     base: str | None = None
     """The pretrained network, in place of the one named in the pack. Required if that is a Python file, or a run or pack that is not in the current folder."""  # noqa: E501
     weights: Path | None = None

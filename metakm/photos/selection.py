@@ -1,4 +1,4 @@
-"""How good each method is on photos that it did not see, and which is taken."""
+"""Evaluates methods on held-out photos and chooses one."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ def comparison(found: Mapping[MethodName, HeldOut], best: HeldOut) -> list[str]:
     """A line for each method, with its distance to the one taken and the standard error of that, in points."""
     lines = []
     for method, each in sorted(found.items(), key=lambda item: item[1].nll):
-        line = f"{method:<8} {100 * each.accuracy:5.1f} % right, negative log-likelihood {each.nll:.3f}"
+        line = f"{method:<8} {100 * each.accuracy:5.1f} % correct, negative log-likelihood {each.nll:.3f}"
         if each is best:
-            lines.append(f"{line} (taken)")
+            lines.append(f"{line} (chosen)")
             continue
         apart = 100 * (each.right.double() - best.right.double())
         error = float(apart.std()) / math.sqrt(len(apart)) if len(apart) > 1 else 0.0

@@ -1,4 +1,4 @@
-"""Which photos a fit learns from and which tell how good it is."""
+"""Splits photos into those a fit learns from and those held out."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def render_page(
     sections, without_curve = build_sections(table.cells, inspections)
     layout = lay_out(table, "full")
     missing = (*without_curve, *uninspected)
-    listings = (*([TitledList("Not pictured", missing)] if missing else []), *layout.listings)
+    listings = (*([TitledList("Not shown", missing)] if missing else []), *layout.listings)
     with page_style():
         forest = forest_picture(table, "svg").decode()
     return _template().render(

@@ -22,7 +22,7 @@ Adapted = Literal["all", "head"]
 class EvaluateOptions:
     """Test a trained run again, and compare with its row, or test it on other data.
 
-    A meta-test on another --dataset writes a row below --out; nothing else does.
+    Only a meta-test on another --dataset writes anything: a row below --out.
     """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
@@ -42,7 +42,7 @@ class EvaluateOptions:
     adapt: Adapted = "all"
     """all: what the inner loop adapts in training; head: the head alone, which shows what adapting the rest contributes."""  # noqa: E501
     grey: bool = False
-    """Test on grey images, with as many equal channels as the run was trained on."""
+    """Convert the test images to grey, repeated over the channels that the run was trained with."""
     out: Path | None = None
     """Folder for the row of a meta-test on another dataset: <out>/<run id>/<setting>/; an earlier one is replaced. Without it: results/cross-domain."""  # noqa: E501
     data_root: Path | None = None

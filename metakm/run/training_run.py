@@ -1,4 +1,4 @@
-"""The course of a run, meta-learned or supervised: claim its folder, train, validate, test, write its row."""
+"""The stages of a run, meta-learned or supervised: claim its folder, train, validate, test, write its row."""
 
 from __future__ import annotations
 

@@ -153,8 +153,8 @@ def _importance(algos: list[str]) -> str:
     if not algos:
         return f"Importances of the fields need at least {LEAST_TRIALS} measured trials of a strategy."
     return (
-        "## What mattered\n\nThe share of each field in what sets the best tenth of the measured trials apart "
-        f"(PED-ANOVA); with few trials a hint at most.\n\n![Importances of the fields]({PICTURE})"
+        "## What mattered\n\nHow much each field separates the best tenth of the measured trials from the rest "
+        f"(PED-ANOVA). With few trials it is only a hint.\n\n![Importances of the fields]({PICTURE})"
     )
 
 

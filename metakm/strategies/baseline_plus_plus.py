@@ -49,7 +49,7 @@ _PHOTOGRAPHS = {"baseline++.scale": 2.0, "inner_lr": 5.0}
 
 @register_strategy("baseline++", options=BaselinePlusPlusOptions)
 class BaselinePlusPlus(Baseline):
-    """Baseline++ (Chen et al. 2019): as Baseline, with heads of cosines."""
+    """Baseline++ (Chen et al. 2019): as Baseline, with cosine heads."""
 
     preset_values: ClassVar[PresetValues] = {
         key: {**values, **_PHOTOGRAPHS} if key[1] == "photographs" else values

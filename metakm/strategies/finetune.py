@@ -64,7 +64,7 @@ class CosineClassifier(nn.Module):
 
 @register_strategy("finetune", options=FinetuneOptions)
 class Finetune(ClassTraining):
-    """Fine-tuning (Dhillon et al. 2020): adapts the whole network, and a head of cosines for each task."""
+    """Fine-tuning (Dhillon et al. 2020): adapts the whole network, and a cosine head for each task."""
 
     any_ways: ClassVar[bool] = True
 

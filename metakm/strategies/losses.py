@@ -58,7 +58,9 @@ def scalar_and_logits(result: object, tasks: int, owner: str) -> tuple[Tensor, T
     got = [list(part.shape) if isinstance(part, Tensor) else type(part).__name__ for part in parts]
     if not all(isinstance(part, Tensor) for part in parts) or len(parts) != 2 or got[0] or got[1][:1] != [tasks]:
         listed = " and ".join(map(str, got)) or "nothing"
-        raise UserError(f"Expected {owner} to return a scalar loss and the logits [{tasks}, n, N], got {listed}; do so")
+        raise UserError(
+            f"Expected {owner} to return a scalar loss and the logits [{tasks}, n, N], got {listed}; return these two"
+        )
     loss, logits = parts
     return loss, logits
 

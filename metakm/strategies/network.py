@@ -36,7 +36,7 @@ def make_head(backbone: nn.Module, ways: int) -> Linear:
         UserError: fewer than 2 ways, or a backbone that does not say how many features it returns.
     """
     if ways < 2:
-        raise UserError(f"Expected ways to be at least 2, got {ways}; an episode tells classes apart")
+        raise UserError(f"Expected ways to be at least 2, got {ways}; an episode needs two classes or more")
     return Linear(feature_count(backbone), ways)
 
 

@@ -128,7 +128,7 @@ def check_flags(rest: Sequence[str], options: type[Any], set_here: Collection[st
         if flag in {flag_of(name) for name in set_here}:
             near = difflib.get_close_matches(flag, own, n=1)
             remedy = f"did you mean {near[0]!r}?" if near else "leave it out"
-            raise UserError(f"Expected no {flag}, which this command sets for each run, got it; {remedy}")
+            raise UserError(f"{flag} is set by this command for each run; {remedy}")
         if flag.startswith("--") and "." not in flag and flag not in of_run | off:  # --mine.x: maybe a plugin's
             near = difflib.get_close_matches(flag, of_run | own, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "; --help lists them"

@@ -1,4 +1,4 @@
-"""What a reader sees of a table: grids of text, and lists below them, whatever the format."""
+"""The content of a table in any format: grids of text, and lists below them."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_the_plan_has_what_fits_and_the_page_has_each_pair_once(tmp_path, made):
         ("norm", "protonet", 120, 24), ("norm", "maml", 120, 24), ("km", "protonet", 120, 24),
     ]  # fmt: skip
     page = (tmp_path / "out" / "README.md").read_text()
-    assert "fit into 60 processor" in page
+    assert "fit into 60 s of CPU" in page
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert rows[0] == "| strategy | norm | km |"
     assert rows[2].startswith("| `protonet` | 55.00 ± ")

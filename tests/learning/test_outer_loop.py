@@ -257,7 +257,7 @@ def test_out_of_memory_halves_the_chunk_and_repeats_the_iteration(scarce, caplog
 def test_out_of_memory_with_one_task_is_an_error_with_advice(scarce):
     scarce[0][0] = 0
     tight = loop(task_chunk=4)
-    with pytest.raises(TooLittleMemoryError, match=r"graph of one task, got too little; lower --queries"):
+    with pytest.raises(TooLittleMemoryError, match=r"single task at a time; lower --queries"):
         tight.step()
     assert scarce[1] == [4, 2, 1]
     assert tight.iteration == 0

@@ -128,7 +128,7 @@ def test_an_outer_loss_that_returns_something_else_is_refused(result, got):
         return result(Regression.outer_loss(self, inner, episodes))
 
     odd = type("Odd", (Regression,), {"outer_loss": outer_loss})
-    said = rf"Expected Odd.outer_loss to return a scalar loss and the logits \[3, n, N\], got {got}; do so"
+    said = rf"Expected Odd.outer_loss to return a scalar loss and the logits \[3, n, N\], got {got}; return these two"
     with pytest.raises(metakm.UserError, match=said):
         meta_loss(odd(), curves(), inner_lr=LR, inner_steps=1)
 
@@ -280,7 +280,7 @@ def test_a_learner_with_second_order_from_needs_the_progress():
 @pytest.mark.parametrize("name", ["multi_step_loss", "second_order_from"])
 @pytest.mark.parametrize("algo", ["protonet", "r2d2", "reptile", "imaml"])
 def test_strategies_that_a_schedule_would_not_change_refuse_it(algo, name):
-    with pytest.raises(metakm.UserError, match=f"--{name.replace('_', '-')} changes, got '{algo}'"):
+    with pytest.raises(metakm.UserError, match=f"--{name.replace('_', '-')} has no effect with '{algo}'"):
         preset_config(algo=algo, **{name: 0.5 if name == "second_order_from" else 3})
 
 

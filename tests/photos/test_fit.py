@@ -127,7 +127,7 @@ def test_auto_takes_the_best_and_says_by_how_much(shop, base, capsys, tmp_path):
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if "negative log-likelihood" in line]
     assert len(lines) == 5
-    assert lines[0].endswith("(taken)")
+    assert lines[0].endswith("(chosen)")
     assert all("points" in line for line in lines[1:])
     assert read_pack(tmp_path / "a.safetensors").photos["method"] == lines[0].split()[0]
     assert "The accuracy is a little optimistic" in (tmp_path / "a.html").read_text()

@@ -291,7 +291,7 @@ def test_too_little_memory_is_code_1(run, monkeypatch, capsys):
 
     monkeypatch.setattr("metakm.learning.evaluation.evaluate_episodes", fail)
     assert evaluate(run) == 1
-    assert capsys.readouterr().err.startswith("error: Expected memory for the graph of one task")
+    assert capsys.readouterr().err.startswith("error: Out of memory with a single task at a time")
 
 
 def test_ctrl_c_is_code_130_and_one_line(run, monkeypatch, capsys):

@@ -417,7 +417,7 @@ def test_no_trial_starts_after_the_seconds_are_spent(space, tmp_path):
         (["--iterations", "0"], "--iterations to be at least 1"),
         (["--algo", "kmm"], "did you mean 'km'?"),
         (["--dataset", "glyfs"], "did you mean 'glyphs'?"),
-        (["--resume"], "Expected no --resume, which this command sets"),
+        (["--resume"], "--resume is set by this command"),
         (["--inner-lrr", "1"], "did you mean '--inner-lr'?"),
         (["--space", "nowhere.toml"], "nowhere.toml"),
         (["--queries", "9", "--meta-lr", "1", "--inner-steps", "1", "--zero-head"], "none of its fields left"),
@@ -427,7 +427,7 @@ def test_bad_input_is_refused_before_anything_is_written(space, tmp_path, capsys
     arguments = ["--space", space, "--ways", "3", "--out", str(tmp_path / "out"), *more]
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: Expected")
+    assert error.startswith("error: ")
     assert said in error
     assert not (tmp_path / "out").exists()
 

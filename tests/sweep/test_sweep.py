@@ -127,7 +127,7 @@ def test_other_flags_go_to_every_run():
         (["glyphs", "--algo"], "Expected --algo to name at least one"),
         (["glyphs", "--seds", "3"], "did you mean '--seeds'"),
         (["glyphs", "--seed", "3"], "did you mean '--seeds'"),
-        (["glyphs", "--overwrite"], "Expected no --overwrite, which this command sets"),
+        (["glyphs", "--overwrite"], "--overwrite is set by this command"),
         (["glyphs", "--mni"], "Expected a flag of this command or of metakm.run, got '--mni'"),
         (["glyphs", "--seeds", "0"], "Expected --seeds to be at least 1, got 0"),
         (["glyphs", "--executor", "slrum"], "did you mean 'slurm'"),
@@ -410,13 +410,13 @@ def test_seconds_left_count_training_validation_and_meta_test():
 
 def test_a_run_that_does_not_fit_into_memory_is_blocked_in_the_plan(monkeypatch, tmp_path, capsys):
     def too_large(_):
-        raise TooLittleMemoryError("Expected memory for the graph of one task, got too little")
+        raise TooLittleMemoryError("Out of memory with a single task at a time")
 
     monkeypatch.setattr(OuterLoop, "trial_seconds", too_large)
     assert main([*GLYPHS, "--algo", "anil", "--seeds", "1", "--dry-run", "--out", str(tmp_path)]) == 0
     output = capsys.readouterr().out
     assert states(output) == {("anil", 0): "blocked"}
-    assert "got too little" in output
+    assert "single task at a time" in output
 
 
 @pytest.mark.parametrize(

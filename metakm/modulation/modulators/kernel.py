@@ -48,7 +48,7 @@ _activations: dict[str, Callable[[Tensor], Tensor]] = {
 
 @register_modulator("kernel")
 class KernelModulator(nn.Module):
-    """The network g of one convolution layer.
+    """The network g of one convolution layer, as in the paper.
 
     Args:
         kernel_size: (k_h, k_w) of the layer; each of g's layers has (k_h*k_w)^2 weights, 162 in all for 3x3.
