@@ -46,8 +46,8 @@ def as_page(rows: Sequence[Measured], core_seconds: float, failed: Sequence[str]
         f"one seed. Each row has {core_seconds / 60:g} minutes of one CPU core for meta-training, not counting "
         "validations and meta-test: as many iterations of `--preset table3` as fit, by the seconds of one in "
         "`plan.csv` (the fastest of a few). Where a strategy has settings of its own for the preset, they are named. "
-        "So the rows show what each strategy reaches in this time, not what it reaches in the end; one seed does not rank close "
-        "results.",
+        "So the rows show what each strategy reaches in this time, not what it reaches in the end; one seed "
+        "does not rank close results.",
         "Made by `python benchmarks/baselines.py`."
         + (f" Failed or refused, as `plan.csv` says: {', '.join(failed)}." if failed else ""),
         markdown_table(

@@ -37,11 +37,11 @@ SHARED = (
 STRATEGIES = {
     "protonet": "--protonet.distance cosine",
     "km-proto": "--km-proto.start exact --inner-lr 0.01 --inner-steps 3 --test-inner-steps 3",
-    "km": "--km.start exact --inner-lr 0.01 --inner-steps 3 --test-inner-steps 5 --zero-head",
+    "km": "--km.start exact --inner-lr 0.005 --inner-steps 3 --test-inner-steps 5 --zero-head",
     "anil": "--inner-lr 0.01 --inner-steps 3 --test-inner-steps 5 --zero-head",
     "maml": "--first-order --inner-lr 0.01 --inner-steps 3 --test-inner-steps 5 --zero-head",
 }
-"""Flags of each strategy; inner rates were not searched."""
+"""Flags of each strategy; inner learning rates are the best before meta-training, see `_SAID`."""
 PARTS = {"norm": "1e-3", "km": "3e-4", "both": "3e-4", "full": "1e-4"}
 """What is trained, with its meta learning rate."""
 
@@ -121,8 +121,10 @@ accuracy on the validation classes is tested; in brackets are its iteration (0: 
 the number of iterations. One seed; the tasks are the same for all. `plan.csv` gives the reason for each refusal.
 
 The strategies differ in more than what they adapt: `protonet` compares features by cosines, `km-proto` by squared
-distances; `maml` is first-order, `km` and `anil` are second-order. Inner and meta learning rates were not searched.
-Flowers-102 is stored at 64 px and enlarged to 96.
+distances; `maml` is first-order, `km` and `anil` are second-order. The inner learning rates are the best of 0.001,
+0.003, 0.01 and 0.03 (`km` also 0.005; `anil` 0.003 to 0.3) on 20 tasks of the validation classes before meta-training:
+`anil` has 55.7 %, `maml` 57.1, `km` 54.7, and `km-proto` 51 with each (the commands below with `--iterations 0
+--val-tasks 20 --eval-tasks 2`). Meta learning rates were not searched. Flowers-102 is stored at 64 px and enlarged to 96.
 """
 
 

@@ -41,13 +41,14 @@ class Registry(Generic[_T]):
         _registries.append(self)
 
     def add(self, name: str, entry: _T) -> None:
-        """Register `entry` as `name`.
+        """Register `entry` as `name`; one that is defined again in `__main__`, as in a notebook, replaces the former.
 
         Raises:
             UserError: another entry has the name.
         """
         taken = self.entries.get(name)
-        if taken is not None and taken != entry:
+        again = _source(entry) == _source(taken) and _source(entry)[0] == "__main__"
+        if taken is not None and taken != entry and not again:
             raise UserError(
                 f"Expected a new {self.kind} name for {full_name(entry)}, got {name!r}, which {full_name(taken)} has "
                 "already; choose another name"
@@ -138,7 +139,14 @@ def run_file(path: Path) -> ModuleType:
         raise UserError(f"Expected --plugin to name a .py file, got {str(path)!r}; rename it")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     before = [set(registry.entries) for registry in _registries]
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        for registry in _registries:  # forget the file's own, so that it can be mended and run again
+            own = [key for key, entry in registry.entries.items() if _source(entry)[0] == name]
+            for each in own:
+                del registry.entries[each]
+        raise
     if before != [set(registry.entries) for registry in _registries]:
         _files[key] = module
     return module
@@ -173,6 +181,12 @@ def isolated() -> Iterator[None]:
             registry.entries.update(entries)
         _files.clear()
         _files.update(files)
+
+
+def _source(entry: object) -> tuple[str, str]:
+    """The module and the name there of a class or function, or of a dataset's `load`."""
+    made = getattr(entry, "load", entry)
+    return getattr(made, "__module__", ""), getattr(made, "__qualname__", "")
 
 
 def full_name(entry: object) -> str:

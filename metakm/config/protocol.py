@@ -125,12 +125,14 @@ class RunProtocol:
         elif re.fullmatch(r"[1-9]\d{0,5}(/[1-9]\d{0,5}){2}", self.split) is None:
             require(False, "split", "three numbers of classes, such as 64/16/20", self.split)
         for name, low in _at_least.items():
+            require(type(getattr(self, name)) is int, name, "a whole number", repr(getattr(self, name)))
             require(getattr(self, name) >= low, name, f"at least {low}", getattr(self, name))
         for name, high in _at_most.items():
             require(getattr(self, name) <= high, name, f"at most {high}", getattr(self, name))
         require(self.patience is None or self.patience >= 1, "patience", "at least 1", self.patience)
         for name in ("inner_lr", "meta_lr"):
             value = getattr(self, name)
+            require(isinstance(value, int | float), name, "a number", repr(value))
             require(math.isfinite(value) and value > 0, name, "a positive number", value)
         require(math.isfinite(self.grad_clip) and self.grad_clip >= 0, "grad_clip", "0 or more", self.grad_clip)
         require(0 <= self.ema < 1, "ema", "0 or more and below 1", self.ema)

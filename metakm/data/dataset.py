@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from metakm.data.labels import label_array, plain_label
+from metakm.data.labels import label_array, names_of, plain_label
 from metakm.data.splits import SPLITS, split_hash
 from metakm.errors import UserError, unknown_name
 
@@ -91,6 +91,7 @@ class FewShotDataset:
         name: str = "custom",
         split: str = "train",
         rotations: bool = False,
+        class_names: Sequence[str] | None = None,
     ) -> FewShotDataset:
         """Make a dataset from your own arrays.
 
@@ -99,9 +100,10 @@ class FewShotDataset:
         Args:
             images: uint8 `[M, C, H, W]`; they are copied.
             labels: `[M]`, all numbers or all strings, in any order.
+            class_names: of the labels 0, 1, ...; None for the labels themselves.
 
         Raises:
-            UserError: the shapes do not fit, or a label is missing.
+            UserError: the shapes do not fit, a label is missing, or one that has no name.
         """
         pictures, marks = np.asarray(images), label_array(labels)
         if pictures.ndim < 1 or len(marks) != len(pictures):
@@ -110,7 +112,7 @@ class FewShotDataset:
                 f"{list(pictures.shape)}; pass labels as [M] and images as [M, C, H, W]"
             )
         kinds, counts = np.unique(marks, return_counts=True)
-        names = tuple(str(kind) for kind in kinds)
+        names = tuple(map(str, kinds)) if class_names is None else names_of(kinds, class_names)
         return cls(
             name=name,
             split=split,
@@ -128,8 +130,9 @@ class FewShotDataset:
         """Make a dataset from a `torch.utils.data.Dataset` with a length, whose items are pairs of image and label.
 
         An image is a PIL image in mode "L" or "RGB", or a tensor or array `[C, H, W]` of uint8, or of floats in
-        [0, 1], which are rounded to multiples of 1/255; all have the same size. A label is a number or a string. Reads
-        every item once, in order, and keeps all images in memory, a byte per value. Otherwise see `from_arrays`.
+        [0, 1], which are rounded to multiples of 1/255; all have the same size. A label is a number or a string; a list
+        `dataset.classes`, as torchvision's datasets have, names the numbers. Reads every item once, in order, and keeps
+        all images in memory, a byte per value. Otherwise see `from_arrays`.
 
         Raises:
             UserError: a dataset without a length, or an item that does not fit; it gives the item's number.
@@ -155,7 +158,11 @@ class FewShotDataset:
                     f"{index}; resize them in the dataset's transform"
                 )
         images, labels = np.stack([picture for picture, _ in pairs]), [label for _, label in pairs]
-        return cls.from_arrays(images, labels, name=name, split=split, rotations=rotations)
+        classes = getattr(dataset, "classes", None)
+        named = isinstance(classes, list | tuple) and all(isinstance(label, int | np.integer) for label in labels)
+        return cls.from_arrays(
+            images, labels, name=name, split=split, rotations=rotations, class_names=classes if named else None
+        )
 
 
 def offsets_of(counts: npt.ArrayLike) -> npt.NDArray[np.int64]:

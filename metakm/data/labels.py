@@ -92,3 +92,17 @@ def _kind(label: Any) -> str:
     if isinstance(label, str | bytes):
         return "string"
     return "number" if isinstance(label, numbers.Number | np.bool_) else type(label).__name__
+
+
+def names_of(kinds: npt.NDArray[Any], class_names: Sequence[str]) -> tuple[str, ...]:
+    """The names of the labels `kinds`, sorted, out of those of the labels 0, 1, ...
+
+    Raises:
+        UserError: labels that are not such numbers.
+    """
+    if not np.issubdtype(kinds.dtype, np.integer) or kinds[0] < 0 or kinds[-1] >= len(class_names):
+        raise UserError(
+            f"Expected labels from 0 to {len(class_names) - 1}, one for each of the class names, got {kinds[0]} to "
+            f"{kinds[-1]}; name all classes"
+        )
+    return tuple(str(class_names[kind]) for kind in kinds)

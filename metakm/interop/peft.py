@@ -83,6 +83,15 @@ class KernelModulationModel(BaseTuner):
             layer = ModulatedNorm(target, adapter_name, peft_config, current_key)
         self._replace_module(parent, target_name, layer, target)
 
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """Put a layer into the place of another, of any kind: peft's own needs one with a weight, as a head has not."""
+        setattr(parent, child_name, new_module)
+        device = next((tensor.device for tensor in child.parameters()), None)
+        for name, module in new_module.named_modules():
+            meta = any(tensor.is_meta for tensor in module.parameters())  # to be loaded
+            if self.prefix in name and device is not None and not meta:
+                module.to(device)
+
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Modulators keep the precision of the kernels that they map."""
 

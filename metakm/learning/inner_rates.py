@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,7 +21,14 @@ def learned_rates(strategy: Strategy, options: SharedOptions, inner_lr: float, i
     The latter are MAML++'s (Antoniou, Edwards & Storkey 2019, Sec. 4, "LSLR"). All start at `inner_lr`; that of the
     head's weight in the first step starts at `options.first_head_lr` where this is not 0. Empty without
     `options.learn_inner_lr`.
+
+    Raises:
+        UserError: a rate that is not a number above 0, or inner steps that are not a whole number.
     """
+    if not (math.isfinite(inner_lr) and inner_lr > 0):
+        raise UserError(f"Expected inner_lr to be a positive number, got {inner_lr}")
+    if not isinstance(inner_steps, int) or inner_steps < 0:
+        raise UserError(f"Expected inner_steps to be a whole number, got {inner_steps!r}")
     if not options.learn_inner_lr:
         return nn.ParameterList()
     shape = (inner_steps,) if options.inner_lr_per_step else ()

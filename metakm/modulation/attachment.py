@@ -15,12 +15,13 @@ from fnmatch import fnmatchcase
 from typing import Literal, cast, get_args
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from metakm.errors import UserError, unknown_name
 from metakm.modulation.coverage import check_coverage
 from metakm.modulation.modulators import Activation, Initialisation, Start, modulator_class
-from metakm.modulation.new_modulator import modulator_for
+from metakm.modulation.new_modulator import DEPTH, modulator_for
 from metakm.modulation.norms import is_norm
 from metakm.modulation.weight_cache import CachedParametrization
 
@@ -53,7 +54,7 @@ def modulate(
     classifier: str | None = "fc",
     activation: Activation = "tanh",
     init: Initialisation = "identity",
-    depth: int = 2,
+    depth: int = DEPTH,
     modulator: str | type[nn.Module] = "kernel",
     start: Start = "exact",
     statistics: Statistics = "task",
@@ -73,6 +74,8 @@ def modulate(
     the affine parameters, they belong to the task and its pack. To keep them fixed, put the norm layers in evaluation
     mode and pass `statistics="base"`: packs then leave them out.
 
+    Train without weight decay on the modulators: it pulls U to zero, and W~ away from W.
+
     Args:
         layers: the convolutions to modulate: a name or glob pattern (`"layer4.*"`; `*` matches dots), a list of
             them, or a predicate of (name, module). All by default; none for an empty list. The others stay frozen.
@@ -86,10 +89,10 @@ def modulate(
 
     Raises:
         UserError: a name that matches no convolution, an unknown classifier, modulator, activation, init or start, a
-            modulator without a scale for an exact start, a layer whose weight is computed (weight_norm, pruning), a
-            model without Conv2d layers, wrapped (DataParallel), compiled, or modulated already, or without `layers`
-            one whose convolutions hold less than a tenth of the parameters outside the classifier. `model` is then
-            unchanged.
+            modulator that does not start as `start` says or would ignore an argument, a layer whose weight is computed
+            (weight_norm, pruning), lazy or on the meta device, a model without Conv2d layers, wrapped (DataParallel),
+            compiled, or modulated already, or without `layers` one whose convolutions hold less than a tenth of the
+            parameters outside the classifier. `model` is then unchanged.
     """
     if unwrap(model) is not model:
         wrapper = type(model).__name__
@@ -97,25 +100,24 @@ def modulate(
     if is_modulated(model):
         raise UserError("Expected a model that is not modulated yet, got a modulated one; merge() it first")
     modulator = modulator_class(modulator) if isinstance(modulator, str) else modulator
-    if classifier is not None and classifier not in dict(model.named_modules()):
-        children = [name for name, _ in model.named_children()]
-        raise UserError(
-            f"Expected classifier to name a submodule, got {classifier!r}; the model's own are {', '.join(children)}, "
-            "or pass None"
-        )
+    if not (isinstance(modulator, type) and issubclass(modulator, nn.Module)):
+        raise UserError(f"Expected modulator to be a name or a class of modules, got {modulator!r:.100}")
+    _check_classifier(model, classifier)
     for name, value, known in (
         ("statistics", statistics, Statistics), ("start", start, Start), ("activation", activation, Activation),
         ("init", init, Initialisation),
     ):  # fmt: skip
         if value not in get_args(known):
-            raise unknown_name(name, value, get_args(known))
-    if depth < 1:
-        raise UserError(f"Expected depth to be at least 1, got {depth}")
+            raise unknown_name(name, str(value), get_args(known))
+    if not isinstance(depth, int) or depth < 1:
+        raise UserError(f"Expected depth to be a whole number of at least 1, got {depth!r}")
     convolutions = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Conv2d) and not within(name, classifier)
     }
+    if "" in convolutions:
+        raise UserError("Expected a network, got a single convolution; put it into nn.Sequential")
     chosen = _select(convolutions, layers)
     modulators = {
         name: modulator_for(convolutions[name], name, modulator, start, depth, activation, init) for name in chosen
@@ -132,6 +134,20 @@ def modulate(
     made = Attachment(chosen, implicit, classifier, modulator, activation, init, depth, start, statistics)
     setattr(model, _ATTACHMENT, made)
     return model
+
+
+def _check_classifier(model: nn.Module, classifier: str | None) -> None:
+    if classifier is None:
+        return
+    if not isinstance(classifier, str) or classifier not in dict(model.named_modules()):
+        children = [name for name, _ in model.named_children()]
+        raise UserError(
+            f"Expected classifier to name a submodule, got {classifier!r:.100}; the model's own are "
+            f"{', '.join(children)}, or pass None"
+        )
+    for name, parameter in model.get_submodule(classifier).named_parameters():
+        if is_lazy(parameter):
+            raise UserError(f"Expected an initialised classifier, got a lazy {name!r}; run the model once first")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -216,6 +232,8 @@ def _select(convolutions: dict[str, nn.Conv2d], layers: Layers | None) -> tuple[
         return chosen
     patterns = [layers] if isinstance(layers, str) else list(layers)
     for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise UserError(f"Expected layers to be names or patterns, got a {type(pattern).__name__}; pass its name")
         if not any(fnmatchcase(name, pattern) for name in convolutions):
             candidates = [f"{pattern}.*"] if any(within(name, pattern) for name in convolutions) else convolutions
             near = difflib.get_close_matches(pattern, candidates, n=1, cutoff=0.5)

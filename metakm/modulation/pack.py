@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from metakm.errors import UserError, unknown_name
 from metakm.modulation.attachment import Attachment, attachment, detach, is_modulated, modulate, unwrap, within
 from metakm.modulation.modulators.registry import classes_called
+from metakm.modulation.norms import is_norm
 from metakm.modulation.pack_file import Pack, class_names, read_pack, write_pack
 from metakm.modulation.partition import fingerprint, split
 from metakm.modulation.precision import PackPrecision, rounded
@@ -36,8 +37,8 @@ def make_pack(
             as it is.
 
     Raises:
-        UserError: a model that is not modulated, a number of classes that differs from the classifier's outputs, or an
-            unknown precision.
+        UserError: a model that is not modulated, or whose base is trained as well and so would not be that of the
+            pack; a number of classes that differs from the classifier's outputs; or an unknown precision.
     """
     if precision not in get_args(PackPrecision):
         raise unknown_name("precision", precision, get_args(PackPrecision))
@@ -47,6 +48,7 @@ def make_pack(
     if names and outputs is not None and len(names) != outputs:
         raise UserError(f"Expected {outputs} class names, one for each output of the classifier, got {len(names)}")
     tensors = split(model, found.implicit, found.classifier, found.statistics)
+    _require_frozen(model, found, tensors.base)
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.task.items()}
     return Pack(
         rounded(copies) if precision == "fp16" else copies,
@@ -77,15 +79,16 @@ def save_pack(
     return pack
 
 
-def load_pack(model: nn.Module, path: Path | str) -> Pack:
-    """Read a pack and put its task into `model`, after checking the hash of the base.
+def load_pack(model: nn.Module, pack: Pack | Path | str) -> Pack:
+    """Put the task of a pack, in memory or in a file, into `model`, after checking the hash of the base.
 
-    A plain model is modulated like the pack. The classifier gets the pack's number of classes.
+    A plain model is modulated like the pack. The classifier gets the pack's number of classes. To go on training, make
+    a new optimiser.
 
     Raises:
         UserError: see `read_pack` and `swap`. `model` is then unchanged.
     """
-    pack, model = read_pack(path), unwrap(model)
+    pack, model = _read(pack), unwrap(model)
     if is_modulated(model):
         _install(model, pack, trusted=False)
         return pack
@@ -104,8 +107,10 @@ def load_pack(model: nn.Module, path: Path | str) -> Pack:
     return pack
 
 
-def swap(model: nn.Module, pack: Pack) -> None:
+def swap(model: nn.Module, pack: Pack | Path | str) -> None:
     """Put the task of `pack` into a modulated model, in milliseconds: the base stays where it is.
+
+    Gradients are dropped. To go on training, make a new optimiser: the old one has the former task's moments.
 
     The base is hashed once; later calls hash it again only if one of its tensors was replaced or written to
     (as counted by PyTorch, which misses writes through `.data`). `parametrize.cached()` must not be active.
@@ -114,7 +119,11 @@ def swap(model: nn.Module, pack: Pack) -> None:
         UserError: a pack of another base, other modulators, or tensors of other shapes (the classifier's number of
             outputs may differ). `model` is then unchanged.
     """
-    _install(unwrap(model), pack, trusted=True)
+    _install(unwrap(model), _read(pack), trusted=True)
+
+
+def _read(pack: Pack | Path | str) -> Pack:
+    return pack if isinstance(pack, Pack) else read_pack(pack)
 
 
 @torch.no_grad()
@@ -125,14 +134,33 @@ def _install(model: nn.Module, pack: Pack, trusted: bool) -> None:
     check_base(_resident_fingerprint(model, found, live.base, trusted), pack)
     check_shapes(live.task, pack, found.classifier)
     for name, tensor in live.task.items():
-        new = pack.tensors[name]
+        new, tensor.grad = pack.tensors[name], None
         if tensor.shape == new.shape:
             tensor.copy_(new)
         else:  # the number of classes
-            tensor.data, tensor.grad = new.to(tensor.device, copy=True), None
+            tensor.data = new.to(tensor.device, copy=True)
     for module in _classifier_layers(model, found.classifier):
         outputs = "out_features" if isinstance(module, nn.Linear) else "out_channels"
         setattr(module, outputs, module.weight.shape[0])
+
+
+def _require_frozen(model: nn.Module, found: Attachment, base: Mapping[str, Tensor]) -> None:
+    """Refuse to make a pack of a model that trains more than a pack holds: its base would fit no other model."""
+    if trained := [name for name, tensor in base.items() if tensor.requires_grad]:
+        listed = ", ".join(trained[:4]) + (f", ... ({len(trained)} in all)" if trained[4:] else "")
+        raise UserError(
+            f"Expected a frozen base, got trainable tensors that a pack does not hold: {listed}; freeze them before "
+            "training (requires_grad_(False))"
+        )
+    if found.statistics == "task":
+        return
+    for name, module in model.named_modules():
+        counts = is_norm(module) and next(module.buffers(recurse=False), None) is not None
+        if counts and module.training and not within(name, found.classifier):
+            raise UserError(
+                f'Expected norms in evaluation mode with statistics="base", got {name!r} in training mode, which '
+                'changes the base; call eval() on them before training, or modulate with statistics="task"'
+            )
 
 
 def _resident_fingerprint(model: nn.Module, found: Attachment, base: Mapping[str, Tensor], trusted: bool) -> str:

@@ -22,7 +22,7 @@ from metakm.modulation.precision import PackPrecision, from_half, to_half
 _FILE = TensorFile("pack", key="metakm", version=1, source="metakm fit and save_pack() write them")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pack:
     """One task, in memory.
 
@@ -39,7 +39,7 @@ class Pack:
         precision: of the tensors in the file. In memory they always have the model's.
     """
 
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor] = field(repr=False)
     base: str
     task: str
     classes: tuple[str, ...]

@@ -153,8 +153,8 @@ def test_states_of_metakm_0_2_are_read():
         ({"depht": 2}, "did you mean 'km.depth'"),
         ({"weights": "nofile.pt"}, "Expected weights with the name of a backbone, got them with one that is built"),
         ({"bn_mode": "frozen"}, "Expected bn_mode 'frozen' of the backbone's layers, got 'transductive'; build"),
-        ({"strategy": "protonet", "first_order": True}, "--first-order changes, got 'protonet'"),
-        ({"strategy": "protonet", "zero_head": True}, "--zero-head changes, got 'protonet'"),
+        ({"strategy": "protonet", "first_order": True}, "--first-order has no effect with 'protonet'"),
+        ({"strategy": "protonet", "zero_head": True}, "--zero-head has no effect with 'protonet'"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, said):

@@ -257,7 +257,7 @@ def test_a_glob_selects_a_stage():
         ({"start": "exat", "modulator": "low-rank"}, "Expected start to be one of .*did you mean 'exact'"),
         ({"activation": "zzz", "layers": []}, "Expected activation to be one of"),
         ({"init": "zeros", "layers": []}, "Expected init to be one of"),
-        ({"depth": -3, "layers": []}, "Expected depth to be at least 1, got -3"),
+        ({"depth": -3, "layers": []}, "Expected depth to be a whole number of at least 1, got -3"),
     ],
 )
 def test_wrong_options_are_refused_before_the_model_is_touched(options, message):
@@ -317,3 +317,62 @@ def test_copies_of_a_modulated_model_are_independent():
     perturb(twin)
     torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
     assert not torch.allclose(twin(x), expected)
+
+
+class Gain(nn.Module):
+    """Returns `factor` times the kernel, which is what `spoil` makes of it."""
+
+    spoil = staticmethod(lambda kernel: 0.9 * kernel)
+
+    def __init__(self, kernel_size, depth, activation, init, scale=None):  # noqa: ARG002 (what modulators are given)
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(kernel_size))
+
+    def forward(self, kernel):
+        return self.spoil(self.factor * kernel)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda kernel: 0.9 * kernel, 'Expected Gain to return W at the start, as start="exact" says'),
+        (lambda kernel: kernel[1:], r"Expected Gain to map a kernel \[8, 3, 7, 7\] to one of that shape, got \[7, 3"),
+        (lambda kernel: kernel @ torch.ones(99), r"Expected Gain to map a kernel \[8, 3, 7, 7\], got RuntimeError: "),
+    ],
+)
+def test_a_modulator_that_does_not_keep_its_promise_is_refused(monkeypatch, spoil, message):
+    monkeypatch.setattr(Gain, "spoil", staticmethod(spoil))
+    model = Mixed()
+    with pytest.raises(metakm.UserError, match=message):
+        modulate(model, modulator=Gain)
+    assert all(p.requires_grad for p in model.parameters())
+    monkeypatch.setattr(Gain, "spoil", staticmethod(lambda kernel: kernel))
+    modulate(model, modulator=Gain)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"modulator": 3}, "Expected modulator to be a name or a class of modules, got 3"),
+        ({"classifier": ["fc"]}, "Expected classifier to name a submodule"),
+        ({"layers": [nn.Conv2d(1, 1, 1)]}, "Expected layers to be names or patterns, got a Conv2d"),
+        ({"depth": 2.5}, "a whole number of at least 1, got 2.5"),
+        ({"activation": None}, "Expected activation to be one of"),
+        ({"modulator": "low-rank", "depth": 5}, "Expected no depth, activation or init for LowRank"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_refused(options, message):
+    with pytest.raises(metakm.UserError, match=message):
+        modulate(Mixed(), **options)
+
+
+def test_networks_that_have_no_values_yet_are_refused():
+    with pytest.raises(metakm.UserError, match="on the meta device; load it first"):
+        modulate(Mixed().to("meta"))
+    lazy = Mixed()
+    lazy.fc = nn.LazyLinear(4)
+    with pytest.raises(metakm.UserError, match="Expected an initialised classifier, got a lazy 'weight'"):
+        modulate(lazy)
+    assert lazy.stem.weight.requires_grad
+    with pytest.raises(metakm.UserError, match=r"got a single convolution; put it into nn\.Sequential"):
+        modulate(nn.Conv2d(3, 4, 3), classifier=None)

@@ -207,3 +207,29 @@ def test_a_pack_made_by_hand_may_have_names_of_numpy(tmp_path):
 def test_one_string_is_not_three_class_names(classes):
     with pytest.raises(metakm.UserError, match=r"Expected a list of class names, got b?'owl'; put it into a list"):
         make_pack(modulate(Mixed()), classes=classes)
+
+
+def test_packs_are_taken_from_memory_and_from_files(task):
+    base, _, path = task
+    pack = read_pack(path)
+    from_file, from_memory = copy.deepcopy(base), copy.deepcopy(base)
+    load_pack(from_file, path)
+    load_pack(from_memory, pack)
+    assert_bit_equal(state(from_memory), state(from_file))
+    start = modulate(copy.deepcopy(base))
+    swap(start, path)
+    assert_bit_equal(state(start), state(from_file))
+    assert "tensors" not in repr(pack)
+    assert pack in [pack]
+
+
+def test_the_next_task_begins_where_the_first_did(task):
+    """docs/modulation.md: a pack made before training undoes it, whatever the head has become."""
+    model = modulate(copy.deepcopy(task[0]))
+    start = make_pack(model)
+    before = state(model)
+    train(model)
+    assert any(p.grad is not None for p in model.parameters())
+    swap(model, start)
+    assert_bit_equal(state(model), before)
+    assert all(p.grad is None for p in model.parameters())

@@ -7,7 +7,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from convnets import train
+from convnets import Mixed, train
 from packing import assert_bit_equal, packed_task, state
 from torch import nn
 
@@ -194,3 +194,16 @@ def test_saving_says_what_it_cannot_do(base, tmp_path):
     with pytest.raises(metakm.UserError, match=r"Expected 3 class names.*got 2"):
         save_pack(modulate(base), tmp_path / "a", classes=["owl", "wren"])
     assert not (tmp_path / "a").exists()
+
+
+def test_a_pack_is_not_made_of_a_model_that_trains_its_base():
+    model = modulate(Mixed())
+    model.stem.bias.requires_grad_(True)
+    with pytest.raises(metakm.UserError, match=r"trainable tensors that a pack does not hold: stem\.bias; freeze"):
+        make_pack(model)
+    model.stem.bias.requires_grad_(False)
+    make_pack(model)
+    model = modulate(Mixed(), statistics="base")
+    with pytest.raises(metakm.UserError, match=r"Expected norms in evaluation mode .*'norm1' in training mode"):
+        make_pack(model)
+    make_pack(model.eval())

@@ -109,7 +109,7 @@ def test_group_norm():
     ],
 )
 def test_every_kind_of_modulation(options):
-    assert_equals_the_loop(modulate(Mixed(), **options))
+    assert_equals_the_loop(modulate(Mixed(), **options).eval())
 
 
 def test_reflected_and_named_padding():
