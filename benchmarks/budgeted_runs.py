@@ -81,7 +81,9 @@ class BudgetedRuns:
         return tuple(line[name] for name in self.keys)
 
     def run_all(self, keys: Sequence[Key], sound: Key) -> int:
-        """Measure, run or go on, one after the other, on one thread; return the exit code of `run_each`.
+        """Measure what has no line yet, then run or go on, one after the other; return the exit code of `run_each`.
+
+        All is measured at first, on one thread, so that the conditions are alike.
 
         Args:
             sound: a key that has to work. If it does not, the reason is the user's flags, data or weights.
@@ -93,17 +95,19 @@ class BudgetedRuns:
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"
         _build(self.settings(sound, 10))
-        return run_each(partial(self._run, key) for key in keys)
+        for key in keys:
+            if key not in map(self.key, self.plan()):
+                self._measure(key)
+        lines = {self.key(line): line for line in self.plan()}
+        return run_each(partial(self._run, key, lines[key]) for key in keys)
 
-    def _run(self, key: Key) -> int:
-        known = {self.key(line): line for line in self.plan()}
-        line = known.get(key) or self._measure(key)
+    def _run(self, key: Key, line: Row) -> int:
         if line["refused"]:
             log_line(f"{', '.join(key)}: {line['refused']}")
             return 0
         return run_process(self.settings(key, int(line["iterations"])))
 
-    def _measure(self, key: Key) -> Row:
+    def _measure(self, key: Key) -> None:
         """Add its line to the plan."""
         seconds, iterations, refused = "", "", ""
         try:
@@ -123,7 +127,6 @@ class BudgetedRuns:
         }
         self.out.mkdir(parents=True, exist_ok=True)
         write_text(self.out / "plan.csv", csv_text([*self.plan(), line], tuple(line)))
-        return line
 
     def row(self, line: Row) -> dict[str, Any] | None:
         """The result of a planned run, as far as it is; None before it began, or if it was refused."""

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from metakm.errors import UserError
+from metakm.fields import flag
+from metakm.io.files import expanded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,19 +36,21 @@ class ExecutionOptions:
     """For scripts: standard output has one JSON object per line, for progress, each validation and the result, and nothing else."""
 
     def __post_init__(self) -> None:
-        _take_paths(self)
+        _take_values(self)
         if self.resume and self.overwrite:
             raise UserError("Expected --resume or --overwrite, got both; drop one of them")
 
 
-def _take_paths(config: ExecutionOptions) -> None:
-    """Make paths of the strings in the fields that are paths, those of derived classes, too."""
+def _take_values(config: ExecutionOptions) -> None:
+    """Make paths of strings, with ~ as the home, and 1.0 of 1 where a field is a float; in derived classes, too."""
     for name, kind in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if kind == tuple[Path, ...]:
-            value = tuple(map(Path, (value,) if isinstance(value, str | Path) else value))
-        elif kind in (Path, Path | None) and isinstance(value, str):
-            value = Path(value)
+            value = tuple(expanded(p, flag(name)) for p in ((value,) if isinstance(value, str | Path) else value))
+        elif kind in (Path, Path | None) and isinstance(value, str | Path):
+            value = expanded(value, flag(name))
+        elif kind is float and type(value) is int:  # 1 and 1.0 are one value, with one run id
+            value = float(value)
         object.__setattr__(config, name, value)
 
 

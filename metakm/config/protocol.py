@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,9 @@ class RunProtocol:
         elif re.fullmatch(r"[1-9]\d{0,5}(/[1-9]\d{0,5}){2}", self.split) is None:
             require(False, "split", "three numbers of classes, such as 64/16/20", self.split)
         for name, low in _at_least.items():
-            require(type(getattr(self, name)) is int, name, "a whole number", repr(getattr(self, name)))
+            value = getattr(self, name)
+            require(hasattr(value, "__index__"), name, "a whole number", repr(value))
+            object.__setattr__(self, name, operator.index(value))  # also of numpy's
             require(getattr(self, name) >= low, name, f"at least {low}", getattr(self, name))
         for name, high in _at_most.items():
             require(getattr(self, name) <= high, name, f"at most {high}", getattr(self, name))

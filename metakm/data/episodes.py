@@ -55,8 +55,7 @@ class EpisodeSampler:
         self, dataset: FewShotDataset, ways: int, shots: int, queries: int, seed: int = 0, augment: bool = False
     ) -> None:
         self.dataset, self.augment = dataset, augment
-        self.ways, self.shots, self.queries = ways, shots, queries
-        self.seed = operator.index(seed)
+        self.ways, self.shots, self.queries, self.seed = map(operator.index, (ways, shots, queries, seed))
         self._check()
         self._key = stream_key("metakm episode 1", dataset.name, dataset.split, self.seed)
         self._augmentation_key = stream_key("metakm augmentation 1", dataset.name, dataset.split, self.seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from metakm.errors import UserError
@@ -29,8 +30,10 @@ def divide(names: Sequence[str], sizes: str, seed: int, where: object) -> dict[s
         where: for messages.
 
     Raises:
-        UserError: the sizes are not those of all classes.
+        UserError: sizes that are not three numbers, or not those of all classes.
     """
+    if re.fullmatch(r"[1-9]\d{0,5}(/[1-9]\d{0,5}){2}", sizes) is None:
+        raise UserError(f"Expected three numbers of classes, such as 64/16/20, got {sizes!r}")
     counts = [int(size) for size in sizes.split("/")]
     if sum(counts) != len(names):
         raise UserError(

@@ -46,16 +46,16 @@ def construction_of(
     return made._replace(options={**made.options, **own})
 
 
-def require_known(strategy: Strategy) -> None:
-    """Refuse to describe a strategy whose class was called directly, if it may have been given options.
+def require_known(strategy: Strategy, ways: int | None) -> None:
+    """Refuse to describe a strategy whose class was called directly, if it may have been given options or ways.
 
     Raises:
         UserError: it cannot be described.
     """
-    if strategy.construction is None and constructor_options(type(strategy)):
+    if strategy.construction is None and (ways is None or constructor_options(type(strategy))):
         raise UserError(
-            f"Expected {type(strategy).__qualname__} from make_strategy, which remembers the options that a file must "
-            "have, got one that was built directly; build it with make_strategy"
+            f"Expected {type(strategy).__qualname__} from make_strategy, which remembers the ways and options that a "
+            "file must have, got one that was built directly; build it with make_strategy"
         )
 
 

@@ -192,7 +192,8 @@ class GradientDescent:
         self._patched.append(adapted)
         optimiser = inner_optimiser(self.strategy.adapted, adapted, graph)
         # `higher`'s own track_higher_grads=False would cut the initial parameters off; constant gradients do not.
-        direction = partial(_direction, adapted, transform, self.first_order and graph)
+        moves = [start.requires_grad for start in starts]
+        direction = partial(_direction, adapted, transform, moves, self.first_order and graph)
         by_step = [rates_by_step(rate) for rate in self.rates]
         for step in range(self.steps):
             encoded, labels = batches[step % len(batches)]
@@ -238,6 +239,10 @@ def _metric(strategy: Strategy, logits: Tensor, labels: Tensor) -> Tensor:
     return one_per_task(found, len(labels), f"{type(strategy).__qualname__}.metric").detach().to(torch.float64)
 
 
-def _direction(adapted: nn.Module, transform: Transform | None, constant: bool, gradients: Gradients) -> Gradients:
+def _direction(
+    adapted: nn.Module, transform: Transform | None, moves: Sequence[bool], constant: bool, gradients: Gradients
+) -> Gradients:
+    """The gradients of a step; None for a frozen parameter, which `higher` lets take gradients after the first."""
+    gradients = [g if moved else None for g, moved in zip(gradients, moves, strict=True)]
     gradients = [g if g is None or not constant else g.detach() for g in gradients]
     return gradients if transform is None else transform(adapted, gradients)

@@ -35,7 +35,8 @@ _DESCRIBED = ("backbone", "bn_mode", "ways", "inner_lr", "inner_steps", "test_in
 class Learner(nn.Module):
     """A strategy with all that its inner loop needs: train it, evaluate it, adapt it to a task, save it.
 
-    Any optimiser of torch over `meta_parameters()` trains it on `meta_loss(episodes).loss`; a run uses Adam.
+    Any optimiser of torch over `meta_parameters()` trains it on `meta_loss(episodes).loss`; a run uses Adam. Only a run
+    acts on `multi_step_loss`, `nonnegative_inner_lr` and bn_mode="running": see `track_statistics` of the strategy.
 
     Attributes:
         strategy: the network, and what of it the inner loop adapts.
@@ -215,7 +216,7 @@ class Learner(nn.Module):
         Raises:
             UserError: tensors that safetensors lacks, such as sparse ones; or a built strategy not of `make_strategy`.
         """
-        require_known(self.strategy)
+        require_known(self.strategy, self.ways)
         own = {name: getattr(self, name) for name in _DESCRIBED} | {"inner_lr": self._inner_lr}
         own |= {} if self.train_part == "full" else {"train": self.train_part}
         config = {"algo": self.algo, **own, **to_flat(self.algo, self.options)}

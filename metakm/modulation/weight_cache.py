@@ -47,6 +47,7 @@ class CachedParametrization(parametrize.ParametrizationList):
         original = self.original
         return not (
             self.training
+            or len(self) != 1  # another parametrization after the modulator
             or torch.is_grad_enabled()
             or torch.is_autocast_enabled("cpu")  # whose W~ is rounded
             or original.device.type != "cpu"

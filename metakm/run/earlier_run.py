@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Mapping
 
 from metakm.config import RunConfig
@@ -14,6 +16,8 @@ from metakm.learning.learner import Learner
 from metakm.models.build import weights_fingerprint
 from metakm.run.build import load_splits, with_data_here
 from metakm.run.loading import TrainedRun, load_run
+
+_log = logging.getLogger(__name__)
 
 
 def warm_start(learner: Learner, config: RunConfig, splits: Mapping[str, object]) -> str:
@@ -35,7 +39,7 @@ def warm_start(learner: Learner, config: RunConfig, splits: Mapping[str, object]
                 f"Expected --init-from to name a run of {flag(name)} {ours}, got {config.init_from} of {theirs}; "
                 "choose another run, or the same settings"
             )
-    require_unseen_by(earlier, splits)
+    require_unseen_by(earlier, splits, config.image_size)
     try:
         learner.load_checked(earlier.learner.state_dict())
     except (RuntimeError, LookupError, TypeError, ValueError) as error:
@@ -46,18 +50,37 @@ def warm_start(learner: Learner, config: RunConfig, splits: Mapping[str, object]
     return fingerprint_of(learner.state_dict())
 
 
-def require_unseen_by(run: TrainedRun, splits: Mapping[str, object]) -> None:
+def same_data(run: TrainedRun, config: RunConfig) -> bool:
+    """Whether the config's training data are the run's, as far as that is known; a warning says if they are not."""
+    try:
+        parts = load_splits(config, "train")
+    except UserError:  # samplers of the user's own, or a folder with the test split alone
+        return True
+    here = parts[0].split_hash if len(parts) == 1 else DatasetsInTurn(tuple(parts)).split_hash
+    if run.split_hash in ("", here):
+        return True
+    _log.warning(
+        "the data called %s are not those that the run was trained on (split_hash %s, not %s): accuracies of both are "
+        "not comparable", config.dataset, here, run.split_hash,
+    )  # fmt: skip
+    return False
+
+
+def require_unseen_by(run: TrainedRun, splits: Mapping[str, object], image_size: int | None = None) -> None:
     """Refuse classes that a run was trained on, as far as its training data are on this machine.
 
     Args:
         splits: the datasets to test on, by the names of the splits.
+        image_size: theirs, if it may differ from the run's: images of other sizes cannot be compared.
 
     Raises:
         UserError: see `check_unseen`.
     """
-    try:
-        trained_on = load_splits(with_data_here(run.config), "train")
-    except UserError:  # data that are elsewhere
-        return
-    for split, dataset in splits.items():
-        check_unseen({"train": DatasetsInTurn(tuple(trained_on)), split: dataset})
+    own = with_data_here(run.config)
+    for size in dict.fromkeys((own.image_size, own.image_size if image_size is None else image_size)):
+        try:
+            trained_on = load_splits(dataclasses.replace(own, image_size=size), "train")
+        except UserError:  # data that are elsewhere, or of one size
+            continue
+        for split, dataset in splits.items():
+            check_unseen({"train": DatasetsInTurn(tuple(trained_on)), split: dataset})

@@ -27,7 +27,7 @@ from metakm.registry import load_plugin
 from metakm.run.build import load_splits, make_sampler, with_data_here
 from metakm.run.columns import SPLIT_NAMES, figures, measured_columns, summary
 from metakm.run.cross_domain import OUT, CrossDomainRow, require_shape, require_ways
-from metakm.run.earlier_run import require_unseen_by
+from metakm.run.earlier_run import require_unseen_by, same_data
 from metakm.run.evaluate_options import Adapted, EvaluateOptions, Split, read_flags, tested_as
 from metakm.run.event_log import EventLog
 from metakm.run.folder import RunFolder
@@ -68,7 +68,7 @@ class RunEvaluation:
         device = resolve_device(local_device(self.config.device))
         self.sampler = make_sampler(self.config, split, run.image_shape[0] if grey else None)
         require_shape(self.sampler.dataset.image_shape, run, self.config)
-        if self.config.dataset != run.config.dataset:
+        if other or not same_data(run, self.config):
             tested: object = self.sampler.dataset
             if grey:  # whose images equal none of the training's, so that they are compared in their colours
                 tested = DatasetsInTurn(tuple(load_splits(self.config, split)))

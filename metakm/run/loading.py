@@ -35,6 +35,7 @@ class TrainedRun:
         folder: where the run keeps its files.
         accuracy: mean over the meta-test tasks, as a fraction; None before the run is done.
         interval: half-width of its 95 % interval over tasks.
+        split_hash: of the data that it was trained on; empty before the run is done.
     """
 
     learner: Learner
@@ -43,6 +44,7 @@ class TrainedRun:
     folder: Path
     accuracy: float | None = None
     interval: float | None = None
+    split_hash: str = ""
 
     @property
     def strategy(self) -> Strategy:
@@ -90,7 +92,8 @@ def load_run(folder: str | Path) -> TrainedRun:
         said = one_line(error)
         raise UserError(f"Expected the parameters of {config.algo} in {path}, got: {said}") from error
     done = run.read_finished_row() or {}
-    return TrainedRun(learner.eval(), config, image_shape, run.path, done.get("accuracy"), done.get("ci95"))
+    tested = (done.get("accuracy"), done.get("ci95"), str(done.get("split_hash") or ""))
+    return TrainedRun(learner.eval(), config, image_shape, run.path, *tested)
 
 
 def _from_checkpoint(path: Path, config: RunConfig) -> tuple[ImageShape, int | None, dict[str, Any]]:

@@ -107,6 +107,9 @@ class ProtoNet(Prototypical):
 
 
 def prototypes(features: Tensor, labels: Tensor) -> Tensor:
-    """Mean features of each class `[T, N, F]`, from features `[T, n, F]` and labels `[T, n]` in 0..N-1."""
+    """Mean features of each class `[T, N, F]`, from features `[T, n, F]` and labels `[T, n]` in 0..N-1.
+
+    NaN for a class without images.
+    """
     members = F.one_hot(labels).to(features.dtype)  # [T, n, N]
     return members.transpose(1, 2) @ features / members.sum(dim=1).unsqueeze(-1)

@@ -41,3 +41,11 @@ def test_the_largest_must_fit_the_data(make):
         VaryingEpisodes(make([9] * 7), RANGES, 7)
     with pytest.raises(UserError, match="Expected index >= 0"):
         VaryingEpisodes(make([9] * 7), RANGES, 2).batch(-1, 2)
+
+
+def test_ways_and_shots_are_drawn_independently(make):
+    """Of ranges of one length, too, where numbers drawn from one word would go together."""
+    sampler = VaryingEpisodes(make([9] * 7), (range(2, 5), range(1, 4)), 2)
+    counts = Counter(sampler.drawn(index) for index in range(900))
+    assert len(counts) == 9
+    assert 65 < min(counts.values()) <= max(counts.values()) < 140  # 100 each, standard deviation 9

@@ -16,7 +16,7 @@ from small import (
 
 import metakm
 from metakm.learning import fast_weights
-from metakm.learning.inner_loop import evaluate_episodes, meta_loss
+from metakm.learning.inner_loop import GradientDescent, evaluate_episodes, meta_loss
 from metakm.strategies.registry import strategy_class
 
 CASES = {
@@ -338,3 +338,21 @@ def test_the_step_that_a_gpu_takes_is_that_of_higher(algo, learned, monkeypatch)
         found.append(torch.autograd.grad(result.loss, wanted, materialize_grads=True))
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("algo", ["maml", "bn", "km", "boil", "imaml"])
+def test_a_frozen_parameter_stays_in_training_and_in_evaluation_alike(algo):
+    strategy, episodes = small_strategy(algo), random_episodes()
+    frozen = next(strategy.adapted.parameters()).requires_grad_(False)
+    inner = GradientDescent(strategy, LR, STEPS)
+    adapted = inner.descend((strategy.encode(episodes.support_images), episodes.support_labels), graph=False)
+    ends = [end.detach() for end in adapted.parameters()]
+    assert torch.equal(ends[0], frozen.expand_as(ends[0]))
+    starts = list(strategy.adapted.parameters())
+    assert sum(not torch.equal(end, start.expand_as(end)) for end, start in zip(ends, starts, strict=True)) >= 2
+    inner.release()
+    if algo == "imaml":  # whose meta-gradient needs no graph
+        return
+    trained = meta_loss(strategy, episodes, inner_lr=LR, inner_steps=STEPS)
+    tested = evaluate_episodes(strategy, episodes, inner_lr=LR, inner_steps=STEPS)
+    torch.testing.assert_close(tested.logits, trained.logits, rtol=1e-10, atol=1e-10)

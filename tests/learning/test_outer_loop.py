@@ -377,8 +377,22 @@ def test_memory_of_a_task_grows_with_its_images_and_steps():
 
 def test_a_trial_changes_nothing():
     tried, untouched = loop("km", bn_mode="running"), loop("km", bn_mode="running")
+    before = {name: tensor.clone() for name, tensor in tried.learner.state_dict().items()}
     assert tried.trial_seconds() > 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tried.learner.state_dict().items())
     assert tried.step() == untouched.step()
+
+
+def test_running_statistics_are_those_of_the_queries_at_the_averaged_weights():
+    averaged = loop("maml", bn_mode="running", ema=0.5)
+    kernels = averaged.learner.strategy.network.backbone.blocks[0].conv
+    before = [p.detach().clone() for p in kernels.parameters()]
+    averaged.step()
+    weight, bias = (2 / 11 * a + 9 / 11 * b.detach() for a, b in zip(before, kernels.parameters(), strict=True))
+    images = averaged.sampler.batch(0, 4).query_images.flatten(0, 1).to(weight.dtype)
+    features = torch.nn.functional.conv2d(images, weight, bias, stride=2, padding=1)
+    norm = averaged.learner.strategy.network.backbone.blocks[0].norm
+    torch.testing.assert_close(norm.running_mean, norm.momentum * features.mean((0, 2, 3)), rtol=1e-9, atol=1e-12)
 
 
 def test_a_backbone_that_does_not_fit_the_images_is_named():

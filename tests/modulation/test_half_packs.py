@@ -9,6 +9,7 @@ from packing import assert_bit_equal, packed_task
 
 import metakm
 from metakm.modulation import load_pack, make_pack, modulate, read_pack, save_pack, swap, write_pack
+from metakm.modulation.precision import to_half
 
 STEP = 2.0**-11  # of float16: the largest relative error of rounding
 
@@ -88,3 +89,9 @@ def test_a_pack_that_was_read_is_written_as_it_was(task, tmp_path):
 def test_an_unknown_precision_is_refused(task):
     with pytest.raises(metakm.UserError, match="Expected precision to be one of"):
         make_pack(task[1], precision="fp8")
+
+
+@pytest.mark.parametrize(("value", "kept"), [(2.0**-12, "float16"), (1.4 * 2.0**-24, "float64")])
+def test_values_that_half_precision_would_distort_stay_as_they_are(value, kept):
+    stored, _ = to_half({"tiny": torch.full((3,), value, dtype=torch.float64)})  # 1.4 * 2^-24 would become 2^-24
+    assert stored["tiny"].dtype == getattr(torch, kept)

@@ -48,10 +48,11 @@ def rewrite(path, change, key="metakm"):
         lambda m: m.linear.bias.data.neg_(),
         lambda m: setattr(m.grouped, "dilation", (1, 1)),
         lambda m: setattr(m.norm2, "num_groups", 4),
+        lambda m: setattr(m.norm2, "eps", 1e-3),
         lambda m: m.float(),
         lambda m: setattr(m, "linear", nn.Linear(12, 12, bias=False)),
     ],
-    ids=["one bit", "linear", "dilation", "groups", "precision", "tensor missing"],
+    ids=["one bit", "linear", "dilation", "groups", "eps", "precision", "tensor missing"],
 )
 @pytest.mark.parametrize("plain", [True, False])
 def test_a_wrong_base_is_refused_and_left_as_it_was(base, packed, change, plain):
