@@ -52,7 +52,7 @@ class Result(NamedTuple):
         right, right_half: which queries are classified rightly, `[n]`, before the pack was stored, and from a pack in
             half precision.
         bytes_full, bytes_half: of the file.
-        fit_seconds, image_ms: of the processor: to fit, the head that all start from included; and for an image,
+        fit_seconds, image_ms: CPU time: to fit, the head that all start from included; and for an image,
             merged, in batches of 32.
     """
 
@@ -141,7 +141,7 @@ def plan_of(method: str, candidate: Candidate, photos: int) -> TrainingPlan:
 
 @torch.no_grad()
 def classify(adapted: Adapted, task: Task) -> tuple[Tensor, float]:
-    """Which queries are right, `[n]`, and milliseconds of the processor for each."""
+    """Which queries are right, `[n]`, and milliseconds of CPU time for each."""
     network, store = adapted.merged(), task.queries
     predicted, seconds = [], 0.0
     for first in range(0, len(store), BATCH):

@@ -1,4 +1,4 @@
-"""Runs that all have one budget of processor time: how many iterations fit, and the processes that do them."""
+"""Runs that all have one budget of CPU time: how many iterations fit, and the processes that do them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class BudgetedRuns:
     Args:
         keys: columns of the plan that tell the runs apart.
         settings: of a run, from its key and its iterations.
-        core_seconds: processor time of each run's meta-training, without validations and meta-test.
+        core_seconds: CPU time of each run's meta-training, without validations and meta-test.
         flags: what was given to all runs, which must be the same whenever the plan is used.
 
     Raises:

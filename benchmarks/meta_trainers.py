@@ -1,7 +1,7 @@
 """Which strategy, and which part of a pretrained network: `python benchmarks/meta_trainers.py`.
 
 ProtoNet, KM-Proto, KM, ANIL and first-order MAML meta-train the norms, the kernel modulators, both, or all weights of
-EfficientNet-Lite0, each for the same processor time on one thread: the seconds of an iteration are measured once and go
+EfficientNet-Lite0, each for the same CPU time on one thread: the seconds of an iteration are measured once and go
 into OUT/plan.csv with the iterations that fit; validations and the meta-test come on top. Flowers-102 and Grocery Store
 in turn, 15-way 1-shot at 96 px; all are tested on the same tasks of classes never trained on. What a strategy refuses
 has its reason in the plan.

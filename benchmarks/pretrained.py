@@ -52,7 +52,7 @@ COLUMNS = (
     *KEYS, "tasks", "accuracy", "ci95", "solve_seconds", "fit_seconds", "episodes_hash", "fingerprint", "seen", "when",
     "made_by", "right",
 )  # fmt: skip
-"""`solve_seconds`: processor time of a task in closed form, from cached features; `fit_seconds`: from its photos."""
+"""`solve_seconds`: CPU time of a task in closed form, from cached features; `fit_seconds`: from its photos."""
 Row = Mapping[str, str]
 
 

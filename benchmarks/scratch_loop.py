@@ -2,7 +2,7 @@
 
 Both train the same ResNet-32 on CIFAR-10 at 32 px, batch 64, SGD with momentum, shifted by up to 4 pixels and flipped.
 The usual loop: PIL images, torchvision's transforms, a DataLoader that shuffles, channels-first. It runs with its
-workers and without; the processor time of workers counts for neither. Milliseconds of an iteration, in turn in one
+workers and without; the CPU time of workers counts for neither. Milliseconds of an iteration, in turn in one
 program; writes results/benchmarks/scratch_loop.csv.
 """
 

@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 
 from metakm.cli.flags import with_paths_expanded
@@ -236,3 +237,21 @@ def test_help_shows_the_defaults_that_other_flags_imply(capsys):
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "(default: 60000)" in text
     assert "(default: conv4-32-pool)" in text
+
+
+def test_numbers_are_taken_as_what_their_fields_are(monkeypatch, tmp_path):
+    """What a command's flags would be: whole numbers of numpy, 1 for 1.0, ~ for the home."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    plain = RunConfig(seed=3, inner_lr=1.0)
+    assert RunConfig(seed=np.int64(3), inner_lr=1).run_id == plain.run_id
+    assert RunConfig(out="~/runs", log_dir=Path("~/logs")).folder.is_relative_to(tmp_path / "runs")
+    for name, value in (("iterations", 2.0), ("meta_batch", 2.5), ("seed", "3"), ("inner_lr", "1")):
+        flag = name.replace("_", "-")
+        with pytest.raises(UserError, match=f"Expected --{flag} to be a (whole )?number, got {value!r}"):
+            RunConfig(**{name: value})
+
+
+def test_a_config_with_another_strategy_needs_its_options():
+    with pytest.raises(UserError, match="got KMOptions; build the config of another strategy"):
+        dataclasses.replace(RunConfig(algo="km"), algo="anil")
+    assert RunConfig(algo="km").replaced(seed=2).seed == 2

@@ -16,6 +16,7 @@ import metakm
 from metakm import list as listing
 from metakm.data.registry import dataset_entry
 from metakm.models import make_backbone
+from metakm.modulation.modulators import modulator_class
 from metakm.presets import preset_config
 from metakm.registry import import_modules, installed_points, isolated, load_plugin, registries
 from metakm.run.__main__ import main
@@ -305,3 +306,29 @@ def test_the_groups_of_entry_points_are_those_that_are_promised():
     promised = re.findall(r"`(metakm\.[a-z_]+)`", text.partition("entry-point groups")[2].partition("with the")[0])
     assert {each.group for each in registries()} == set(promised)
     assert len(promised) == 5
+
+
+def test_a_plugin_that_failed_can_be_mended_and_loaded_again(tmp_path):
+    plugin = tmp_path / "mended.py"
+    text = "import metakm\n@metakm.register_modulator('mine')\nclass M(metakm.modulation.KernelModulator):\n    pass\n"
+    with isolated():
+        plugin.write_text(text + "1 / 0\n")
+        with pytest.raises(metakm.UserError, match="ZeroDivisionError"):
+            load_plugin(plugin)
+        plugin.write_text(text)
+        load_plugin(plugin)
+
+
+def test_a_class_that_a_notebook_defines_again_takes_its_former_place():
+    def define(module="__main__"):
+        class Cell(metakm.modulation.KernelModulator):
+            pass
+
+        Cell.__module__ = module
+        return metakm.register_modulator("cell")(Cell)
+
+    with isolated():
+        define()
+        assert modulator_class("cell") is define()
+        with pytest.raises(metakm.UserError, match="choose another name"):
+            define("elsewhere")

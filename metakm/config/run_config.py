@@ -55,8 +55,8 @@ class RunConfig(ExecutionOptions, RunProtocol):
             object.__setattr__(self, "options", wanted())
         if type(self.options) is not wanted:
             raise UserError(
-                f"Expected options of {self.algo!r} to be {wanted.__name__}, got {type(self.options).__name__}; change "
-                "a config's strategy by config.replaced or preset_config"
+                f"Expected options of {self.algo!r} to be {wanted.__name__}, got {type(self.options).__name__}; "
+                "build the config of another strategy with preset_config"
             )
         if self.shared.multi_step_loss and self.inner_steps == 1:
             raise UserError("Expected --inner-steps above 1 with --multi-step-loss, got 1; drop one of them")

@@ -1,4 +1,4 @@
-"""The networks of the experiments, images `[n, 3, H, W]` to logits `[n, classes]`, and their pre-trained weights."""
+"""The networks of the experiments, images `[n, 3, H, W]` to logits `[n, classes]`, and their pretrained weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cifar_classifier(
 
 
 def pretrained(backbone: str, weights: str, classes: int) -> Network:
-    """A network with pre-trained weights and a new classifier.
+    """A network with pretrained weights and a new classifier.
 
     Args:
         backbone: resnet32, the CIFAR ResNet; resnet50, torchvision's; or a name of `metakm.models.pretrained`.

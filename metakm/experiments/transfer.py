@@ -1,6 +1,6 @@
 """`python -m metakm.experiments.transfer`: transfer learning (Sec. IV-B, Fig. 4, Table II).
 
-What is trained of a pre-trained network with a new classifier; the rest stays frozen:
+What is trained of a pretrained network with a new classifier; the rest stays frozen:
 
 tbl-1: the classifier. implicit: the norms' affine parameters. explicit: kernel modulators.
 nc: implicit and classifier. tkm-1: explicit and classifier. implicit-explicit: both. tkm-2: both and classifier.
@@ -182,7 +182,7 @@ def load(config: TransferConfig) -> Classification:
 
 
 def method_setup(config: TransferConfig, method: str, class_names: Sequence[str], task: str) -> MethodSetup:
-    """The pre-trained network with what `method` trains: a function of the seed and the weights.
+    """The pretrained network with what `method` trains: a function of the seed and the weights.
 
     Raises:
         UserError: see `pretrained`.

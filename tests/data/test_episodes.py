@@ -291,3 +291,8 @@ def test_a_pickled_sampler_has_its_images_once_and_draws_the_same(rotations: boo
     for sent in (sampler, data):
         assert len(pickle.dumps(sent)) < 1.1 * images.nbytes
     assert same(pickle.loads(pickle.dumps(sampler)).batch(0, 3), expected)
+
+
+def test_numbers_may_be_numpys(make):
+    plain, numpys = (EpisodeSampler(make([4] * 5), *map(kind, (3, 1, 2))) for kind in (int, np.int64))
+    assert plain.hash(0, 3) == numpys.hash(0, 3)

@@ -220,12 +220,29 @@ def test_what_a_built_strategy_is_not_is_refused(given, said):
 
 
 def test_a_strategy_whose_class_was_called_is_not_saved(tmp_path):
+    from metakm.strategies.anil import ANIL
     from metakm.strategies.km import KM
 
     built = metakm.Learner(KM(Conv4(1, 4, "stride"), 4, depth=1), **SETTINGS)
     with pytest.raises(metakm.UserError, match="build it with make_strategy"):
         built.save(tmp_path / "mine.safetensors")
+    without_ways = metakm.Learner(ANIL(Conv4(1, 4, "stride"), 4), **SETTINGS)
+    with pytest.raises(metakm.UserError, match="build it with make_strategy"):
+        without_ways.save(tmp_path / "mine.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"inner_lr": float("nan")}, "inner_lr to be a positive number, got nan"),
+        ({"inner_lr": -1}, "inner_lr to be a positive number, got -1"),
+        ({"inner_steps": 2.5}, "inner_steps to be a whole number, got 2.5"),
+    ],
+)
+def test_rates_and_steps_are_checked(changes, said):
+    with pytest.raises(metakm.UserError, match=said):
+        metakm.Learner("anil", backbone=Conv4(1, 4, "stride"), ways=4, **{**SETTINGS, **changes})
 
 
 def test_evaluation_leaves_each_part_in_its_mode():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn.utils import parametrize
 
 from metakm.modulation import make_pack, modulate, swap
 
@@ -171,3 +172,20 @@ def test_under_autocast_and_after_a_write_to_it_nothing_is_kept(model):
     assert torch.equal(model(images), expected)
     model[0].weight.zero_()  # of W~, not of W
     assert torch.equal(model(images), expected)
+
+
+def test_another_parametrization_after_the_modulator_is_seen():
+    class Times(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = nn.Parameter(torch.ones(()))
+
+        def forward(self, weight):
+            return self.factor * weight
+
+    model = modulate(network(), classifier="5").eval()
+    parametrize.register_parametrization(model[0], "weight", Times())
+    with torch.no_grad():
+        before = model[0].weight.clone()
+        model[0].parametrizations.weight[1].factor.fill_(3)
+        torch.testing.assert_close(model[0].weight, 3 * before)

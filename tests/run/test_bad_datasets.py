@@ -1,5 +1,7 @@
 """Datasets that a run cannot be made of: one message, exit code 2, nothing written, before any training."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,8 +10,12 @@ import metakm
 from metakm.data import FewShotDataset
 from metakm.data.in_turn import DatasetsInTurn
 from metakm.data.overlap import check_unseen, datasets_of_imagenet
+from metakm.data.splits import SPLITS
 from metakm.run.__main__ import main
+from metakm.run.build import load_splits
+from metakm.run.evaluate import RunEvaluation
 from metakm.run.evaluate import main as evaluate
+from metakm.run.loading import load_run, read_config
 
 pytestmark = pytest.mark.float32
 
@@ -207,3 +213,29 @@ def test_image_size_is_advised_only_where_it_would_help():
 def test_what_imagenet_weights_have_seen_is_known():
     assert datasets_of_imagenet("flowers+mini-imagenet+tiered-imagenet") == ["mini-imagenet", "tiered-imagenet"]
     assert datasets_of_imagenet("omniglot") == []
+
+
+def test_classes_that_a_run_was_trained_on_are_known_in_another_size_and_another_folder(tmp_path, capsys):
+    for label in range(9):
+        for image in range(4):
+            path = tmp_path / "all" / f"c{label}" / f"{image}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (24, 24), (20 * label, 50 * image, 10)).save(path)
+    data = ["--dataset", "folder", "--data-root", str(tmp_path / "all"), "--split", "3/3/3"]
+    small = [*SMALL.split(), "--algo", "anil", "--quiet", "--device", "cpu", "--val-every", "1"]
+    assert main([*small, *data, "--image-size", "20", "--out", str(tmp_path / "runs")]) == 0
+    earlier = tmp_path / "runs" / "folder-3w1s" / "anil" / "seed0"
+    capsys.readouterr()
+    said = "Expected every class in one split, got 'c"
+    for size in ("20", "24"):
+        flags = [*data, "--split-seed", "1", "--image-size", size, "--init-from", earlier]
+        assert said in refused(capsys, tmp_path / "other", "--algo", "anil", *flags)
+    config = read_config(earlier)
+    trained = load_splits(config, "train")[0].class_names
+    for split in SPLITS:
+        for name in trained:
+            shutil.copytree(tmp_path / "all" / name, tmp_path / "elsewhere" / split / f"{name} {split}")
+    for name in trained:  # the test split has them under their own names
+        (tmp_path / "elsewhere" / "test" / f"{name} test").rename(tmp_path / "elsewhere" / "test" / name)
+    with pytest.raises(metakm.UserError, match=said):
+        RunEvaluation(load_run(earlier), "test", {"data_root": tmp_path / "elsewhere", "split": None})
