@@ -329,6 +329,7 @@ def test_a_class_that_a_notebook_defines_again_takes_its_former_place():
 
     with isolated():
         define()
-        assert modulator_class("cell") is define()
+        again = define()
+        assert modulator_class("cell") is again
         with pytest.raises(metakm.UserError, match="choose another name"):
             define("elsewhere")
