@@ -43,6 +43,10 @@ class Evaluation:
         """Half-width of the 95 % interval of that mean over tasks; None for a single task."""
         return interval_over_tasks(self.accuracies, self.datasets) if len(self.accuracies) > 1 else None
 
+    def __repr__(self) -> str:
+        half = "None" if self.interval is None else f"{self.interval:.4f}"
+        return f"Evaluation(accuracy={self.accuracy:.4f}, interval={half}, tasks={len(self.accuracies)})"
+
 
 def accuracies(
     strategy: Strategy,

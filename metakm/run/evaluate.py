@@ -99,7 +99,7 @@ def evaluate(
     image_size: int | None = None,
     grey: bool = False,
     tasks: int | None = None,
-    test_steps: int | None = None,
+    inner_steps: int | None = None,
     adapt: Adapted = "all",
     data_root: Path | None = None,
     device: str = "auto",
@@ -115,7 +115,7 @@ def evaluate(
         image_size: side in pixels to which the images of another dataset are resized.
         grey: test on grey images, with as many equal channels as the run was trained on.
         tasks: how many, from the first on.
-        test_steps: inner steps.
+        inner_steps: in each task.
         adapt: `all` that the inner loop adapts in training, or its `head` alone.
 
     Raises:
@@ -129,7 +129,7 @@ def evaluate(
         "test_queries": queries,
         "image_size": image_size,
         "eval_tasks": tasks,
-        "test_inner_steps": test_steps,
+        "test_inner_steps": inner_steps,
         "data_root": data_root,
         "device": device,
     }

@@ -16,7 +16,7 @@ def test_each_rate_is_tested_on_meta_validation_alone(trained, cache, monkeypatc
     rates = [str(run.config.inner_lr), "0.001"]
     assert task_rates.main([str(run.folder), "--rates", *rates, "--steps", "5", "--tasks", "16"]) == 0
     own, gentle = capsys.readouterr().out.splitlines()
-    expected = metakm.evaluate(run, split="val", tasks=16, test_steps=5).accuracy
+    expected = metakm.evaluate(run, split="val", tasks=16, inner_steps=5).accuracy
     assert own.startswith(f"rate {run.config.inner_lr:g}, 5 steps: {100 * expected:.2f} +- ")
     assert own.split(": ")[1] != gentle.split(": ")[1]
     assert set(splits) == {"val"}

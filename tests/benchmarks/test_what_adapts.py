@@ -28,7 +28,7 @@ def test_each_model_has_a_line_for_each_number_of_steps_and_none_twice(tmp_path,
     rows = read_csv(tmp_path / "what-adapts.csv")
     assert [(row["algo"], row["test_inner_steps"]) for row in rows] == [("km", "1"), ("km", "30")]
     trained = tmp_path / "glyphs-3w1s" / "km" / "seed0"
-    found = [metakm.evaluate(trained, queries=1, test_steps=30, adapt=adapt).accuracies for adapt in ("all", "head")]
+    found = [metakm.evaluate(trained, queries=1, inner_steps=30, adapt=adapt).accuracies for adapt in ("all", "head")]
     assert float(rows[1]["all"]) == pytest.approx(found[0].mean(), abs=1e-6)
     assert float(rows[1]["gap"]) == pytest.approx(np.mean(found[0] - found[1]), abs=1e-6)
     page = (tmp_path / "what-adapts.md").read_text()

@@ -160,8 +160,8 @@ def test_other_inner_steps_give_another_accuracy(run, capsys):
 
 
 def test_the_head_alone_may_adapt(run, capsys):
-    found = metakm.evaluate(run, adapt="head", test_steps=20, device="cpu").accuracy
-    assert found != metakm.evaluate(run, test_steps=20, device="cpu").accuracy
+    found = metakm.evaluate(run, adapt="head", inner_steps=20, device="cpu").accuracy
+    assert found != metakm.evaluate(run, inner_steps=20, device="cpu").accuracy
     flags = ["--adapt", "head", "--test-inner-steps", "20", "--device", "cpu"]
     assert evaluate_main([str(run), *flags, "--json", "--quiet"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
