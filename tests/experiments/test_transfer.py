@@ -264,6 +264,7 @@ def test_a_librarys_network_keeps_its_statistics_and_its_normalisation(data_root
 def test_a_task_of_a_librarys_network_leaves_the_statistics_to_the_base(data_root, tmp_path):
     data = transfer.load(library_config(data=data_root / "cifar10"))
     subject = transfer.method_setup(library_config(), "tkm-2", data.class_names, "task")
+    subject.model.eval()
     subject.save_pack(tmp_path / "pack.safetensors")
     pack = read_pack(tmp_path / "pack.safetensors")
     assert not any("running" in name for name in pack.tensors)

@@ -283,7 +283,7 @@ def test_a_start_of_an_unknown_parameter_is_refused():
 )
 def test_options_that_would_change_nothing_are_refused(algo, option):
     flag = "--" + option.replace("_", "-")
-    with pytest.raises(metakm.UserError, match=f"{flag} changes, got '{algo}'; leave it out$"):
+    with pytest.raises(metakm.UserError, match=f"{flag} has no effect with '{algo}'; leave it out$"):
         preset_config(algo=algo, ways=3, **{option: 2.0 if option == "first_head_lr" else True})
 
 
