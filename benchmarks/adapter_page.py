@@ -23,7 +23,7 @@ TITLES = {"flowers": "Flowers-102, 96 px", "grocery": "Grocery Store, 128 px"}
 ORDER = ("1", "5", "10", "all")
 _COMPARED = (("both", "norm"), ("channel", "norm"), ("low-rank", "norm"), ("km", "lora1"), ("km", "lokr4"))
 _HEADER = (
-    "method", "accuracy, %", "vs norm + head", "from a fp16 pack, %", "parameters", "pack, kB", "fp16, kB", "fit, s",
+    "method", "accuracy, %", "vs norm + head", "from an fp16 pack, %", "parameters", "pack, kB", "fp16, kB", "fit, s",
     "ms per image", "rate factor, epochs",
 )  # fmt: skip
 
@@ -233,10 +233,10 @@ images per class, by their accuracy on the validation images. A factor of 1 mean
 additions and all of peft's 3e-4, everything 1e-4. So a method that trains two kinds of tensors has a rate for each.
 
 The choice rests on a few hundred images of one draw, so nearly equal methods may take different candidates: with 5
-images of Flowers-102, KM both took 4 epochs, by one image, and is 2 points below the same with neighbouring channels,
-which took 10. Photographs of one product are near-duplicates within Grocery Store's official training and validation
-images, but not between these and the test images; so there the draw favours memorising, such as 3 times the rates for
-full fine-tuning with one image.
+images of Flowers-102, KM both took 4 epochs, by a margin of one image, and is 2 points below the same with neighbouring
+channels, which took 10. Photographs of one product are near-duplicates within Grocery Store's official training and
+validation images, but not between these and the test images; so there the draw favours memorising, such as 3 times the
+rates for full fine-tuning with one image.
 
 peft 0.21 refuses LoRA on depthwise convolutions, so LoRA adapts all others. Its LoKr fails on timm's convolutions with
 padding of their own (the strided ones), so LoKr adapts all others, also depthwise ones. Norm + head is KM's

@@ -1,10 +1,10 @@
 """Baselines beside km and anil at one budget: `python benchmarks/baselines.py`.
 
 R2-D2, Baseline++, ProtoNet, CAVIA, KM and ANIL on mini-ImageNet, 5-way, 1 and 5 shots, seed 0, conv4-64-pool. Each row
-has half a core-hour of meta-training on one thread: before its run, the CPU time of an iteration is measured
-once and goes into OUT/plan.csv with the iterations that fit; validations and the meta-test, with 15 queries per class,
-come on top. From then on the run is an ordinary one, of `--preset table3` with that many iterations, and its command
-is in OUT/README.md.
+has half a core-hour of meta-training on one thread: before the first run, the CPU time of an iteration is measured for
+each, and goes into OUT/plan.csv with the iterations that fit; validations and the meta-test, with 15 queries per class,
+come on top. From then on a run is an ordinary one, of `--preset table3` with that many iterations, and its command is
+in OUT/README.md.
 
 The same command goes on where the last one stopped, within a run too. `--status` says what is done, `--page` writes
 OUT/README.md from the rows, beside published values. Other flags of metakm.run apply to every run.

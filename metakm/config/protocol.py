@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from metakm.config.ranges import RANGED, read_range
+from metakm.config.ranges import RANGED, read_class_split, read_range
 from metakm.errors import UserError, unknown_name
 from metakm.fields import flag, require
 from metakm.models.modes import BatchNormMode, TrainedPart
@@ -123,13 +122,14 @@ class RunProtocol:
         if self.split is None:
             if self.split_seed:
                 raise UserError(f"Expected --split with --split-seed {self.split_seed}, got none; give both or neither")
-        elif re.fullmatch(r"[1-9]\d{0,5}(/[1-9]\d{0,5}){2}", self.split) is None:
-            require(False, "split", "three numbers of classes, such as 64/16/20", self.split)
+        else:
+            read_class_split(self.split)
         for name, low in _at_least.items():
             value = getattr(self, name)
             require(hasattr(value, "__index__"), name, "a whole number", repr(value))
-            object.__setattr__(self, name, operator.index(value))  # also of numpy's
-            require(getattr(self, name) >= low, name, f"at least {low}", getattr(self, name))
+            value = operator.index(value)  # also of numpy's
+            object.__setattr__(self, name, value)
+            require(value >= low, name, f"at least {low}", value)
         for name, high in _at_most.items():
             require(getattr(self, name) <= high, name, f"at most {high}", getattr(self, name))
         require(self.patience is None or self.patience >= 1, "patience", "at least 1", self.patience)

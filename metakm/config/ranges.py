@@ -1,4 +1,4 @@
-"""Ranges of ways and shots, as text such as `5-20`."""
+"""Numbers that are given as text: ranges of ways and shots, such as `5-20`, and splits, such as `64/16/20`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,21 @@ import re
 from collections.abc import Sequence
 
 from metakm.errors import UserError
-from metakm.fields import flag
+from metakm.fields import flag, require
 
 RANGED = {"ways": 2, "shots": 1}
 """Fields that may be ranges in meta-training, as `train_<name>`, and the least number of each."""
+
+
+def read_class_split(text: str) -> tuple[int, ...]:
+    """The numbers of training, validation and test classes of a `--split`, such as 64/16/20.
+
+    Raises:
+        UserError: anything but three numbers.
+    """
+    valid = re.fullmatch(r"[1-9]\d{0,5}(/[1-9]\d{0,5}){2}", text) is not None
+    require(valid, "split", "three numbers of classes, such as 64/16/20", text)
+    return tuple(map(int, text.split("/")))
 
 
 def read_range(text: str, name: str) -> range:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from metakm.data.labels import label_array, names_of, plain_label
+from metakm.data.labels import label_array, names_in, names_of, plain_label
 from metakm.data.splits import SPLITS, split_hash
 from metakm.errors import UserError, unknown_name
 
@@ -130,9 +130,9 @@ class FewShotDataset:
         """Make a dataset from a `torch.utils.data.Dataset` with a length, whose items are pairs of image and label.
 
         An image is a PIL image in mode "L" or "RGB", or a tensor or array `[C, H, W]` of uint8, or of floats in
-        [0, 1], which are rounded to multiples of 1/255; all have the same size. A label is a number or a string; a list
-        `dataset.classes`, as torchvision's datasets have, names the numbers. Reads every item once, in order, and keeps
-        all images in memory, a byte per value. Otherwise see `from_arrays`.
+        [0, 1], which are rounded to multiples of 1/255; all have the same size. A label is a number or a string; if
+        `dataset.classes`, which torchvision's datasets have, lists a name for each number, classes have these names.
+        Reads every item once, in order, and keeps all images in memory, a byte per value. Otherwise see `from_arrays`.
 
         Raises:
             UserError: a dataset without a length, or an item that does not fit; it gives the item's number.
@@ -158,11 +158,8 @@ class FewShotDataset:
                     f"{index}; resize them in the dataset's transform"
                 )
         images, labels = np.stack([picture for picture, _ in pairs]), [label for _, label in pairs]
-        classes = getattr(dataset, "classes", None)
-        named = isinstance(classes, list | tuple) and all(isinstance(label, int | np.integer) for label in labels)
-        return cls.from_arrays(
-            images, labels, name=name, split=split, rotations=rotations, class_names=classes if named else None
-        )
+        names = names_in(dataset, labels)
+        return cls.from_arrays(images, labels, name=name, split=split, rotations=rotations, class_names=names)
 
 
 def offsets_of(counts: npt.ArrayLike) -> npt.NDArray[np.int64]:

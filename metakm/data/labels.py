@@ -94,6 +94,15 @@ def _kind(label: Any) -> str:
     return "number" if isinstance(label, numbers.Number | np.bool_) else type(label).__name__
 
 
+def names_in(dataset: Any, labels: Sequence[Any]) -> list[str] | None:
+    """`dataset.classes`, if it is a list of different names and each label is the number of one; else None."""
+    names = getattr(dataset, "classes", None)
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)):
+        return None
+    numbered = all(isinstance(label, int | np.integer) and 0 <= label < len(names) for label in labels)
+    return names if numbered else None
+
+
 def names_of(kinds: npt.NDArray[Any], class_names: Sequence[str]) -> tuple[str, ...]:
     """The names of the labels `kinds`, sorted, out of those of the labels 0, 1, ...
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from metakm.config.ranges import read_class_split
 from metakm.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -32,9 +32,7 @@ def divide(names: Sequence[str], sizes: str, seed: int, where: object) -> dict[s
     Raises:
         UserError: sizes that are not three numbers, or not those of all classes.
     """
-    if re.fullmatch(r"[1-9]\d{0,5}(/[1-9]\d{0,5}){2}", sizes) is None:
-        raise UserError(f"Expected three numbers of classes, such as 64/16/20, got {sizes!r}")
-    counts = [int(size) for size in sizes.split("/")]
+    counts = read_class_split(sizes)
     if sum(counts) != len(names):
         raise UserError(
             f"Expected --split to add up to the {len(names)} classes of {where}, got {sizes}, {sum(counts)} in all; "

@@ -222,7 +222,7 @@ def _rendezvous(rank: int, size: int, again: str) -> _Links:
     except RuntimeError as error:
         said = one_line(error)
         raise UserError(
-            f"Expected to reach torchrun on {os.environ['MASTER_ADDR']}, got {said}; check that that host accepts "
+            f"Expected to reach torchrun on {os.environ['MASTER_ADDR']}, got {said}; check that the host accepts "
             "connections from this one"
         ) from error
     found, connections = gather_peers(store, rank, size, from_torchrun("GROUP_RANK", 0))

@@ -84,7 +84,7 @@ class KernelModulationModel(BaseTuner):
         self._replace_module(parent, target_name, layer, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """Put a layer into the place of another, of any kind: peft's own needs one with a weight, as a head has not."""
+        """Replace a module; peft's own version fails for a head without a `weight`, such as a Sequential."""
         setattr(parent, child_name, new_module)
         device = next((tensor.device for tensor in child.parameters()), None)
         for name, module in new_module.named_modules():

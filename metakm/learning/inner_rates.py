@@ -27,7 +27,7 @@ def learned_rates(strategy: Strategy, options: SharedOptions, inner_lr: float, i
     """
     if not (math.isfinite(inner_lr) and inner_lr > 0):
         raise UserError(f"Expected inner_lr to be a positive number, got {inner_lr}")
-    if not isinstance(inner_steps, int) or inner_steps < 0:
+    if not hasattr(inner_steps, "__index__") or inner_steps < 0:
         raise UserError(f"Expected inner_steps to be a whole number, got {inner_steps!r}")
     if not options.learn_inner_lr:
         return nn.ParameterList()

@@ -38,36 +38,28 @@ def modulator_for(
         raise UserError(f"Expected an initialised weight in {name!r}, got a lazy one; run the model once first")
     if layer.weight.is_meta:
         raise UserError(f"Expected a weight with values in {name!r}, got one on the meta device; load it first")
-    network = _new(layer, modulator, start, depth, activation, init)
-    if not any(parameter.is_meta for parameter in network.parameters()):
-        _try(network, layer.weight, exact=start == "exact")
-    return network
-
-
-def _new(
-    layer: nn.Conv2d,
-    modulator: type[nn.Module],
-    start: Start,
-    depth: int,
-    activation: Activation,
-    init: Initialisation,
-) -> nn.Module:
     if hasattr(modulator, "for_weight"):
         if (depth, activation, init) != (DEPTH, "tanh", "identity"):
             raise UserError(
                 f"Expected no depth, activation or init for {modulator.__qualname__}, which has none, got "
                 f"{depth}, {activation!r} and {init!r}; leave them out"
             )
-        return _like(layer.weight, modulator.for_weight(layer.weight))
-    scale = start_scale(start, layer.weight)
-    if scale is not None and "scale" not in inspect.signature(modulator).parameters:
-        raise UserError(
-            f"Expected {modulator.__qualname__} to take a scale for an exact start, got none; add it, or pass "
-            'start="paper"'
-        )
-    scaled = {} if scale is None else {"scale": scale}
-    size = (layer.kernel_size[0], layer.kernel_size[1])
-    return _like(layer.weight, modulator(size, depth, activation, init, **scaled))
+        network: nn.Module = modulator.for_weight(layer.weight)
+    else:
+        scale = start_scale(start, layer.weight)
+        if scale is not None and "scale" not in inspect.signature(modulator).parameters:
+            raise UserError(
+                f"Expected {modulator.__qualname__} to take a scale for an exact start, got none; add it, or pass "
+                'start="paper"'
+            )
+        scaled = {} if scale is None else {"scale": scale}
+        size = (layer.kernel_size[0], layer.kernel_size[1])
+        network = modulator(size, depth, activation, init, **scaled)
+    if any(parameter.is_meta for parameter in network.parameters()):  # yet to be loaded
+        return network
+    network = network.to(layer.weight.device, layer.weight.dtype)
+    _try(network, layer.weight, exact=start == "exact")
+    return network
 
 
 @torch.no_grad()
@@ -87,13 +79,6 @@ def _try(network: nn.Module, weight: Tensor, exact: bool) -> None:
         raise UserError(f"Expected {name} to map a kernel {list(weight.shape)} to one of that shape, got {got}")
     if exact and not torch.allclose(made, weight, rtol=0, atol=EXACT * float(weight.abs().max())):
         raise UserError(
-            f'Expected {name} to return W at the start, as start="exact" says, got another kernel; see to its initial '
-            'values, or pass start="paper"'
+            f'Expected {name} to return W at the start, as start="exact" says, got another kernel; change its '
+            'initial values, or pass start="paper"'
         )
-
-
-def _like(weight: Tensor, network: nn.Module) -> nn.Module:
-    """`network` on the weight's device and in its precision, unless it is yet to be loaded, on the meta device."""
-    if any(parameter.is_meta for parameter in network.parameters()):
-        return network
-    return network.to(weight.device, weight.dtype)

@@ -14,7 +14,7 @@ from metakm.fields import flag
 from metakm.io.tensor_file import fingerprint_of
 from metakm.learning.learner import Learner
 from metakm.models.build import weights_fingerprint
-from metakm.run.build import load_splits, with_data_here
+from metakm.run.build import load_splits, make_sampler, with_data_here
 from metakm.run.loading import TrainedRun, load_run
 
 _log = logging.getLogger(__name__)
@@ -50,14 +50,19 @@ def warm_start(learner: Learner, config: RunConfig, splits: Mapping[str, object]
     return fingerprint_of(learner.state_dict())
 
 
-def same_data(run: TrainedRun, config: RunConfig) -> bool:
-    """Whether the config's training data are the run's, as far as that is known; a warning says if they are not."""
+def same_data(run: TrainedRun, config: RunConfig, tested: str) -> bool:
+    """Whether a config's data are those that the run was trained on, if that is known; a warning says if they are not.
+
+    Args:
+        tested: the split hash of the data to test on. If that is of one split alone, the training data are read, too.
+    """
+    if run.split_hash in ("", tested):
+        return True
     try:
-        parts = load_splits(config, "train")
+        here = make_sampler(config, "train").dataset.split_hash
     except UserError:  # samplers of the user's own, or a folder with the test split alone
         return True
-    here = parts[0].split_hash if len(parts) == 1 else DatasetsInTurn(tuple(parts)).split_hash
-    if run.split_hash in ("", here):
+    if run.split_hash == here:
         return True
     _log.warning(
         "the data called %s are not those that the run was trained on (split_hash %s, not %s): accuracies of both are "

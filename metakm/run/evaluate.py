@@ -68,7 +68,7 @@ class RunEvaluation:
         device = resolve_device(local_device(self.config.device))
         self.sampler = make_sampler(self.config, split, run.image_shape[0] if grey else None)
         require_shape(self.sampler.dataset.image_shape, run, self.config)
-        if other or not same_data(run, self.config):
+        if other or not same_data(run, self.config, self.sampler.dataset.split_hash):
             tested: object = self.sampler.dataset
             if grey:  # whose images equal none of the training's, so that they are compared in their colours
                 tested = DatasetsInTurn(tuple(load_splits(self.config, split)))
@@ -113,7 +113,7 @@ def evaluate(
         ways: classes in a task, where the strategy's head takes any number.
         shots, queries: support and query images of each class.
         image_size: side in pixels to which the images of another dataset are resized.
-        grey: test on grey images, with as many equal channels as the run was trained on.
+        grey: convert the test images to grey, repeated over the channels that the run was trained with.
         tasks: how many, from the first on.
         inner_steps: in each task.
         adapt: `all` that the inner loop adapts in training, or its `head` alone.

@@ -40,7 +40,7 @@ class EvaluateOptions:
     image_size: int | None = None
     """Side in pixels to which the images of another dataset are resized. Without it: that dataset's own."""
     adapt: Adapted = "all"
-    """all: what the inner loop adapts in training; head: the head alone, which shows what adapting the rest contributes."""  # noqa: E501
+    """all: what the inner loop adapts in training; head: the head alone, which shows what adapting the rest contributes at the test."""  # noqa: E501
     grey: bool = False
     """Convert the test images to grey, repeated over the channels that the run was trained with."""
     out: Path | None = None

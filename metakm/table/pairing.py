@@ -51,7 +51,7 @@ class Comparison:
 
     @property
     def seeds_to_tell(self) -> int | None:
-        """How many seeds would take the difference out of the noise, if these do not; None if that cannot be said."""
+        """About how many seeds the difference would need to exceed its interval; None if it does, or if unknown."""
         if self.verdict != "within noise":
             return None
         return seeds_to_tell(self.difference, self.seeds_ci95, self.tasks_ci95, self.rest_ci95, len(self.seeds))

@@ -149,6 +149,21 @@ def test_from_dataset_takes_a_torchvision_dataset(tmp_path: Path) -> None:
     made = FewShotDataset.from_dataset(found)
     assert made.image_shape == (3, 6, 6)
     assert made.images[:, 0, 0, 0].tolist() == [10, 200]
+    assert made.class_names == ("crow", "jay")
+
+
+@pytest.mark.parametrize("classes", [["only"], ["same", "same"], [("a", "b"), ("c",)], 2, None])
+def test_classes_of_a_dataset_that_do_not_name_its_labels_are_left_aside(classes: object) -> None:
+    items = Items((np.zeros((1, 2, 2), np.uint8), 0), (np.zeros((1, 2, 2), np.uint8), 1))
+    items.classes = classes  # type: ignore[attr-defined]
+    assert FewShotDataset.from_dataset(items).class_names == ("0", "1")
+
+
+def test_class_names_must_name_every_label() -> None:
+    assert FewShotDataset.from_arrays(IMAGES, [0, 0, 0, 1, 1], class_names=["crow", "jay"]).class_names[1] == "jay"
+    for labels in ([0, 0, 0, 2, 2], [-1, 0, 0, 1, 1], ["a", "a", "b", "b", "b"]):
+        with pytest.raises(UserError, match="Expected labels from 0 to 1, one for each of the class names"):
+            FewShotDataset.from_arrays(IMAGES, labels, class_names=["crow", "jay"])
 
 
 GOOD = (np.zeros((1, 2, 2), np.uint8), 0)

@@ -146,6 +146,12 @@ def test_merged_and_unloaded_is_the_plain_network():
     assert merged.state_dict().keys() == Mixed().state_dict().keys()
 
 
+def test_a_head_of_several_layers_is_merged_and_unloaded_too():
+    model, x = trained(adapted(mobilenet, "classifier")), images()
+    expected = model(x)
+    torch.testing.assert_close(model.merge_and_unload()(x), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_unmerge_follows_a_model_that_has_changed_its_precision():
     model, x = trained(adapted()), images()
     expected = model(x)

@@ -19,6 +19,7 @@ from metakm.cli.progress import Progress
 from metakm.config import RunConfig
 from metakm.data import Episodes
 from metakm.registry import isolated
+from metakm.run import build
 from metakm.run.__main__ import main
 from metakm.run.evaluate import RunEvaluation
 from metakm.run.evaluate import main as evaluate_main
@@ -473,3 +474,10 @@ def test_images_of_another_shape_than_trained_on_are_refused(run, monkeypatch, c
     )
     assert evaluate(run) == 2
     assert "Expected images of [3, 84, 84], which the run was trained on, got [1, 28, 28]" in capsys.readouterr().err
+
+
+def test_the_training_data_are_not_read_to_test_on_the_same_data(run, monkeypatch):
+    read, load = [], build.load_dataset
+    monkeypatch.setattr(build, "load_dataset", lambda name, **how: (read.append(how["split"]), load(name, **how))[1])
+    metakm.evaluate(run, tasks=2, device="cpu")
+    assert read == ["test"]

@@ -156,6 +156,12 @@ def test_a_split_that_does_not_fit_the_folder_is_refused(flat, tmp_path, capsys,
     assert "leave --split out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("split", ["5/5", "a/b/c", "4/2/2/2", "10/0/0", ""])
+def test_a_split_of_anything_but_three_numbers_is_refused_in_python_too(flat, split):
+    with pytest.raises(metakm.UserError, match="Expected --split to be three numbers of classes, such as 64/16/20"):
+        metakm.load_dataset("folder", split="train", root=flat, class_split=split)
+
+
 def test_two_ranges_for_one_thing_are_refused_in_python_too():
     with pytest.raises(metakm.UserError, match="range in --shots or in --train-shots, got both"):
         metakm.RunConfig(shots="1-5", train_shots="2-3")

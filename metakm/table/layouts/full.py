@@ -50,7 +50,7 @@ _FOOTNOTES_OF_PAIRS = (
     "Above or below: the difference exceeds sqrt(seeds^2 + tasks^2) of its intervals; with one seed, that over tasks, "
     "which does not cover other seeds.",
     "The number of seeds needed assumes that the difference and its spread stay the same; there is none where only "
-    "more tasks could lift the difference out of the noise.",
+    "more tasks could make the interval narrow enough.",
 )
 _FOOTNOTES = (
     "± of measured rows, half-widths of 95 % intervals: (seeds) Student-t over seeds; (tasks) 1.96 std / sqrt(n) over "
