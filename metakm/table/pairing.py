@@ -16,7 +16,7 @@ from metakm.learning.statistics import combined_interval, paired_difference, see
 from metakm.table.cells import PROVENANCE, Cell, names_by_value
 from metakm.table.collect import RecordedRun
 
-Verdict = Literal["above", "below", "within noise"]
+Verdict = Literal["above", "below", "within noise", "one seed"]
 # Settings that every preset has in common for all strategies.
 _ALIKE = ("queries", "test_queries", "meta_batch", "iterations", "schedule", "ema", "select", "val_tasks")
 
@@ -31,22 +31,24 @@ class Comparison:
     difference: float
     tasks_ci95: float | None  # over tasks, of the difference averaged over these seeds' models
     seeds_ci95: float | None  # over seeds; None for one seed
-    rest_ci95: float | None  # the part of tasks_ci95 that shrinks with more seeds; None for one seed
+    rest_ci95: float | None  # what both contain; None for one seed
     caveats: tuple[str, ...]  # what else differs between them
 
     @property
     def ci95(self) -> float | None:
         """Half-width over seeds and tasks combined; with one seed, over tasks only."""
-        return combined_interval(self.seeds_ci95, self.tasks_ci95)
+        return combined_interval(self.seeds_ci95, self.tasks_ci95, self.rest_ci95)
 
     @property
     def verdict(self) -> Verdict:
         """Above or below if the difference exceeds its combined interval over seeds and tasks.
 
-        With one seed, the verdict is about these trained models, not about the strategies.
+        One seed tells at most that these trained models differ, not that the strategies do.
         """
         if self.ci95 is None or abs(self.difference) <= self.ci95:
             return "within noise"
+        if self.seeds_ci95 is None:
+            return "one seed"
         return "above" if self.difference > 0 else "below"
 
     @property

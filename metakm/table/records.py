@@ -16,10 +16,10 @@ Record = dict[str, Any]
 Records = dict[str, list[Record]]  # by kind
 RECORD_COLUMNS = (
     "kind", "block", "method", "algo", "preset", "changes", "dataset", "ways", "shots", "bn_mode", "accuracy_percent",
-    "seeds_ci95_percent", "tasks_ci95_percent", "n_seeds", "n_tasks", "adapted_parameters", "ratio_to_maml", "runs",
-    "plus_minus_percent", "plus_minus_meaning", "source", "first", "second", "difference_points",
-    "difference_seeds_ci95_points", "difference_tasks_ci95_points", "seeds", "verdict", "seeds_to_tell",
-    "claimed", "run_id", "reason",
+    "ci95_percent", "seeds_ci95_percent", "tasks_ci95_percent", "n_seeds", "n_tasks", "adapted_parameters",
+    "ratio_to_maml", "runs", "plus_minus_percent", "plus_minus_meaning", "source", "first", "second",
+    "difference_points", "difference_ci95_points", "difference_seeds_ci95_points", "difference_tasks_ci95_points",
+    "seeds", "verdict", "seeds_to_tell", "claimed", "run_id", "reason",
 )  # fmt: skip
 
 
@@ -96,6 +96,7 @@ def _measured(cell: Cell) -> Record:
         **_setting(cell.setting),
         "bn_mode": cell.bn_mode,
         "accuracy_percent": _rounded(cell.mean),
+        "ci95_percent": _rounded(cell.ci95),
         "seeds_ci95_percent": _rounded(cell.seeds_ci95),
         "tasks_ci95_percent": _rounded(cell.tasks_ci95),
         "n_seeds": cell.n_seeds,
@@ -112,6 +113,7 @@ def _comparison(c: Comparison) -> Record:
         "first": c.first.protocol.label,
         "second": c.second.protocol.label,
         "difference_points": _rounded(c.difference),
+        "difference_ci95_points": _rounded(c.ci95),
         "difference_seeds_ci95_points": _rounded(c.seeds_ci95),
         "difference_tasks_ci95_points": _rounded(c.tasks_ci95),
         "seeds": " ".join(map(str, c.seeds)),

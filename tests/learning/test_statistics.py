@@ -58,7 +58,8 @@ def test_one_task_has_no_interval_over_tasks():
     paired = paired_difference(np.array([[0.5], [0.75]]), np.array([[0.25], [0.25]]))
     assert paired.mean == 0.375
     assert paired.tasks_ci95 is None
-    assert paired.seeds_ci95 == pytest.approx(12.706205 * 0.125, rel=1e-6)
+    assert paired.seeds_ci95 == pytest.approx(4.302653 * 0.125, rel=1e-6)
+    assert paired.ci95 == paired.seeds_ci95
 
 
 def test_zero_variance_has_zero_width():
@@ -69,13 +70,14 @@ def test_zero_variance_has_zero_width():
 
 
 def test_paired_by_hand():
-    # by task the differences over both seeds are 0.1, 0.2, 0.3; by seed 0.25 and 0.15
+    # by task the differences over both seeds are 0.1, 0.2, 0.3; means by seed 0.65 and 0.55 against 0.4 and 0.4
     first = np.array([[0.55, 0.65, 0.75], [0.45, 0.55, 0.65]])
     second = np.array([[0.4, 0.4, 0.4], [0.4, 0.4, 0.4]])
-    mean, tasks_ci95, seeds_ci95, _ = paired_difference(first, second)
+    mean, tasks_ci95, seeds_ci95, rest_ci95 = paired_difference(first, second)
     assert mean == pytest.approx(0.2)
     assert tasks_ci95 == pytest.approx(1.96 * 0.1 / np.sqrt(3))
-    assert seeds_ci95 == pytest.approx(12.706205 * 0.05, rel=1e-6)
+    assert seeds_ci95 == pytest.approx(4.302653 * 0.05, rel=1e-6)  # t(0.975, 2) sqrt((0.005 + 0) / 2)
+    assert rest_ci95 == pytest.approx(0, abs=1e-9)
 
 
 def test_intervals_add_in_quadrature_and_one_stands_for_itself():
@@ -83,6 +85,9 @@ def test_intervals_add_in_quadrature_and_one_stands_for_itself():
     assert combined_interval(None, 4.0) == 4.0
     assert combined_interval(3.0, None) == 3.0
     assert combined_interval(None, None) is None
+    assert combined_interval(3.0, 4.0, 3.0) == 4.0, "what both contain counts once"
+    assert combined_interval(1.0, 1.0, 2.0) == 0.0
+    assert combined_interval(None, 4.0, None) == 4.0
 
 
 def test_the_combined_interval_holds_the_mean_where_the_larger_does_not():
@@ -93,8 +98,23 @@ def test_the_combined_interval_holds_the_mean_where_the_larger_does_not():
     zero = np.zeros((seeds, tasks))
     found = [paired_difference(one, zero) for one in of_seed + of_task]
     larger = np.mean([abs(d.mean) <= max(d.seeds_ci95, d.tasks_ci95) for d in found])
-    both = np.mean([abs(d.mean) <= combined_interval(d.seeds_ci95, d.tasks_ci95) for d in found])
-    assert larger < 0.93 < 0.945 < both < 0.98
+    both = np.mean([abs(d.mean) <= d.ci95 for d in found])
+    assert larger < 0.93 < 0.94 < both < 0.97
+
+
+@pytest.mark.parametrize(("of_seed", "of_task", "rest"), [(0.0, 3, 9), (0.3, 3, 9), (0.6, 0, 9), (0.1, 2, 20)])
+def test_the_combined_interval_of_three_seeds_holds_the_difference_in_95_of_100_cases(of_seed, of_task, rest):
+    """Two strategies with effects of their own seeds and a rest, on tasks that are the same for both."""
+    generator, seeds, tasks, held = np.random.default_rng(1), 3, 60, []
+    for _ in range(1500):
+        common = generator.normal(0, 5, tasks)
+        first, second = (
+            common + generator.normal(0, of_seed, (seeds, 1)) + generator.normal(0, rest, (seeds, tasks))
+            for _ in range(2)
+        )
+        found = paired_difference(first + generator.normal(0, of_task, tasks), second)
+        held.append(abs(found.mean) <= found.ci95)
+    assert 0.935 < np.mean(held) < 0.975
 
 
 @settings(deadline=None, max_examples=60)
@@ -108,9 +128,9 @@ def test_seeds_equal_scipy(values):
 @given(arrays(np.float64, st.tuples(st.just(2), st.integers(2, 5), st.integers(2, 6)), elements=accuracies))
 def test_paired_equals_scipy(pair):
     first, second = pair
-    assume((first - second).mean(axis=1).std() > 0)
+    assume(first.mean(axis=1).std() > 0 and second.mean(axis=1).std() > 0)
     mean, tasks_ci95, seeds_ci95, _ = paired_difference(first, second)
-    by_seed = stats.ttest_rel(first.mean(axis=1), second.mean(axis=1))
+    by_seed = stats.ttest_ind(first.mean(axis=1), second.mean(axis=1))
     assert mean == pytest.approx(first.mean() - second.mean(), abs=1e-12)
     assert seeds_ci95 == pytest.approx(half_width(by_seed), abs=1e-12)
     assert tasks_ci95 == pytest.approx(1.96 * stats.sem((first - second).mean(axis=0)), abs=1e-12)
@@ -126,12 +146,16 @@ def test_what_cannot_be_paired_is_refused(first, second):
 def test_so_many_seeds_of_the_same_spread_tell(spread):
     """With that many seeds the combined interval leaves out zero, with one fewer it does not."""
     tasks, few = 0.3, np.array([1 - spread, 1, 1 + spread])
-    needed = seeds_to_tell(1.0, interval_over_seeds(few), tasks, None, 3)
+
+    def over_seeds(values):
+        return paired_difference(values[:, None], np.zeros((len(values), 1))).seeds_ci95
+
+    needed = seeds_to_tell(1.0, over_seeds(few), tasks, None, 3)
 
     def width(n):
         values = np.resize([1.0, -1.0], n)
         values = (values - values.mean()) / np.std(values, ddof=1) * np.std(few, ddof=1)
-        return combined_interval(interval_over_seeds(values), tasks)
+        return combined_interval(over_seeds(values), tasks)
 
     assert width(needed) < 1 <= width(needed - 1)
 
@@ -156,4 +180,5 @@ def test_more_seeds_shrink_the_part_of_the_interval_over_tasks_that_is_not_the_t
     assert rest == pytest.approx(1.96**2 * r**2 / (3 * n), rel=0.02)
     foretold = np.mean([each.tasks_ci95**2 for each in few]) - rest + rest * 3 / 12
     assert foretold == pytest.approx(np.mean([each.tasks_ci95**2 for each in many]), rel=0.05)
-    assert seeds_to_tell(1.0, 0.1, 1.1, 1.0, 3) == 4  # 1.21 - 1 + 3 / S + (the seeds' part) < 1
+    # 1.21 - 1 + (t(0.975, 2 S - 2) 1.248)^2 / S < 1, where 1.248 is 2 sqrt(3) / t(0.975, 4)
+    assert seeds_to_tell(1.0, 2.0, 1.1, 1.0, 3) == 9

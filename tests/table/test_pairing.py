@@ -12,7 +12,7 @@ from metakm.table.setting import TABLE3
 
 
 def test_paired_comparison_by_hand(tmp_path):
-    # by task the differences over both seeds are 10, 20, 30 points; by seed 25 and 15
+    # by task the differences over both seeds are 10, 20, 30 points; means by seed 65 and 55 against 40 and 40
     for seed, ours in enumerate([[0.55, 0.65, 0.75], [0.45, 0.55, 0.65]]):
         write_run(tmp_path / f"km{seed}", "km", ours, seed)
         write_run(tmp_path / f"anil{seed}", "anil", [0.4, 0.4, 0.4], seed)
@@ -21,11 +21,12 @@ def test_paired_comparison_by_hand(tmp_path):
     assert (c.seeds, c.caveats) == ((0, 1), ())
     assert c.difference == pytest.approx(20)
     assert c.tasks_ci95 == pytest.approx(1.96 * 10 / np.sqrt(3))
-    assert c.seeds_ci95 == pytest.approx(12.706205 * 5, rel=1e-6)
+    assert c.seeds_ci95 == pytest.approx(4.302653 * 5, rel=1e-6)
     assert c.verdict == "within noise"  # beyond the interval over tasks, within that over seeds
-    assert c.seeds_to_tell == 4  # 3.182 * 7.071 / 2 = 11.25 < sqrt(20^2 - 11.32^2) = 16.49 < 4.303 * 7.071 / sqrt(3)
+    # 2.776 * 7.071 / sqrt(3) = 11.33 < sqrt(20^2 - 11.32^2) = 16.49 < 4.303 * 7.071 / sqrt(2)
+    assert c.seeds_to_tell == 3
     text = render_comparisons((c,), (), table_of(tmp_path))
-    assert "within noise; about 4 seeds needed" in text
+    assert "within noise; about 3 seeds needed" in text
 
 
 def test_why_cells_are_not_compared_is_said_in_a_selection_too(tmp_path):
@@ -42,8 +43,9 @@ def test_why_cells_are_not_compared_is_said_in_a_selection_too(tmp_path):
 )
 def test_km_is_marked_beside_the_claim(tmp_path, shift, verdict, mark):
     anil = np.array([0.5, 0.52, 0.48, 0.5])
-    write_run(tmp_path / "anil", "anil", anil)
-    write_run(tmp_path / "km", "km", anil + shift + np.array([0.01, -0.01, 0, 0]))
+    for seed in (0, 1):
+        write_run(tmp_path / f"anil{seed}", "anil", anil, seed)
+        write_run(tmp_path / f"km{seed}", "km", anil + shift + np.array([0.01, -0.01, 0, 0]), seed)
     table = table_of(tmp_path)
     (claim,) = [claim for claim in table.claims if claim.measured]
     assert (claim.peer, claim.setting, claim.claimed) == ("anil", TABLE3[0], True)
@@ -53,13 +55,26 @@ def test_km_is_marked_beside_the_claim(tmp_path, shift, verdict, mark):
     assert f"{verdict} (not the published protocol)" in text
 
 
+def test_one_seed_does_not_tell(tmp_path):
+    anil = np.array([0.5, 0.52, 0.48, 0.5])
+    write_run(tmp_path / "anil", "anil", anil)
+    write_run(tmp_path / "km", "km", anil + 0.2 + np.array([0.01, -0.01, 0, 0]))
+    table = table_of(tmp_path)
+    (claim,) = [claim for claim in table.claims if claim.measured]
+    assert (claim.measured[0].verdict, claim.measured[0].seeds_to_tell) == ("one seed", None)
+    full, compact = render_table(table), render_table(table, layout="compact")
+    assert "(tasks) >ANIL" not in full
+    assert "one seed (not the published protocol)" in full
+    assert "+20.00 +- 0.80 (1)" in compact
+
+
 def test_the_papers_claims_are_those_of_its_text(tmp_path):
     claimed = {(claim.peer, claim.setting) for claim in table_of(tmp_path).claims if claim.claimed}
     assert claimed == {*(("anil", setting) for setting in TABLE3), ("maml", TABLE3[0]), ("maml", TABLE3[3])}
 
 
 def test_a_difference_between_its_larger_interval_and_both_together_is_not_separated(tmp_path):
-    # by task 5 and 15 points over both seeds, by seed 10 -+ x: 1.96 * 5 over tasks, 12.706 x over seeds
+    # by task 5 and 15 points over both seeds, by seed 10 -+ x: 1.96 * 5 over tasks, 4.303 x over seeds
     for name, half, verdict in (("one", 0.001, "above"), ("both", 0.005, "within noise")):
         for seed, shift in enumerate((half, -half)):
             write_run(tmp_path / name / f"km{seed}", "km", np.array([0.45, 0.55]) + shift, seed)
@@ -67,7 +82,7 @@ def test_a_difference_between_its_larger_interval_and_both_together_is_not_separ
         ((c,), _) = comparisons_between(table_of(tmp_path / name).cells, "km", "anil")
         assert c.difference == pytest.approx(10)
         assert c.tasks_ci95 == pytest.approx(1.96 * 5)
-        assert c.seeds_ci95 == pytest.approx(12.706205 * 100 * half, rel=1e-6)
+        assert c.seeds_ci95 == pytest.approx(4.302653 * 100 * half, rel=1e-6)
         assert max(c.tasks_ci95, c.seeds_ci95) < c.difference
         assert c.ci95 == pytest.approx(np.sqrt(c.tasks_ci95**2 + c.seeds_ci95**2))
         assert c.verdict == verdict

@@ -54,12 +54,14 @@ def _claims(table: Table) -> Grid:
         if any(c.seeds_to_tell is not None for c in measured.values()):
             counted = "(seeds; k of n: n needed)"
     header = ("KM minus", *(setting.title for setting in settings))
-    return Grid(f"KM minus the others, points: > higher, < lower, ~ within noise {counted}", header, tuple(lines))
+    marks = "> higher, < lower (not with one seed), ~ within noise"
+    return Grid(f"KM minus the others, points: {marks} {counted}", header, tuple(lines))
 
 
 def _format_difference(c: Comparison) -> str:
+    mark = f" {MARKS[c.verdict]}" if c.verdict in MARKS else ""
     needed = "" if c.seeds_to_tell is None else f" of {c.seeds_to_tell}"
-    return f"{_format_interval(f'{c.difference:+.2f}', c.ci95)} {MARKS[c.verdict]} ({len(c.seeds)}{needed})"
+    return f"{_format_interval(f'{c.difference:+.2f}', c.ci95)}{mark} ({len(c.seeds)}{needed})"
 
 
 def _format_interval(text: str, width: float | None) -> str:
@@ -92,6 +94,7 @@ def _footnotes(table: Table) -> Iterator[str]:
     if table.cells:
         yield (
             "± of measured rows and differences: the 95 % interval over seeds (Student-t) and meta-test tasks, "
-            "combined in quadrature; with one seed, over tasks alone. The number of seeds is in parentheses."
+            "combined in quadrature, what both contain counted once; with one seed, over tasks alone. The number of "
+            "seeds is in parentheses."
         )
         yield "A measured row is named by strategy and preset. Only preset paper is the published protocol."

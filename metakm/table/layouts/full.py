@@ -45,10 +45,11 @@ def layout_comparisons(comparisons: Sequence[Comparison], refused: Sequence[str]
 
 
 _FOOTNOTES_OF_PAIRS = (
-    "Differences: (seeds) is the 95 % Student-t interval of the mean difference over seeds; (tasks) is 1.96 std / "
-    "sqrt(n) of the differences by meta-test task, each averaged over the seeds: it holds for these trained models.",
-    "Above or below: the difference exceeds sqrt(seeds^2 + tasks^2) of its intervals; with one seed, that over tasks, "
-    "which does not cover other seeds.",
+    "Differences: (seeds) is the 95 % Student-t interval of the difference between two samples of mean accuracies, one "
+    "per seed; (tasks) is 1.96 std / sqrt(n) of the differences by meta-test task, each averaged over the seeds: it "
+    "holds for these trained models.",
+    "Above or below: the difference exceeds sqrt(seeds^2 + tasks^2 - rest^2) of its intervals, where the rest is what "
+    "both contain. One seed does not tell: a difference that exceeds its interval over tasks is of these models.",
     "The number of seeds needed assumes that the difference and its spread stay the same; there is none where only "
     "more tasks could make the interval narrow enough.",
 )
@@ -57,8 +58,8 @@ _FOOTNOTES = (
     "meta-test tasks, of the mean over seeds: it holds for these trained models.",
     "A measured row is named by strategy, preset, and what was changed in the preset. Only rows of preset paper "
     "without changes follow the published protocol and can confirm or contradict a claim; quick is scaled down.",
-    "> < ~ after a KM row: above, below, or within noise of the row of the same preset and changes; in the paper's "
-    "own row: what its text claims.",
+    "> < ~ after a KM row: above, below, or within noise of the row of the same preset and changes; neither above nor "
+    "below with one seed; in the paper's own row: what its text claims.",
     *_FOOTNOTES_OF_PAIRS,
 )
 
@@ -112,7 +113,7 @@ def _format_cell(table: Table, cell: Published | Cell | None) -> str:
         claims = [f">{peer.upper()}" for peer in ("anil", "maml") if own and (peer, cell.setting) in KM_CLAIMED_ABOVE]
         return " ".join([f"{cell.accuracy:.2f} ± {cell.plus_minus:.2f}", *claims])
     found = {peer: table.comparison(cell, peer) for peer in ("anil", "maml") if cell.algo == "km"}
-    marks = [f"{MARKS[c.verdict]}{peer.upper()}" for peer, c in found.items() if c is not None]
+    marks = [f"{MARKS[c.verdict]}{peer.upper()}" for peer, c in found.items() if c is not None and c.verdict in MARKS]
     return " ".join([_format_intervals(f"{cell.mean:.2f}", cell.seeds_ci95, cell.tasks_ci95), *marks])
 
 
