@@ -51,7 +51,9 @@ def _of(config: scratch.ScratchConfig, **changes: Any) -> AblationConfig:
 PRESETS: dict[ExperimentPreset, AblationConfig] = {
     "quick": _of(scratch.PRESETS["quick"], epochs=4, train_images=6400),
     "short": _of(
-        scratch.PRESETS["short"], epochs=2, methods=("default", "sin", "relu", "diagonal", "depth-1", "depth-10")
+        scratch.PRESETS["short"],
+        epochs=2,
+        methods=("default", "sin", "relu", "orthogonal", "diagonal", "depth-1", "depth-10"),
     ),
     "paper": _of(scratch.PRESETS["paper"]),
 }

@@ -4,12 +4,13 @@ full: every parameter of the CIFAR ResNet-32.
 bl: its norm affine and classifier; convolutions stay random.
 km: bl with explicit kernel modulation. km-channel: with the modulator that also mixes neighbouring channels.
 sn: a small ResNet of as many parameters: ResNet-8 of width 5 with projection shortcuts, all trained.
-ld: random bases descent on 8,000 directions of a ResNet-8 (see `random_bases`), without momentum and weight decay.
+ld: random bases descent on 8,000 directions of a ResNet-8 (see `random_bases`), without momentum and weight decay; a
+    projection in every block gives it the paper's 78.3 K parameters.
 ld-constant: the same with a learning rate that stays as it is, as published.
 tbn: norm affine of a ResNet-110 with projection shortcuts, gamma from U(0, 1), nothing else (Frankle et al. 2021).
 
-For sn, ld and tbn, the paper only cites sources. Widths and shortcuts are chosen here to match its counts of trainable
-parameters; its 78.3 K parameters of ld in all are 78,042 here.
+For sn, ld and tbn, the paper only cites sources. Widths and shortcuts are chosen here to match its counts of
+parameters.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import nn
 
@@ -46,13 +47,13 @@ DIRECTIONS, COMPARTMENTS = 8000, 64
 class FromScratchConfig(ExperimentConfig):
     """Train residual networks from random weights."""
 
-    residual_start: float = 1.0
-    """Where the scale of each residual block's last norm starts; tbn draws its own."""
+    residual_start: float | None = None
+    """Where the scale of each residual block's last norm starts; tbn draws its own. Without it: as chosen for each method together with its rate, else 1."""  # noqa: E501
 
     def __post_init__(self) -> None:
         super().__post_init__()
         start = self.residual_start
-        require(math.isfinite(start) and start >= 0, "residual_start", "0 or more", start)
+        require(start is None or (math.isfinite(start) and start >= 0), "residual_start", "0 or more", start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,26 +86,44 @@ PRESETS: dict[ExperimentPreset, ScratchConfig] = {
         schedule="cosine",
         hold_out=True,
     ),
-    "short": replace(_PAPER, preset="short", epochs=4, schedule="cosine"),
+    "short": replace(_PAPER, preset="short", epochs=4, batch=64, schedule="cosine"),
     "paper": _PAPER,
 }
 
-# Chosen on the validation part from 0.03, 0.1, 0.3 and so on (results/experiments/README.md lists the runs).
-_QUICK_RATES = {"full": 0.03, "bl": 0.03, "km": 0.03, "km-channel": 0.03, "sn": 0.3, "ld": 3.0, "tbn": 0.1}
-# Published: 0.1 for full (He et al. 2016) and tbn (Frankle et al. 2021). The others have none; 0.1 is full's, and ld's
-# is that of the quick preset, since its published one goes with another scale of the bases. Those of short were not
-# chosen yet; they are those of paper.
-_RATES: dict[ExperimentPreset, dict[str, float]] = {"quick": _QUICK_RATES, "paper": {"ld": 3.0}, "short": {"ld": 3.0}}
-DEFAULT_RATE = 0.1
+
+class Start(NamedTuple):
+    """How a method starts: its learning rate, and the scale of each residual block's last norm."""
+
+    learning_rate: float = 0.1
+    residual_start: float = 1.0
+
+
+CHOSEN: dict[ExperimentPreset, dict[str, Start]] = {
+    "quick": {
+        "full": Start(0.03),
+        "bl": Start(0.03),
+        "km": Start(0.03),
+        "km-channel": Start(0.03),
+        "sn": Start(0.3),
+        "ld": Start(3.0),
+    },
+    "short": {"ld": Start(3.0)},
+    "paper": {"ld": Start(3.0)},
+}
+"""Chosen on the validation part (results/experiments/README.md lists the runs). Of paper, only 0.1 for full (He et al.
+2016) and tbn (Frankle et al. 2021) is published; ld's is that of quick, since its own goes with another scale of the
+bases. Those of short were not chosen yet."""
 _CONSTANT = "-constant"
 
 
 def method_config(config: FromScratchConfig, experiment: str, method: str) -> MethodConfig:
     """The config of one run: what the method settles where nothing is given; plain SGD for `ld`."""
     kind = method.removesuffix(_CONSTANT)
-    rates = _RATES[config.preset]
-    rate = config.learning_rate or rates.get(method) or rates.get(kind, DEFAULT_RATE)
-    start = 1.0 if kind == "tbn" else config.residual_start
+    chosen = CHOSEN[config.preset].get(method) or CHOSEN[config.preset].get(kind, Start())
+    rate = config.learning_rate or chosen.learning_rate
+    start = config.residual_start
+    if start is None or kind == "tbn":
+        start = chosen.residual_start
     plain = kind == "ld"
     return MethodConfig(
         config,
@@ -146,8 +165,8 @@ def _sn(_seed: int, start: float) -> MethodSetup:
 
 
 def _ld(seed: int, start: float) -> MethodSetup:
-    model = cifar_classifier(8, CLASSES, shortcut="projection", residual_start=start)
-    return MethodSetup("resnet8-projection", model, RandomBases(DIRECTIONS, COMPARTMENTS, seed))
+    model = cifar_classifier(8, CLASSES, shortcut="all-projections", residual_start=start)
+    return MethodSetup("resnet8-all-projections", model, RandomBases(DIRECTIONS, COMPARTMENTS, seed))
 
 
 def _tbn(_seed: int, _start: float) -> MethodSetup:

@@ -115,7 +115,7 @@ PRESETS: dict[ExperimentPreset, TransferConfig] = {
     ),
     "short": TransferConfig(
         preset="short",
-        methods=("tbl-1", "nc", "tkm-1", "tkm-2", "tbl-2"),
+        methods=("tbl-1", "nc", "tkm-1", "tkm-2", "ttl", "tbl-2"),
         dataset="flowers",
         backbone=LITE0,
         weights="pretrained",
@@ -222,8 +222,8 @@ def tiny_tl(model: nn.Module, classifier: str) -> nn.Module:
     insert_lite_residuals(model)
     for module in model.modules():
         if isinstance(module, LiteResidual):
-            for name, part in module.named_children():
-                part.requires_grad_(name != "conv")
+            for parameter in module.branch():
+                parameter.requires_grad_(True)
     model.get_submodule(classifier).requires_grad_(True)
     return model
 

@@ -14,7 +14,7 @@ from metakm.models.layers import BatchNorm2d, Conv2d, join_tasks, split_tasks
 from metakm.models.modes import BatchNormMode
 from metakm.models.registry import register_backbone
 
-Shortcut = Literal["padding", "projection"]
+Shortcut = Literal["padding", "projection", "all-projections"]
 
 
 class Layers(NamedTuple):
@@ -44,9 +44,8 @@ class BasicBlock(nn.Module):
         self.norm2 = layers.norm(filters)
         self.in_channels, self.filters, self.stride = in_channels, filters, stride
         self.projection: nn.Module | None = None
-        if shortcut == "projection" and (stride > 1 or in_channels != filters):
-            conv = layers.conv(in_channels, filters, 1, stride=stride, bias=False)
-            self.projection = nn.Sequential(conv, layers.norm(filters))
+        if shortcut == "all-projections" or (shortcut == "projection" and (stride > 1 or in_channels != filters)):
+            self.projection = nn.Sequential(layers.conv(in_channels, filters, 1, bias=False), layers.norm(filters))
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
@@ -56,14 +55,15 @@ class BasicBlock(nn.Module):
     def _shortcut(self, x: Tensor) -> Tensor:
         """Option A: every `stride`-th pixel, missing channels filled with zeros, half on either side.
 
-        With a projection (option B): a strided 1x1 convolution and a norm.
+        With a projection: a 1x1 convolution of these pixels and a norm.
         """
+        if self.stride > 1:
+            x = x[:, :, :: self.stride, :: self.stride]
         if self.projection is not None:
             projected: Tensor = self.projection(x)
             return projected
-        if self.stride == 1 and self.in_channels == self.filters:
+        if self.in_channels == self.filters:
             return x
-        x = x[:, :, :: self.stride, :: self.stride]
         by_task = x.reshape(len(x), -1, self.in_channels, *x.shape[2:])  # [n, T, C, h, w]
         before = (self.filters - self.in_channels) // 2
         after = self.filters - self.in_channels - before
@@ -82,7 +82,8 @@ class CifarResNet(nn.Module):
     Args:
         bn_mode: where batch statistics come from; not used with `layers`.
         width: channels of the first stage; the second and third have two and four times as many.
-        shortcut: where the shape changes: `padding` is option A, without parameters; `projection` is option B.
+        shortcut: `padding` is option A, without parameters; `projection` is option B, 1x1 convolutions where the shape
+            changes; `all-projections` is option C, one in every block.
         layers: the layers to build from, for example `PLAIN`; None: layers whose weights may have a task axis.
         residual_start: where the scale of the last norm of each block starts. 0 makes each block the identity at first
             (Goyal et al. 2017, Sec. 5.1); 1 is as published.

@@ -28,7 +28,7 @@ def test_trainable_parameters_are_the_papers():
     assert counts["km"] == (7_944, 469_176)  # 7.9 K of 470 K
     assert counts["sn"] == (8_005, 8_005)  # 8.0 K
     assert counts["tbn"] == (8_288, 1_730_714)  # 8.3 K of 1.7 M
-    assert counts["ld"] == (78_042, 78_042)  # moved along 8.0 K directions
+    assert counts["ld"] == (78_330, 78_330)  # 78.3 K, moved along 8.0 K directions
     assert counts["ld-constant"] == counts["ld"]
     assert scratch.method_setup("ld", seed=0).map_gradient.directions == 8000
 
@@ -232,10 +232,23 @@ def test_ld_constant_may_have_a_rate_of_its_own(monkeypatch):
     def rates():
         return [scratch.method_config(short, "scratch", name).learning_rate for name in ("ld", "ld-constant")]
 
-    monkeypatch.setitem(scratch._RATES, "short", {"ld": 3.0})
+    monkeypatch.setitem(scratch.CHOSEN, "short", {"ld": scratch.Start(3.0)})
     assert rates() == [3.0, 3.0]
-    monkeypatch.setitem(scratch._RATES, "short", {"ld": 3.0, "ld-constant": 1.0})
+    monkeypatch.setitem(scratch.CHOSEN, "short", {"ld": scratch.Start(3.0), "ld-constant": scratch.Start(1.0)})
     assert rates() == [3.0, 1.0]
+
+
+def test_a_method_starts_as_was_chosen_unless_told(monkeypatch):
+    monkeypatch.setitem(scratch.CHOSEN, "short", {"km": scratch.Start(0.3, 0.2)})
+    short = scratch.PRESETS["short"]
+
+    def start(told):
+        made = scratch.method_config(told, "scratch", "km")
+        return made.learning_rate, made.residual_start
+
+    assert start(short) == (0.3, 0.2)
+    assert start(dataclasses.replace(short, learning_rate=0.1)) == (0.1, 0.2)
+    assert start(dataclasses.replace(short, residual_start=0.0)) == (0.3, 0.0)
 
 
 def test_without_a_held_out_part_it_is_trained_on_and_nothing_is_validated(small, tmp_path, capsys):

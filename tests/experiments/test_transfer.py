@@ -1,3 +1,4 @@
+from dataclasses import replace
 from urllib.error import URLError
 
 import pandas as pd
@@ -34,8 +35,6 @@ def quick(data_root, tmp_path, weights):
 
 
 def config(**changes):
-    from dataclasses import replace
-
     return replace(transfer.PRESETS["quick"], **{"weights": "random", **changes})
 
 
@@ -148,6 +147,21 @@ def test_a_lite_residual_starts_without_effect():
     torch.testing.assert_close(model(images), before, rtol=0, atol=0)
     with pytest.raises(UserError, match="conv2"):
         insert_lite_residuals(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)))
+
+
+def test_each_inverted_residual_block_gets_a_lite_residual():
+    short = replace(transfer.PRESETS["short"], weights="random")
+    setup = transfer.method_setup(short, "ttl", ["a", "b"], "task")
+    found = [module for module in setup.model.modules() if isinstance(module, LiteResidual)]
+    assert [type(residual.main).__name__ for residual in found] == ["InvertedResidual"] * 15
+    plain = transfer.method_setup(short, "tbl-2", ["a", "b"], "task").model
+    images = torch.rand(2, 3, 50, 50)
+    torch.testing.assert_close(setup.model.eval()(images), plain.eval()(images))
+    trained = {name for name, p in setup.model.named_parameters() if p.requires_grad}
+    for name, _ in setup.model.named_parameters():
+        own = any(f".{part}." in name for part in ("grouped", "norm1", "pointwise", "norm2"))
+        bias = name.endswith("bias") and "bn" in name
+        assert (name in trained) == (own or bias or name.startswith("classifier.")), name
 
 
 def test_tiny_tl_trains_branches_biases_and_classifier():

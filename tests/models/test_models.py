@@ -165,6 +165,18 @@ def test_plain_layers_make_the_same_network():
 def test_projections_stand_where_the_shape_changes():
     network = CifarResNet(14, width=4, shortcut="projection")
     assert [block.projection is not None for block in network.blocks] == [False, False, True, False, True, False]
+    everywhere = CifarResNet(14, width=4, shortcut="all-projections")
+    assert all(block.projection is not None for block in everywhere.blocks)
+
+
+def test_a_projection_is_a_strided_convolution():
+    torch.manual_seed(0)
+    block = CifarResNet(8, width=2, shortcut="projection").blocks[1]
+    for conv in (block.conv1, block.conv2):
+        nn.init.zeros_(conv.weight)
+    x = torch.randn(3, 2, 7, 7)
+    kernel, norm = block.projection
+    torch.testing.assert_close(block(x), norm(nn.functional.conv2d(x, kernel.weight, stride=2)).relu())
 
 
 @pytest.mark.parametrize("wrong", [{"shortcut": "padding-b"}, {"width": 0}])

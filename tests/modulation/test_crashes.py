@@ -31,11 +31,14 @@ for modulator in (KernelModulator, ChannelModulator):
 """
 STRATEGIES = """
 import torch, metakm
-projection = lambda width: metakm.CifarResNet(8, 3, width=width, shortcut="projection")
-for backbone, channels, size, tasks in (
-    (lambda: projection(8), 3, 64, 1),
-    (lambda: projection(4), 3, 32, 3),
-):
+from torch import nn
+def strided(width):
+    layers, channels = [nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()], width
+    for _ in range(2):
+        layers += [nn.Conv2d(channels, 2 * channels, 1, stride=2), nn.BatchNorm2d(2 * channels), nn.ReLU()]
+        channels *= 2
+    return metakm.carry_tasks(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), (3, 64, 64))
+for backbone, channels, size, tasks in ((lambda: strided(8), 3, 64, 1), (lambda: strided(4), 3, 32, 3)):
     torch.manual_seed(0)
     images = torch.randint(0, 256, (20, channels, size, size), dtype=torch.uint8).numpy()
     data = metakm.FewShotDataset.from_arrays(images, [i // 4 for i in range(20)])
