@@ -16,7 +16,7 @@ from metakm.cli.flags import read_options
 from metakm.experiments import ablation, scratch, transfer
 from metakm.experiments.classification import load_image_folder
 from metakm.experiments.config import parse as parse_experiment
-from metakm.experiments.row import read_experiments
+from metakm.experiments.lines import read_experiments
 from metakm.fields import flag
 from metakm.modulation import load_pack, modulate, read_pack, save_pack
 from metakm.packs.__main__ import main as packs_main

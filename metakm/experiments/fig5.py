@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from metakm.errors import UserError
 from metakm.experiments.layout import FIG5_PANELS, panel_lines
-from metakm.experiments.row import Line, RecordedExperiment, lines_of, setup_titles
+from metakm.experiments.lines import Line, RecordedExperiment, lines_of, setup_titles
 from metakm.io.figure import figure_bytes, new_figure
 from metakm.table.output import PictureFormat
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
-import numpy as np
-
+from metakm.experiments.lines import Line, RecordedExperiment, difference, line_names, lines_of, setup_titles
 from metakm.experiments.paper import (
     FIG5_CLAIMS,
     SCRATCH,
@@ -18,8 +16,6 @@ from metakm.experiments.paper import (
     is_published,
     published_values,
 )
-from metakm.experiments.row import Line, RecordedExperiment, line_names, lines_of, setup_titles
-from metakm.learning.statistics import interval_over_seeds
 from metakm.table.grids import Grid, Layout, TitledList
 
 PaperTable = Literal["table1", "table2", "fig5"]
@@ -30,10 +26,11 @@ FIG5_PANELS = {
     "C: layers": {"depth-1": "1", "default": "2", "depth-5": "5", "depth-10": "10", "depth-20": "20", "depth-50": "50"},
 }
 _READING = (
-    "± of measured rows: half-width of the 95 % interval, Student-t over seeds; with one seed 1.96 sqrt(p (1 - p) / n) "
-    "over the n test images, which does not cover other seeds.",
-    "Above or below: the difference exceeds its interval, which is paired over seeds; with fewer than two seeds in "
-    "common it is the root of the summed squares of both intervals.",
+    "± of measured rows: half-width of the 95 % interval over seeds (Student-t) and test images, combined in "
+    "quadrature, what both contain counted once; with one seed 1.96 sqrt(p (1 - p) / n) over the n test images, which "
+    "does not cover other seeds.",
+    "Above or below: the difference exceeds its interval, which is paired over test images; for runs without a "
+    "right.txt it is the root of the summed squares of both intervals. One seed does not tell.",
     "Only rows of preset paper with nothing changed follow the published schedule and can confirm or contradict a "
     "claim; quick and short are scaled down.",
 )
@@ -111,6 +108,7 @@ def _table2(title: str, lines: Sequence[Line]) -> Grid:
         "Pack, kB",
         "Training memory, MB",
         "Accuracy, %",
+        "Mean over classes, %",
         "Learning rate",
         "Seeds",
     )
@@ -123,6 +121,7 @@ def _table2(title: str, lines: Sequence[Line]) -> Grid:
             "" if line.first.pack_bytes is None else f"{line.first.pack_bytes / 1000:.1f}",
             _format_memory(line),
             _format_accuracy(line),
+            _format_class_accuracy(line),
             f"{line.learning_rate:g}",
             str(len(line.rows)),
         )
@@ -176,15 +175,8 @@ def _claims(published: bool, lines: Sequence[Line], claims: Sequence[Statement])
 
 def _format_difference(first: Line, second: Line) -> str:
     """The difference, its interval, and whether it exceeds the interval."""
-    seeds = {row.seed for row in first.rows} & {row.seed for row in second.rows}
-    if len(seeds) > 1:
-        a, b = ([100 * (row.accuracy or 0.0) for row in line.rows if row.seed in seeds] for line in (first, second))
-        differences = np.subtract(a, b)
-        mean, interval = float(differences.mean()), interval_over_seeds(differences) or 0.0
-    else:
-        mean, interval = first.mean - second.mean, math.hypot(first.plus_minus, second.plus_minus)
-    verdict = "within noise" if abs(mean) <= interval else "above" if mean > 0 else "below"
-    return f"{mean:+.2f} ± {interval:.2f}, {verdict}"
+    found = difference(first, second)
+    return f"{found.mean:+.2f} ± {found.ci95:.2f}, {found.verdict}"
 
 
 def _sorted_by_method(lines: Sequence[Line], order: Sequence[str]) -> list[Line]:
@@ -196,6 +188,11 @@ def _format_memory(line: Line) -> str:
     """The largest of the seeds."""
     peaks = [row.training_memory_mb for row in line.rows if row.training_memory_mb is not None]
     return f"{max(peaks):,.0f}" if peaks else ""
+
+
+def _format_class_accuracy(line: Line) -> str:
+    found = [row.class_accuracy for row in line.rows if row.class_accuracy is not None]
+    return f"{100 * sum(found) / len(found):.2f}" if len(found) == len(line.rows) else ""
 
 
 def _format_accuracy(line: Line) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from metakm.errors import UserError
-from metakm.experiments.row import Line, RecordedExperiment, line_names, lines_of, setup_titles
+from metakm.experiments.lines import Line, RecordedExperiment, line_names, lines_of, setup_titles
 from metakm.io.figure import figure_bytes, new_figure
 from metakm.table.output import PictureFormat
 

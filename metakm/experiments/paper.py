@@ -11,7 +11,7 @@ from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
-from metakm.experiments.row import ComparableSetup
+from metakm.experiments.lines import ComparableSetup
 
 
 class Statement(NamedTuple):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,6 +19,7 @@ from metakm.errors import UserError
 from metakm.experiments.batches import IMAGENET, Normalisation
 from metakm.experiments.classification import Classification
 from metakm.experiments.config import MethodConfig
+from metakm.experiments.right import write_right
 from metakm.experiments.row import ExperimentRow
 from metakm.experiments.training import GradientMap, Training
 from metakm.modulation.attachment import attachment, is_modulated
@@ -98,8 +100,9 @@ class ExperimentRun(TrainingRun[Training]):
         return self.loop.correct("test", progress)
 
     def write_results(self, tested: Accuracies | None) -> None:
-        """The task's pack, if the method has one, and curve.png."""
-        del tested
+        """The task's pack, if the method has one, which test images are right, and curve.png."""
+        if tested is not None:
+            write_right(self.folder.path, tested)
         if self.setup.save_pack is not None:
             path = self.folder.path / "pack.safetensors"
             self.setup.save_pack(path)
@@ -113,6 +116,11 @@ class ExperimentRun(TrainingRun[Training]):
         directions = getattr(self.setup.map_gradient, "directions", None)
         trained = sum(p.numel() for p in self.loop.parameters)
         return (trained if directions is None else int(directions)), total
+
+    def _class_accuracy(self, tested: Accuracies) -> float:
+        """Mean over classes of the share of their test images that is right."""
+        labels = self.loop.parts["test"].labels.numpy()
+        return float((np.bincount(labels, weights=tested) / np.bincount(labels)).mean())
 
     def row(self, status: Status, tested: Accuracies | None) -> ExperimentRow:
         """See `ExperimentRow`."""
@@ -145,6 +153,7 @@ class ExperimentRun(TrainingRun[Training]):
             ci95=None if accuracy is None else 1.96 * math.sqrt(accuracy * (1 - accuracy) / n_test),
             n_test=n_test,
             training_memory_mb=self.loop.memory.mb,
+            class_accuracy=None if tested is None else self._class_accuracy(tested),
             device=provenance.device_name(self.device),
             threads=torch.get_num_threads(),
             torch_version=torch.__version__,

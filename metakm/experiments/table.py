@@ -15,8 +15,8 @@ from metakm.cli.flags import read_options
 from metakm.errors import UserError
 from metakm.experiments.fig5 import fig5_picture
 from metakm.experiments.layout import PaperTable, layout_paper
+from metakm.experiments.lines import read_experiments
 from metakm.experiments.memory_figure import memory_picture
-from metakm.experiments.row import read_experiments
 from metakm.table.output import picture_format, write_table
 from metakm.table.rendering import Format, render_layout
 

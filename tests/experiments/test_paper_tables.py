@@ -6,14 +6,17 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from metakm.errors import UserError
 from metakm.experiments import table
 from metakm.experiments.layout import layout_paper
+from metakm.experiments.lines import RecordedExperiment, lines_of, read_experiments
 from metakm.experiments.memory_figure import memory_of_tasks
 from metakm.experiments.paper import FIG5_CLAIMS, TABLE1_CLAIMS, TABLE2_CLAIMS
-from metakm.experiments.row import ExperimentRow, RecordedExperiment, lines_of, read_experiments
+from metakm.experiments.row import ExperimentRow
+from metakm.learning.statistics import paired_difference
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -110,14 +113,61 @@ def test_the_ratio_is_to_full_training_on_the_same_schedule(folder):
     assert sorted(recovered.values()) == ["", "0.78"]  # 62 / 80, and no full run of 200 epochs
 
 
-def test_differences_are_paired_over_seeds(folder):
-    runs, _ = read_experiments(folder)
-    grid = layout_paper("table1", runs).grids[-1]
-    said = dict(grid.lines)
-    # 20 and 22 points: mean 21, Student t(0.975, 1) = 12.706 times std 1.414 / sqrt(2)
-    assert said["km above bl"] == "+21.00 ± 12.71, above"
+def claims_of(folder):
+    runs, problems = read_experiments(folder)
+    assert not problems
+    return dict(layout_paper("table1", runs).grids[-1].lines)
+
+
+def test_without_the_images_intervals_of_both_lines_add_up(folder):
+    said = claims_of(folder)
+    # t(0.975, 1) = 12.706 times std 2.828 / sqrt(2) = 25.41, and 12.71 for bl
+    assert said["km above bl"] == "+21.00 ± 28.41, within noise"
     assert said["km above sn"] == "-0.50 ± 25.43, within noise"  # km's own interval over two seeds, sn's 1 point
+    assert said["full above km"] == "+18.00 ± 25.43, within noise"
     assert said["km above ld"] == "not measured"
+
+
+def with_images(folder, method, *right):
+    """Runs of a method, one for each seed, that classified these images correctly."""
+    for seed, text in enumerate(right):
+        one = row(method, text.count("1") / len(text), seed, n_test=len(text), ci95=0.1)
+        path = folder / f"{method}{seed}" / ExperimentRow.FILE
+        path.parent.mkdir(parents=True)
+        path.write_text(one.to_csv())
+        path.with_name("right.txt").write_text(text + "\n")
+
+
+def test_differences_are_paired_over_images(tmp_path):
+    with_images(tmp_path, "km", "1111" * 25)
+    with_images(tmp_path, "bl", "1110" * 25)
+    with_images(tmp_path, "sn", "1101" * 10 + "1111" * 15)
+    said = claims_of(tmp_path)
+    # std of 25 differences of 1 and 75 of 0: 0.4352; 1.96 * 4.352 points
+    assert said["km above bl"] == "+25.00 ± 8.53, one seed"
+    assert said["km above sn"] == "+10.00 ± 5.91, one seed"
+
+
+def test_seeds_and_images_add_up(tmp_path):
+    with_images(tmp_path, "km", "1111" * 25, "1111" * 23 + "1110" * 2)
+    with_images(tmp_path, "bl", "0000" * 25, "0000" * 23 + "0010" * 2)
+    runs, _ = read_experiments(tmp_path)
+    found = paired_difference(
+        *(100 * np.stack([run.right for run in runs if run.row.method == method]) for method in ("km", "bl"))
+    )
+    assert found.mean == 98
+    assert found.ci95 > max(found.seeds_ci95, found.tasks_ci95)
+    assert claims_of(tmp_path)["km above bl"] == f"+98.00 ± {found.ci95:.2f}, above"
+
+
+@pytest.mark.parametrize("text", ["10", "1" * 99 + "2", "é" * 100])
+def test_a_damaged_record_of_images_is_named(tmp_path, text):
+    with_images(tmp_path, "km", "1" * 100)
+    (tmp_path / "km0" / "right.txt").write_text(text)
+    runs, (problem,) = read_experiments(tmp_path)
+    assert not runs
+    assert problem.startswith("km0/experiment.csv: Expected")
+    assert "right.txt" in problem
 
 
 def test_each_claim_is_about_methods_that_exist():

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from metakm.experiments import scratch
-from metakm.experiments.row import ExperimentRow, lines_of, read_experiments
+from metakm.experiments.lines import lines_of, read_experiments
+from metakm.experiments.right import read_right
+from metakm.experiments.row import ExperimentRow
 from metakm.experiments.training import Training
 from metakm.learning.divergence import DivergedError
 
@@ -60,7 +62,9 @@ def test_one_row_for_each_method(small, tmp_path, capsys):
         assert row.n_test == 30
         assert row.training_memory_mb >= 0
         assert row.iterations == 2 * (110 // 16)
-        assert 0 <= row.accuracy <= 1
+        right = read_right(folder, 30)
+        assert right.mean() == pytest.approx(row.accuracy, abs=1e-6)
+        assert row.class_accuracy == pytest.approx(right.reshape(10, 3).mean(), abs=1e-6)
         assert len(pd.read_csv(folder / "curve.csv")) == 2
         assert (folder / "curve.png").stat().st_size > 1000
         assert json.loads((folder / "config.json").read_text())["method"] == method

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from metakm.config import RunConfig
-from metakm.experiments.row import ExperimentRow, read_experiments
+from metakm.experiments.lines import read_experiments
+from metakm.experiments.row import ExperimentRow
 from metakm.io.csv_file import read_csv
 from metakm.presets import changes_from_preset
 from metakm.run.folder import RunFolder
