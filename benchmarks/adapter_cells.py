@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from metakm.models.pretrained import Preprocessing, Pretrained, replace_classifier
 from metakm.photos.features import frozen_features
+from metakm.photos.head import solve_head
 from metakm.photos.store import PhotoStore, normalise
 from metakm.photos.training import BATCH, HEAD_RATE, Budget, Trainer, TrainingPlan
 
@@ -82,7 +83,7 @@ class Task:
 
 
 def make_task(base: Pretrained, images: Images, shots: str, number: str, ways: int) -> Task:
-    """Draw the images. All methods start from the same head, and see the same views in the same order."""
+    """Draw the images. All that is trained starts from the same head, and sees the same views in the same order."""
     side = images.pixels.shape[1]
     preprocessing = Preprocessing(side, base.preprocessing.mean, base.preprocessing.std)
     drawn = draw(images, shots, number, ways)
@@ -94,7 +95,7 @@ def make_task(base: Pretrained, images: Images, shots: str, number: str, ways: i
     began = time.process_time()
     features = frozen_features(own, preprocessing, support, seed, augment=True)
     task = Task(own.network, own.classifier, preprocessing, support, queries, features, seed, 0.0)
-    fit_of(task, Adapted(own.network, own.classifier), plan_of("head", CANDIDATES[0], len(support))).start()
+    fit_of(task, Adapted(own.network, own.classifier), TrainingPlan(0.0, 0.0, 0.0, Budget(0, BATCH))).start()
     task.head_seconds = time.process_time() - began
     return task
 
@@ -112,7 +113,10 @@ def run_cell(task: Task, method: str, candidate: Candidate) -> Result:
     adapted = build(method, task.network, task.classifier, task.seed)
     plan = plan_of(method, candidate, len(task.support))
     began = time.process_time()
-    fit_of(task, adapted, plan).run()
+    trainer = fit_of(task, adapted, plan)
+    if method == "head":
+        trainer.start()
+    trainer.run()
     seconds = task.head_seconds + time.process_time() - began
     trained, head = adapted.trained()
     right, image_ms = classify(adapted, task)
@@ -129,7 +133,7 @@ def run_cell(task: Task, method: str, candidate: Candidate) -> Result:
 def plan_of(method: str, candidate: Candidate, photos: int) -> TrainingPlan:
     """Rates and steps of a method; the head alone is solved for, and takes none."""
     if method == "head":
-        return TrainingPlan(0.0, 0.0, 0.0, Budget(0, BATCH))
+        return TrainingPlan(0.0, 0.0, 0.0, Budget(0, BATCH), solve_head)
     rates = CONTESTANTS[method]
     batch = min(BATCH, photos)
     steps = candidate.epochs * max(FEWEST_STEPS, round(photos / batch))

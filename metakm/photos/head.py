@@ -1,4 +1,4 @@
-"""The head alone: the best linear classifier of features. Every fit starts from it, and then needs few steps.
+"""The head alone: the best linear classifier of features. A fit that adapts more starts from one, and needs few steps.
 
 Of a network that was meta-trained, class means of features divided by their length are as good and need no training. As
 classes are compared for one image at a time, its features need no division: the answer is that of the cosines.
@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-L2 = 1e-4
+L2 = 0.01
+START_L2 = 1e-4
 COSINE_SCALE = 10.0  # of the logits, as in meta-training
 RIDGE = 1.0
 
@@ -23,12 +24,14 @@ Solver = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 def solve_head(inputs: Tensor, labels: Tensor, weights: Tensor, classes: int, l2: float = L2) -> tuple[Tensor, Tensor]:
     """Logistic regression by L-BFGS: weights `[N, D]` and biases `[N]`.
 
-    The penalty is l2 times the sum of squares, on features divided by their mean norm, so that l2 suits any network.
+    The sum of the losses has l2 times the sum of squares added to it. Features are divided by their mean norm, so that
+    one penalty suits every network, and as the losses are summed, it suits few images and many.
 
     Args:
         inputs: features `[n, D]`.
         labels: `[n]`, each in 0 ... N - 1.
         weights: of each image in the loss, `[n]`, with mean 1.
+        l2: the penalty, chosen on validation images of Flowers-102 and Grocery Store, with 15 to 2,575 images.
     """
     scale = inputs.norm(dim=1).mean().clamp_min(1e-6)
     scaled = (inputs / scale).double()
@@ -39,13 +42,22 @@ def solve_head(inputs: Tensor, labels: Tensor, weights: Tensor, classes: int, l2
     def loss() -> float:
         optimizer.zero_grad()
         errors = F.cross_entropy(scaled @ weight.T + bias, labels, reduction="none")
-        value = (weights * errors).mean() + l2 * weight.square().sum()
+        value = (weights * errors).mean() + l2 / len(labels) * weight.square().sum()
         value.backward()  # type: ignore[no-untyped-call]
         return value.item()
 
     closure: Callable[[], float] = loss
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     return (weight / scale).detach().to(inputs.dtype), bias.detach().to(inputs.dtype)
+
+
+def solve_start(inputs: Tensor, labels: Tensor, weights: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """The head that training starts from: a `Solver`, as `solve_head` with a penalty that grows with the images.
+
+    A head that fits many images closely leaves little loss to learn from: norms that were trained on all 1,020 training
+    images of Flowers-102 from this start were better on the validation images than from `solve_head`.
+    """
+    return solve_head(inputs, labels, weights, classes, START_L2 * len(labels))
 
 
 def solve_centroid(inputs: Tensor, labels: Tensor, weights: Tensor, classes: int) -> tuple[Tensor, Tensor]:

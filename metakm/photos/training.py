@@ -17,12 +17,13 @@ from metakm.modulation.attachment import attachment
 from metakm.modulation.norms import is_norm, train_mode
 from metakm.modulation.partition import split
 from metakm.photos.augmentation import random_views
-from metakm.photos.head import Solver, install_head, solve_centroid, solve_head, solve_ridge
+from metakm.photos.head import Solver, install_head, solve_centroid, solve_head, solve_ridge, solve_start
 from metakm.photos.methods import CLOSED_FORM, METHODS, MethodName
 from metakm.photos.store import BATCH, PhotoStore, normalise
 
 HEAD_RATE = 1e-3
 WARM_UP = 0.2  # of the steps
+_SOLVERS: dict[MethodName, Solver] = {"head": solve_head, "centroid": solve_centroid, "ridge": solve_ridge}
 EVALUATIONS = 2  # of the photos that are not trained on, over the steps
 
 
@@ -59,13 +60,13 @@ class TrainingPlan(NamedTuple):
     norm_rate: float
     head_rate: float
     budget: Budget
-    solve: Solver = solve_head
+    solve: Solver = solve_start
 
 
 def plan_for(method: MethodName, photos: int) -> TrainingPlan:
     """The plan of a method that needs no tuning."""
     rates = METHODS[method]
-    solve = {"centroid": solve_centroid, "ridge": solve_ridge}.get(method, solve_head)
+    solve = _SOLVERS.get(method, solve_start)
     steps = Budget(0, BATCH) if method in CLOSED_FORM else budget(photos)
     return TrainingPlan(rates.rate, rates.norm_rate, HEAD_RATE, steps, solve)
 
@@ -126,7 +127,7 @@ class Trainer:
         self.optimizer = self._optimizer()
 
     def start(self) -> None:
-        """Install the best head for the frozen network."""
+        """Install the plan's head for the frozen network."""
         views = len(self.features)
         labels, weights = (each.repeat(views).to(self.device) for each in (self.labels, self.weights))
         weight, bias = self.plan.solve(

@@ -103,14 +103,14 @@ def test_the_head_is_where_the_gradient_of_the_penalised_loss_vanishes():
     inputs, labels = torch.randn(30, 6) + 3, torch.arange(30) % 3
     weights = torch.rand(30) + 0.5
     weights /= weights.mean()
-    weight, bias = solve_head(inputs, labels, weights, 3, l2=1e-2)
+    weight, bias = solve_head(inputs, labels, weights, 3, l2=0.3)
     scale = inputs.norm(dim=1).mean()
     own = (weight * scale).requires_grad_()
     free = bias.clone().requires_grad_()
     errors = F.cross_entropy((inputs / scale) @ own.T + free, labels, reduction="none")
-    loss = (weights * errors).mean() + 1e-2 * own.square().sum()
+    loss = (weights * errors).sum() + 0.3 * own.square().sum()
     gradients = torch.autograd.grad(loss, [own, free])
-    assert max(g.abs().max() for g in gradients) < 1e-5
+    assert max(g.abs().max() for g in gradients) < 3e-4
 
 
 def test_low_rank_adds_b_times_a_and_starts_at_the_base():
