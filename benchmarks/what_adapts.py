@@ -36,7 +36,7 @@ from metakm.run.evaluate import RunEvaluation
 from metakm.run.loading import TrainedRun
 from metakm.run.provenance import now
 
-STEPS = (1, 2, 5, 10, 20)
+STEPS = (2, 3, 5, 10, 20)
 COLUMNS = (
     "run_id", "algo", "dataset", "ways", "shots", "seed", "iterations", "test_inner_steps", "test_queries", "n_tasks",
     "all", "head", "gap", "gap_ci95", "when", "made_by",

@@ -14,6 +14,11 @@ Accuracy in percent of trained models on their meta-test tasks, with as many que
 inner loop adapts what it adapts in training; *head*: the head alone, all other inner rates being 0; *gap*: all minus
 head, in pairs, with its 95 % interval over the tasks: it holds for that trained model. Its gaps at different steps
 are all measured on the same tasks, so they are not independent.
+
+The head alone is at a disadvantage: its start and its learning rates were trained for an inner loop that adapts more.
+So a gap is at most what adaptation at the test contributes. It does not say why one strategy is above another, which
+was trained otherwise. There is no column for one step: a head that starts at zero lets no gradient through, and in the
+first step it moves alone.
 """
 _END = """
 Tested on {tasks} tasks. Made by `python benchmarks/what_adapts.py results/table3` from `what-adapts.csv`, on the
