@@ -91,24 +91,24 @@ PRESETS: dict[ExperimentPreset, ScratchConfig] = {
 }
 
 
-class Start(NamedTuple):
-    """How a method starts: its learning rate, and the scale of each residual block's last norm."""
+class RateAndStart(NamedTuple):
+    """A learning rate, and where the scale of each residual block's last norm starts."""
 
     learning_rate: float = 0.1
     residual_start: float = 1.0
 
 
-CHOSEN: dict[ExperimentPreset, dict[str, Start]] = {
+CHOSEN: dict[ExperimentPreset, dict[str, RateAndStart]] = {
     "quick": {
-        "full": Start(0.03),
-        "bl": Start(0.03),
-        "km": Start(0.03),
-        "km-channel": Start(0.03),
-        "sn": Start(0.3),
-        "ld": Start(3.0),
+        "full": RateAndStart(0.03),
+        "bl": RateAndStart(0.03),
+        "km": RateAndStart(0.03),
+        "km-channel": RateAndStart(0.03),
+        "sn": RateAndStart(0.3),
+        "ld": RateAndStart(3.0),
     },
-    "short": {"ld": Start(3.0)},
-    "paper": {"ld": Start(3.0)},
+    "short": {"ld": RateAndStart(3.0)},
+    "paper": {"ld": RateAndStart(3.0)},
 }
 """Chosen on the validation part (results/experiments/README.md lists the runs). Of paper, only 0.1 for full (He et al.
 2016) and tbn (Frankle et al. 2021) is published; ld's is that of quick, since its own goes with another scale of the
@@ -119,7 +119,7 @@ _CONSTANT = "-constant"
 def method_config(config: FromScratchConfig, experiment: str, method: str) -> MethodConfig:
     """The config of one run: what the method settles where nothing is given; plain SGD for `ld`."""
     kind = method.removesuffix(_CONSTANT)
-    chosen = CHOSEN[config.preset].get(method) or CHOSEN[config.preset].get(kind, Start())
+    chosen = CHOSEN[config.preset].get(method) or CHOSEN[config.preset].get(kind, RateAndStart())
     rate = config.learning_rate or chosen.learning_rate
     start = config.residual_start
     if start is None or kind == "tbn":
