@@ -18,6 +18,7 @@ from metakm.io.csv_file import read_csv
 from metakm.models.pretrained import LITE0, Preprocessing, Pretrained
 
 pytestmark = pytest.mark.float32
+ROOT = Path(__file__).parents[2]
 
 
 class Colours(torch.nn.Module):
@@ -197,3 +198,29 @@ def test_a_fit_is_timed_from_photos_to_a_classifier_without_its_base(tmp_path, m
     assert len(loaded) == 6
     assert fit_seconds.main([*flags, "--methods", "rigde"]) == 2
     assert "did you mean 'ridge'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "source", "ways", "side"),
+    [
+        ("| Flowers-102, 16-way | 96 px |", "flowers", "16", "96"),
+        ("| Grocery Store, 20-way | 96 px |", "grocery", "20", "96"),
+        ("| CIFAR-10 enlarged from 32 px, 10-way | 96 px |", "cifar10", "10", "96"),
+    ],
+)
+def test_the_gains_of_the_documentation_are_those_of_the_rows(line, source, ways, side):
+    rows = read_csv(ROOT / "results" / "pretrained" / "rows.csv")
+    text = (ROOT / "docs" / "pretrained.md").read_text()
+    (said,) = [each for each in text.splitlines() if each.startswith(line)]
+    cells = []
+    for shots in ("1", "5", "10", "25"):
+        own = {
+            (row["base"], row["method"]): scores(row)
+            for row in rows
+            if (row["source"], row["ways"], row["side"], row["shots"]) == (source, ways, side, shots)
+        }
+        ridge = own[pretrained.FEWSHOT, "ridge"]
+        plain = [own[LITE0, method] for method in pretrained.SOLVERS]
+        gains = [(ridge[: len(theirs)] - theirs[: len(ridge)]).mean() for theirs in plain]
+        cells.append(f"{100 * ridge.mean():.1f} ({100 * min(gains):+.1f})")
+    assert said == f"{line} {' | '.join(cells)} |"
