@@ -225,13 +225,13 @@ chance.
 
 All methods run in the loop of `metakm fit`, on one network, from one head for the frozen features, with the same views
 of the same images in the same order, and batch norm's statistics held. The head alone is fitted more closely than that
-start. Each method takes the best of four candidates (learning-rate factor x epochs: 0.3 x 4, 1 x 4, 1 x 10, 3 x 10),
-chosen for each dataset and number of images on one extra draw of training and validation images, which is not reported.
-With all images, two candidates are compared instead of four, which would take twice as long: 1 x 10 and the choice for
-10 images, after training on 10 training images per class, by their accuracy on the validation images. A factor of 1
-means the learning rates of `metakm fit` (AdamW): head 1e-3, norms 2e-3 (1e-3 in full fine-tuning), kernel modulators
-2e-4 alone and 5e-5 with norms, low-rank additions and all of peft's 3e-4, everything 1e-4. So a method that trains two
-kinds of tensors has a rate for each.
+start; its time includes both fits. Each method takes the best of four candidates (learning-rate factor x epochs: 0.3 x
+4, 1 x 4, 1 x 10, 3 x 10), chosen for each dataset and number of images on one extra draw of training and validation
+images, which is not reported. With all images, two candidates are compared instead of four, which would take twice as
+long: 1 x 10 and the choice for 10 images, after training on 10 training images per class, by their accuracy on the
+validation images. A factor of 1 means the learning rates of `metakm fit` (AdamW): head 1e-3, norms 2e-3 (1e-3 in full
+fine-tuning), kernel modulators 2e-4 alone and 5e-5 with norms, low-rank additions and all of peft's 3e-4, everything
+1e-4. So a method that trains two kinds of tensors has a rate for each.
 
 The choice rests on a few hundred images of one draw, so nearly equal methods may take different candidates: with 5
 images of Flowers-102, KM both took 4 epochs, by a margin of one image, and is 2 points below the same with neighbouring

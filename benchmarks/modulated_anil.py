@@ -3,8 +3,9 @@
     python -m metakm.run --plugin benchmarks/modulated_anil.py --algo modulated-anil --preset table3 --dataset omniglot
 
 KM differs from ANIL in two ways: the outer loop trains the network through the modulators, and the inner loop adapts
-them. Here only the first is left: the inner loop adapts the head alone, as ANIL's does. So KM minus this shows what
-adapting the modulators contributes, in training and at the test, and this minus ANIL what training through them does.
+them and the convolution biases. Here only the first is left: the inner loop adapts the head alone, as ANIL's does. So
+KM minus this shows what adapting the modulators contributes, in training and at the test, and this minus ANIL what
+training through them does.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ head, in pairs, with its 95 % interval over the tasks: it holds for that trained
 are all measured on the same tasks, so they are not independent.
 
 The head alone is at a disadvantage: its start and its learning rates were trained for an inner loop that adapts more.
-So a gap is at most what adaptation at the test contributes. It does not say why one strategy is above another, which
-was trained otherwise. There is no column for one step: a head that starts at zero lets no gradient through, and in the
+So adaptation at the test contributes at most the gap. It does not say why one strategy is above another, which was
+trained otherwise. There is no column for one step: a head that starts at zero lets no gradient through, and in the
 first step it moves alone.
 """
 _END = """

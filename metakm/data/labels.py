@@ -95,12 +95,12 @@ def _kind(label: Any) -> str:
 
 
 def names_in(dataset: Any, labels: Sequence[Any]) -> list[str] | None:
-    """`dataset.classes`, if it is a list of different names and each label is the number of one; else None."""
+    """`dataset.classes`, if these are different names and each label is the number of one; else None."""
     names = getattr(dataset, "classes", None)
-    if not (isinstance(names, list) and all(isinstance(name, str) for name in names) and len(set(names)) == len(names)):
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         return None
     numbered = all(isinstance(label, int | np.integer) and 0 <= label < len(names) for label in labels)
-    return names if numbered else None
+    return [*names] if numbered and len(set(names)) == len(names) else None
 
 
 def names_of(kinds: npt.NDArray[Any], class_names: Sequence[str]) -> tuple[str, ...]:

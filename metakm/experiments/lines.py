@@ -15,13 +15,14 @@ import numpy.typing as npt
 from metakm.errors import UserError
 from metakm.experiments.right import Right, read_right
 from metakm.experiments.row import EXECUTION_FIELDS, ExperimentRow
-from metakm.io.files import expanded
 from metakm.learning.statistics import (
+    Verdict,
     combined_interval,
     interval_over_seeds,
     interval_over_tasks,
     paired_difference,
     rest_interval,
+    verdict,
 )
 from metakm.run.config_file import read_config_file
 
@@ -119,11 +120,9 @@ class Difference(NamedTuple):
     seeds: int
 
     @property
-    def verdict(self) -> str:
-        """Above or below if the difference exceeds its interval, unless there is but one seed."""
-        if abs(self.mean) <= self.ci95:
-            return "within noise"
-        return "one seed" if self.seeds < 2 else "above" if self.mean > 0 else "below"
+    def verdict(self) -> Verdict:
+        """See `metakm.learning.statistics.verdict`."""
+        return verdict(self.mean, self.ci95, self.seeds)
 
 
 def difference(first: Line, second: Line) -> Difference:
@@ -146,11 +145,9 @@ def read_experiments(folder: str | Path) -> tuple[list[RecordedExperiment], list
     Raises:
         UserError: `folder` is not a folder.
     """
-    folder = expanded(folder, "the folder of results")
-    if not folder.is_dir():
-        raise UserError(f"Expected a folder of results, got {folder}; give the --out of your runs")
+    folder, paths = ExperimentRow.files_below(folder)
     runs, problems = [], []
-    for path in sorted(folder.rglob(ExperimentRow.FILE)):
+    for path in paths:
         try:
             row = ExperimentRow.read(path)
             right = read_right(path.parent, row.n_test)

@@ -4,7 +4,7 @@ A frozen part F of a network gets a small trainable branch in parallel, at half 
 
     y = F(x) + up(norm(conv1x1(relu(norm(conv_groups2(pool(x)))))))
 
-In networks of inverted residual blocks, such as MobileNetV2 and EfficientNet, F is each of these blocks, and the
+In timm's networks of inverted residual blocks, such as MobileNetV2 and EfficientNet, F is each of these blocks, and the
 branch's first kernel is 5x5, as in TinyTL. In a ResNet, F is `conv2`, the block's 3x3 convolution of few channels, and
 the kernel is 3x3. The scale of the branch's last norm starts at 0, so the network starts unchanged. Its norms are group
 norms, which need no running statistics.
@@ -55,7 +55,7 @@ class LiteResidual(nn.Module):
 
 
 def insert_lite_residuals(model: nn.Module) -> nn.Module:
-    """Give every part of `model` that the module's text names a `LiteResidual`; changes `model` and returns it.
+    """Add a branch to every inverted residual block and every `conv2` of `model`; changes `model` and returns it.
 
     Raises:
         UserError: a model without such parts.
@@ -83,8 +83,7 @@ def _around_conv2(name: str, conv: nn.Module) -> LiteResidual | None:
 
 def _around_inverted(block: nn.Module) -> LiteResidual | None:
     """Of timm's `InvertedResidual`, which widens the channels (conv_pw), mixes pixels (conv_dw), narrows (conv_pwl)."""
-    layers = [getattr(block, name, None) for name in ("conv_pw", "conv_dw", "conv_pwl")]
-    widen, mix, narrow = layers
+    widen, mix, narrow = (getattr(block, name, None) for name in ("conv_pw", "conv_dw", "conv_pwl"))
     if not (isinstance(widen, nn.Conv2d) and isinstance(mix, nn.Conv2d) and isinstance(narrow, nn.Conv2d)):
         return None
     return LiteResidual(block, widen.in_channels, narrow.out_channels, _pair(mix.stride), 5)

@@ -21,7 +21,7 @@ from metakm.io.lock import InUseError, Lock
 from metakm.run.curve import CurvePoint, curve_csv, curve_png
 from metakm.run.row import CsvRow, ResultRow
 
-_OUTCOMES = ("tasks.csv", "pack.safetensors")  # beside the row and the weights
+_OUTCOMES = ("tasks.csv", "right.txt", "pack.safetensors")  # beside the row and the weights
 
 
 class RunFolder:

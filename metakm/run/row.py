@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hin
 
 from metakm.errors import UserError, unknown_name
 from metakm.io.csv_file import csv_text, read_csv
+from metakm.io.files import expanded
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -38,6 +39,18 @@ class CsvRow:
         values = {name: getattr(self, name) for name in self.columns()}
         missing = {name: None for name, value in values.items() if isinstance(value, float) and math.isnan(value)}
         return csv_text([values | missing], self.columns())
+
+    @classmethod
+    def files_below(cls, folder: str | Path) -> tuple[Path, list[Path]]:
+        """A folder of results, with ~ as the user's home, and every file of such a row below it, sorted.
+
+        Raises:
+            UserError: it is not a folder.
+        """
+        folder = expanded(folder, "the folder of results")
+        if not folder.is_dir():
+            raise UserError(f"Expected a folder of results, got {folder}; give the --out of your runs")
+        return folder, sorted(folder.rglob(cls.FILE))
 
     @classmethod
     def read(cls, path: Path) -> Self:

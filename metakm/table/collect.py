@@ -17,7 +17,6 @@ from metakm.config import EXECUTION_FIELDS, NAMED_IN_ROW, PresetName
 from metakm.config.joint import dataset_names
 from metakm.errors import UserError, unknown_name
 from metakm.io.csv_file import read_csv
-from metakm.io.files import expanded
 from metakm.learning.statistics import interval_over_tasks
 from metakm.run.config_file import read_config_file
 from metakm.run.row import COLUMNS, ResultRow
@@ -61,11 +60,9 @@ def read_runs(folder: str | Path) -> Collection:
     Raises:
         UserError: `folder` is not a folder.
     """
-    folder = expanded(folder, "the folder of results")
-    if not folder.is_dir():
-        raise UserError(f"Expected a folder of results, got {folder}; give the --out of your runs")
+    folder, paths = ResultRow.files_below(folder)
     runs, problems = [], []
-    for path in sorted(folder.rglob("result.csv")):
+    for path in paths:
         name = path.parent.relative_to(folder).as_posix()
         try:
             runs.append(_read_run(path, name))

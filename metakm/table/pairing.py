@@ -5,18 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from metakm.config.joint import dataset_names
 from metakm.errors import UserError, unknown_name
-from metakm.learning.statistics import combined_interval, paired_difference, seeds_to_tell
+from metakm.learning.statistics import Verdict, combined_interval, paired_difference, seeds_to_tell, verdict
 from metakm.table.cells import PROVENANCE, Cell, names_by_value
 from metakm.table.collect import RecordedRun
 
-Verdict = Literal["above", "below", "within noise", "one seed"]
 # Settings that every preset has in common for all strategies.
 _ALIKE = ("queries", "test_queries", "meta_batch", "iterations", "schedule", "ema", "select", "val_tasks")
 
@@ -41,15 +39,8 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """Above or below if the difference exceeds its combined interval over seeds and tasks.
-
-        One seed tells at most that these trained models differ, not that the strategies do.
-        """
-        if self.ci95 is None or abs(self.difference) <= self.ci95:
-            return "within noise"
-        if self.seeds_ci95 is None:
-            return "one seed"
-        return "above" if self.difference > 0 else "below"
+        """See `metakm.learning.statistics.verdict`."""
+        return verdict(self.difference, self.ci95, len(self.seeds))
 
     @property
     def seeds_to_tell(self) -> int | None:

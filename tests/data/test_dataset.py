@@ -152,6 +152,12 @@ def test_from_dataset_takes_a_torchvision_dataset(tmp_path: Path) -> None:
     assert made.class_names == ("crow", "jay")
 
 
+def test_classes_of_a_dataset_may_be_a_tuple() -> None:
+    items = Items((np.zeros((1, 2, 2), np.uint8), 0), (np.zeros((1, 2, 2), np.uint8), 1))
+    items.classes = ("crow", "jay")  # type: ignore[attr-defined]
+    assert FewShotDataset.from_dataset(items).class_names == ("crow", "jay")
+
+
 @pytest.mark.parametrize("classes", [["only"], ["same", "same"], [("a", "b"), ("c",)], 2, None])
 def test_classes_of_a_dataset_that_do_not_name_its_labels_are_left_aside(classes: object) -> None:
     items = Items((np.zeros((1, 2, 2), np.uint8), 0), (np.zeros((1, 2, 2), np.uint8), 1))

@@ -273,6 +273,14 @@ def test_without_a_held_out_part_it_is_trained_on_and_nothing_is_validated(small
     assert pd.read_csv(tmp_path / "tune" / "scratch" / "sn" / "seed0" / "experiment.csv").n_train[0] == 110
 
 
+def test_a_run_that_replaces_a_tested_one_keeps_nothing_of_its_test(small, tmp_path):
+    assert scratch.main([*small, "--methods", "sn"]) == 0
+    assert scratch.main([*small, "--methods", "sn", "--tune", "--overwrite"]) == 0
+    (run,), problems = read_experiments(tmp_path / "out")
+    assert not problems
+    assert (run.row.accuracy, run.right) == (None, None)
+
+
 def test_a_method_that_diverges_does_not_keep_the_others_from_running(small, tmp_path, capsys):
     flags = [*small, "--methods", "sn", "ld", "--learning-rate", "1e30"]
     assert scratch.main(flags) == 1
