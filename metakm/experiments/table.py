@@ -1,4 +1,4 @@
-"""`python -m metakm.experiments.table`: Tables I and II and Fig. 5, published and measured."""
+"""`python -m metakm.experiments.table`: Tables I and II and Fig. 5, published and measured; the rates tried."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -17,6 +17,7 @@ from metakm.experiments.fig5 import fig5_picture
 from metakm.experiments.layout import PaperTable, layout_paper
 from metakm.experiments.lines import read_experiments
 from metakm.experiments.memory_figure import memory_picture
+from metakm.experiments.rates import layout_rates
 from metakm.table.output import picture_format, write_table
 from metakm.table.rendering import Format, render_layout
 
@@ -28,8 +29,8 @@ class PaperTableOptions:
     Published values are shown next to the measured ones.
     """
 
-    table: Annotated[PaperTable, tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")]
-    """table1: training from scratch; table2: transfer; fig5: the ablation of the modulator."""
+    table: Annotated[PaperTable | Literal["rates"], tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")]
+    """table1: training from scratch; table2: transfer; fig5: the ablation of the modulator; rates: those that --tune tried."""  # noqa: E501
     results: Annotated[Path, tyro.conf.Positional] = Path("results")
     """Folder with the runs; every experiment.csv below it is read."""
     format: Format = "table"
@@ -57,7 +58,8 @@ def _run(options: PaperTableOptions) -> int:
         raise UserError(f"Expected --plot with {' or '.join(_PICTURES)}, got it with {options.table}; leave it out")
     form = None if options.plot is None else picture_format(options.plot)
     runs, problems = read_experiments(options.results)
-    text = render_layout(layout_paper(options.table, runs, problems), options.format)
+    layout = layout_rates(runs, problems) if options.table == "rates" else layout_paper(options.table, runs, problems)
+    text = render_layout(layout, options.format)
     write_table(text, options.out, options.plot, None if form is None else lambda: _PICTURES[options.table](runs, form))
     for problem in problems:
         print(f"not read: {problem}", file=sys.stderr)  # noqa: T201

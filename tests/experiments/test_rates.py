@@ -1,0 +1,68 @@
+"""Learning rates chosen by --tune, and those that the presets take."""
+
+from pathlib import Path
+
+import pytest
+from test_paper_tables import recorded, row, write
+
+from metakm.experiments import scratch, table
+from metakm.experiments.lines import read_experiments
+from metakm.experiments.rates import layout_rates, tried
+
+RESULTS = Path(__file__).parents[2] / "results" / "experiments"
+
+
+def tuned(val_accuracy, rate, iterations=100, **changes):
+    return recorded(accuracy=None, val_accuracy=val_accuracy, learning_rate=rate, iterations=iterations, **changes)
+
+
+def test_the_best_of_the_longest_runs_is_chosen():
+    runs = [tuned(0.5, 0.1), tuned(0.6, 0.3), tuned(0.4, 1.0), tuned(0.45, 0.1, 400), tuned(0.55, 0.3, 400)]
+    (rows,) = tried(runs).values()
+    assert [one.learning_rate for one in rows] == [0.3, 0.1, 0.3, 0.1, 1.0]
+
+
+def test_of_equal_runs_the_smaller_rate_is_chosen_in_any_order():
+    runs = [tuned(0.5, 0.3), tuned(0.5, 0.1)]
+    for some in (runs, runs[::-1]):
+        assert next(iter(tried(some).values()))[0].learning_rate == 0.1
+
+
+def test_each_method_preset_and_dataset_has_its_own_choice():
+    runs = [
+        tuned(0.5, 0.1),
+        tuned(0.4, 0.3, method="sn"),
+        tuned(0.4, 1.0, preset="short"),
+        tuned(0.1, 3.0, dataset="x"),
+    ]
+    assert sorted(rows[0].learning_rate for rows in tried(runs).values()) == [0.1, 0.3, 1.0, 3.0]
+
+
+def test_tested_and_unfinished_runs_choose_nothing():
+    runs = [recorded(accuracy=0.6), tuned(None, 0.1, status="failed"), tuned(0.5, 0.1, status="running")]
+    assert tried(runs) == {}
+    assert layout_rates(runs).listings[0].items == ("No finished run with --tune was found.",)
+
+
+def test_the_command_marks_the_chosen_run(tmp_path, capsys):
+    rows = [row("km", None, learning_rate=rate, val_accuracy=val) for rate, val in ((0.1, 0.5), (0.3, 0.6))]
+    assert table.main(["rates", str(write(tmp_path, *rows)), "--format", "csv"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith(',km,0.3,1,"10,000",8,60.00,chosen')
+    assert lines[2].endswith(',km,0.1,1,"10,000",8,50.00,')
+
+
+@pytest.mark.parametrize("preset", ["quick", "short"])
+def test_the_presets_of_scratch_take_what_the_committed_runs_choose(preset):
+    runs, problems = read_experiments(RESULTS)
+    assert not problems
+    best = {
+        choice.method: scratch.RateAndStart(rows[0].learning_rate, rows[0].residual_start)
+        for choice, rows in tried(runs).items()
+        if (choice.experiment, choice.preset) == ("scratch", preset)
+    }
+    for method, values in best.items():
+        flags = ["--preset", preset, "--methods", method]
+        made = scratch.method_config(scratch.parse(scratch.PRESETS, "test", flags), "scratch", method)
+        assert (made.learning_rate, made.residual_start) == values, method
+    assert best or preset == "short"
