@@ -40,14 +40,15 @@ Measured = tuple[Mapping[str, str], Mapping[str, Any], str]
 
 
 def as_page(rows: Sequence[Measured], core_seconds: float, failed: Sequence[str] = ()) -> str:
-    """The whole page; what is not measured is not there, and what `failed` is named."""
+    """The whole page, the best first; what is not measured is not there, and what `failed` is named."""
+    rows = sorted(rows, key=lambda measured: (measured[1]["shots"], -measured[1]["accuracy"]))
     parts = [
         "# Baselines at one budget\n\nMeta-test accuracy in %, ± the 95 % interval over tasks of 15 queries per class; "
         f"one seed. Each row has {core_seconds / 60:g} minutes of one CPU core for meta-training, not counting "
         "validations and meta-test: as many iterations of `--preset table3` as fit, by the seconds of one in "
         "`plan.csv` (the fastest of a few). Where a strategy has settings of its own for the preset, they are named. "
         "So the rows show what each strategy reaches in this time, not what it reaches in the end; one seed "
-        "does not rank close results.",
+        "does not rank close results. `km` and `anil` are in Table III with equal iterations instead of equal time.",
         "Made by `python benchmarks/baselines.py`."
         + (f" Failed or refused, as `plan.csv` says: {', '.join(failed)}." if failed else ""),
         markdown_table(
