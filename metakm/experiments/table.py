@@ -1,4 +1,4 @@
-"""`python -m metakm.experiments.table`: Tables I and II and Fig. 5, published and measured; the rates tried."""
+"""`python -m metakm.experiments.table`: Tables I and II, Fig. 5; the rates tried."""
 
 from __future__ import annotations
 
