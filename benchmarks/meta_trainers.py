@@ -126,11 +126,12 @@ distances; `maml` is first-order, `km` and `anil` are second-order. The inner le
 meta-training (the commands of `norm` below with `--iterations 0 --val-tasks 20 --eval-tasks 2`): `anil` has 55.7 %,
 `maml` 57.1, `km` 54.7; for `km-proto` all are alike, 51. Flowers-102 is stored at 64 px and enlarged to 96.
 
-Meta learning rates were chosen with `protonet` on the validation classes, by its commands below with fewer iterations
-(165 for norm, 75 for km and both, 90 for full, each validated three times) and other rates. The best validation: norm
-0.0003 67.3 %, 0.003 71.9 (0.001: 70.5 in the first 136 iterations of the row below, 72.6 in 204); km 0.0003 62.5 (81
-iterations), 0.001 64.8, 0.003 61.5; both 0.0003 67.4 (90 iterations), 0.001 68.2, 0.003 67.7; full 0.00003 70.8, 0.0001
-71.3 (74 iterations), 0.0003 68.5.
+Meta learning rates were chosen with `protonet` on the validation classes, by its commands below at commit 8bd7c65 with
+other rates and fewer iterations (165 for norm, 75 for km and both, 90 for full, each validated three times). The best
+validation: norm 0.0003 67.3 %, 0.003 71.9 (0.001: 70.5 in the first 136 iterations of the row below, 72.6 in 204); km
+0.001 64.8, 0.003 61.5 (0.0003: 62.5 in 81); both 0.001 68.2, 0.003 67.7 (0.0003: 67.4 in 90); full 0.00003 70.8, 0.0003
+68.5 (0.0001: 71.3 in 74). The rows of km and both with 0.0003 are in the git history, up to commit 6e02cfa. A rate that
+suits `protonet` may suit others less: `km` on modulators is best after 10 of its 50 iterations.
 """
 
 

@@ -38,7 +38,7 @@ def _longest_then_best(row: ExperimentRow) -> tuple[float, ...]:
 
 def layout_rates(runs: Iterable[RecordedExperiment], problems: Sequence[str] = ()) -> Layout:
     """A grid for each preset, experiment and dataset; the chosen run of a method comes first."""
-    header = ("Method", "Learning rate", "Residual start", "Images", "Epochs", "Validation, %", "")
+    header = ("Method", "Learning rate", "Residual start", "Images", "Epochs", "Validation, %", "Choice")
     grids: dict[str, list[tuple[str, ...]]] = {}
     for choice, rows in tried(runs).items():
         lines = grids.setdefault(f"{choice.experiment}, {choice.dataset}, preset {choice.preset}", [])

@@ -24,7 +24,7 @@ from metakm.table.rendering import Format, render_layout
 
 @dataclass(frozen=True, kw_only=True)
 class PaperTableOptions:
-    """Put the experiments below a folder into one of the paper's tables.
+    """Put experiments into one of the paper's tables, or list the rates tried.
 
     Published values are shown next to the measured ones.
     """
