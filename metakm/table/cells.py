@@ -88,6 +88,11 @@ class Cell:
         return len(self.runs)
 
     @property
+    def train_hours(self) -> float:
+        """Wall time of meta-training, validation included: the mean over seeds."""
+        return sum(run.row.train_seconds for run in self.runs) / len(self.runs) / 3600
+
+    @property
     def title(self) -> str:
         """Protocol and setting."""
         return f"{self.protocol.label}: {self.setting.title}"

@@ -17,7 +17,7 @@ Records = dict[str, list[Record]]  # by kind
 RECORD_COLUMNS = (
     "kind", "block", "method", "algo", "preset", "changes", "dataset", "ways", "shots", "bn_mode", "accuracy_percent",
     "ci95_percent", "seeds_ci95_percent", "tasks_ci95_percent", "n_seeds", "n_tasks", "adapted_parameters",
-    "ratio_to_maml", "runs", "plus_minus_percent", "plus_minus_meaning", "source", "first", "second",
+    "ratio_to_maml", "train_hours", "runs", "plus_minus_percent", "plus_minus_meaning", "source", "first", "second",
     "difference_points", "difference_ci95_points", "difference_seeds_ci95_points", "difference_tasks_ci95_points",
     "seeds", "verdict", "seeds_to_tell", "claimed", "run_id", "reason",
 )  # fmt: skip
@@ -103,6 +103,7 @@ def _measured(cell: Cell) -> Record:
         "n_tasks": cell.n_tasks,
         "adapted_parameters": cell.adapted_parameters,
         "ratio_to_maml": _rounded(cell.ratio_to_maml),
+        "train_hours": _rounded(cell.train_hours),
         "runs": "; ".join(run.name for run in cell.runs),
     }
 

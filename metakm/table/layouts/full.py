@@ -58,6 +58,8 @@ _FOOTNOTES = (
     "meta-test tasks, of the mean over seeds: it holds for these trained models.",
     "A measured row is named by strategy, preset, and what was changed in the preset. Only rows of preset paper "
     "without changes follow the published protocol and can confirm or contradict a claim; quick is scaled down.",
+    "Training: wall time of meta-training on the device of that run, validation included, the mean over seeds. Other "
+    "jobs on the machine lengthen it.",
     "> < ~ after a KM row: above, below, or within noise of the row of the same preset and changes; neither above nor "
     "below with one seed; in the paper's own row: what its text claims.",
     *_FOOTNOTES_OF_PAIRS,
@@ -119,7 +121,7 @@ def _format_cell(table: Table, cell: Published | Cell | None) -> str:
 
 def _details(table: Table, block: Block) -> Grid:
     names = ("Measured", "Setting", "Batch norm", "Accuracy, %", "± seeds", "± tasks", "Seeds", "Tasks", "Adapted")
-    header = (*names, "Of MAML's", f"Minus {table.baseline}, points")
+    header = (*names, "Of MAML's", "Training, h", f"Minus {table.baseline}, points")
     lines = []
     for row in block.rows:
         for setting in block.settings:
@@ -142,6 +144,7 @@ def _detail(label: str, setting: Setting, cell: Cell) -> tuple[str, ...]:
         str(cell.n_tasks),
         "" if cell.adapted_parameters is None else f"{cell.adapted_parameters:,}",
         _format_ratio(cell.ratio_to_maml),
+        f"{cell.train_hours:.2f}",
     )
 
 
