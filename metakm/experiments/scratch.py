@@ -107,12 +107,20 @@ CHOSEN: dict[ExperimentPreset, dict[str, RateAndStart]] = {
         "sn": RateAndStart(0.3),
         "ld": RateAndStart(3.0),
     },
-    "short": {"ld": RateAndStart(3.0)},
+    "short": {
+        "full": RateAndStart(0.1, 0.2),
+        "bl": RateAndStart(0.3, 0.2),
+        "km": RateAndStart(0.3, 0.2),
+        "sn": RateAndStart(0.3, 0.2),
+        "ld": RateAndStart(10.0, 0.2),
+        "ld-constant": RateAndStart(3.0),
+        "tbn": RateAndStart(0.1),
+    },
     "paper": {"ld": RateAndStart(3.0)},
 }
-"""Chosen on the validation part (results/experiments/README.md lists the runs). Of paper, only 0.1 for full (He et al.
-2016) and tbn (Frankle et al. 2021) is published; ld's is that of quick, since its own goes with another scale of the
-bases. Those of short were not chosen yet."""
+"""Chosen on the validation part (`python -m metakm.experiments.table rates` lists the runs). Of paper, only 0.1 for full
+(He et al. 2016) and tbn (Frankle et al. 2021) is published; ld's is that of quick, since its own goes with another
+scale of the bases."""
 _CONSTANT = "-constant"
 
 
