@@ -4,7 +4,7 @@ from pathlib import Path
 
 from test_paper_tables import recorded, row, write
 
-from metakm.experiments import scratch, table
+from metakm.experiments import scratch, table, transfer
 from metakm.experiments.lines import read_experiments
 from metakm.experiments.rates import layout_rates, tried
 
@@ -60,3 +60,13 @@ def test_the_presets_of_scratch_take_what_the_committed_runs_choose():
         flags = ["--preset", choice.preset, "--methods", choice.method]
         made = scratch.method_config(scratch.parse(scratch.PRESETS, "test", flags), "scratch", choice.method)
         assert (made.learning_rate, made.residual_start) == (best.learning_rate, best.residual_start), choice
+
+
+def test_the_presets_of_transfer_take_what_the_committed_runs_choose():
+    runs, _ = read_experiments(RESULTS)
+    chosen = {choice: rows[0] for choice, rows in tried(runs).items() if choice.experiment.startswith("transfer-")}
+    assert chosen
+    for choice, best in chosen.items():
+        flags = ["--preset", choice.preset, "--dataset", choice.experiment.removeprefix("transfer-")]
+        made = transfer.method_config(transfer.parse(transfer.PRESETS, "test", flags), choice.method)
+        assert made.learning_rate == best.learning_rate, choice
