@@ -114,7 +114,7 @@ CHOSEN: dict[ExperimentPreset, dict[str, RateAndStart]] = {
         "sn": RateAndStart(0.3, 0.2),
         "ld": RateAndStart(10.0, 0.2),
         "ld-constant": RateAndStart(3.0),
-        "tbn": RateAndStart(0.1),
+        "tbn": RateAndStart(1.0),
     },
     "paper": {"ld": RateAndStart(3.0)},
 }

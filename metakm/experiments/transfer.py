@@ -25,7 +25,7 @@ from metakm.errors import unknown_name
 from metakm.experiments.classification import Classification, load_image_folder, load_tiny_imagenet_classes
 from metakm.experiments.command import run_all
 from metakm.experiments.config import ExperimentConfig, ExperimentPreset, MethodConfig, parse
-from metakm.experiments.fine_grained import FineGrained, load_fine_grained
+from metakm.experiments.fine_grained import load_fine_grained
 from metakm.experiments.networks import pretrained
 from metakm.experiments.run import ExperimentRun, MethodSetup
 from metakm.learning.randomness import seeded
@@ -155,6 +155,7 @@ _CHOSEN_RATES: dict[ExperimentPreset, dict[str, dict[str, float]]] = {
     "quick": {"tiny-imagenet": {"tbl-1": 0.03, "nc": 0.01, "tkm-1": 0.01, "tkm-2": 0.01, "ttl": 0.01, "tbl-2": 0.003}},
     "short": {
         "flowers": {"tbl-1": 0.003, "nc": 0.001, "tkm-1": 0.001, "tkm-2": 0.001, "ttl": 0.001, "tbl-2": 0.0003},
+        "grocery-store": {"tbl-1": 0.003, "nc": 0.001, "tkm-1": 0.001, "tkm-2": 0.001, "ttl": 0.003, "tbl-2": 0.0003},
     },
 }
 DEFAULT_RATE = 1e-3
@@ -177,8 +178,7 @@ def load(config: TransferConfig) -> Classification:
         return load_image_folder(config.data, side)
     if config.dataset == "tiny-imagenet":
         return load_tiny_imagenet_classes(config.classes, side, roots)
-    name: FineGrained = config.dataset
-    return load_fine_grained(name, side, roots)
+    return load_fine_grained(config.dataset, side, roots)
 
 
 def method_setup(config: TransferConfig, method: str, class_names: Sequence[str], task: str) -> MethodSetup:
