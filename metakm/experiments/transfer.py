@@ -154,7 +154,7 @@ PUBLISHED_RATES = {"aircraft": 16e-4, "cars": 8e-4, "flowers": 2e-4, "food": 2e-
 _CHOSEN_RATES: dict[ExperimentPreset, dict[str, dict[str, float]]] = {
     "quick": {"tiny-imagenet": {"tbl-1": 0.03, "nc": 0.01, "tkm-1": 0.01, "tkm-2": 0.01, "ttl": 0.01, "tbl-2": 0.003}},
     "short": {
-        "flowers": {"tbl-1": 0.003, "nc": 0.001, "tkm-1": 0.001, "tkm-2": 0.001, "ttl": 0.001, "tbl-2": 0.0003},
+        "flowers": {"tbl-1": 0.001, "nc": 0.001, "tkm-1": 0.001, "tkm-2": 0.001, "ttl": 0.001, "tbl-2": 0.0003},
         "grocery-store": {"tbl-1": 0.003, "nc": 0.001, "tkm-1": 0.001, "tkm-2": 0.001, "ttl": 0.003, "tbl-2": 0.0003},
     },
 }
