@@ -118,9 +118,9 @@ CHOSEN: dict[ExperimentPreset, dict[str, RateAndStart]] = {
     },
     "paper": {"ld": RateAndStart(3.0)},
 }
-"""Chosen on the validation part (`python -m metakm.experiments.table rates` lists the runs). Of paper, only 0.1 for
-full (He et al. 2016) and tbn (Frankle et al. 2021) is published; ld's is that of quick, since its own goes with another
-scale of the bases."""
+"""Chosen on the validation part (results/experiments/rates.md lists the runs). Of paper, only 0.1 for full (He et al.
+2016) and tbn (Frankle et al. 2021) is published; ld's is that of quick, since its own goes with another scale of the
+bases."""
 _CONSTANT = "-constant"
 
 

@@ -65,7 +65,7 @@ def test_the_presets_of_scratch_take_what_the_committed_runs_choose():
 def test_the_presets_of_transfer_take_what_the_committed_runs_choose():
     runs, _ = read_experiments(RESULTS)
     chosen = {choice: rows[0] for choice, rows in tried(runs).items() if choice.experiment.startswith("transfer-")}
-    assert chosen
+    assert {choice.dataset for choice in chosen} == {"flowers-96px", "grocery-store-96px"}
     for choice, best in chosen.items():
         flags = ["--preset", choice.preset, "--dataset", choice.experiment.removeprefix("transfer-")]
         made = transfer.method_config(transfer.parse(transfer.PRESETS, "test", flags), choice.method)
