@@ -19,13 +19,15 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from torch import nn
 
 from metakm.cli.exit_code import RESUME, exit_code
 from metakm.cli.signals import StopRequest
 from metakm.data.loading import data_roots
+from metakm.experiments import chosen_rates
+from metakm.experiments.chosen_rates import RateAndStart
 from metakm.experiments.classification import load_cifar10
 from metakm.experiments.command import run_all
 from metakm.experiments.config import ExperimentConfig, ExperimentPreset, MethodConfig, parse
@@ -90,44 +92,14 @@ PRESETS: dict[ExperimentPreset, ScratchConfig] = {
     "paper": _PAPER,
 }
 
-
-class RateAndStart(NamedTuple):
-    """A learning rate, and where the scale of each residual block's last norm starts."""
-
-    learning_rate: float = 0.1
-    residual_start: float = 1.0
-
-
-CHOSEN: dict[ExperimentPreset, dict[str, RateAndStart]] = {
-    "quick": {
-        "full": RateAndStart(0.03),
-        "bl": RateAndStart(0.03),
-        "km": RateAndStart(0.03),
-        "km-channel": RateAndStart(0.03),
-        "sn": RateAndStart(0.3),
-        "ld": RateAndStart(3.0),
-    },
-    "short": {
-        "full": RateAndStart(0.1, 0.2),
-        "bl": RateAndStart(0.3, 0.2),
-        "km": RateAndStart(0.3, 0.2),
-        "sn": RateAndStart(0.3, 0.2),
-        "ld": RateAndStart(10.0, 0.2),
-        "ld-constant": RateAndStart(3.0),
-        "tbn": RateAndStart(1.0),
-    },
-    "paper": {"ld": RateAndStart(3.0)},
-}
-"""Chosen on the validation part (results/experiments/rates.md lists the runs). Of paper, only 0.1 for full (He et al.
-2016) and tbn (Frankle et al. 2021) is published; ld's is that of quick, since its own goes with another scale of the
-bases."""
 _CONSTANT = "-constant"
 
 
 def method_config(config: FromScratchConfig, experiment: str, method: str) -> MethodConfig:
     """The config of one run: what the method settles where nothing is given; plain SGD for `ld`."""
     kind = method.removesuffix(_CONSTANT)
-    chosen = CHOSEN[config.preset].get(method) or CHOSEN[config.preset].get(kind, RateAndStart())
+    rates = chosen_rates.SCRATCH[config.preset]
+    chosen = rates.get(method) or rates.get(kind, RateAndStart())
     rate = config.learning_rate or chosen.learning_rate
     start = config.residual_start
     if start is None or kind == "tbn":

@@ -22,6 +22,7 @@ from metakm.cli.exit_code import RESUME, exit_code
 from metakm.cli.signals import StopRequest
 from metakm.data.loading import data_roots
 from metakm.errors import unknown_name
+from metakm.experiments import chosen_rates
 from metakm.experiments.classification import Classification, load_image_folder, load_tiny_imagenet_classes
 from metakm.experiments.command import run_all
 from metakm.experiments.config import ExperimentConfig, ExperimentPreset, MethodConfig, parse
@@ -149,25 +150,20 @@ PRESETS: dict[ExperimentPreset, TransferConfig] = {
     ),
 }
 
-PUBLISHED_RATES = {"aircraft": 16e-4, "cars": 8e-4, "flowers": 2e-4, "food": 2e-4}  # Table II, of ResNet-50
-# Chosen on the validation part (results/experiments/rates.md lists those of short), by preset, dataset and method.
-_CHOSEN_RATES: dict[ExperimentPreset, dict[str, dict[str, float]]] = {
-    "quick": {"tiny-imagenet": {"tbl-1": 0.03, "nc": 0.01, "tkm-1": 0.01, "tkm-2": 0.01, "ttl": 0.01, "tbl-2": 0.003}},
-    "short": {
-        "flowers": {"tbl-1": 0.001, "nc": 0.001, "tkm-1": 0.001, "tkm-2": 0.001, "ttl": 0.001, "tbl-2": 0.0003},
-        "grocery-store": {"tbl-1": 0.003, "nc": 0.001, "tkm-1": 0.001, "tkm-2": 0.001, "ttl": 0.003, "tbl-2": 0.0003},
-    },
-}
-DEFAULT_RATE = 1e-3
-
 
 def method_config(config: TransferConfig, method: str) -> MethodConfig:
-    """The config of one run: at the rate given, chosen, or published for the dataset in Table II."""
+    """The config of one run: at the rate given, else chosen or published for this dataset and backbone."""
     name = config.data.resolve().name if config.data else config.dataset
-    chosen = None if config.data else _CHOSEN_RATES.get(config.preset, {}).get(name, {}).get(method)
-    published = PUBLISHED_RATES.get(name) if config.preset == "paper" and not config.data else None
-    rate = config.learning_rate or chosen or published or DEFAULT_RATE
+    rate = config.learning_rate or _known_rate(config, method) or chosen_rates.TRANSFER_DEFAULT
     return MethodConfig(config, f"transfer-{name}", method, rate, 0.9, config.weight_decay)
+
+
+def _known_rate(config: TransferConfig, method: str) -> float | None:
+    if config.data is not None or config.backbone != PRESETS[config.preset].backbone:
+        return None
+    if config.preset == "paper":
+        return chosen_rates.TRANSFER_PUBLISHED.get(config.dataset)
+    return chosen_rates.TRANSFER[config.preset].get(config.dataset, {}).get(method)
 
 
 def load(config: TransferConfig) -> Classification:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from metakm.experiments import scratch
+from metakm.experiments import chosen_rates, scratch
+from metakm.experiments.chosen_rates import RateAndStart
 from metakm.experiments.lines import lines_of, read_experiments
 from metakm.experiments.right import read_right
 from metakm.experiments.row import ExperimentRow
@@ -236,16 +237,14 @@ def test_ld_constant_may_have_a_rate_of_its_own(monkeypatch):
     def rates():
         return [scratch.method_config(short, "scratch", name).learning_rate for name in ("ld", "ld-constant")]
 
-    monkeypatch.setitem(scratch.CHOSEN, "short", {"ld": scratch.RateAndStart(3.0)})
+    monkeypatch.setitem(chosen_rates.SCRATCH, "short", {"ld": RateAndStart(3.0)})
     assert rates() == [3.0, 3.0]
-    monkeypatch.setitem(
-        scratch.CHOSEN, "short", {"ld": scratch.RateAndStart(3.0), "ld-constant": scratch.RateAndStart(1.0)}
-    )
+    monkeypatch.setitem(chosen_rates.SCRATCH, "short", {"ld": RateAndStart(3.0), "ld-constant": RateAndStart(1.0)})
     assert rates() == [3.0, 1.0]
 
 
 def test_a_method_starts_as_was_chosen_unless_told(monkeypatch):
-    monkeypatch.setitem(scratch.CHOSEN, "short", {"km": scratch.RateAndStart(0.3, 0.2)})
+    monkeypatch.setitem(chosen_rates.SCRATCH, "short", {"km": RateAndStart(0.3, 0.2)})
     short = scratch.PRESETS["short"]
 
     def start(told):

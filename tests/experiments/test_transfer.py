@@ -8,7 +8,7 @@ import torch
 import torchvision
 
 from metakm.errors import UserError
-from metakm.experiments import scratch, transfer
+from metakm.experiments import chosen_rates, scratch, transfer
 from metakm.experiments.batches import IMAGENET, Normalisation
 from metakm.experiments.networks import cifar_classifier, pretrained
 from metakm.experiments.training import Training
@@ -201,8 +201,8 @@ def test_the_paper_preset_is_table_2s():
     paper = transfer.PRESETS["paper"]
     assert (paper.epochs, paper.batch, paper.norm, paper.weights) == (50, 8, "group", "pretrained")
     rates = [
-        transfer.method_config(config(preset="paper", dataset=d), "tkm-2").learning_rate
-        for d in transfer.PUBLISHED_RATES
+        transfer.method_config(replace(paper, dataset=d), "tkm-2").learning_rate
+        for d in chosen_rates.TRANSFER_PUBLISHED
     ]
     assert rates == [16e-4, 8e-4, 2e-4, 2e-4]
 
@@ -211,15 +211,17 @@ def test_the_former_name_of_pretrained_weights_is_taken():
     assert config(preset="paper", weights="imagenet") == config(preset="paper", weights="pretrained")
 
 
-def test_a_chosen_rate_is_that_of_preset_dataset_and_method(monkeypatch, tmp_path):
-    monkeypatch.setitem(transfer._CHOSEN_RATES, "short", {"flowers": {"nc": 0.5}})
+def test_a_chosen_rate_is_that_of_preset_dataset_method_and_backbone(monkeypatch, tmp_path):
+    monkeypatch.setitem(chosen_rates.TRANSFER, "short", {"flowers": {"nc": 0.5}})
+    default = chosen_rates.TRANSFER_DEFAULT
 
     def rate(method, **changes):
-        return transfer.method_config(config(preset="short", **changes), method).learning_rate
+        return transfer.method_config(replace(transfer.PRESETS["short"], **changes), method).learning_rate
 
     assert rate("nc", dataset="flowers") == 0.5
-    assert rate("nc", dataset="flowers", data=tmp_path / "flowers") == transfer.DEFAULT_RATE
-    assert rate("nc", dataset="grocery-store") == rate("tbl-1", dataset="flowers") == transfer.DEFAULT_RATE
+    assert rate("nc", dataset="flowers", data=tmp_path / "flowers") == default
+    assert rate("nc", dataset="grocery-store") == rate("tbl-1", dataset="flowers") == default
+    assert rate("nc", dataset="flowers", backbone="resnet50") == default
     assert rate("nc", dataset="flowers", learning_rate=0.1) == 0.1
 
 
