@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from metakm.errors import UserError
 from metakm.experiments.lines import Line, RecordedExperiment, line_names, lines_of, setup_titles
-from metakm.io.figure import figure_bytes, new_figure
+from metakm.io.figure import figure_bytes, import_matplotlib, new_figure
 from metakm.table.output import PictureFormat
 
 MOST_TASKS = 100
@@ -39,6 +39,9 @@ def memory_picture(runs: Iterable[RecordedExperiment], form: PictureFormat = "pn
     setups = setup_titles({line.setup for line in lines})
     if not setups:
         raise UserError("Expected finished runs to draw, got none; run python -m metakm.experiments.transfer first")
+    import_matplotlib()
+    from matplotlib.ticker import LogFormatter  # slow to import, and only needed for a picture
+
     figure = new_figure(figsize=(5 * len(setups), 4.2), layout="constrained")
     numbers = range(1, MOST_TASKS + 1)
     for axes, (setup, title) in zip(figure.subplots(1, len(setups), squeeze=False)[0], setups.items(), strict=True):
@@ -47,6 +50,9 @@ def memory_picture(runs: Iterable[RecordedExperiment], form: PictureFormat = "pn
         for name in sorted(memory[-1], key=memory[-1].__getitem__, reverse=True):
             axes.plot(numbers, [each[name] for each in memory], label=f"{name}: {memory[-1][name]:,.0f} MB")
         axes.set(xscale="log", yscale="log", xlabel="tasks", ylabel="memory, MB")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(LogFormatter())
+            axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         axes.set_title(title, loc="left", fontsize="small", wrap=True)
         axes.legend(title=f"{MOST_TASKS} tasks", fontsize="small")
         axes.grid(alpha=0.3)
