@@ -146,7 +146,7 @@ class BudgetedRuns:
 
 
 def seconds_an_iteration(config: RunConfig) -> float:
-    """Processor time of one step on one thread, the least of five, after one to warm up.
+    """CPU time of one step on one thread, the least of five, after one to warm up.
 
     Raises:
         DivergedError, TooLittleMemoryError: as a run would.

@@ -2,7 +2,7 @@
 
 `metakm fit` on one photo each of 20 kinds of groceries that no base was trained on, at 96 and 160 px, with the base and
 the photos in memory: class means and ridge regression on the base that comes with metakm, and norm + head on the plain
-one. Processor time of one thread, the median of some fits. Writes OUT/fit-seconds.csv and prints it.
+one. CPU time of one thread, the median of some fits. Writes OUT/fit-seconds.csv and prints it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def one_photo_a_class(source: str, ways: int, side: int) -> Photos:
 
 
 def seconds_of_fit(method: str, photos: Photos, side: int) -> float:
-    """Processor time of one fit, without loading the base."""
+    """CPU time of one fit, without loading the base."""
     base = load_base(BASES[method])
     faster_layout(base.network)
     wanted = dataclasses.replace(base.preprocessing, size=side)

@@ -40,7 +40,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class GradientOptions(Options):
-    """Of strategies whose meta-gradient goes through gradient descent."""
+    """Options of strategies whose meta-gradient goes through gradient descent."""
 
     first_order: SharedBool = False
     """Treat the inner gradients as constants (first-order MAML). Off as published."""
@@ -59,7 +59,7 @@ class GradientOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class RateOptions(GradientOptions):
-    """Of strategies whose inner learning rates can be learned."""
+    """Options of strategies whose inner learning rates can be learned."""
 
     learn_inner_lr: SharedBool = False
     """Learn one inner learning rate per adapted tensor, starting from --inner-lr. Off as published."""
@@ -77,7 +77,7 @@ class RateOptions(GradientOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class HeadOptions(RateOptions):
-    """Of strategies with a linear head that starts at its own parameters."""
+    """Options of strategies with a linear head that starts at its own parameters."""
 
     first_head_lr: SharedFloat = 0.0
     """With --inner-lr-per-step: initial learning rate of the head's weight in the first inner step; 0: --inner-lr, as for everything else."""
@@ -95,7 +95,7 @@ class HeadOptions(RateOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class NormOptions(Options):
-    """Of strategies that may adapt the norm layers or leave them to the outer loop."""
+    """Options of strategies that may adapt the norm layers or leave them to the outer loop."""
 
     implicit: SharedBool = False
     """Adapt the affine parameters of the norm layers too (KM's implicit modulation). Off as published."""
@@ -103,7 +103,7 @@ class NormOptions(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class PrototypeOptions(Options):
-    """Of strategies that compare class means by squared distance."""
+    """Options of strategies that compare class means by squared distance."""
 
     scaled_distance: SharedBool = False
     """Multiply squared distances to class means by 8 / (number of features), if that is below 1. On with every preset; off as published, which starts from a loss above 50 on photographs."""

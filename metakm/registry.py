@@ -77,7 +77,7 @@ class Registry(Generic[_T]):
         """The error for a name that is not registered; `others` are known, too."""
         said = str(unknown_name(self.kind, name, (*self.names(), *others)))
         also = " A" if said.endswith("?") else "; a"
-        return UserError(f"{said}{also} plugin's are known after --plugin, or metakm.load_plugin in Python")
+        return UserError(f"{said}{also} plugin's names need --plugin (in Python: metakm.load_plugin)")
 
     def _load(self, point: EntryPoint) -> None:
         try:
@@ -128,7 +128,10 @@ def load_plugin(path: str | Path) -> None:
 
 
 def run_file(path: Path) -> ModuleType:
-    """Run a Python file of the user's, once if it registers something, whatever flags name it; raises what it does."""
+    """Run a user's Python file. One that registers something runs only once, however many flags name it.
+
+    Its exceptions propagate.
+    """
     key = path.resolve()
     if key in _files:
         return _files[key]
@@ -142,7 +145,7 @@ def run_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        for registry in _registries:  # forget the file's own, so that it can be mended and run again
+        for registry in _registries:  # forget the file's own, so that it can be fixed and run again
             own = [key for key, entry in registry.entries.items() if _source(entry)[0] == name]
             for each in own:
                 del registry.entries[each]

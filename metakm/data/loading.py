@@ -23,13 +23,18 @@ def load_dataset(
     class_split: str | None = None,
     split_seed: int = 0,
 ) -> FewShotDataset:
-    """Load one split ("train", "val" or "test") of a dataset.
+    """Load one split of a dataset. The first call decodes the files, later ones read the cache.
 
-    Files are searched for under `root` if given, else under the METAKM_DATA folder, then under `data/` of the
-    cache folder (METAKM_CACHE, or the user's cache folder of the platform). The first call decodes, later ones
-    read the cache. `image_size` is the side in pixels to which images are resized, by datasets that can be (such as
-    "folder"); 0 is their default. `class_split`, such as 64/16/20, divides the classes of a "folder" at random, by
-    `split_seed`: one that has a folder of images per class and nothing else.
+    Args:
+        name: of a registered dataset.
+        split: "train", "val" or "test".
+        root: the folder to search; else METAKM_DATA, then `data/` of the cache folder (METAKM_CACHE, or the user's
+            cache folder of the platform).
+        image_size: the side in pixels to which images are resized, by datasets that can be (such as "folder"); 0 is
+            their default.
+        class_split: such as 64/16/20, divides the classes of a "folder" at random: one that has a folder of images per
+            class and nothing else.
+        split_seed: of this division.
 
     Raises:
         UserError: an unknown name or split, or data that are missing, damaged or unreadable.

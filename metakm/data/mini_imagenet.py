@@ -94,7 +94,8 @@ def _missing(folders: Sequence[Path]) -> UserError:
         "images/ with train.csv, val.csv and test.csv, or mini-imagenet-train.tar.xz with "
         "mini-imagenet-val-test.tar.xz, or mini-imagenet-cache-{train,val,test}.pkl,",
         folders,
-        "ask for mini-ImageNet where you may (it cannot be downloaded here) and set METAKM_DATA to its folder",
+        "get mini-ImageNet from a source that may share it (it cannot be downloaded here), and set METAKM_DATA to "
+        "its folder",
     )
 
 

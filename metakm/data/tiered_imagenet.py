@@ -60,7 +60,8 @@ def load_tiered_imagenet(split: str, roots: Sequence[Path], side: int = SIDE) ->
         raise missing(
             "{train,val,test}_images_png.pkl and {train,val,test}_labels.pkl",
             folders,
-            "ask for tieredImageNet where you may (it cannot be downloaded here) and set METAKM_DATA to its folder",
+            "get tieredImageNet from a source that may share it (it cannot be downloaded here), and set METAKM_DATA to "
+            "its folder",
         )
     stamp = fingerprint(f"{VERSION} {side}", [], [folder / name for name in wanted])
     return cached(

@@ -27,10 +27,10 @@ FIG5_PANELS = {
 }
 _READING = (
     "± of measured rows: half-width of the 95 % interval over seeds (Student-t) and test images, combined in "
-    "quadrature, what both contain counted once; with one seed 1.96 sqrt(p (1 - p) / n) over the n test images, which "
-    "does not cover other seeds.",
+    "quadrature, with the variance that both contain counted once; with one seed 1.96 sqrt(p (1 - p) / n) over the n "
+    "test images, which does not cover other seeds.",
     "Above or below: the difference exceeds its interval, which is paired over test images; for runs without a "
-    "right.txt it is the root of the summed squares of both intervals. One seed does not tell.",
+    "right.txt it is the root of the summed squares of both intervals. With one seed there is no verdict.",
     "Only rows of preset paper with nothing changed follow the published schedule and can confirm or contradict a "
     "claim; quick and short are scaled down.",
 )

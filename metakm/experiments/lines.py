@@ -21,7 +21,7 @@ from metakm.learning.statistics import (
     interval_over_seeds,
     interval_over_tasks,
     paired_difference,
-    rest_interval,
+    residual_interval,
     verdict,
 )
 from metakm.run.config_file import read_config_file
@@ -108,7 +108,7 @@ class Line:
         right = self.right_of([row.seed for row in self.rows])
         if right is None:
             return over_seeds
-        combined = combined_interval(over_seeds, interval_over_tasks(right.mean(axis=0)), rest_interval(right))
+        combined = combined_interval(over_seeds, interval_over_tasks(right.mean(axis=0)), residual_interval(right))
         return cast(float, combined)
 
 

@@ -50,7 +50,9 @@ def pretrained(backbone: str, weights: str, classes: int) -> Network:
     if backbone not in ("resnet32", "resnet50"):
         return _of_library(backbone, weights, classes)
     if weights == PRETRAINED and backbone != "resnet50":
-        raise UserError(f"Expected --weights random or a file for {backbone}, got {weights}; it has none of these")
+        raise UserError(
+            f"Expected --weights random or a file for {backbone}, got {weights}; no pretrained weights are known for it"
+        )
     model: nn.Module
     if backbone == "resnet32":
         model = cifar_classifier(32, classes)

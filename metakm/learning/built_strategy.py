@@ -29,8 +29,8 @@ def construction_of(
     for name, value in for_named.items():
         if value not in (None, "full"):
             raise UserError(
-                f"Expected {name} with the name of a strategy, got it with one that is built; name the strategy, or "
-                "leave it out"
+                f"Expected {name} only with a strategy given by name, got a strategy that is already built; name the "
+                f"strategy, or leave {name} out"
             )
     made = strategy.construction or Construction(ways, None, {})
     if ways is not None and made.ways != ways:

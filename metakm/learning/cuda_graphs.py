@@ -34,7 +34,7 @@ Differentiate = Callable[[Episodes], MetaGradient]
 
 
 class CudaGraphs:
-    """Meta-gradients on a GPU, recorded for each number of tasks that comes up twice.
+    """Meta-gradients on a GPU, captured for each number of tasks that comes up twice.
 
     The first call of each size runs eagerly, which also loads the kernels that a capture needs. The next replay
     overwrites the result of the last. Code that synchronizes with the GPU cannot be captured and runs eagerly; the log
@@ -42,29 +42,29 @@ class CudaGraphs:
     """
 
     def __init__(self) -> None:
-        self._recorded: dict[int, _CudaGraph | None] = {}
+        self._graphs: dict[int, _CudaGraph | None] = {}
         self._refused = False
 
     def run(self, differentiate: Differentiate, episodes: Episodes) -> MetaGradient:
-        """Replay, record or run `differentiate(episodes)`, which must be the same function at every call.
+        """Replay, capture or run `differentiate(episodes)`, which must be the same function at every call.
 
-        The images of one number of tasks are of one shape.
+        Batches with the same number of tasks must have images of the same shape.
         """
         size = len(episodes)
-        if self._refused or size not in self._recorded:
-            self._recorded[size] = None
+        if self._refused or size not in self._graphs:
+            self._graphs[size] = None
             return differentiate(episodes)
-        recording = self._recorded[size] or self._record(differentiate, episodes)
-        if recording is None:
+        graph = self._graphs[size] or self._capture(differentiate, episodes)
+        if graph is None:
             return differentiate(episodes)
-        self._recorded[size] = recording
-        return recording.replay(episodes)
+        self._graphs[size] = graph
+        return graph.replay(episodes)
 
     def clear(self) -> None:
-        """Forget what was recorded, and free its memory."""
-        self._recorded.clear()
+        """Forget the graphs, and free its memory."""
+        self._graphs.clear()
 
-    def _record(self, differentiate: Differentiate, episodes: Episodes) -> _CudaGraph | None:
+    def _capture(self, differentiate: Differentiate, episodes: Episodes) -> _CudaGraph | None:
         try:
             return _CudaGraph(differentiate, episodes)
         except RuntimeError as error:
@@ -82,7 +82,7 @@ class _CudaGraph:
         self._held = dataclasses.replace(episodes, **{name: getattr(episodes, name).clone() for name in self._names})
         self._graph = torch.cuda.CUDAGraph()
         device = self._held.support_images.device
-        # The outer stream is there to come back to: a recording that fails leaves its own one current.
+        # The outer stream is there to come back to: a capture that fails leaves its own one current.
         with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(self._graph):
             self._result = differentiate(self._held)
 

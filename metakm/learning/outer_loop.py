@@ -57,8 +57,8 @@ class OuterLoop:
         self.chunks = TaskChunks(learner.strategy, sampler.dataset.image_shape, config, device)
         self.evaluator = Evaluator(learner, config, self.chunks, device, processes)
         eager = config.eager or config.varies or config.shared.multi_step_loss or learner.strategy.uses_progress
-        recorded = learner.strategy.supports_cuda_graph and not eager and device.type == "cuda"
-        self._graphs = CudaGraphs() if recorded else None
+        use_graphs = learner.strategy.supports_cuda_graph and not eager and device.type == "cuda"
+        self._graphs = CudaGraphs() if use_graphs else None
         self.iteration = 0
 
     def step(self) -> StepResult:
@@ -100,7 +100,7 @@ class OuterLoop:
     def trial_seconds(self) -> float:
         """Wall time of one iteration's meta-gradient, after one to warm up, or two on a GPU; changes nothing."""
         episodes = self.sampler.batch(index=0, tasks=self.config.meta_batch)
-        for _ in range(2 if self.device.type == "cpu" else 3):  # on a GPU the second is recorded, the third replayed
+        for _ in range(2 if self.device.type == "cpu" else 3):  # on a GPU the second is captured, the third replayed
             began = time.monotonic()
             self._meta_gradient(episodes)
         self._forget_gradients()
@@ -200,10 +200,12 @@ class OuterLoop:
         learned = self._learned
         blamed = [one.index[0] for one in episodes.chunks(1) if not is_finite(self._meta_gradient(one).loss, learned)]
         first, last = episodes.index[0], episodes.index[-1]
-        named = ", ".join(map(str, blamed)) or (f"{first} to {last} together" if last > first else str(first))
+        named = f"episode{'s' if len(blamed) > 1 else ''} {', '.join(map(str, blamed))}"
+        if not blamed:
+            named = f"episodes {first} to {last} together" if last > first else f"episode {first}"
         return (
             f"The meta-loss ({loss:g}) or its gradient is not finite at iteration {self.iteration}, because of "
-            f"meta-training episode {named}; try a smaller --inner-lr or --meta-lr"
+            f"meta-training {named}; try a smaller --inner-lr or --meta-lr"
         )
 
     def model_state(self) -> dict[str, Tensor]:

@@ -49,7 +49,7 @@ def interval_over_seeds(means: npt.NDArray[np.float64]) -> float | None:
     return float(stdtrit(n - 1, 0.975) * means.std(ddof=1) / math.sqrt(n))
 
 
-def rest_interval(accuracies: npt.NDArray[np.float64]) -> float | None:
+def residual_interval(accuracies: npt.NDArray[np.float64]) -> float | None:
     """What the intervals over seeds and over tasks both contain: 1.96 sqrt(r / (S n)).
 
     r is the variance that is left when each seed's mean and each task's are taken off. None for one seed.
@@ -59,27 +59,29 @@ def rest_interval(accuracies: npt.NDArray[np.float64]) -> float | None:
     """
     if len(accuracies) < 2:
         return None
-    rest = (accuracies - accuracies.mean(axis=1, keepdims=True)).var(axis=0, ddof=1).mean()
-    return float(1.96 * np.sqrt(rest / accuracies.size))
+    residual = (accuracies - accuracies.mean(axis=1, keepdims=True)).var(axis=0, ddof=1).mean()
+    return float(1.96 * np.sqrt(residual / accuracies.size))
 
 
-def combined_interval(over_seeds: float | None, over_tasks: float | None, rest: float | None = None) -> float | None:
-    """Half-width of the 95 % interval with other seeds and other tasks, sqrt(over_seeds^2 + over_tasks^2 - rest^2).
+def combined_interval(
+    over_seeds: float | None, over_tasks: float | None, residual: float | None = None
+) -> float | None:
+    """Half-width of the 95 % interval with other seeds and other tasks, sqrt(over_seeds^2 + over_tasks^2 - residual^2).
 
     With one seed there is the interval over tasks alone, which holds for these trained models. None without either.
 
-    In a model of accuracies with an effect of the seed, one of the task and a rest, variances s, t and r, the mean over
-    S seeds and n tasks has variance s/S + t/n + r/(S n). The interval over seeds estimates s/S + r/(S n), as all seeds
-    meet the same tasks, and that over tasks t/n + r/(S n); `rest` is r/(S n). In simulations with 2, 3 and 5 seeds the
-    interval of a difference holds the true one in 94 to 97 % of cases (tests/learning/test_statistics.py); counting the
-    rest twice, in more.
+    In a model of accuracies with an effect of the seed, one of the task and a residual, variances s, t and r, the mean
+    over S seeds and n tasks has variance s/S + t/n + r/(S n). The interval over seeds estimates s/S + r/(S n), as all
+    seeds meet the same tasks, and that over tasks t/n + r/(S n); `residual` is r/(S n). In simulations with 2, 3 and 5
+    seeds the interval of a difference holds the true one in 94 to 97 % of cases (tests/learning/test_statistics.py);
+    counting the residual twice, in more.
 
     Args:
-        rest: see `rest_interval`.
+        residual: see `residual_interval`.
     """
     if over_seeds is None or over_tasks is None:
         return over_tasks if over_seeds is None else over_seeds
-    return math.sqrt(max(0.0, over_seeds**2 + over_tasks**2 - (rest or 0.0) ** 2))
+    return math.sqrt(max(0.0, over_seeds**2 + over_tasks**2 - (residual or 0.0) ** 2))
 
 
 def verdict(difference: float, ci95: float | None, seeds: int) -> Verdict:
@@ -97,18 +99,18 @@ def verdict(difference: float, ci95: float | None, seeds: int) -> Verdict:
 class PairedDifference(NamedTuple):
     """Mean of `first - second`, with half-widths of 95 % intervals; None where there is but one value.
 
-    `rest_ci95` is `rest_interval` of the differences.
+    `residual_ci95` is `residual_interval` of the differences.
     """
 
     mean: float
     tasks_ci95: float | None
     seeds_ci95: float | None
-    rest_ci95: float | None
+    residual_ci95: float | None
 
     @property
     def ci95(self) -> float | None:
         """See `combined_interval`."""
-        return combined_interval(self.seeds_ci95, self.tasks_ci95, self.rest_ci95)
+        return combined_interval(self.seeds_ci95, self.tasks_ci95, self.residual_ci95)
 
 
 def paired_difference(
@@ -138,7 +140,7 @@ def paired_difference(
     by_task = differences.mean(axis=0)
     tasks_ci95 = interval_over_tasks(by_task, datasets) if len(by_task) > 1 else None
     seeds_ci95 = _interval_of_two_samples(first.mean(axis=1), second.mean(axis=1))
-    return PairedDifference(float(differences.mean()), tasks_ci95, seeds_ci95, rest_interval(differences))
+    return PairedDifference(float(differences.mean()), tasks_ci95, seeds_ci95, residual_interval(differences))
 
 
 def _interval_of_two_samples(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float | None:
@@ -152,15 +154,15 @@ def _interval_of_two_samples(first: npt.NDArray[np.float64], second: npt.NDArray
 
 
 def seeds_to_tell(
-    difference: float, seeds_ci95: float | None, tasks_ci95: float | None, rest_ci95: float | None, seeds: int
+    difference: float, seeds_ci95: float | None, tasks_ci95: float | None, residual_ci95: float | None, seeds: int
 ) -> int | None:
     """The smallest number of seeds whose combined interval leaves out zero, if all else stays as it was measured.
 
-    Then the interval over tasks, without the rest, stays what it is, and that over seeds shrinks.
+    Then the interval over tasks, without the residual, stays what it is, and that over seeds shrinks.
 
     Args:
         difference: the mean over `seeds` seeds.
-        seeds_ci95, tasks_ci95, rest_ci95: of a `PairedDifference`.
+        seeds_ci95, tasks_ci95, residual_ci95: of a `PairedDifference`.
 
     Returns:
         None with one seed, where more tasks are needed, or for more than 1,000 seeds.
@@ -169,7 +171,7 @@ def seeds_to_tell(
 
     if seeds_ci95 is None:
         return None
-    room = difference**2 - max(0.0, (tasks_ci95 or 0.0) ** 2 - (rest_ci95 or 0.0) ** 2)  # for what shrinks
+    room = difference**2 - max(0.0, (tasks_ci95 or 0.0) ** 2 - (residual_ci95 or 0.0) ** 2)  # for what shrinks
     deviation = seeds_ci95 * math.sqrt(seeds) / stdtrit(2 * seeds - 2, 0.975)
     widths = ((n, (stdtrit(2 * n - 2, 0.975) * deviation) ** 2 / n) for n in range(2, 1001))
     return next((n for n, width in widths if width < room), None)

@@ -68,7 +68,7 @@ def given_backbone(
         return make_backbone(backbone, image_shape, bn_mode, weights)
     if weights is not None:
         raise UserError(
-            "Expected weights with the name of a backbone, got them with one that is built; load them first"
+            "Expected weights only with a backbone given by name, got one that is built; load them into it first"
         )
     modes = {module.mode for module in backbone.modules() if isinstance(module, BatchNorm2d)} if backbone else set()
     if bn_mode != "transductive" and modes - {bn_mode}:

@@ -94,7 +94,7 @@ def carry_tasks(network: nn.Module, image_shape: ImageShape, bn_mode: BatchNormM
     shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
     network = copy.deepcopy(network, shared)
     like = next(network.parameters(), torch.zeros(()))
-    slow = [name for name, module in _innermost_first(network) if _convert(module, bn_mode, like) == "task by task"]
+    slow = [name for name, module in _innermost_first(network) if _convert(module, bn_mode, like)]
     backbone = TaskBackbone(network, image_shape[0])
     backbone.out_features, mixes = try_tasks(backbone, image_shape)
     if mixes:
@@ -133,8 +133,8 @@ def _require_tasks_apart(backbone: nn.Module, image_shape: ImageShape) -> None:
     features, mixes = try_tasks(backbone, image_shape)
     if mixes:
         raise UserError(
-            f"{name} has carries_tasks, but its features for a task change with the other tasks of the batch; build it "
-            "from the layers of metakm.models, or leave out carries_tasks"
+            f"Expected {name}, which has carries_tasks, to keep tasks apart, got features for a task that change with "
+            "the other tasks of the batch; build it from the layers of metakm.models, or leave out carries_tasks"
         )
     if said != features:
         raise UserError(f"Expected out_features of {name} to be {features}, as it returns, got {said!r}; set that")
@@ -187,19 +187,22 @@ def _library_name(module: nn.Module) -> str:
     return f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
 
 
-def _convert(module: nn.Module, bn_mode: BatchNormMode, like: Tensor) -> str:
-    """Make a module carry tasks, without its children; say how. New buffers have the device and precision of `like`."""
+def _convert(module: nn.Module, bn_mode: BatchNormMode, like: Tensor) -> bool:
+    """Make a module carry tasks, without its children. Returns whether it now runs task by task.
+
+    New buffers have the device and precision of `like`.
+    """
     if getattr(module, "inplace", None) is True:
         module.inplace = False  # type: ignore[assignment]  # what the layers before save for their derivatives stays as it is
     adopt = ADOPTED.get(_library_name(module))
     if adopt is not None and not parametrize.is_parametrized(module) and not module._forward_pre_hooks:
         adopt(module, bn_mode, like)
-        return "carries tasks"
+        return False
     own = any(parameter is not None for parameter in module._parameters.values())
     if own or module._forward_pre_hooks or parametrize.is_parametrized(module):
         run_task_by_task(module)
-        return "task by task"
-    return "has no parameters"
+        return True
+    return False
 
 
 def _say_slow(network: nn.Module, slow: list[str], mixes: bool) -> None:

@@ -8,7 +8,7 @@ A name is one of
 - `file.py:Class`: a class of a Python file, built without arguments. The file runs with this process's rights. The
   class may have `input_size`, `mean` and `std`.
 
-Weights from a file take the place of the first three's; the last one starts from them.
+Weights from a file replace a library's own; a class from a file starts from them.
 """
 
 from __future__ import annotations
@@ -114,16 +114,16 @@ def network_of_library(name: str, weights: Weights) -> tuple[nn.Module, Preproce
 
 
 def classifier_name(network: nn.Module, name: str) -> str:
-    """The last linear layer of a network, or a 1x1 convolution behind all of them (SqueezeNet).
+    """The name of the network's last linear layer or convolution, which must be linear or 1x1 (as in SqueezeNet).
 
     Raises:
-        UserError: there is none.
+        UserError: it is neither, or there is none.
     """
-    layers = {key: m for key, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-    for key, layer in reversed(layers.items()):
-        if isinstance(layer, nn.Linear) or layer.kernel_size == (1, 1):
+    layers = [(key, m) for key, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    if layers:
+        key, last = layers[-1]
+        if isinstance(last, nn.Linear) or last.kernel_size == (1, 1):
             return str(key)
-        break
     raise UserError(f"Expected a network that ends in a linear layer, got {name} without; add one")
 
 

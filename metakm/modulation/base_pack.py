@@ -25,7 +25,7 @@ from metakm.modulation.merging import merge
 from metakm.modulation.modulators import KernelModulator
 from metakm.modulation.pack import load_pack, make_pack
 from metakm.modulation.pack_file import Pack, read_pack
-from metakm.modulation.partition import split
+from metakm.modulation.partition import partition_tensors
 
 FILE = "pack.safetensors"
 """In the folder of a run."""
@@ -38,7 +38,7 @@ def base_pack(
     facts: Mapping[str, Any],
     modulator: KernelModulator | None = None,
 ) -> Pack:
-    """The pack of a network that started as `base`, which is changed to it.
+    """The pack of a network trained from `base`; `base` itself becomes that network.
 
     Args:
         tensors: of the trained network, by `task_tensors`; what it does not have stays the base's.
@@ -60,7 +60,7 @@ def base_pack(
             statistics="base",
             **({} if modulator is None else _arguments(modulator)),
         )
-    own = split(network, part != "km", "" if part == "full" else None, "base").task
+    own = partition_tensors(network, part != "km", "" if part == "full" else None, "base").task
     left = tensors.keys() - own.keys() if part == "full" else tensors.keys() ^ own.keys()
     if left:
         listed = ", ".join(sorted(left)[:3])
@@ -75,7 +75,7 @@ def task_tensors(network: nn.Module, part: TrainedPart) -> dict[str, Tensor]:
     """What `part` names of a network without its classifier, by the names that a pack has for it."""
     if part == "full":
         return {name: tensor for name, tensor in network.state_dict().items() if isinstance(tensor, Tensor)}
-    return split(network, part in ("norm", "both"), None, "base").task
+    return partition_tensors(network, part in ("norm", "both"), None, "base").task
 
 
 def load_base(name: str | os.PathLike[str], weights: Path | None = None) -> Pretrained:

@@ -16,7 +16,7 @@ from metakm.modulation.attachment import Attachment, attachment, detach, is_modu
 from metakm.modulation.modulators.registry import classes_called
 from metakm.modulation.norms import is_norm
 from metakm.modulation.pack_file import Pack, class_names, read_pack, write_pack
-from metakm.modulation.partition import fingerprint, split
+from metakm.modulation.partition import fingerprint, partition_tensors
 from metakm.modulation.precision import PackPrecision, rounded
 
 _resident: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()  # state of the base, fingerprint
@@ -47,7 +47,7 @@ def make_pack(
     outputs, names = _outputs(model, found.classifier), class_names(classes)
     if names and outputs is not None and len(names) != outputs:
         raise UserError(f"Expected {outputs} class names, one for each output of the classifier, got {len(names)}")
-    tensors = split(model, found.implicit, found.classifier, found.statistics)
+    tensors = partition_tensors(model, found.implicit, found.classifier, found.statistics)
     _require_frozen(model, found, tensors.base)
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.task.items()}
     return Pack(
@@ -130,7 +130,7 @@ def _read(pack: Pack | Path | str) -> Pack:
 def _install(model: nn.Module, pack: Pack, trusted: bool) -> None:
     found = attachment(model)
     _check_modulation(_arguments(found), pack.modulation)
-    live = split(model, found.implicit, found.classifier, found.statistics)
+    live = partition_tensors(model, found.implicit, found.classifier, found.statistics)
     check_base(_resident_fingerprint(model, found, live.base, trusted), pack)
     check_shapes(live.task, pack, found.classifier)
     for name, tensor in live.task.items():

@@ -21,7 +21,7 @@ from metakm.modulation.weight_cache import CachedParametrization
 _PARAMETRIZATION = ".parametrizations.weight."
 
 
-class TensorSplit(NamedTuple):
+class TensorPartition(NamedTuple):
     """A model's own tensors by name: writing to them changes the model.
 
     `base` is the same before and after modulation.
@@ -31,10 +31,12 @@ class TensorSplit(NamedTuple):
     base: dict[str, Tensor]
 
 
-def split(model: nn.Module, implicit: bool, classifier: str | None, statistics: Statistics = "task") -> TensorSplit:
+def partition_tensors(
+    model: nn.Module, implicit: bool, classifier: str | None, statistics: Statistics = "task"
+) -> TensorPartition:
     """Split the tensors into the task's and the base's, for `modulate`'s arguments of these names."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    found = TensorSplit({}, {})
+    found = TensorPartition({}, {})
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):  # a module's extra state
             continue
@@ -62,7 +64,7 @@ def fingerprint(model: nn.Module, implicit: bool, classifier: str | None, statis
         own = classifier != "" and within(name, classifier)  # a pack of everything still needs the same layers
         if not own and ".parametrizations" not in name:
             digest.update(_behaviour(name, module).encode())
-    update_digest(digest, split(model, implicit, classifier, statistics).base)
+    update_digest(digest, partition_tensors(model, implicit, classifier, statistics).base)
     return digest.hexdigest()
 
 

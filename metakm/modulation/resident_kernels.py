@@ -43,9 +43,7 @@ def published(layer: str, rows: ResidentRows) -> PublishedModulators | None:
     scaled = {_SCALE in task.places[layer] for task in rows.tasks}
     if len(scaled) != 1:
         return None
-    first, second, *scales = rows.stacked(
-        layer, [_FIRST, _SECOND, *(["modulator.scale"] if scaled == {True} else [])], {}
-    )
+    first, second, *scales = rows.stacked(layer, [_FIRST, _SECOND, *([_SCALE] if scaled == {True} else [])], {})
     found = {scale for each in scales for scale in each.tolist()}
     if len(found) > 1:
         return None
@@ -54,12 +52,7 @@ def published(layer: str, rows: ResidentRows) -> PublishedModulators | None:
 
 
 def _is_published(modulator: nn.Module | None) -> bool:
-    return (
-        type(modulator) is KernelModulator
-        and len(modulator.layers) == 2
-        and modulator.activation == "tanh"
-        and not modulator.diagonal
-    )
+    return type(modulator) is KernelModulator and modulator.is_published
 
 
 def kernel(layer: str, task: ResidentTask, weight: Tensor) -> Tensor:

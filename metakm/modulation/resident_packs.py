@@ -18,7 +18,7 @@ from metakm.modulation.attachment import attachment, detach, is_modulated, modul
 from metakm.modulation.modulators.registry import classes_called
 from metakm.modulation.pack import check_base, check_shapes, modulate_as
 from metakm.modulation.pack_file import Pack, read_pack
-from metakm.modulation.partition import fingerprint, split
+from metakm.modulation.partition import fingerprint, partition_tensors
 from metakm.modulation.resident_layers import resident_layer
 from metakm.modulation.resident_rows import ResidentRows, ResidentTask, current_rows, pack_tensors
 
@@ -211,7 +211,9 @@ class ResidentPacks:
         modulate_as(model, wanted)
         layers = modulated_layers(model).items()
         modulators = {name: layer.get_submodule("parametrizations.weight.0") for name, layer in layers}
-        tensors = split(model, bool(wanted["implicit"]), attachment(model).classifier, wanted["statistics"]).task
+        tensors = partition_tensors(
+            model, bool(wanted["implicit"]), attachment(model).classifier, wanted["statistics"]
+        ).task
         return _Template(kind, modulators, {name: torch.empty_like(t, device="meta") for name, t in tensors.items()})
 
     def _make_room(self, names: Iterable[str], classifier: str | None) -> None:

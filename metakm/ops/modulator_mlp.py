@@ -61,7 +61,7 @@ class _TwoLayerMLP(torch.autograd.Function):
         hidden = _hidden(first, columns)
         ctx.save_for_backward(columns, first, second, hidden if len(first) > 1 else None)
         output = second @ hidden
-        return _channels_innermost(output, out_channels) if out_channels else output
+        return channels_innermost(output, out_channels) if out_channels else output
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -115,7 +115,7 @@ class _Backward(torch.autograd.Function):
         for_first = _by_shared(q, columns)
         if v_columns is not None:
             for_first += _by_shared(a, v_columns)
-        for_grad = _channels_innermost(for_grad, ctx.out_channels)
+        for_grad = channels_innermost(for_grad, ctx.out_channels)
         return for_grad, for_columns, for_first, grad @ e.mT, None, None
 
 
@@ -138,9 +138,9 @@ def _fits(columns: Tensor) -> bool:
     return has_kernels(columns) and columns.dtype == torch.float32 and columns.shape[0] <= MAX_KERNEL_PIXELS
 
 
-def _channels_innermost(kernels: Tensor, out_channels: int) -> Tensor:
-    """`[T, k, O*C]` to `[T, O, k, C]`."""
-    return kernels.view(*kernels.shape[:2], out_channels, -1).transpose(1, 2).contiguous()
+def channels_innermost(kernels: Tensor, out_channels: int) -> Tensor:
+    """`[..., k, O*C]` to `[..., O, k, C]`."""
+    return kernels.reshape(*kernels.shape[:-1], out_channels, -1).transpose(-3, -2).contiguous()
 
 
 def _times_shared(left: Tensor, shared: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from metakm.learning.randomness import own_randomness
 from metakm.models.pretrained import Preprocessing
 from metakm.modulation.attachment import attachment
 from metakm.modulation.norms import is_norm, train_mode
-from metakm.modulation.partition import split
+from metakm.modulation.partition import partition_tensors
 from metakm.photos.augmentation import random_views
 from metakm.photos.head import Solver, install_head, solve_centroid, solve_head, solve_ridge, solve_start
 from metakm.photos.methods import CLOSED_FORM, METHODS, MethodName
@@ -168,7 +168,7 @@ class Trainer:
 
     def _task(self) -> dict[str, Tensor]:
         found = attachment(self.network)
-        return split(self.network, found.implicit, found.classifier, found.statistics).task
+        return partition_tensors(self.network, found.implicit, found.classifier, found.statistics).task
 
     def _optimizer(self) -> torch.optim.Optimizer:
         head = {id(p) for p in self.network.get_submodule(self.classifier).parameters()}

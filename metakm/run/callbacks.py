@@ -124,7 +124,9 @@ class EarlyStopping(Callback):
         accuracies = [point.val_accuracy for point in event.curve]
         numbers = [accuracy for accuracy in accuracies if not math.isnan(accuracy)]
         since = len(accuracies) - 1 - (accuracies.index(max(numbers)) if numbers else 0)
-        return None if since < self.patience else f"no better meta-validation in {_counted(since, 'validation')}"
+        return (
+            None if since < self.patience else f"no better meta-validation accuracy in {_counted(since, 'validation')}"
+        )
 
 
 class CallbackList:

@@ -25,13 +25,13 @@ from metakm.strategies.registry import strategy_class
 SPLIT_NAMES = {"val": "meta-validation", "test": "meta-test"}
 
 
-def measured_columns(
+def evaluation_columns(
     config: RunConfig,
     evaluator: Evaluator,
     sampler: SplitSampler,
     tested: npt.NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
-    """All columns of a `ResultRow` but those about the training.
+    """The columns of a `ResultRow` that a test determines, with those of the config; not those about the training.
 
     Args:
         sampler: the episodes that `tested` is of.
@@ -58,7 +58,7 @@ def measured_columns(
     }
 
 
-def figures(algo: str, value: float, width: float | None = None, sign: str = "") -> str:
+def format_metric(algo: str, value: float, width: float | None = None, sign: str = "") -> str:
     """An accuracy in percent, or a strategy's own metric as it is; with the half-width of its interval, if known."""
     factor, digits, unit = (1, "4g", "") if _own_metric(algo) else (100, "2f", " %")
     interval = "" if width is None else f" +- {factor * width:.{digits}}"
@@ -74,7 +74,6 @@ def summary(config: RunConfig, accuracy: float, ci95: float, ending: str, tested
     c = config
     return (
         f"{c.algo} {c.dataset} {c.ways}-way {c.shots}-shot ({c.preset}, seed {c.seed}, batch norm {c.bn_mode}): "
-        f"{tested} {'metric' if _own_metric(c.algo) else 'accuracy'} {figures(c.algo, accuracy, ci95)} (95 % interval "
-        f"over {c.eval_tasks} tasks), "
-        f"{ending}"
+        f"{tested} {'metric' if _own_metric(c.algo) else 'accuracy'} {format_metric(c.algo, accuracy, ci95)} "
+        f"(95 % interval over {c.eval_tasks} tasks), {ending}"
     )

@@ -25,7 +25,7 @@ from metakm.learning.malloc import keep_freed_memory
 from metakm.learning.memory import TaskChunks, TooLittleMemoryError
 from metakm.registry import load_plugin
 from metakm.run.build import load_splits, make_sampler, with_data_here
-from metakm.run.columns import SPLIT_NAMES, figures, measured_columns, summary
+from metakm.run.columns import SPLIT_NAMES, evaluation_columns, format_metric, summary
 from metakm.run.cross_domain import OUT, CrossDomainRow, require_shape, require_ways
 from metakm.run.earlier_run import require_unseen_by, same_data
 from metakm.run.evaluate_options import Adapted, EvaluateOptions, Split, read_flags, tested_as
@@ -117,6 +117,8 @@ def evaluate(
         tasks: how many, from the first on.
         inner_steps: in each task.
         adapt: `all` that the inner loop adapts in training, or its `head` alone.
+        data_root: a folder in which data are searched for first.
+        device: `auto`, `cpu`, `cuda`, or another name that torch knows.
 
     Raises:
         UserError: a run that is damaged, or data that are missing or do not fit it.
@@ -196,7 +198,7 @@ def _row_of(prepared: RunEvaluation, options: EvaluateOptions) -> CrossDomainRow
 
 def _write(row: CrossDomainRow, prepared: RunEvaluation, log: EventLog, tested: Evaluation) -> None:
     config = prepared.config
-    found = vars(row.write(measured_columns(config, prepared.evaluator, prepared.sampler, tested.accuracies), tested))
+    found = vars(row.write(evaluation_columns(config, prepared.evaluator, prepared.sampler, tested.accuracies), tested))
     log.print_json("result", {**found, "split": "test"})
     if not log.json:
         ending = f"trained on {found['trained_on']}: {row.path / ResultRow.FILE}"
@@ -205,7 +207,7 @@ def _write(row: CrossDomainRow, prepared: RunEvaluation, log: EventLog, tested: 
 
 def _report(prepared: RunEvaluation, log: EventLog, tested: Evaluation, folder: RunFolder, split: Split) -> None:
     config = prepared.config
-    found = measured_columns(config, prepared.evaluator, prepared.sampler, tested.accuracies)
+    found = evaluation_columns(config, prepared.evaluator, prepared.sampler, tested.accuracies)
     row = folder.read_finished_row()
     row = row if row is not None and _same_tasks(row, config) else None
     if row is not None and split == "val":
@@ -228,11 +230,11 @@ def _same_tasks(row: dict[str, Any], config: RunConfig) -> bool:
 def _beside(found: dict[str, Any], row: dict[str, Any] | None) -> str:
     """How the accuracy compares to the one in the run's row, and what else may have made it another."""
     if row is None:
-        return "with no row of a test like this to compare with"
+        return "with no row of such a test to compare with"
     if (row["accuracy"], row["n_tasks"]) == (found["accuracy"], found["n_tasks"]):
         return "equal to its row"
-    apart = figures(row["algo"], found["accuracy"] - row["accuracy"], sign="+").replace(" %", " points")
-    says = f"{figures(row['algo'], row['accuracy'], row['ci95'])} over {row['n_tasks']} tasks"
+    apart = format_metric(row["algo"], found["accuracy"] - row["accuracy"], sign="+").replace(" %", " points")
+    says = f"{format_metric(row['algo'], row['accuracy'], row['ci95'])} over {row['n_tasks']} tasks"
     names = ("split_hash", "test_inner_steps", "device", "threads", "torch_version")  # the last three: rounding alone
     changes = ", ".join(f"{name}={row[name]} (now {found[name]})" for name in names if row[name] != found[name])
-    return f"{apart} from the {says} in its row" + (f", which has {changes}" if changes else "")
+    return f"{apart} relative to {says} in its row" + (f" (its row: {changes})" if changes else "")

@@ -57,8 +57,8 @@ class TrainedRun:
         return self.learner.inner_lr
 
     @property
-    def inner_steps(self) -> int:
-        """In evaluation."""
+    def test_inner_steps(self) -> int:
+        """Inner steps at the test."""
         return self.learner.test_inner_steps
 
     def adapt(self, images: Images, labels: Labels | Sequence[Any]) -> AdaptedClassifier:

@@ -129,7 +129,7 @@ class DrawnSplit:
 
 
 class DrawnEpisodes:
-    """A sampler of somebody's own as a run's sampler of one split.
+    """A user's episode sampler, as a run's sampler of one split.
 
     Raises:
         UserError: its episodes have other ways, shots or queries than the run, or no images `[T, n, C, H, W]`.

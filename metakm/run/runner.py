@@ -26,7 +26,7 @@ from metakm.registry import load_plugin
 from metakm.run import provenance
 from metakm.run.build import build_learner, make_sampler, require_fitting, try_losses
 from metakm.run.callbacks import Callback, CallbackList, EarlyStopping
-from metakm.run.columns import SPLIT_NAMES, measured_columns, summary
+from metakm.run.columns import SPLIT_NAMES, evaluation_columns, summary
 from metakm.run.command_line import command
 from metakm.run.curve import CurvePoint
 from metakm.run.earlier_run import warm_start
@@ -188,7 +188,7 @@ class Run(TrainingRun[OuterLoop]):
     def row(self, status: Status, tested: Accuracies | None) -> ResultRow:
         """See `ResultRow`."""
         return ResultRow(
-            **measured_columns(self.config, self.loop.evaluator, self.samplers["test"], tested),
+            **evaluation_columns(self.config, self.loop.evaluator, self.samplers["test"], tested),
             **self.progress_columns(),
             status=status,
             git_commit=self.git_commit,

@@ -143,7 +143,7 @@ def split_for(algo: str, space: Space, fixed: frozenset[str]) -> tuple[Space, di
             dropped[field] = "this strategy has no such option"
     for field in space:
         if field not in dropped and any(need in dropped and refuses(algo, need) for need in needed(field)):
-            dropped[field] = "this strategy has not what it needs"
+            dropped[field] = "the option that it requires is not available"
     return {field: dimension for field, dimension in space.items() if field not in dropped}, dropped
 
 

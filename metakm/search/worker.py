@@ -7,7 +7,7 @@ import dataclasses
 from metakm.cli.progress import log_line
 from metakm.cli.signals import Stoppable
 from metakm.errors import UserError
-from metakm.run.columns import figures
+from metakm.run.columns import format_metric
 from metakm.search.page import write_page
 from metakm.search.plan import SearchPlan, StrategySearch, build_trial
 from metakm.search.records import read_records, winner, write_csv
@@ -78,7 +78,7 @@ class Worker:
         said = f"{outcome.state}: {outcome.note}" if outcome.note else outcome.state
         if outcome.state == "done":
             steps = outcome.best_steps
-            said = f"{figures(search.algo, outcome.accuracies[steps].mean())} with {steps} inner steps"
+            said = f"{format_metric(search.algo, outcome.accuracies[steps].mean())} with {steps} inner steps"
         log_line(f"{search.algo}, trial {claimed.number} ({claimed.number + 1} of {self.plan.options.trials}): {said}")
 
     def _result(self) -> str:
@@ -90,7 +90,7 @@ class Worker:
             best = winner(own)
             won = "none was measured"
             if best is not None and best.accuracy is not None:
-                won = f"best {figures(search.algo, best.accuracy)}, trial {best.number}"
-            hands = f"; {open_ones} in other hands" if open_ones else ""
-            lines.append(f"{search.algo}: {len(own)} trial{'' if len(own) == 1 else 's'}, {won}{hands}")
+                won = f"best {format_metric(search.algo, best.accuracy)}, trial {best.number}"
+            others = f"; {open_ones} running in other processes" if open_ones else ""
+            lines.append(f"{search.algo}: {len(own)} trial{'' if len(own) == 1 else 's'}, {won}{others}")
         return "\n".join([*lines, f"Summary: {self.studies.out / 'README.md'}"])

@@ -58,7 +58,7 @@ class Strategy(nn.Module):
     strategy's own, and `implicit`, are keywords of its constructor."""
 
     preset_values: ClassVar[PresetValues] = {}
-    """What a preset sets otherwise for this strategy: fields of a run and options, by their flat names, for a preset
+    """Values that replace a preset's for this strategy: fields of a run and options, by their flat names, for a preset
     and a family of data such as `("quick", "characters")`. Derived classes have the same unless they say so."""
 
     own_network: ClassVar[bool] = False

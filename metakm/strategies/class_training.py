@@ -56,14 +56,14 @@ class ClassTraining(Strategy):
             UserError: no classifier, or episodes without class numbers, or with numbers that it does not have.
         """
         del inner
-        shots = episodes.support_labels.shape[1]
-        with statistics_from(shots):  # of layers with `bn_mode="support"`
+        support = episodes.support_labels.shape[1]
+        with statistics_from(support):  # of layers with `bn_mode="support"`
             features = self.features(torch.cat([episodes.support_images, episodes.query_images], dim=1))
         logits = self.class_logits(features)  # [T, N*(K+Q), C]
         classes = _class_numbers(episodes, logits.shape[-1])
         labels = torch.cat([episodes.support_labels, episodes.query_labels], dim=1)
         loss = cross_entropy(logits, classes.gather(1, labels)).mean()
-        queries = logits[:, shots:]
+        queries = logits[:, support:]
         own = queries.gather(2, classes.unsqueeze(1).expand(-1, queries.shape[1], -1))  # [T, N*Q, N]
         return loss + self.further_loss(features), own
 

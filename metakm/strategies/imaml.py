@@ -96,7 +96,7 @@ def conjugate_gradient(
     """Solve A x = target for each of T tasks, by `steps` steps from zero; all tensors are `[T, ...]`.
 
     A task stops at a direction p with p A p <= 0, by negative curvature or because x is exact; if the first direction
-    is such a one, x is the target.
+    already is one, x is `target`.
 
     Args:
         product: v to A v, with a symmetric A for each task.

@@ -43,7 +43,7 @@ def register_strategy(name: str, options: type[Options] | None = None) -> Callab
             raise UserError(f"Expected {name!r} to decorate a subclass of metakm.Strategy, got {cls!r}")
         for old, new in _RENAMED.items():
             if hasattr(cls, old):
-                raise UserError(f"{old!r} of {full_name(cls)} is now called {new}; rename it")
+                raise UserError(f"{full_name(cls)} has {old!r}, which is now {new}; use that")
         if options is not None:
             cls.options = options
         for option in {*option_types(cls.options)} - OF_THE_LEARNER:

@@ -62,7 +62,7 @@ class RunJob:
             print(f"error: {error}", file=sys.stderr)  # noqa: T201
             return JobOutcome("failed", str(error))
         except KeyboardInterrupt:
-            return JobOutcome("interrupted", "at once")
+            return JobOutcome("interrupted", "by a second Ctrl-C")
         except Exception as error:
             traceback.print_exc()
             return JobOutcome("failed", f"{type(error).__name__}: {error}")

@@ -12,7 +12,7 @@ from metakm.errors import UserError
 from metakm.io.lock import holder
 from metakm.run.build import load_splits
 from metakm.run.checkpoint import config_changes, load_checkpoint
-from metakm.run.columns import figures
+from metakm.run.columns import format_metric
 from metakm.run.command_line import parse
 from metakm.run.folder import RunFolder
 from metakm.run.loading import read_config
@@ -65,7 +65,7 @@ def inspect(config: RunConfig) -> Planned:
     if row is not None and row["run_id"] != config.run_id and not _same_but_older(folder, config):
         return Planned(config, "blocked", f"{folder.path} has another run, {row.get('run_id')}; choose another --out")
     if row is not None and row["status"] == "done":
-        return Planned(config, "done", figures(config.algo, row["accuracy"], row["ci95"]), config.iterations)
+        return Planned(config, "done", format_metric(config.algo, row["accuracy"], row["ci95"]), config.iterations)
     if folder.irreplaceable:
         return Planned(config, "blocked", f"{folder.unresumable}, and is not done; choose another --out")
     if not folder.checkpoint.exists():

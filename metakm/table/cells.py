@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from metakm.config.joint import dataset_names
-from metakm.learning.statistics import combined_interval, interval_over_seeds, interval_over_tasks, rest_interval
+from metakm.learning.statistics import combined_interval, interval_over_seeds, interval_over_tasks, residual_interval
 from metakm.table.collect import Changes, RecordedRun
 from metakm.table.setting import Setting
 
@@ -57,7 +57,7 @@ class Cell:
     mean: float  # over seeds, of the mean over tasks
     seeds_ci95: float | None  # half-width of the Student-t interval over seeds; None for one seed
     tasks_ci95: float | None  # half-width over tasks, of the mean over these seeds' models; None if not known
-    rest_ci95: float | None  # what both contain; None for one seed, or if not known
+    residual_ci95: float | None  # what both contain; None for one seed, or if not known
     n_tasks: int  # of each run
     adapted_parameters: int | None  # None if the runs differ
     ratio_to_maml: float | None  # of adapted parameters; None without a MAML row on this backbone
@@ -80,7 +80,7 @@ class Cell:
     @property
     def ci95(self) -> float | None:
         """Half-width of the 95 % interval over seeds and tasks combined; with one seed, over tasks only."""
-        return combined_interval(self.seeds_ci95, self.tasks_ci95, self.rest_ci95)
+        return combined_interval(self.seeds_ci95, self.tasks_ci95, self.residual_ci95)
 
     @property
     def n_seeds(self) -> int:
@@ -162,7 +162,7 @@ def _cell(
 
 
 def _tasks_ci95(runs: tuple[RecordedRun, ...]) -> tuple[float | None, float | None]:
-    """The interval over tasks of their means over seeds, for one run as in its row; and the `rest_interval`.
+    """The interval over tasks of their means over seeds, for one run as in its row; and the `residual_interval`.
 
     Where the tasks of several are others or not known, the mean of the rows' intervals, which is rather too wide.
     """
@@ -170,7 +170,7 @@ def _tasks_ci95(runs: tuple[RecordedRun, ...]) -> tuple[float | None, float | No
     if len(runs) > 1 and len(accuracies) == len(runs) and len({run.row.episodes_hash for run in runs}) == 1:
         by_task = np.mean(accuracies, axis=0)
         over_tasks = interval_over_tasks(by_task, len(dataset_names(runs[0].row.dataset)))
-        return over_tasks, rest_interval(np.stack(accuracies))
+        return over_tasks, residual_interval(np.stack(accuracies))
     widths = [run.row.ci95 for run in runs if run.row.ci95 is not None]
     return (100 * sum(widths) / len(widths) if len(widths) == len(runs) else None), None
 

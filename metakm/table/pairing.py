@@ -29,13 +29,13 @@ class Comparison:
     difference: float
     tasks_ci95: float | None  # over tasks, of the difference averaged over these seeds' models
     seeds_ci95: float | None  # over seeds; None for one seed
-    rest_ci95: float | None  # what both contain; None for one seed
+    residual_ci95: float | None  # what both contain; None for one seed
     caveats: tuple[str, ...]  # what else differs between them
 
     @property
     def ci95(self) -> float | None:
         """Half-width over seeds and tasks combined; with one seed, over tasks only."""
-        return combined_interval(self.seeds_ci95, self.tasks_ci95, self.rest_ci95)
+        return combined_interval(self.seeds_ci95, self.tasks_ci95, self.residual_ci95)
 
     @property
     def verdict(self) -> Verdict:
@@ -47,7 +47,7 @@ class Comparison:
         """About how many seeds the difference would need to exceed its interval; None if it does, or if unknown."""
         if self.verdict != "within noise":
             return None
-        return seeds_to_tell(self.difference, self.seeds_ci95, self.tasks_ci95, self.rest_ci95, len(self.seeds))
+        return seeds_to_tell(self.difference, self.seeds_ci95, self.tasks_ci95, self.residual_ci95, len(self.seeds))
 
 
 def compare(first: Cell, second: Cell) -> Comparison:

@@ -126,7 +126,7 @@ def test_wrong_weights_are_refused(tmp_path):
     ):
         with pytest.raises(UserError, match=said):
             pretrained("resnet32", str(tmp_path / name), classes=2)
-    with pytest.raises(UserError, match="has none of these"):
+    with pytest.raises(UserError, match="no pretrained weights are known"):
         pretrained("resnet32", "pretrained", classes=2)
 
 
@@ -179,7 +179,7 @@ def test_tiny_tl_trains_branches_biases_and_classifier():
         (["--data", "nowhere"], "nowhere"),
         (["--weights", "gone.pt"], "gone.pt"),
         (["--backbone", "resnet33", "--data", "nowhere"], "resnet33"),
-        (["--backbone", "resnet32", "--weights", "pretrained"], "has none of these"),
+        (["--backbone", "resnet32", "--weights", "pretrained"], "no pretrained weights are known"),
     ],
 )
 def test_mistakes_are_told_in_one_line(quick, flags, said, capsys):

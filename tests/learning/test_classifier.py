@@ -157,14 +157,16 @@ def trained(birds, tmp_path_factory):
 @pytest.mark.float32
 def test_a_loaded_run_gives_the_accuracies_of_its_meta_test(trained):
     run = metakm.load_run(trained.folder)
-    assert (run.config.algo, run.inner_steps, run.image_shape) == ("km", run.config.test_inner_steps, (3, 16, 16))
+    assert (run.config.algo, run.test_inner_steps, run.image_shape) == ("km", run.config.test_inner_steps, (3, 16, 16))
     assert len(run.inner_lr) == len(list(run.strategy.adapted.parameters()))
     assert not run.strategy.training
     episodes = make_sampler(run.config, "test").batch(index=0, tasks=5)
     accuracies = []
     for t in range(5):
         support, labels = episodes.support_images[t], episodes.support_labels[t]
-        classifier = metakm.adapt(run.strategy, support, labels, inner_lr=run.inner_lr, inner_steps=run.inner_steps)
+        classifier = metakm.adapt(
+            run.strategy, support, labels, inner_lr=run.inner_lr, inner_steps=run.test_inner_steps
+        )
         right = torch.tensor(classifier.predict(episodes.query_images[t])) == episodes.query_labels[t]
         accuracies.append(right.double().mean().item())
     assert accuracies == pytest.approx(pd.read_csv(trained.folder / "tasks.csv").accuracy.tolist())
@@ -176,7 +178,7 @@ def test_five_lines_from_photographs_to_labels(trained, birds):
     others = [birds / "test" / f"test bird {i}" / f"{j}.png" for i in range(3) for j in range(2, 6)]
     run = metakm.load_run(trained.folder)
     images, names = metakm.read_images(photos, run.image_shape), [name for name in NAMES for _ in range(2)]
-    classifier = metakm.adapt(run.strategy, images, names, inner_lr=run.inner_lr, inner_steps=run.inner_steps)
+    classifier = metakm.adapt(run.strategy, images, names, inner_lr=run.inner_lr, inner_steps=run.test_inner_steps)
     predicted = classifier.predict(metakm.read_images(others, run.image_shape))
     assert sum(p == NAMES[i // 4] for i, p in enumerate(predicted)) > 8, "of 12, by colour; chance is 4"
 

@@ -151,7 +151,7 @@ def test_states_of_metakm_0_2_are_read():
         ({"backbone": "conv4-4-stride"}, "Expected image_shape"),
         ({"backbone": None}, "'km' to be a network, got NoneType"),
         ({"depht": 2}, "did you mean 'km.depth'"),
-        ({"weights": "nofile.pt"}, "Expected weights with the name of a backbone, got them with one that is built"),
+        ({"weights": "nofile.pt"}, "Expected weights only with a backbone given by name, got one that is built"),
         ({"bn_mode": "frozen"}, "Expected bn_mode 'frozen' of the backbone's layers, got 'transductive'; build"),
         ({"strategy": "protonet", "first_order": True}, "--first-order has no effect with 'protonet'"),
         ({"strategy": "protonet", "zero_head": True}, "--zero-head has no effect with 'protonet'"),
@@ -208,10 +208,10 @@ def test_a_strategy_that_was_built_is_saved_with_its_options(tmp_path, algo, opt
         ({"ways": 5}, "was built for, 4, got 5"),
         ({"depth": 1}, "km.depth=1, got one with 2"),
         ({"km.depth": 1}, "km.depth=1, got one with 2"),
-        ({"train": "norm"}, "Expected train with the name"),
-        ({"weights": "pretrained"}, "Expected weights with the name"),
-        ({"train_classes": 3}, "Expected train_classes with the name"),
-        ({"backbone": Conv4(1, 4)}, "Expected backbone with the name"),
+        ({"train": "norm"}, "Expected train only with a strategy given by name"),
+        ({"weights": "pretrained"}, "Expected weights only with a strategy given by name"),
+        ({"train_classes": 3}, "Expected train_classes only with a strategy given by name"),
+        ({"backbone": Conv4(1, 4)}, "Expected backbone only with a strategy given by name"),
     ],
 )
 def test_what_a_built_strategy_is_not_is_refused(given, said):

@@ -73,11 +73,11 @@ def test_paired_by_hand():
     # by task the differences over both seeds are 0.1, 0.2, 0.3; means by seed 0.65 and 0.55 against 0.4 and 0.4
     first = np.array([[0.55, 0.65, 0.75], [0.45, 0.55, 0.65]])
     second = np.array([[0.4, 0.4, 0.4], [0.4, 0.4, 0.4]])
-    mean, tasks_ci95, seeds_ci95, rest_ci95 = paired_difference(first, second)
+    mean, tasks_ci95, seeds_ci95, residual_ci95 = paired_difference(first, second)
     assert mean == pytest.approx(0.2)
     assert tasks_ci95 == pytest.approx(1.96 * 0.1 / np.sqrt(3))
     assert seeds_ci95 == pytest.approx(4.302653 * 0.05, rel=1e-6)  # t(0.975, 2) sqrt((0.005 + 0) / 2)
-    assert rest_ci95 == pytest.approx(0, abs=1e-9)
+    assert residual_ci95 == pytest.approx(0, abs=1e-9)
 
 
 def test_intervals_add_in_quadrature_and_one_stands_for_itself():
@@ -103,16 +103,16 @@ def test_the_combined_interval_holds_the_mean_where_the_larger_does_not():
 
 
 @pytest.mark.parametrize(
-    ("seeds", "of_seed", "of_task", "rest"),
+    ("seeds", "of_seed", "of_task", "residual"),
     [(3, 0.0, 3, 9), (3, 0.3, 3, 9), (3, 0.6, 0, 9), (3, 0.1, 2, 20), (2, 0.3, 3, 9), (5, 0.3, 3, 9)],
 )
-def test_the_combined_interval_of_few_seeds_holds_the_difference_in_95_of_100_cases(seeds, of_seed, of_task, rest):
-    """Two strategies with effects of their own seeds and a rest, on tasks that are the same for both."""
+def test_the_combined_interval_of_few_seeds_holds_the_difference_in_95_of_100_cases(seeds, of_seed, of_task, residual):
+    """Two strategies with effects of their own seeds and a residual, on tasks that are the same for both."""
     generator, tasks, held = np.random.default_rng(1), 60, []
     for _ in range(1500):
         common = generator.normal(0, 5, tasks)
         first, second = (
-            common + generator.normal(0, of_seed, (seeds, 1)) + generator.normal(0, rest, (seeds, tasks))
+            common + generator.normal(0, of_seed, (seeds, 1)) + generator.normal(0, residual, (seeds, tasks))
             for _ in range(2)
         )
         found = paired_difference(first + generator.normal(0, of_task, tasks), second)
@@ -170,7 +170,7 @@ def test_seeds_cannot_tell_what_the_tasks_leave_open():
 
 
 def test_more_seeds_shrink_the_part_of_the_interval_over_tasks_that_is_not_the_tasks_own():
-    """Effects of seed, task and rest with known variances: the interval of S seeds is what three of them foretell."""
+    """Effects of seed, task and residual with known variances: three seeds foretell the interval of S."""
     rng = np.random.default_rng(0)
     s, t, r, n = 0.3, 4.0, 19.0, 600
 
@@ -179,9 +179,9 @@ def test_more_seeds_shrink_the_part_of_the_interval_over_tasks_that_is_not_the_t
         return paired_difference(effects, np.zeros_like(effects))
 
     few, many = ([widths(seeds) for _ in range(60)] for seeds in (3, 12))
-    rest = np.mean([each.rest_ci95**2 for each in few])
-    assert rest == pytest.approx(1.96**2 * r**2 / (3 * n), rel=0.02)
-    foretold = np.mean([each.tasks_ci95**2 for each in few]) - rest + rest * 3 / 12
+    residual = np.mean([each.residual_ci95**2 for each in few])
+    assert residual == pytest.approx(1.96**2 * r**2 / (3 * n), rel=0.02)
+    foretold = np.mean([each.tasks_ci95**2 for each in few]) - residual + residual * 3 / 12
     assert foretold == pytest.approx(np.mean([each.tasks_ci95**2 for each in many]), rel=0.05)
     # 1.21 - 1 + (t(0.975, 2 S - 2) 1.248)^2 / S < 1, where 1.248 is 2 sqrt(3) / t(0.975, 4)
     assert seeds_to_tell(1.0, 2.0, 1.1, 1.0, 3) == 9

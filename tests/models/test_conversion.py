@@ -298,7 +298,7 @@ class Says(nn.Module):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda x: x - x.mean((0, 1)), "Says has carries_tasks, but its features for a task change"),
+        (lambda x: x - x.mean((0, 1)), "Expected Says, which has carries_tasks, to keep tasks apart"),
         (lambda x: x / 0, "got NaN or infinity"),
         (lambda x: (x, x), r"return features \[1, 4, F\], got tuple"),
         (lambda x: x[..., :1], "Expected out_features of Says to be 1, as it returns, got 2"),

@@ -171,7 +171,7 @@ def test_patience_is_a_flag_of_the_command_too(tmp_path, monkeypatch, capsys):
         == 0
     )
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result["stopped"] == "after 6 iterations: no better meta-validation in 2 validations"
+    assert result["stopped"] == "after 6 iterations: no better meta-validation accuracy in 2 validations"
     assert json.loads(result["changes"])["patience"] == 2
     assert result["val_accuracy"] == 0.6
 
@@ -209,7 +209,7 @@ def test_one_is_singular():
     assert called.stopped == "after 1 iteration: a long reason"
     called = CallbackList([metakm.EarlyStopping(1)], torch.nn.Identity())
     called.on_validation(curve(0.5, 0.4))
-    assert called.stopped == "after 1 iteration: no better meta-validation in 1 validation"
+    assert called.stopped == "after 1 iteration: no better meta-validation accuracy in 1 validation"
 
 
 def test_each_callback_gets_the_state_of_its_class():

@@ -137,7 +137,7 @@ def config_of(folder):
 def test_a_committed_run_classifies(run):
     loaded = metakm.load_run(run)
     images = torch.rand(3, *loaded.image_shape)
-    inner = {"inner_lr": loaded.inner_lr, "inner_steps": loaded.inner_steps}
+    inner = {"inner_lr": loaded.inner_lr, "inner_steps": loaded.test_inner_steps}
     assert metakm.adapt(loaded.strategy, images, ["a", "b", "c"], **inner)(images).shape == (3, 3)
 
 
@@ -150,7 +150,7 @@ def test_fewer_tasks_are_the_first_ones(run, capsys):
     assert found["run_id"] == pd.read_csv(run / "result.csv").run_id[0], "of the run, not of one with 4 tasks"
     assert evaluate(run, "--eval-tasks", "4") == 0
     apart = 100 * (tasks[:4].mean() - tasks.mean())
-    assert f"over 4 tasks), {apart:+.2f} points from the {100 * tasks.mean():.2f}" in capsys.readouterr().out
+    assert f"over 4 tasks), {apart:+.2f} points relative to {100 * tasks.mean():.2f}" in capsys.readouterr().out
 
 
 def test_other_inner_steps_give_another_accuracy(run, capsys):
@@ -192,14 +192,14 @@ def test_more_tasks_of_meta_validation_after_other_steps_are_set_beside_the_row(
     assert (found["n_tasks"], found["row_n_tasks"], found["test_inner_steps"]) == (6, 4, 0)
     assert found["row_accuracy"] == row.val_accuracy
     assert evaluate(run, "--split", "val", "--test-inner-steps", "0") == 0
-    beside = rf"points from the {100 * row.val_accuracy:.2f} % over 4 tasks in its row, which has test_inner_steps=5"
+    beside = rf"points relative to {100 * row.val_accuracy:.2f} % over 4 tasks in its row \(its row: test_inner_steps=5"
     assert re.search(beside, capsys.readouterr().out)
 
 
 def test_without_a_row_there_is_nothing_to_compare_with(run, capsys):
     (run / "result.csv").unlink()
     assert evaluate(run) == 0
-    assert capsys.readouterr().out.endswith(f"with no row of a test like this to compare with: {run}\n")
+    assert capsys.readouterr().out.endswith(f"with no row of such a test to compare with: {run}\n")
     assert evaluate(run, "--json") == 0
     assert result(capsys)["row_accuracy"] is None
 
@@ -209,8 +209,8 @@ def test_what_may_have_made_the_accuracy_another_is_told(run, capsys):
     threads = int(row.threads[0])
     row.assign(split_hash="0" * 16, accuracy="0.25", threads=str(threads + 7)).to_csv(run / "result.csv", index=False)
     assert evaluate(run) == 0
-    changes = rf"split_hash=0{{16}} \(now \w{{16}}\), threads={threads + 7} \(now {threads}\): "
-    assert re.search(rf"from the 25.00 \+- .* over 6 tasks in its row, which has {changes}", capsys.readouterr().out)
+    changes = rf"split_hash=0{{16}} \(now \w{{16}}\), threads={threads + 7} \(now {threads}\)\): "
+    assert re.search(rf"relative to 25.00 \+- .* over 6 tasks in its row \(its row: {changes}", capsys.readouterr().out)
 
 
 def test_a_plugin_is_run_when_it_is_named_and_not_otherwise(tmp_path, capsys):

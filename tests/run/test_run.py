@@ -395,7 +395,7 @@ def test_divergence_is_a_failed_run_that_the_command_printed_reproduces(tmp_path
     diverging = ["--meta-lr", "1e30", "--schedule", "constant"]
     assert run(tmp_path, *diverging, every=100) == 1
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "not finite at iteration 1, because of meta-training episode 2, 3; try a smaller --inner-lr" in said
+    assert "not finite at iteration 1, because of meta-training episodes 2, 3; try a smaller --inner-lr" in said
     row = pd.read_csv(folder(tmp_path) / "result.csv").iloc[0]
     assert (row.status, np.isnan(row.accuracy)) == ("failed", True)
     words = shlex.split(said.partition("To reproduce it: ")[2])

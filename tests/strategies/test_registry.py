@@ -185,7 +185,7 @@ def test_a_plugin_that_is_missing_or_not_python(tmp_path):
 
 @pytest.mark.parametrize(("old", "new"), [("variants", "options="), ("recordable", "supports_cuda_graph")])
 def test_an_attribute_of_before_is_named_with_its_new_name(old, new):
-    with pytest.raises(metakm.UserError, match=f"'{old}' of .* is now called .*{new}"):
+    with pytest.raises(metakm.UserError, match=f"has '{old}', which is now .*{new}"):
         metakm.register_strategy("mine")(type("Mine", (ANIL,), {old: False}))
     assert "mine" not in metakm.available_strategies()
 

@@ -30,7 +30,7 @@ from metakm.modulation.coverage import check_plain
 from metakm.modulation.modulators.registry import register_modulator
 from metakm.ops.autograd import without_autocast
 from metakm.ops.conv2d import plain_strides
-from metakm.ops.modulator_mlp import tanh, two_layer_mlp
+from metakm.ops.modulator_mlp import channels_innermost, tanh, two_layer_mlp
 
 Activation = Literal["tanh", "sin", "leaky_relu", "relu"]
 Initialisation = Literal["identity", "orthogonal", "diagonal"]
@@ -134,13 +134,17 @@ class KernelModulator(nn.Module):
         for depth, layer in enumerate(layers):
             columns = activation(columns) if depth else columns
             columns = columns * layer.unsqueeze(-1) if self.diagonal else layer @ columns
-        return columns if out_channels is None else _channels_innermost(columns, out_channels)
+        return columns if out_channels is None else channels_innermost(columns, out_channels)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the MLP is the paper's: two layers, tanh, whole matrices."""
+        return len(self.layers) == 2 and self.activation == "tanh" and not self.diagonal
 
     def _fused_applies(self, columns: Tensor) -> bool:
         """Whether the fused form can be used; under torch.func and tracing, plain operations are."""
         looked_into = torch._C._functorch.maybe_current_level() is not None or torch._C._get_tracing_state() is not None
-        published = len(self.layers) == 2 and self.activation == "tanh" and not self.diagonal
-        return published and columns.dim() == 2 and not looked_into
+        return self.is_published and columns.dim() == 2 and not looked_into
 
     def extra_repr(self) -> str:
         """Kernel size, activation and start."""
@@ -178,11 +182,6 @@ def _initial_layer(width: int, init: Initialisation, noise: float) -> nn.Paramet
 
 def _identity(width: int, diagonal: bool) -> Tensor:
     return torch.ones(width) if diagonal else torch.eye(width)
-
-
-def _channels_innermost(columns: Tensor, out_channels: int) -> Tensor:
-    """`[..., k, O*C]` to `[..., O, k, C]`."""
-    return columns.reshape(*columns.shape[:-1], out_channels, -1).transpose(-3, -2).contiguous()
 
 
 def _size(layer: nn.Conv2d) -> tuple[int, int]:

@@ -94,7 +94,7 @@ def _footnotes(table: Table) -> Iterator[str]:
     if table.cells:
         yield (
             "± of measured rows and differences: the 95 % interval over seeds (Student-t) and meta-test tasks, "
-            "combined in quadrature, what both contain counted once; with one seed, over tasks alone. The number of "
-            "seeds is in parentheses."
+            "combined in quadrature, with the variance that both contain counted once; with one seed, over tasks "
+            "alone. The number of seeds is in parentheses."
         )
         yield "A measured row is named by strategy and preset. Only preset paper is the published protocol."

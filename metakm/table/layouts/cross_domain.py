@@ -60,8 +60,8 @@ def _text(cell: Cell | None) -> str:
 
 _TESTED_AS = {"grey": "in grey", "head": "with the head alone adapted"}
 _INTERVALS = (
-    "± is the 95 % interval over seeds (Student-t) and meta-test tasks, combined in quadrature, what both contain "
-    "counted once; with one seed, over tasks alone. The number of seeds is in parentheses."
+    "± is the 95 % interval over seeds (Student-t) and meta-test tasks, combined in quadrature, with the variance "
+    "that both contain counted once; with one seed, over tasks alone. The number of seeds is in parentheses."
 )
 _OWN = "The column of the training dataset has the run's own meta-test, on classes that it had not seen."
 _NONE = ("No run was tested on another dataset yet; python -m metakm evaluate RUN --dataset NAME does that.",)
