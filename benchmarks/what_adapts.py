@@ -24,7 +24,7 @@ from what_adapts_page import page_text
 
 import metakm
 from metakm.cli.exit_code import REPEAT, exit_code
-from metakm.data.batch import Episodes
+from metakm.data.episodes import Episodes
 from metakm.errors import UserError
 from metakm.io.csv_file import csv_text, read_csv
 from metakm.io.files import write_text

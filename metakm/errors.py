@@ -1,4 +1,4 @@
-"""The error for mistakes that the user can fix."""
+"""The error for mistakes that the user can fix, and words for messages."""
 
 from __future__ import annotations
 
@@ -29,3 +29,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
 def one_line(error: BaseException, limit: int | None = None) -> str:
     """The text of another library's error on one line, of at most `limit` characters."""
     return " ".join(str(error).split())[:limit]
+
+
+def counted(number: int, noun: str) -> str:
+    """The number with its noun, such as `1 run` or `2 runs`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from metakm.errors import UserError
@@ -29,6 +30,15 @@ def require_folder(path: Path, field: str) -> None:
     there = _nearest(path.absolute())
     got = f"the file {path}" if there == path.absolute() else f"{path}, but {there} is a file"
     require(there.is_dir(), field, "a folder", got)
+
+
+def require_writable_folder(path: Path, field: str) -> None:
+    """Raise a UserError if `path` is no folder that can be written or made. Makes nothing, so a refusal leaves none."""
+    there = _nearest(path.absolute())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UserError(
+            f"Expected {flag(field)} to be a folder that can be written, got {there}; choose another {flag(field)}"
+        )
 
 
 def require_file(path: Path, field: str) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 import metakm
 from metakm import list as listing
-from metakm.data.registry import dataset_entry
+from metakm.data.registry import dataset_entry, datasets
 from metakm.models import make_backbone
 from metakm.modulation.modulators import modulator_class
 from metakm.presets import preset_config
@@ -22,6 +22,7 @@ from metakm.registry import import_modules, installed_points, isolated, load_plu
 from metakm.run.__main__ import main
 from metakm.strategies.registry import strategy_class
 from metakm.table.__main__ import main as table
+from metakm.table.setting import TITLES
 
 STRATEGY = """
 import metakm
@@ -90,6 +91,12 @@ FILES = {  # for each kind the package that it belongs to, a file that adds one,
     "modulator": ("metakm.modulation.modulators", MODULATOR, "gain One factor for the whole kernel."),
     "table layout": ("metakm.table.layouts", LAYOUT, "seeds How many seeds each measured cell has."),
 }
+
+
+def test_tables_call_the_datasets_what_their_registry_does():
+    registered = {name: datasets.get(name).title for name in datasets.names()}
+    assert {name: registered.get(name) for name in TITLES} == TITLES
+    assert registered.keys() - TITLES.keys() == {"folder", "glyphs"}  # named as on the command line
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ class Identified(Protocol):
         """What a run does whose identity lacks a field, by field."""
 
 
-class RunSettings(Identified, Protocol):
+class RunConfigBase(Identified, Protocol):
     """The config of a run of any kind."""
 
     @property

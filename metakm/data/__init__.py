@@ -1,22 +1,22 @@
 """Few-shot datasets and the episodes drawn from them."""
 
-from metakm.data.batch import Episodes, EpisodeSource
+from metakm.data.alternating import AlternatingSampler
 from metakm.data.dataset import FewShotDataset
 from metakm.data.decode import read_images
-from metakm.data.episodes import EpisodeSampler
-from metakm.data.in_turn import SamplerInTurn
+from metakm.data.episodes import Episodes, EpisodeSource
 from metakm.data.loading import load_dataset
 from metakm.data.registry import available_datasets, register_dataset
+from metakm.data.sampler import EpisodeSampler
 from metakm.registry import import_modules
 
 import_modules(__name__)
 
 __all__ = [
+    "AlternatingSampler",
     "EpisodeSampler",
     "EpisodeSource",
     "Episodes",
     "FewShotDataset",
-    "SamplerInTurn",
     "available_datasets",
     "load_dataset",
     "read_images",

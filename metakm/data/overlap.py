@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from metakm.config.joint import dataset_names
+from metakm.config.dataset_names import dataset_names
+from metakm.data.alternating import AlternatingDatasets
 from metakm.data.dataset import FewShotDataset
-from metakm.data.in_turn import DatasetsInTurn
 from metakm.errors import UserError
 
 _OF_IMAGENET = frozenset({"mini-imagenet", "tiered-imagenet", "tiny-imagenet"})
@@ -28,7 +28,7 @@ def check_unseen(splits: Mapping[str, object]) -> None:
     split may number its classes from 0: a class is in two splits if its name and its first image are.
 
     Args:
-        splits: each a `FewShotDataset` or several in turn; what is neither has no classes to compare.
+        splits: each a `FewShotDataset` or several that alternate; what is neither has no classes to compare.
 
     Raises:
         UserError: names the first such class; or two datasets whose classes are both ImageNet's, which split them in
@@ -50,7 +50,7 @@ def check_unseen(splits: Mapping[str, object]) -> None:
 
 
 def _datasets(split: object) -> tuple[FewShotDataset, ...]:
-    if isinstance(split, DatasetsInTurn):
+    if isinstance(split, AlternatingDatasets):
         return split.datasets
     return (split,) if isinstance(split, FewShotDataset) else ()
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
-from metakm.config.joint import dataset_names
+from metakm.config.dataset_names import dataset_names
 from metakm.data.dataset import FewShotDataset
 from metakm.errors import UserError, unknown_name
 from metakm.registry import Registry, full_name

@@ -18,7 +18,7 @@ class RateAndStart(NamedTuple):
     residual_start: float = 1.0
 
 
-SCRATCH: dict[ExperimentPreset, dict[str, RateAndStart]] = {
+SCRATCH_RATES: dict[ExperimentPreset, dict[str, RateAndStart]] = {
     "quick": {
         "full": RateAndStart(0.03),
         "bl": RateAndStart(0.03),
@@ -41,7 +41,7 @@ SCRATCH: dict[ExperimentPreset, dict[str, RateAndStart]] = {
 """By method; 0.1 and a start of 1 for the others. Of paper, only 0.1 for full (He et al. 2016) and tbn (Frankle et al.
 2021) is published; ld's is that of quick, since its own goes with another scale of the bases."""
 
-TRANSFER: dict[ExperimentPreset, dict[str, dict[str, float]]] = {
+TRANSFER_RATES: dict[ExperimentPreset, dict[str, dict[str, float]]] = {
     "quick": {"tiny-imagenet": {"tbl-1": 0.03, "nc": 0.01, "tkm-1": 0.01, "tkm-2": 0.01, "ttl": 0.01, "tbl-2": 0.003}},
     "short": {
         "flowers": {"tbl-1": 0.001, "nc": 0.001, "tkm-1": 0.001, "tkm-2": 0.001, "ttl": 0.001, "tbl-2": 0.0003},

@@ -16,7 +16,7 @@ from metakm.cli.flags import read_options, texts_given
 from metakm.config.execution import ExecutionOptions, json_value
 from metakm.errors import unknown_name
 from metakm.experiments.batches import Augmentation
-from metakm.experiments.row import EXECUTION_FIELDS
+from metakm.experiments.row import EXPERIMENT_EXECUTION_FIELDS
 from metakm.fields import flag, require, require_folder
 
 ExperimentPreset = Literal["quick", "short", "paper"]
@@ -111,7 +111,7 @@ class MethodConfig:
 
     def identity(self) -> dict[str, Any]:
         """The fields that determine the results of the run."""
-        return {k: v for k, v in self.to_json().items() if k not in EXECUTION_FIELDS}
+        return {k: v for k, v in self.to_json().items() if k not in EXPERIMENT_EXECUTION_FIELDS}
 
     def may_change(self, earlier: Mapping[str, Any]) -> frozenset[str]:
         """None: the schedule of the learning rate follows the number of epochs."""

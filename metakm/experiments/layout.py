@@ -8,10 +8,10 @@ from typing import Literal
 from metakm.experiments.lines import Line, RecordedExperiment, difference, line_names, lines_of, setup_titles
 from metakm.experiments.paper import (
     FIG5_CLAIMS,
-    SCRATCH,
+    SCRATCH_SCHEDULE,
     TABLE1_CLAIMS,
     TABLE2_CLAIMS,
-    TRANSFER,
+    TRANSFER_SCHEDULE,
     Statement,
     is_published,
     published_values,
@@ -204,8 +204,8 @@ def _format_published(accuracy: str, plus_minus: str) -> str:
 
 
 _BUILDERS: dict[str, tuple[Callable[[str, Sequence[Line]], Grid], tuple[Statement, ...], Mapping[str, object]]] = {
-    "table1": (_table1, TABLE1_CLAIMS, SCRATCH),
-    "table2": (_table2, TABLE2_CLAIMS, TRANSFER),
-    "fig5": (_fig5, FIG5_CLAIMS, SCRATCH),
+    "table1": (_table1, TABLE1_CLAIMS, SCRATCH_SCHEDULE),
+    "table2": (_table2, TABLE2_CLAIMS, TRANSFER_SCHEDULE),
+    "fig5": (_fig5, FIG5_CLAIMS, SCRATCH_SCHEDULE),
 }
 """How to draw the measured rows, what the paper says, and how it trains."""

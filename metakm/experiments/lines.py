@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from metakm.errors import UserError
 from metakm.experiments.right import Right, read_right
-from metakm.experiments.row import EXECUTION_FIELDS, ExperimentRow
+from metakm.experiments.row import EXPERIMENT_EXECUTION_FIELDS, ExperimentRow
 from metakm.learning.statistics import (
     Verdict,
     combined_interval,
@@ -160,7 +160,7 @@ def read_experiments(folder: str | Path) -> tuple[list[RecordedExperiment], list
 def _recorded(row: ExperimentRow, config: Mapping[str, Any] | None, right: Right | None) -> RecordedExperiment:
     if config is None:
         return RecordedExperiment(row, (("config.json", "missing"),), (("network", row.network),), right)
-    told = (EXECUTION_FIELDS | _IN_ROW | {f.name for f in fields(ExperimentRow)}) - {*_OF_METHOD}
+    told = (EXPERIMENT_EXECUTION_FIELDS | _IN_ROW | {f.name for f in fields(ExperimentRow)}) - {*_OF_METHOD}
     texts = {name: v if isinstance(v, str) else json.dumps(v) for name, v in config.items() if name not in told}
     texts |= {"start": row.start} if row.start else {}  # config.json has "auto", too
     shared = tuple(sorted((name, text) for name, text in texts.items() if name not in _OF_METHOD))

@@ -46,11 +46,11 @@ FIG5_CLAIMS = (
 )
 
 _OF_ROW = ("image_size", "n_train", "epochs", "batch", "optimiser")
-SCRATCH: Mapping[str, object] = {
+SCRATCH_SCHEDULE: Mapping[str, object] = {
     "image_size": 32, "n_train": 50_000, "epochs": 200, "batch": 128, "optimiser": "sgd", "schedule": "steps",
     "augmentation": "pad-crop",
 }  # fmt: skip
-TRANSFER: Mapping[str, object] = {
+TRANSFER_SCHEDULE: Mapping[str, object] = {
     "image_size": 224, "epochs": 50, "batch": 8, "optimiser": "adam", "schedule": "cosine",
     "augmentation": "resized-crop", "backbone": "resnet50", "weights": "pretrained", "norm": "group",
 }  # fmt: skip

@@ -9,7 +9,7 @@ from metakm.config.execution import SHARED_EXECUTION_FIELDS
 from metakm.run.row import CsvRow, Status
 
 # Fields of a run's config.json that say where and how it is executed, and which others with it: not what it computes.
-EXECUTION_FIELDS = SHARED_EXECUTION_FIELDS | {"methods"}
+EXPERIMENT_EXECUTION_FIELDS = SHARED_EXECUTION_FIELDS | {"methods"}
 
 
 @dataclass(frozen=True, kw_only=True)

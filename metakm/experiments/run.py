@@ -54,6 +54,8 @@ class ExperimentRun(TrainingRun[Training]):
             network that does not turn these images into logits.
     """
 
+    config: MethodConfig
+
     def __init__(self, config: MethodConfig, setup: MethodSetup, data: Classification, stop: Stoppable) -> None:
         self.config, self.setup, self.data = config, setup, data
         self.device = resolve_device(config.execution.device)

@@ -98,7 +98,7 @@ _CONSTANT = "-constant"
 def method_config(config: FromScratchConfig, experiment: str, method: str) -> MethodConfig:
     """The config of one run: what the method settles where nothing is given; plain SGD for `ld`."""
     kind = method.removesuffix(_CONSTANT)
-    rates = chosen_rates.SCRATCH[config.preset]
+    rates = chosen_rates.SCRATCH_RATES[config.preset]
     chosen = rates.get(method) or rates.get(kind, RateAndStart())
     rate = config.learning_rate or chosen.learning_rate
     start = config.residual_start

@@ -163,7 +163,7 @@ def _known_rate(config: TransferConfig, method: str) -> float | None:
         return None
     if config.preset == "paper":
         return chosen_rates.TRANSFER_PUBLISHED.get(config.dataset)
-    return chosen_rates.TRANSFER[config.preset].get(config.dataset, {}).get(method)
+    return chosen_rates.TRANSFER_RATES[config.preset].get(config.dataset, {}).get(method)
 
 
 def load(config: TransferConfig) -> Classification:

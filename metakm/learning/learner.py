@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from metakm.data import EpisodeSource
-from metakm.data.in_turn import SamplerInTurn
+from metakm.data.alternating import AlternatingSampler
 from metakm.errors import UserError, one_line
 from metakm.io.files import atomic_write, expanded
 from metakm.learning.built_strategy import construction_of, constructor_options, require_known
@@ -187,7 +187,7 @@ class Learner(nn.Module):
             dtype=like.dtype,
             progress=progress,
         )
-        return Evaluation(found, len(sampler.samplers) if isinstance(sampler, SamplerInTurn) else 1)
+        return Evaluation(found, len(sampler.samplers) if isinstance(sampler, AlternatingSampler) else 1)
 
     def adapt(self, images: Images, labels: Labels, *, inner_steps: int | None = None) -> AdaptedClassifier:
         """A classifier of the classes in a labelled support set: see `metakm.adapt`.

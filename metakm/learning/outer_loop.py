@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from metakm.config import RunConfig
-from metakm.data.batch import Episodes, EpisodeSource, SplitSampler
+from metakm.data.episodes import Episodes, EpisodeSource, SplitSampler
 from metakm.distributed.processes import ALONE, Processes
 from metakm.learning.cuda_graphs import CudaGraphs, MetaGradient
 from metakm.learning.divergence import DivergedError, is_finite

@@ -22,7 +22,7 @@ Verdict = Literal["above", "below", "within noise", "one seed"]
 def interval_over_tasks(accuracies: npt.NDArray[np.float64], datasets: int = 1) -> float:
     """Half-width of the 95 % interval of the mean over tasks, 1.96 std / sqrt(n) (Finn et al. 2017).
 
-    If the tasks come from several datasets in turn, the share of each is fixed, so the difference between the datasets
+    If the tasks come from datasets that alternate, the share of each is fixed, so the difference between the datasets
     does not widen the interval: with n_d tasks of dataset d, it is 1.96 sqrt(sum_d n_d std_d^2) / n.
 
     Args:

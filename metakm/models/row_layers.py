@@ -54,7 +54,7 @@ def as_rows(features: Tensor) -> Tensor:
     return features if tasks == 1 else features.reshape(len(features) * tasks, -1, *features.shape[2:])
 
 
-def by_row(values: Tensor, rank: int, rows: int) -> Tensor:
+def repeat_for_rows(values: Tensor, rank: int, rows: int) -> Tensor:
     """Values of `rank` axes that all rows share, as they are; or `[T, ...]` to `[rows, ...]`."""
     return values if values.dim() == rank else values.repeat(rows // len(values), *[1] * rank)
 
@@ -183,7 +183,7 @@ def _scaled(layer: nn.GroupNorm | nn.LayerNorm, normalised: Tensor, axis: int | 
         values: Tensor | None = getattr(layer, name, None)
         if values is None:
             continue
-        own = by_row(values, rank, len(normalised))
+        own = repeat_for_rows(values, rank, len(normalised))
         lead, shape = own.shape[: own.dim() - rank], own.shape[own.dim() - rank :]
         free = normalised.dim() - 1 - rank
         places = (*shape, *[1] * free) if axis == 1 else (*[1] * free, *shape)
@@ -209,7 +209,7 @@ class RowLinear(nn.Linear):
             output = by_image.reshape(*x.shape[:-1], -1)  # [n*T, ..., O]
         if bias is None:
             return output
-        own = by_row(bias, 1, len(output))
+        own = repeat_for_rows(bias, 1, len(output))
         return output + own.reshape(*own.shape[:-1], *[1] * (output.dim() - 2 if own.dim() == 2 else 0), own.shape[-1])
 
 

@@ -80,7 +80,7 @@ class TaskBatchNorm(TaskLayer):
         names = [name for name in ("weight", "bias", "running_mean", "running_var") if name in state]
         stacked = rows.stacked(self.layer_name, names, state)  # [T, C]
         tensors: dict[str, Tensor] = {
-            name: rows.by_row(own).flatten() for name, own in zip(names, stacked, strict=True)
+            name: rows.repeat_for_rows(own).flatten() for name, own in zip(names, stacked, strict=True)
         }  # [n*C]
         output: Tensor = functional_call(self.inner, tensors, (wide,))
         return output.view(images.shape)

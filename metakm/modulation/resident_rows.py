@@ -97,7 +97,7 @@ class ResidentRows:
         """Logits `[n, most classes]`, those of classes that a task lacks minus infinity whatever came after them."""
         if not self.outputs or logits.shape[1:] != (max(self.outputs),):
             return logits
-        own = self.by_row(torch.tensor(self.outputs, device=logits.device))  # [n]
+        own = self.repeat_for_rows(torch.tensor(self.outputs, device=logits.device))  # [n]
         return logits.masked_fill(torch.arange(logits.shape[1], device=logits.device) >= own[:, None], ABSENT)
 
     @property
@@ -140,7 +140,7 @@ class ResidentRows:
             return None
         return torch.stack([task.data[: task.common] for task in self.tasks])
 
-    def by_row(self, values: Tensor) -> Tensor:
+    def repeat_for_rows(self, values: Tensor) -> Tensor:
         """`[T, ...]`, one for each task, to `[n, ...]`, one for each row."""
         if self.each == 1:
             return values

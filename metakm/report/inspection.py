@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from metakm.data import Episodes, EpisodeSampler, SamplerInTurn
+from metakm.data import AlternatingSampler, Episodes, EpisodeSampler
 from metakm.errors import UserError
 from metakm.learning.inner_loop import evaluate_episodes
 from metakm.learning.learner import Learner
@@ -125,7 +125,7 @@ def _to_numpy(weights: Tensor) -> Weights:
     return copied
 
 
-def _pictures(sampler: EpisodeSampler | SamplerInTurn, batch: Episodes) -> tuple[EpisodePictures, ...]:
+def _pictures(sampler: EpisodeSampler | AlternatingSampler, batch: Episodes) -> tuple[EpisodePictures, ...]:
     shape = sampler.dataset.image_shape
 
     def by_class(images: Tensor) -> npt.NDArray[np.uint8]:

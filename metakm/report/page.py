@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from metakm.errors import counted
 from metakm.report.charts import inline, page_style
 from metakm.report.gallery import Inspection
 from metakm.report.sections import Section, build_sections
@@ -75,13 +76,9 @@ def _resource(name: str) -> str:
 
 def _summary(collection: Collection, table: Table, sections: tuple[Section, ...]) -> str:
     days = sorted({run.row.started_at[:10] for run in collection.runs})
-    parts = [_count(len(collection.runs), "run"), _count(len(table.cells), "measured cell")]
-    parts += [_count(len(sections), "setting"), *([" to ".join(dict.fromkeys((days[0], days[-1])))] if days else [])]
+    parts = [counted(len(collection.runs), "run"), counted(len(table.cells), "measured cell")]
+    parts += [counted(len(sections), "setting"), *([" to ".join(dict.fromkeys((days[0], days[-1])))] if days else [])]
     return " · ".join(parts)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _runs(runs: tuple[RecordedRun, ...]) -> Grid:

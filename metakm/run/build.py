@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from metakm.config import RunConfig
-from metakm.config.joint import dataset_names
-from metakm.data import EpisodeSampler, FewShotDataset, SamplerInTurn, load_dataset
-from metakm.data.batch import Episodes, SplitSampler
+from metakm.config.dataset_names import dataset_names
+from metakm.data import AlternatingSampler, EpisodeSampler, FewShotDataset, load_dataset
 from metakm.data.channels import in_grey
+from metakm.data.episodes import Episodes, SplitSampler
 from metakm.data.overlap import check_unseen
-from metakm.data.varying_episodes import VaryingEpisodes
+from metakm.data.varying_sampler import VaryingSampler
 from metakm.errors import UserError
 from metakm.learning.evaluation import EVALUATION_SEED
 from metakm.learning.learner import ImageShape, Learner
@@ -45,7 +45,9 @@ def load_splits(config: RunConfig, split: str) -> list[FewShotDataset]:
     ]
 
 
-def make_sampler(config: RunConfig, split: str, grey_channels: int | None = None) -> EpisodeSampler | SamplerInTurn:
+def make_sampler(
+    config: RunConfig, split: str, grey_channels: int | None = None
+) -> EpisodeSampler | AlternatingSampler:
     """Episodes of one split; only those of meta-training depend on the run's seed and on `augment`.
 
     Several datasets take turns, episode by episode.
@@ -63,14 +65,14 @@ def make_sampler(config: RunConfig, split: str, grey_channels: int | None = None
             f"Expected --meta-batch 1 with ranges of ways or shots and several datasets, got {config.meta_batch}"
         )
     samplers = [sampler_of(part, config, split) for part in grey]
-    return samplers[0] if len(samplers) == 1 else SamplerInTurn(samplers)
+    return samplers[0] if len(samplers) == 1 else AlternatingSampler(samplers)
 
 
 def sampler_of(dataset: FewShotDataset, config: RunConfig, split: str) -> EpisodeSampler:
     """As `make_sampler`, of a dataset that is loaded."""
     if split == "train" and config.varies:
         numbers = config.numbers("ways"), config.numbers("shots")
-        return VaryingEpisodes(dataset, numbers, config.queries, config.seed, config.augment)
+        return VaryingSampler(dataset, numbers, config.queries, config.seed, config.augment)
     if split == "train":
         return EpisodeSampler(dataset, config.ways, config.shots, config.queries, config.seed, config.augment)
     return EpisodeSampler(dataset, config.ways, config.shots, config.queries_of(split), EVALUATION_SEED)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from metakm.errors import UserError
+from metakm.errors import UserError, counted
 from metakm.run.curve import CurvePoint
 
 
@@ -100,10 +100,6 @@ class Callback:
         del state
 
 
-def _counted(number: int, unit: str) -> str:
-    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
-
-
 class EarlyStopping(Callback):
     """Stop when meta-validation has not had a new best accuracy for a number of validations in a row.
 
@@ -125,7 +121,7 @@ class EarlyStopping(Callback):
         numbers = [accuracy for accuracy in accuracies if not math.isnan(accuracy)]
         since = len(accuracies) - 1 - (accuracies.index(max(numbers)) if numbers else 0)
         return (
-            None if since < self.patience else f"no better meta-validation accuracy in {_counted(since, 'validation')}"
+            None if since < self.patience else f"no better meta-validation accuracy in {counted(since, 'validation')}"
         )
 
 
@@ -174,7 +170,7 @@ class CallbackList:
                     f"reason in words, got {reason!r:.100}; return one of these"
                 )
             if reason is not None and not self.stopped:
-                self.stopped = f"after {_counted(iteration, 'iteration')}: {' '.join(reason.split())}"
+                self.stopped = f"after {counted(iteration, 'iteration')}: {' '.join(reason.split())}"
 
     def state(self) -> dict[str, Any]:
         """Its part of a checkpoint."""

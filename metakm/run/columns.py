@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 
 from metakm.config import RunConfig
-from metakm.config.joint import dataset_names
-from metakm.data.batch import SplitSampler
+from metakm.config.dataset_names import dataset_names
+from metakm.data.episodes import SplitSampler
 from metakm.learning.evaluator import Evaluator
 from metakm.learning.statistics import interval_over_tasks
 from metakm.presets import changes_from_preset

@@ -12,7 +12,7 @@ import tyro
 
 from metakm.cli.flags import list_given, read_options, texts_given
 from metakm.config import PresetName, RunConfig, all_flat_types
-from metakm.config.joint import JOINT
+from metakm.config.dataset_names import SEPARATOR
 from metakm.config.ranges import with_range_flags
 from metakm.fields import flag, off_flag
 from metakm.io.files import expanded
@@ -39,13 +39,13 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m metakm.
 
 
 def _with_datasets_joined(arguments: Sequence[str]) -> list[str]:
-    """Several words after --dataset as one; see `metakm.data.in_turn`."""
+    """Several words after --dataset as one; see `metakm.data.alternating`."""
     given = list(arguments)
     for place, argument in enumerate(given):
         if argument == "--dataset":
             first = place + 1
             last = next((i for i in range(first, len(given)) if given[i].startswith("-")), len(given))
-            return [*given[:first], *([JOINT.join(given[first:last])] if last > first else []), *given[last:]]
+            return [*given[:first], *([SEPARATOR.join(given[first:last])] if last > first else []), *given[last:]]
     return given
 
 

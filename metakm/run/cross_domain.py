@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from metakm.config import RunConfig
 from metakm.data.registry import dataset_entry
 from metakm.errors import UserError
+from metakm.fields import require_writable_folder
 from metakm.learning.evaluation import Evaluation
 from metakm.learning.learner import ImageShape
 from metakm.presets import changes_from_preset
@@ -95,9 +95,7 @@ class CrossDomainRow:
         if there is not None and any(there[name] != value for name, value in test.items()):
             listed = " and ".join(", ".join(f"{name} {values[name]}" for name in _TEST) for values in (there, test))
             raise UserError(f"Expected a test like that in {self.path}, got another ({listed}); choose another --out")
-        above = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            raise UserError(f"Expected --out to be a folder that can be written, got {above}; choose another --out")
+        require_writable_folder(self.path, "out")
 
     @property
     def path(self) -> Path:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 
 from metakm.config import RunConfig
-from metakm.data.in_turn import DatasetsInTurn
+from metakm.data.alternating import AlternatingDatasets
 from metakm.data.overlap import check_unseen
 from metakm.errors import UserError, one_line
 from metakm.fields import flag
@@ -88,4 +88,4 @@ def require_unseen_by(run: TrainedRun, splits: Mapping[str, object], image_size:
         except UserError:  # data that are elsewhere, or of one size
             continue
         for split, dataset in splits.items():
-            check_unseen({"train": DatasetsInTurn(tuple(trained_on)), split: dataset})
+            check_unseen({"train": AlternatingDatasets(tuple(trained_on)), split: dataset})

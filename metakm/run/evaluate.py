@@ -13,8 +13,8 @@ from metakm.cli.exit_code import exit_code
 from metakm.cli.progress import Progress
 from metakm.cli.signals import StopRequest, stop_on_request
 from metakm.config import RunConfig
-from metakm.config.joint import dataset_names
-from metakm.data.in_turn import DatasetsInTurn
+from metakm.config.dataset_names import dataset_names
+from metakm.data.alternating import AlternatingDatasets
 from metakm.device import resolve_device
 from metakm.distributed.processes import ALONE, Processes, join_processes
 from metakm.distributed.torchrun import local_device, only_first_prints
@@ -31,7 +31,7 @@ from metakm.run.earlier_run import require_unseen_by, same_data
 from metakm.run.evaluate_options import Adapted, EvaluateOptions, Split, read_flags, tested_as
 from metakm.run.event_log import EventLog
 from metakm.run.folder import RunFolder
-from metakm.run.loading import TrainedRun, load_run, read_settings, require_plugins
+from metakm.run.loading import TrainedRun, load_run, require_config_file, require_plugins
 from metakm.run.row import ResultRow
 
 
@@ -71,7 +71,7 @@ class RunEvaluation:
         if other or not same_data(run, self.config, self.sampler.dataset.split_hash):
             tested: object = self.sampler.dataset
             if grey:  # whose images equal none of the training's, so that they are compared in their colours
-                tested = DatasetsInTurn(tuple(load_splits(self.config, split)))
+                tested = AlternatingDatasets(tuple(load_splits(self.config, split)))
             require_unseen_by(run, {split: tested})
         learner = run.learner if device.type == "cpu" else copy.deepcopy(run.learner).to(device)
         chunks = TaskChunks(learner.strategy, run.image_shape, self.config, device)
@@ -175,7 +175,7 @@ def _evaluate(options: EvaluateOptions) -> int:
 def _prepare(options: EvaluateOptions, processes: Processes) -> RunEvaluation:
     for plugin in options.plugin:
         load_plugin(plugin)
-    require_plugins(read_settings(options.run))
+    require_plugins(require_config_file(options.run))
     own = ("run", "split", "grey", "adapt", "out")  # no fields of the config
     given = {name: value for name, value in vars(options).items() if name not in own and value is not None}
     return RunEvaluation(load_run(options.run), options.split, given, processes, grey=options.grey, adapt=options.adapt)

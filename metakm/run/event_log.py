@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from metakm.config import ExecutionOptions
 from metakm.errors import UserError
+from metakm.fields import require_writable_folder
 from metakm.run.curve import CurvePoint
 
 
@@ -39,7 +38,7 @@ class EventLog:
         self._writer: Any = None
         if self.folder is not None:
             _summary_writer()
-            _require_writable(self.folder)
+            require_writable_folder(self.folder, "log_dir")
 
     @contextlib.contextmanager
     def writing(self, step: int) -> Iterator[None]:
@@ -98,10 +97,3 @@ def _summary_writer() -> Any:
             "(curve.csv in the run folder has the learning curve)"
         ) from error
     return SummaryWriter
-
-
-def _require_writable(folder: Path) -> None:
-    """Check without making it, so that a run refused later leaves nothing behind."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise UserError(f"Expected a folder for --log-dir that can be written, got {there}; choose another")

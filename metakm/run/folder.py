@@ -43,7 +43,7 @@ class RunFolder:
         self.lock = Lock(path / "run.lock")
 
     @contextlib.contextmanager
-    def opening(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """Make the folder, check that it can be written, and keep other processes out.
 
         They are let in again when the block raises, else by `release`.
@@ -91,7 +91,7 @@ class RunFolder:
         """An irreplaceable folder in words."""
         return f"{self.path}, which has weights, tasks or a row of an earlier run but no {self.checkpoint.name}"
 
-    def begin(
+    def claim(
         self, load: Callable[[], None], *, run_id: str, resume: bool, overwrite: bool, iterations: int
     ) -> dict[str, Any] | None:
         """Claim the folder for a run of `iterations`, and `load` the checkpoint that is there.
@@ -99,22 +99,24 @@ class RunFolder:
         Returns the row of a run that is resumed but finished, else None.
 
         Raises:
-            UserError: see `opening` and `earlier`.
+            UserError: see `locked` and `check_earlier_run`.
         """
-        with self.opening():
-            finished = self.earlier(run_id=run_id, resume=resume, overwrite=overwrite, iterations=iterations)
+        with self.locked():
+            if overwrite:
+                self.clear()
+            finished = self.check_earlier_run(run_id=run_id, resume=resume, iterations=iterations)
             if self.checkpoint.exists():
                 load()
         return finished
 
-    def start(self, config: dict[str, Any]) -> None:
+    def write_config_and_clear_results(self, config: dict[str, Any]) -> None:
         """Write config.json, and remove the results of a shorter run: the checkpoint has its model, too."""
         for name in (self.weights.name, *_OUTCOMES):
             (self.path / name).unlink(missing_ok=True)
         self.write_config(config)
 
-    def earlier(self, *, run_id: str, resume: bool, overwrite: bool, iterations: int) -> dict[str, Any] | None:
-        """Check that an earlier run in here is to be resumed or replaced; with `overwrite`, remove it.
+    def check_earlier_run(self, *, run_id: str, resume: bool, iterations: int) -> dict[str, Any] | None:
+        """Check that an earlier run in here is to be resumed.
 
         Returns the row of a run that is resumed but finished, else None; a checkpoint that is there is to be loaded.
 
@@ -123,12 +125,8 @@ class RunFolder:
             iterations: a run of fewer is not finished.
 
         Raises:
-            UserError: there is an earlier run and neither is wanted, or what another one came to, without the
-                checkpoint that could be resumed.
+            UserError: there is an earlier run that is not to be resumed, or results without a checkpoint.
         """
-        if overwrite:
-            self.clear()
-            return None
         row = self.read_finished_row()
         finished = row if row is not None and row["iterations"] >= iterations else None
         if resume and finished is not None and finished["run_id"] == run_id:

@@ -109,10 +109,10 @@ def read_config(folder: Path) -> RunConfig:
     Raises:
         UserError: no config.json, or one that no run writes.
     """
-    return RunConfig.from_json(read_settings(folder))
+    return RunConfig.from_json(require_config_file(folder))
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
+def require_config_file(folder: Path) -> dict[str, Any]:
     """The values in the config.json of the run in `folder`, unchecked.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 
 from metakm.config import RunConfig
 from metakm.data import Episodes, EpisodeSource, FewShotDataset, load_dataset
-from metakm.data.batch import SplitSampler
+from metakm.data.episodes import SplitSampler
 from metakm.data.registry import DatasetEntry, dataset_entry, datasets
 from metakm.data.splits import SPLITS
 from metakm.errors import UserError

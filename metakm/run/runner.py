@@ -13,7 +13,7 @@ import torch
 from metakm.cli.progress import duration
 from metakm.cli.signals import Stoppable
 from metakm.config import RunConfig
-from metakm.data.batch import SplitSampler
+from metakm.data.episodes import SplitSampler
 from metakm.data.overlap import datasets_of_imagenet
 from metakm.data.splits import SPLITS
 from metakm.device import resolve_device
@@ -24,6 +24,7 @@ from metakm.models.pretrained import PRETRAINED
 from metakm.modulation import write_pack
 from metakm.registry import load_plugin
 from metakm.run import provenance
+from metakm.run.base_pack_file import base_of, run_pack
 from metakm.run.build import build_learner, make_sampler, require_fitting, try_losses
 from metakm.run.callbacks import Callback, CallbackList, EarlyStopping
 from metakm.run.columns import SPLIT_NAMES, evaluation_columns, summary
@@ -32,7 +33,6 @@ from metakm.run.curve import CurvePoint
 from metakm.run.earlier_run import warm_start
 from metakm.run.folder import RunFolder
 from metakm.run.kind import Accuracies
-from metakm.run.meta_trained import base_of, run_pack
 from metakm.run.row import ResultRow, Status
 from metakm.run.training_run import TrainingRun
 from metakm.run.weights import weights_file
@@ -50,6 +50,7 @@ class Run(TrainingRun[OuterLoop]):
             episodes that cannot be drawn, a folder that is in use or cannot be written.
     """
 
+    config: RunConfig
     stage: ClassVar[str] = "meta-"
     test_unit: ClassVar[str] = "task"
     validates_first: ClassVar[bool] = True

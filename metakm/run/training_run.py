@@ -10,7 +10,7 @@ from torch import nn
 from metakm.cli.progress import Progress, log_line
 from metakm.cli.signals import Stoppable, stop_on_request
 from metakm.config.execution import how_to_resume
-from metakm.config.settings import RunSettings
+from metakm.config.settings import RunConfigBase
 from metakm.distributed.processes import ALONE, Processes
 from metakm.learning.divergence import DivergedError
 from metakm.learning.memory import TooLittleMemoryError
@@ -40,9 +40,11 @@ class TrainingRun(RunKind, Generic[L]):
         UserError: on construction, for a folder that is in use or cannot be written, or a checkpoint of another run.
     """
 
+    config: RunConfigBase
+
     def __init__(
         self,
-        config: RunSettings,
+        config: RunConfigBase,
         loop: L,
         *,
         owner: str,
@@ -54,7 +56,7 @@ class TrainingRun(RunKind, Generic[L]):
         processes: Processes = ALONE,
         callbacks: CallbackList | None = None,
     ) -> None:
-        self.settings, self.loop, self.folder, self.stop, self.processes = config, loop, folder, stop, processes
+        self.config, self.loop, self.folder, self.stop, self.processes = config, loop, folder, stop, processes
         self.owner, self.iterations, self.val_every, self.split_hash = owner, iterations, val_every, split_hash
         self.history, self.git_commit = History(), provenance.git_commit()
         self.log = EventLog(config.execution, config.run_id, self.stage, files=processes.first)
@@ -89,7 +91,7 @@ class TrainingRun(RunKind, Generic[L]):
             raise KeyboardInterrupt
         try:
             self._announce()
-            if self.settings.execution.dry_run:
+            if self.config.execution.dry_run:
                 return self._print_config()
             with self.log.writing(self.loop.iteration + 1 if self.history.curve else 0):
                 return self._run()
@@ -97,27 +99,27 @@ class TrainingRun(RunKind, Generic[L]):
             return self._fail(error)
 
     def _announce(self) -> None:
-        if not self.settings.execution.quiet:
+        if not self.config.execution.quiet:
             resumes = f"\n  resumes at iteration {self.loop.iteration}" if self.loop.iteration else ""
-            log_line(f"{self.settings.run_id}\n{self.announcement()}\n  {self.folder.path}{resumes}")
+            log_line(f"{self.config.run_id}\n{self.announcement()}\n  {self.folder.path}{resumes}")
 
     def _print_config(self) -> int:
         if self.log.json:
-            self.log.print_json("config", self.settings.to_json())
+            self.log.print_json("config", self.config.to_json())
         else:
-            print(json.dumps(self.settings.to_json(), indent=2))  # noqa: T201
+            print(json.dumps(self.config.to_json(), indent=2))  # noqa: T201
         return 0
 
     def _run(self) -> int:
         if self.processes.first:
-            self.folder.start(self.settings.to_json())
+            self.folder.write_config_and_clear_results(self.config.to_json())
         self._write_row("running")
         self._train()
         stopped = self._stopping()
         tested = self._test() if self.test_total and not stopped else None
         if stopped or (self.test_total and tested is None):
             self._write_row("interrupted")
-            again = how_to_resume(self.settings.execution)
+            again = how_to_resume(self.config.execution)
             log_line(f"Interrupted after {self.loop.iteration} iterations. To continue, {again}.")
             return 130
         if self.processes.first:
@@ -130,7 +132,7 @@ class TrainingRun(RunKind, Generic[L]):
     def _fail(self, error: Exception) -> int:
         """Keep the state just before a failed iteration, so that resuming reproduces the failure immediately."""
         self.failure, said = error, f"error: {error}"
-        if not self.settings.execution.dry_run:
+        if not self.config.execution.dry_run:
             if self.history.curve and self.loop.iteration < self.iterations and not self._validation_due():
                 self._save()  # else the checkpoint from before is the one to go on from, and not to skip a validation
             self._write_row("failed")
@@ -144,8 +146,8 @@ class TrainingRun(RunKind, Generic[L]):
 
     def _open_folder(self) -> dict[str, Any] | None:
         """Claim the run folder; take up its checkpoint, or return its row, when resuming."""
-        how = {name: getattr(self.settings.execution, name) for name in ("resume", "overwrite")}
-        row = self.folder.begin(self._load, run_id=self.settings.run_id, iterations=self.iterations, **how)
+        how = {name: getattr(self.config.execution, name) for name in ("resume", "overwrite")}
+        row = self.folder.claim(self._load, run_id=self.config.run_id, iterations=self.iterations, **how)
         self.processes.mark_started()
         return row
 
@@ -199,7 +201,7 @@ class TrainingRun(RunKind, Generic[L]):
                 return None
 
     def _progress(self, description: str, total: int, start: int = 0, unit: str = "it") -> Progress:
-        quiet = self.settings.execution.quiet
+        quiet = self.config.execution.quiet
         return Progress(description, total, start, unit, quiet=quiet, report=self.log.log_progress)
 
     def progress_columns(self) -> dict[str, Any]:
@@ -213,7 +215,7 @@ class TrainingRun(RunKind, Generic[L]):
 
     def _save(self) -> None:
         if self.processes.first:
-            save_checkpoint(self.folder.checkpoint, self.settings, self._checkpoint())
+            save_checkpoint(self.folder.checkpoint, self.config, self._checkpoint())
             self.folder.write_curve(self.history.curve)
         self.history.saved()
 
@@ -224,7 +226,7 @@ class TrainingRun(RunKind, Generic[L]):
         self.loop.load_state(state["loop"])
 
     def _load(self) -> None:
-        state = load_checkpoint(self.folder.checkpoint, self.settings)
+        state = load_checkpoint(self.folder.checkpoint, self.config)
         with restoring(self.folder.checkpoint, state, self.split_hash, self.owner, self.remedy):
             self._restore(state)
 

@@ -117,7 +117,7 @@ class Studies:
     def _take(self, study: optuna.Study, trial: FrozenTrial, *, resumed: bool) -> Claimed | None:
         folder = RunFolder(self.folder(study.study_name, trial.number))
         try:
-            with folder.opening():
+            with folder.locked():
                 claimed = Claimed(study, trial.number, dict(trial.params), folder, resumed)
         except InUseError:
             return None

@@ -6,7 +6,7 @@ import dataclasses
 
 from metakm.cli.progress import log_line
 from metakm.cli.signals import Stoppable
-from metakm.errors import UserError
+from metakm.errors import UserError, counted
 from metakm.run.columns import format_metric
 from metakm.search.page import write_page
 from metakm.search.plan import SearchPlan, StrategySearch, build_trial
@@ -92,5 +92,5 @@ class Worker:
             if best is not None and best.accuracy is not None:
                 won = f"best {format_metric(search.algo, best.accuracy)}, trial {best.number}"
             others = f"; {open_ones} running in other processes" if open_ones else ""
-            lines.append(f"{search.algo}: {len(own)} trial{'' if len(own) == 1 else 's'}, {won}{others}")
+            lines.append(f"{search.algo}: {counted(len(own), 'trial')}, {won}{others}")
         return "\n".join([*lines, f"Summary: {self.studies.out / 'README.md'}"])

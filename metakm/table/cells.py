@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from metakm.config.joint import dataset_names
+from metakm.config.dataset_names import dataset_names
 from metakm.learning.statistics import combined_interval, interval_over_seeds, interval_over_tasks, residual_interval
 from metakm.table.collect import Changes, RecordedRun
 from metakm.table.setting import Setting

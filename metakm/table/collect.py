@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metakm.config import EXECUTION_FIELDS, NAMED_IN_ROW, PresetName
-from metakm.config.joint import dataset_names
+from metakm.config.dataset_names import dataset_names
 from metakm.errors import UserError, unknown_name
 from metakm.io.csv_file import read_csv
 from metakm.learning.statistics import interval_over_tasks

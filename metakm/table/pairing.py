@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from metakm.config.joint import dataset_names
+from metakm.config.dataset_names import dataset_names
 from metakm.errors import UserError, unknown_name
 from metakm.learning.statistics import Verdict, combined_interval, paired_difference, seeds_to_tell, verdict
 from metakm.table.cells import PROVENANCE, Cell, names_by_value

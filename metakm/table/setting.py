@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-_titles = {
+TITLES = {  # as in `register_dataset`, which needs torch
     "cifar-fs": "CIFAR-FS",
     "cub": "CUB-200-2011",
     "fc100": "FC100",
@@ -27,7 +27,7 @@ class Setting(NamedTuple):
     @property
     def title(self) -> str:
         """As the paper writes it, such as `Omniglot 20-way 1-shot`."""
-        return f"{_titles.get(self.dataset, self.dataset)} {self.ways}-way {self.shots}-shot"
+        return f"{TITLES.get(self.dataset, self.dataset)} {self.ways}-way {self.shots}-shot"
 
 
 # The columns of the paper's Table III, in its order.

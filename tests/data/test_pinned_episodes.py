@@ -6,7 +6,8 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from metakm.data import EpisodeSampler, FewShotDataset, episodes, load_dataset
+from metakm.data import EpisodeSampler, FewShotDataset, load_dataset
+from metakm.data import sampler as sampler_module
 
 SETTINGS = [(5, 1, 1, 0), (5, 5, 15, 1), (20, 1, 1, 0), (20, 5, 15, 7), (2, 1, 3, 2**40), (3, 7, 2, 5)]  # N, K, Q, seed
 SHAPES = {
@@ -63,7 +64,7 @@ def pins(dataset: FewShotDataset) -> tuple[str, str]:
 @pytest.mark.parametrize("name", SHAPES)
 def test_draws_and_episodes_are_pinned(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pins(stand_in(name)) == PINS[name]
-    monkeypatch.setattr(episodes, "ROTATED_BYTES", 0)  # as if the images were too large to be kept turned
+    monkeypatch.setattr(sampler_module, "ROTATED_BYTES", 0)  # as if the images were too large to be kept turned
     assert pins(stand_in(name)) == PINS[name]
 
 

@@ -237,14 +237,16 @@ def test_ld_constant_may_have_a_rate_of_its_own(monkeypatch):
     def rates():
         return [scratch.method_config(short, "scratch", name).learning_rate for name in ("ld", "ld-constant")]
 
-    monkeypatch.setitem(chosen_rates.SCRATCH, "short", {"ld": RateAndStart(3.0)})
+    monkeypatch.setitem(chosen_rates.SCRATCH_RATES, "short", {"ld": RateAndStart(3.0)})
     assert rates() == [3.0, 3.0]
-    monkeypatch.setitem(chosen_rates.SCRATCH, "short", {"ld": RateAndStart(3.0), "ld-constant": RateAndStart(1.0)})
+    monkeypatch.setitem(
+        chosen_rates.SCRATCH_RATES, "short", {"ld": RateAndStart(3.0), "ld-constant": RateAndStart(1.0)}
+    )
     assert rates() == [3.0, 1.0]
 
 
 def test_a_method_starts_as_was_chosen_unless_told(monkeypatch):
-    monkeypatch.setitem(chosen_rates.SCRATCH, "short", {"km": RateAndStart(0.3, 0.2)})
+    monkeypatch.setitem(chosen_rates.SCRATCH_RATES, "short", {"km": RateAndStart(0.3, 0.2)})
     short = scratch.PRESETS["short"]
 
     def start(told):

@@ -212,7 +212,7 @@ def test_the_former_name_of_pretrained_weights_is_taken():
 
 
 def test_a_chosen_rate_is_that_of_preset_dataset_method_and_backbone(monkeypatch, tmp_path):
-    monkeypatch.setitem(chosen_rates.TRANSFER, "short", {"flowers": {"nc": 0.5}})
+    monkeypatch.setitem(chosen_rates.TRANSFER_RATES, "short", {"flowers": {"nc": 0.5}})
     default = chosen_rates.TRANSFER_DEFAULT
 
     def rate(method, **changes):

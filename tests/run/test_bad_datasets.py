@@ -8,7 +8,7 @@ from PIL import Image
 
 import metakm
 from metakm.data import FewShotDataset
-from metakm.data.in_turn import DatasetsInTurn
+from metakm.data.alternating import AlternatingDatasets
 from metakm.data.overlap import check_unseen, datasets_of_imagenet
 from metakm.data.splits import SPLITS
 from metakm.run.__main__ import main
@@ -205,9 +205,9 @@ def test_image_size_is_advised_only_where_it_would_help():
         for shape in ((1, 8, 8), (3, 8, 8), (3, 12, 12))
     )
     with pytest.raises(metakm.UserError, match=r"; choose another$"):
-        DatasetsInTurn((grey, small))
+        AlternatingDatasets((grey, small))
     with pytest.raises(metakm.UserError, match=r"; give --image-size, or choose another$"):
-        DatasetsInTurn((small, large))
+        AlternatingDatasets((small, large))
 
 
 def test_what_imagenet_weights_have_seen_is_known():

@@ -465,16 +465,16 @@ def test_a_damaged_protocol_is_named(tmp_path, space, capsys):
 def test_a_trial_that_ends_while_another_process_looks_for_one_is_not_claimed_again(space, tmp_path, monkeypatch):
     plan = make_plan(*parse_search(["--algo", "anil", *flags(space, tmp_path / "out", trials=2)]))
     (search,), first, second = plan.searches, Studies(plan), Studies(plan)
-    claimed, opening = first.claim(search), RunFolder.opening
+    claimed, locked = first.claim(search), RunFolder.locked
 
     def late(folder):
         """The trial ends between the look at its state and the claim of its folder."""
-        monkeypatch.setattr(RunFolder, "opening", opening)
+        monkeypatch.setattr(RunFolder, "locked", locked)
         first.finish(claimed, TrialOutcome("diverged", 1.0, {}))
         claimed.folder.release()
-        return opening(folder)
+        return locked(folder)
 
-    monkeypatch.setattr(RunFolder, "opening", late)
+    monkeypatch.setattr(RunFolder, "locked", late)
     other = second.claim(search)
     assert (claimed.number, other.number) == (0, 1)
     other.folder.release()

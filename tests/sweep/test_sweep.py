@@ -341,7 +341,7 @@ def planned(tmp_path):
 def test_a_run_claimed_after_planning_is_no_failure(planned, tmp_path):
     plan, pool = planned
     folder = RunFolder(plan.config.folder)
-    with folder.opening():
+    with folder.locked():
         pass  # the claim outlasts the block
     late = Sweeper([plan], pool, StopRequest())
     late.run()
@@ -350,7 +350,7 @@ def test_a_run_claimed_after_planning_is_no_failure(planned, tmp_path):
     assert outcome.kind == "in use", "also where it was claimed after the job was sent"
     assert f"process {os.getpid()}" in outcome.note
     folder.release()
-    with pytest.raises(ZeroDivisionError), folder.opening():
+    with pytest.raises(ZeroDivisionError), folder.locked():
         1 / 0  # noqa: B018
     assert inspect(plan.config).state == "to do", "a claim that came to nothing is given back"
 

@@ -45,7 +45,7 @@ def test_curve_keeps_missing_figures_missing():
 
 def test_folder_clears_its_own_files_only(tmp_path):
     folder = RunFolder(tmp_path / "a" / "b")
-    with folder.opening():
+    with folder.locked():
         assert not folder.used
     folder.release()
     assert not folder.used
@@ -79,7 +79,7 @@ def test_a_row_that_says_running_is_marked_interrupted_unless_its_process_lives(
     folder = RunFolder(write_run(tmp_path / "run", row={"status": "running", "accuracy": None, "ci95": None}))
     before = folder.read_row()
     other = RunFolder(folder.path)
-    with other.opening():
+    with other.locked():
         assert folder.mark_interrupted({}) is None
         assert folder.read_row() == before
         other.release()

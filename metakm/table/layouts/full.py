@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from metakm.errors import counted
 from metakm.table.blocks import Block, Claim, Table
 from metakm.table.cells import Cell
 from metakm.table.grids import Grid, Layout, TitledList
@@ -98,7 +99,7 @@ def hidden_rows(table: Table) -> tuple[str, ...]:
             cell.runs[0].row.trained_on != "" for result in table.cross_domain for cell in result.cells
         ),
     }
-    return tuple(f"{'1 row' if n == 1 else f'{n} rows'} {which}" for which, n in counts.items() if n)
+    return tuple(f"{counted(n, 'row')} {which}" for which, n in counts.items() if n)
 
 
 def _overview(table: Table, block: Block) -> Grid:

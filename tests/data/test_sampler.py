@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from metakm.data import Episodes, EpisodeSampler, FewShotDataset, episodes
+from metakm.data import Episodes, EpisodeSampler, FewShotDataset
+from metakm.data import sampler as sampler_module
 from metakm.errors import UserError
 
 Make = Callable[..., FewShotDataset]
@@ -184,9 +185,9 @@ def test_rotated_images_are_kept_only_if_asked_for_and_not_too_large(
     assert not keeps(False, "batch")
     assert not keeps(True, "draw")
     assert not keeps(True, "hash")
-    monkeypatch.setattr(episodes, "ROTATED_BYTES", sum(UNEVEN) * 16)
+    monkeypatch.setattr(sampler_module, "ROTATED_BYTES", sum(UNEVEN) * 16)
     assert keeps(True, "batch")
-    monkeypatch.setattr(episodes, "ROTATED_BYTES", sum(UNEVEN) * 16 - 1)
+    monkeypatch.setattr(sampler_module, "ROTATED_BYTES", sum(UNEVEN) * 16 - 1)
     assert not keeps(True, "batch")
 
 
@@ -227,7 +228,7 @@ def test_the_hash_does_not_depend_on_how_many_episodes_are_drawn_at_a_time(
     """Many episodes of a large dataset would not fit into memory at once."""
     sampler = EpisodeSampler(make(UNEVEN, rotations=True), ways=3, shots=1, queries=1)
     whole, drawn, draw = sampler.hash(1, 7), [], EpisodeSampler.draw
-    monkeypatch.setattr("metakm.data.episodes._HASHED_WORDS", 3 * sampler._words)
+    monkeypatch.setattr("metakm.data.sampler._HASHED_WORDS", 3 * sampler._words)
     monkeypatch.setattr(EpisodeSampler, "draw", lambda self, i, n: drawn.append((i, n)) or draw(self, i, n))
     assert sampler.hash(1, 7) == whole
     assert drawn == [(1, 3), (4, 3), (7, 1)]

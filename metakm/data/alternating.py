@@ -1,4 +1,4 @@
-"""Several datasets in one run: their episodes in turn.
+"""Several datasets in one run: their episodes alternate.
 
 A run names them joined by `+`, such as `flowers+grocery-store`; on the command line they are words of their own.
 """
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metakm.data.batch import Episodes
 from metakm.data.dataset import FewShotDataset
-from metakm.data.episodes import EpisodeSampler
+from metakm.data.episodes import Episodes
+from metakm.data.sampler import EpisodeSampler
 from metakm.errors import UserError
 
 
 @dataclass(frozen=True)
-class DatasetsInTurn:
-    """What a run asks of its dataset, for several of them.
+class AlternatingDatasets:
+    """What a run asks of its dataset, for several that alternate.
 
     Raises:
         UserError: images of different shapes.
@@ -56,7 +56,7 @@ class DatasetsInTurn:
         return _digest(dataset.split_hash for dataset in self.datasets)
 
 
-class SamplerInTurn:
+class AlternatingSampler:
     """Episode i is episode i of dataset number i modulo their number, whatever batch it is in.
 
     Episodes number their classes over all datasets, in the datasets' order.
@@ -64,7 +64,7 @@ class SamplerInTurn:
 
     def __init__(self, samplers: Sequence[EpisodeSampler]) -> None:
         self.samplers, self.ways = tuple(samplers), samplers[0].ways
-        self.dataset = DatasetsInTurn(tuple(sampler.dataset for sampler in samplers))
+        self.dataset = AlternatingDatasets(tuple(sampler.dataset for sampler in samplers))
 
     def batch(self, index: int, tasks: int) -> Episodes:
         """See `EpisodeSampler.batch`."""

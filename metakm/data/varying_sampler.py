@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from metakm.data.batch import Episodes
 from metakm.data.dataset import FewShotDataset
-from metakm.data.episodes import EpisodeSampler
+from metakm.data.episodes import Episodes
 from metakm.data.rng import raw_words, stream_key
+from metakm.data.sampler import EpisodeSampler
 
 
-class VaryingEpisodes(EpisodeSampler):
+class VaryingSampler(EpisodeSampler):
     """Draws batches of episodes, each with ways and shots out of ranges, all equally likely; queries are a number.
 
     The ways and shots of a batch depend only on the dataset's name and split, the seed and the number of its first

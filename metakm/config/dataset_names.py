@@ -1,10 +1,10 @@
-"""Several datasets in one setting, from which tasks are drawn in turn; see `metakm.data.in_turn`."""
+"""Several datasets in one setting, from which tasks are drawn alternately; see `metakm.data.alternating`."""
 
 from __future__ import annotations
 
 from metakm.errors import UserError
 
-JOINT = "+"
+SEPARATOR = "+"
 """Between their names."""
 
 
@@ -14,7 +14,7 @@ def dataset_names(name: str) -> tuple[str, ...]:
     Raises:
         UserError: a dataset that is named twice, which would only change its share.
     """
-    names = tuple(name.split(JOINT))
+    names = tuple(name.split(SEPARATOR))
     if twice := [each for each in dict.fromkeys(names) if names.count(each) > 1]:
         raise UserError(f"Expected each dataset once, got {twice[0]!r} {names.count(twice[0])} times; name it once")
     return names

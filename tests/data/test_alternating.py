@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from metakm.data import EpisodeSampler, FewShotDataset, SamplerInTurn
+from metakm.data import AlternatingSampler, EpisodeSampler, FewShotDataset
 from metakm.data.registry import dataset_entry
 from metakm.errors import UserError
 from metakm.run.command_line import parse
@@ -23,7 +23,7 @@ def samplers(seed=0):
 
 def test_episode_i_is_that_of_dataset_i_modulo_their_number_in_any_batch():
     first, second = samplers()
-    joint = SamplerInTurn([first, second])
+    joint = AlternatingSampler([first, second])
     batch = joint.batch(3, 4)
     assert batch.index == range(3, 7)
     for place, number in enumerate(batch.index):
@@ -35,27 +35,27 @@ def test_episode_i_is_that_of_dataset_i_modulo_their_number_in_any_batch():
 
 
 def test_the_classes_are_numbered_over_all_datasets():
-    joint = SamplerInTurn(samplers())
+    joint = AlternatingSampler(samplers())
     assert joint.dataset.n_episode_classes == 12
     assert {*joint.batch(0, 40).classes.flatten().tolist()} == {*range(12)}
 
 
 def test_the_hash_follows_the_episodes_and_the_data():
-    joint = SamplerInTurn(samplers())
-    assert joint.hash(0, 6) == SamplerInTurn(samplers()).hash(0, 6)
-    others = [joint.hash(0, 5), joint.hash(1, 6), SamplerInTurn(samplers(1)).hash(0, 6)]
-    assert joint.hash(0, 6) not in [*others, SamplerInTurn(samplers()[::-1]).hash(0, 6)]
-    assert joint.dataset.split_hash != SamplerInTurn(samplers()[::-1]).dataset.split_hash
+    joint = AlternatingSampler(samplers())
+    assert joint.hash(0, 6) == AlternatingSampler(samplers()).hash(0, 6)
+    others = [joint.hash(0, 5), joint.hash(1, 6), AlternatingSampler(samplers(1)).hash(0, 6)]
+    assert joint.hash(0, 6) not in [*others, AlternatingSampler(samplers()[::-1]).hash(0, 6)]
+    assert joint.dataset.split_hash != AlternatingSampler(samplers()[::-1]).dataset.split_hash
 
 
 def test_images_of_different_shapes_are_refused():
     with pytest.raises(UserError, match=r"of one shape, got \[3, 4, 4\] of a and \[3, 8, 8\] of b"):
-        SamplerInTurn([EpisodeSampler(dataset("a", 5), 3, 1, 2), EpisodeSampler(dataset("b", 5, side=8), 3, 1, 2)])
+        AlternatingSampler([EpisodeSampler(dataset("a", 5), 3, 1, 2), EpisodeSampler(dataset("b", 5, side=8), 3, 1, 2)])
 
 
 def test_no_tasks_are_refused_as_by_one_sampler():
     with pytest.raises(UserError, match="tasks >= 1"):
-        SamplerInTurn(samplers()).batch(0, 0)
+        AlternatingSampler(samplers()).batch(0, 0)
 
 
 def test_the_command_line_takes_several_names():
