@@ -1,6 +1,8 @@
-"""The device that a run, a fit or a prediction computes on."""
+"""The device that a run, a fit or a prediction computes on, and the cores of this process."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 
@@ -23,3 +25,8 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"Expected --device to be auto, cpu, or cuda of this machine, got {name!r}") from error
     return device
+
+
+def cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from metakm.device import cores
 from metakm.errors import UserError
 from metakm.io.files import expanded
 from metakm.models.pretrained import Preprocessing
@@ -69,7 +70,7 @@ class PhotoStore:
         labels, unread = [], dict[int, Skipped]()  # the first of each class
         seen: dict[bytes, dict[int, str]] = {}  # by pixels: the first of each class
         digest = hashlib.sha256(repr(self.classes).encode())
-        pool, quiet = ThreadPoolExecutor(_workers()), contextlib.ExitStack()
+        pool, quiet = ThreadPoolExecutor(min(16, cores())), contextlib.ExitStack()
         try:
             quiet.enter_context(without_warnings())
             read = pool.map(self._try, [photo for photo, _, _ in given])
@@ -169,7 +170,3 @@ def normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     like = {"dtype": torch.float32, "device": pixels.device}
     mean, std = torch.tensor(preprocessing.mean, **like), torch.tensor(preprocessing.std, **like)  # type: ignore[arg-type]
     return (pixels.to(torch.float32) / 255 - mean[:, None, None]) / std[:, None, None]
-
-
-def _workers() -> int:
-    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)

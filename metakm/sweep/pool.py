@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from metakm.config import RunConfig
+from metakm.device import cores
 from metakm.errors import UserError, missing_extra, one_line
 from metakm.learning.memory import RUNS_HERE
 from metakm.sweep.job import JobOutcome, RunJob, result_of, set_environment
@@ -179,11 +180,6 @@ def _block_sigint() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _default_jobs(options: SweepOptions, gpus: int) -> int:

@@ -22,6 +22,7 @@ from submitit.helpers import DelayedSubmission
 
 import metakm
 from metakm.cli.signals import StopRequest
+from metakm.device import cores
 from metakm.io.lock import Lock
 from metakm.learning.memory import TooLittleMemoryError
 from metakm.learning.outer_loop import OuterLoop
@@ -35,7 +36,7 @@ from metakm.sweep.job import JobOutcome, RunJob
 from metakm.sweep.messages import outcome_text
 from metakm.sweep.options import SweepOptions, parse_sweep
 from metakm.sweep.plan import Planned, expand, inspect, make_plan
-from metakm.sweep.pool import Pool, SubmissionError, cores
+from metakm.sweep.pool import Pool, SubmissionError
 from metakm.sweep.status import Pace, status_text
 from metakm.sweep.sweeper import Sweeper
 from metakm.table.__main__ import main as make_table
