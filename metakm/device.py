@@ -1,8 +1,10 @@
-"""The device that a run, a fit or a prediction computes on, and the cores of this process."""
+"""What computes: the device, its precision, and the cores of this process."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -25,6 +27,17 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"Expected --device to be auto, cpu, or cuda of this machine, got {name!r}") from error
     return device
+
+
+@contextlib.contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Within the block, new tensors have 32 bits, whatever `torch.set_default_dtype` says outside."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def cores() -> int:

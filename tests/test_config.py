@@ -255,3 +255,8 @@ def test_a_config_with_another_strategy_needs_its_options():
     with pytest.raises(UserError, match="got KMOptions; build the config of another strategy"):
         dataclasses.replace(RunConfig(algo="km"), algo="anil")
     assert RunConfig(algo="km").replaced(seed=2).seed == 2
+
+
+def test_several_datasets_are_one_text():
+    with pytest.raises(UserError, match=r"several joined by '\+', such as flowers\+grocery-store, got \["):
+        RunConfig(dataset=["flowers", "grocery-store"])

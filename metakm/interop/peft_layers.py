@@ -159,7 +159,10 @@ class ModulatedNorm(ModulationLayer):
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """Put it back."""
+        """Put it back, where the model is by now."""
         if self.merged_adapters:
+            now = next(iter(self.base_layer.parameters()), None)
             (self.base_layer,) = self._unmerged
+            if now is not None:
+                self.base_layer.to(now.device, now.dtype)
             self.merged_adapters.clear()

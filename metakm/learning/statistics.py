@@ -99,13 +99,15 @@ def verdict(difference: float, ci95: float | None, seeds: int) -> Verdict:
 class PairedDifference(NamedTuple):
     """Mean of `first - second`, with half-widths of 95 % intervals; None where there is but one value.
 
-    `residual_ci95` is `residual_interval` of the differences.
+    `residual_ci95` is `residual_interval` of the differences. `freedom` is the degrees of freedom of `seeds_ci95`, for
+    each seed but one: 2 if both strategies vary alike between seeds, 1 if one of them does not vary.
     """
 
     mean: float
     tasks_ci95: float | None
     seeds_ci95: float | None
     residual_ci95: float | None
+    freedom: float = 2.0
 
     @property
     def ci95(self) -> float | None:
@@ -119,9 +121,9 @@ def paired_difference(
     """Compare two strategies on the same tasks.
 
     Over tasks: the differences are averaged over seeds, task by task, and `interval_over_tasks` taken of the n
-    values. Over seeds: accuracies are averaged over tasks, seed by seed, and a Student-t interval taken of the
-    difference of two independent samples of S values with one variance (2 S - 2 degrees of freedom): two strategies
-    with one seed have nothing in common but the order of the episodes.
+    values. Over seeds: accuracies are averaged over tasks, seed by seed, and Welch's t interval (1947) taken of the
+    difference of two independent samples of S values: two strategies with one seed have nothing in common but the order
+    of the episodes, and one may vary more from seed to seed than the other.
 
     Args:
         first: accuracies `[S, n]`, seed by task.
@@ -139,39 +141,44 @@ def paired_difference(
     differences = first - second  # [S, n]
     by_task = differences.mean(axis=0)
     tasks_ci95 = interval_over_tasks(by_task, datasets) if len(by_task) > 1 else None
-    seeds_ci95 = _interval_of_two_samples(first.mean(axis=1), second.mean(axis=1))
-    return PairedDifference(float(differences.mean()), tasks_ci95, seeds_ci95, residual_interval(differences))
+    seeds_ci95, freedom = _interval_of_two_samples(first.mean(axis=1), second.mean(axis=1))
+    return PairedDifference(float(differences.mean()), tasks_ci95, seeds_ci95, residual_interval(differences), freedom)
 
 
-def _interval_of_two_samples(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> float | None:
-    """Half-width of the 95 % interval of the difference of means, t(0.975, 2 S - 2) sqrt((var + var) / S)."""
+def _interval_of_two_samples(
+    first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]
+) -> tuple[float | None, float]:
+    """Half-width of the 95 % interval of the difference of means, t(0.975, f (S - 1)) sqrt((v + w) / S); and f.
+
+    v and w are the variances, and f = (v + w)^2 / (v^2 + w^2).
+    """
     from scipy.special import stdtrit  # see interval_over_seeds
 
     n = len(first)
     if n < 2:
-        return None
-    return float(stdtrit(2 * n - 2, 0.975) * math.sqrt((first.var(ddof=1) + second.var(ddof=1)) / n))
+        return None, 2.0
+    v, w = float(first.var(ddof=1)), float(second.var(ddof=1))
+    freedom = (v + w) ** 2 / (v**2 + w**2) if v**2 + w**2 > 0 else 2.0
+    return float(stdtrit(freedom * (n - 1), 0.975) * math.sqrt((v + w) / n)), freedom
 
 
-def seeds_to_tell(
-    difference: float, seeds_ci95: float | None, tasks_ci95: float | None, residual_ci95: float | None, seeds: int
-) -> int | None:
+def seeds_to_tell(difference: PairedDifference, seeds: int) -> int | None:
     """The smallest number of seeds whose combined interval leaves out zero, if all else stays as it was measured.
 
     Then the interval over tasks, without the residual, stays what it is, and that over seeds shrinks.
 
     Args:
-        difference: the mean over `seeds` seeds.
-        seeds_ci95, tasks_ci95, residual_ci95: of a `PairedDifference`.
+        difference: of `seeds` seeds.
 
     Returns:
         None with one seed, where more tasks are needed, or for more than 1,000 seeds.
     """
     from scipy.special import stdtrit  # see interval_over_seeds
 
-    if seeds_ci95 is None:
+    d = difference
+    if d.seeds_ci95 is None:
         return None
-    room = difference**2 - max(0.0, (tasks_ci95 or 0.0) ** 2 - (residual_ci95 or 0.0) ** 2)  # for what shrinks
-    deviation = seeds_ci95 * math.sqrt(seeds) / stdtrit(2 * seeds - 2, 0.975)
-    widths = ((n, (stdtrit(2 * n - 2, 0.975) * deviation) ** 2 / n) for n in range(2, 1001))
+    room = d.mean**2 - max(0.0, (d.tasks_ci95 or 0.0) ** 2 - (d.residual_ci95 or 0.0) ** 2)  # for what shrinks
+    deviation = d.seeds_ci95 * math.sqrt(seeds) / stdtrit(d.freedom * (seeds - 1), 0.975)
+    widths = ((n, (stdtrit(d.freedom * (n - 1), 0.975) * deviation) ** 2 / n) for n in range(2, 1001))
     return next((n for n, width in widths if width < room), None)

@@ -51,7 +51,7 @@ class TaskBackbone(nn.Module):
             raise UserError(f"Expected images of {self.in_channels} channels, got {images.shape[-3]}; convert them")
         tasks = images.shape[0] if images.dim() == 5 else 1
         rows = images.transpose(0, 1).flatten(0, 1) if images.dim() == 5 else images  # [n*T, C, H, W]
-        with rows_of(tasks):
+        with rows_of(tasks, len(rows)):
             features = _checked(self.network(rows), len(rows), type(self.network).__name__)
         by_image = features.reshape(-1, tasks, features.shape[1])  # [n, T, F]
         return by_image.transpose(0, 1) if images.dim() == 5 else features

@@ -10,16 +10,14 @@ bfloat16 images run the convolutions in bfloat16, on float32 parameters. Autocas
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from contextvars import ContextVar
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metakm.errors import UserError, unknown_name
+from metakm.models.batch_statistics import current_statistics
 from metakm.models.modes import BatchNormMode
 from metakm.ops.conv2d import Geometry, convolve
 from metakm.ops.norm_relu_pool import batch_norm_relu
@@ -95,51 +93,22 @@ def _precision(images: Tensor, weight: Tensor) -> torch.dtype:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` on `[T, n, F]` (or `[n, F]`) with a weight of `[O, F]` or `[T, O, F]`, in the weight's precision."""
+    """`nn.Linear` on `[T, n, F]` (or `[n, F]`) in the weight's precision.
+
+    The weight is `[O, F]` or `[T, O, F]`, the bias `[O]` or `[T, O]`, each on its own.
+    """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's name)
         """Return `[T, n, O]` (or `[n, O]`)."""
         input = input.to(self.weight.dtype)  # noqa: A001
-        if self.weight.dim() == 2:
-            return F.linear(input, self.weight, self.bias)
         bias: Tensor | None = self.bias  # torch's type says that it is never None
+        own_bias = bias is not None and bias.dim() == 2
+        if self.weight.dim() == 2:
+            product = F.linear(input, self.weight, None if own_bias else bias)
+            return product + bias.unsqueeze(1) if bias is not None and own_bias else product
         if bias is None:
             return torch.bmm(input, self.weight.transpose(1, 2))
-        return torch.baddbmm(bias.unsqueeze(1), input, self.weight.transpose(1, 2))
-
-
-class _Statistics(NamedTuple):
-    reference: int | None = None  # statistics come from this many leading images
-    track: bool = False  # fold the batch statistics into the running ones
-
-
-_AT_HAND = _Statistics()
-_statistics: ContextVar[_Statistics] = ContextVar("metakm_statistics", default=_AT_HAND)
-
-
-@contextlib.contextmanager
-def statistics_from(reference: int) -> Iterator[None]:
-    """Within the block, `bn_mode="support"` layers take batch statistics from the first `reference` images only."""
-    token = _statistics.set(_Statistics(reference=reference))
-    try:
-        yield
-    finally:
-        _statistics.reset(token)
-
-
-@contextlib.contextmanager
-def tracking_statistics() -> Iterator[None]:
-    """Within the block, `bn_mode="running"` layers fold each batch into their running statistics."""
-    token = _statistics.set(_Statistics(track=True))
-    try:
-        yield
-    finally:
-        _statistics.reset(token)
-
-
-def statistics_are_tracked() -> bool:
-    """Whether this is within `tracking_statistics`."""
-    return _statistics.get().track
+        return torch.baddbmm(bias.unsqueeze(1) if own_bias else bias, input, self.weight.transpose(1, 2))
 
 
 class BatchNorm2d(nn.Module):
@@ -188,7 +157,7 @@ class BatchNorm2d(nn.Module):
             pool: see above.
         """
         tasks = x.shape[1] // self.channels
-        if self.mode == "running" and _statistics.get().track:
+        if self.mode == "running" and current_statistics().track:
             self._track(x, tasks)
         weight, bias = per_channel(self.weight, tasks), per_channel(self.bias, tasks)  # [T*C]
         leak = leak if relu else 1.0
@@ -205,11 +174,17 @@ class BatchNorm2d(nn.Module):
         """Whether the statistics are those of the whole batch."""
         if self.mode == "running":
             return self.training
-        return self.mode == "transductive" or (self.mode == "support" and _statistics.get().reference is None)
+        return self.mode == "transductive" or (self.mode == "support" and current_statistics().reference is None)
 
     def _normalise(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if self.mode == "support":
-            return _normalise_by(x, x[: _statistics.get().reference], weight, bias, self.eps)
+            reference, total, _ = current_statistics()
+            if total not in (None, len(x)):
+                raise UserError(
+                    f'Expected feature maps of {total} images for bn_mode="support", got {len(x)} on their first axis; '
+                    "keep images there (no patches), or choose another bn_mode"
+                )
+            return _normalise_by(x, x[:reference], weight, bias, self.eps)
         tasks = x.shape[1] // self.channels
         mean, var = self.running_mean.repeat(tasks), self.running_var.repeat(tasks)
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, self.eps)

@@ -29,19 +29,20 @@ SLOPE = 0.1
 class DropBlock(nn.Module):
     """Set squares of pixels of single channels to zero, in training; `[n, T*C, H, W]` stays (Ghiasi et al. 2018).
 
-    Squares lie inside the feature map. What is left is scaled so that the sum of the mask stays. Squares larger than
-    the feature map shrink to it.
+    Squares lie inside the feature map. What is left is scaled so that the sum of each task's mask stays. Squares larger
+    than the feature map shrink to it.
 
     Args:
         rate: of pixels that are zero, on average.
         size: side of a square in pixels.
+        channels: C, of each task.
     """
 
-    def __init__(self, rate: float, size: int) -> None:
+    def __init__(self, rate: float, size: int, channels: int) -> None:
         super().__init__()
         if not 0 <= rate < 1:
             raise UserError(f"Expected a drop rate of 0 or more and below 1, got {rate}; pass one")
-        self.rate, self.size = rate, size
+        self.rate, self.size, self.channels = rate, size, channels
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""
@@ -51,10 +52,13 @@ class DropBlock(nn.Module):
         side = min(self.size, height, width)
         inner = (height - side + 1) * (width - side + 1)  # centres of squares inside the map
         gamma = self.rate * height * width / side**2 / inner  # Eq. 1 there
-        centres = torch.rand(*x.shape[:2], height - side + 1, width - side + 1, dtype=x.dtype, device=x.device) < gamma
-        grown = F.max_pool2d(F.pad(centres.to(x.dtype), [side - 1] * 4), side, stride=1)  # [n, T*C, H, W]
-        mask = 1 - grown
-        return x * mask * (mask.numel() / mask.sum().clamp(min=1))
+        kind = torch.promote_types(x.dtype, torch.float32)  # 16 bits are too coarse for the draw and for the sum
+        centres = torch.rand(*x.shape[:2], height - side + 1, width - side + 1, dtype=kind, device=x.device) < gamma
+        mask = 1 - F.max_pool2d(F.pad(centres.to(kind), [side - 1] * 4), side, stride=1)  # [n, T*C, H, W]
+        by_task = mask.view(len(x), -1, self.channels, height, width)  # [n, T, C, H, W]
+        mean = by_task.mean(dim=(0, 2, 3, 4), keepdim=True).clamp(min=1 / by_task[:, 0].numel())
+        scaled = (by_task / mean).flatten(1, 2).to(x.dtype)
+        return x * scaled
 
     def extra_repr(self) -> str:
         """Rate and size."""
@@ -106,7 +110,8 @@ class ResNet12(nn.Module):
         super().__init__()
         self.in_channels, self.out_features = in_channels, widths[-1]
         inputs = [in_channels, *widths[:-1]]
-        drops = [DropBlock(dropout, 1 if block < 2 else 5) for block in range(len(widths))]  # size 1: single values
+        sizes = [1 if block < 2 else 5 for block in range(len(widths))]  # 1: single values
+        drops = [DropBlock(dropout, size, filters) for size, filters in zip(sizes, widths, strict=True)]
         blocks = zip(inputs, widths, drops, strict=True)
         self.blocks = nn.ModuleList(ResNet12Block(c, filters, bn_mode, drop) for c, filters, drop in blocks)
         for module in self.modules():

@@ -24,22 +24,27 @@ from metakm.models import layers
 from metakm.models.modes import BatchNormMode
 from metakm.ops.conv2d import Geometry
 
-_tasks: ContextVar[int] = ContextVar("metakm_tasks", default=1)
+_rows: ContextVar[tuple[int, int]] = ContextVar("metakm_rows", default=(1, 0))
 
 
 @contextlib.contextmanager
-def rows_of(tasks: int) -> Iterator[None]:
-    """Within the block, rows belong to `tasks` tasks in turn."""
-    token = _tasks.set(tasks)
+def rows_of(tasks: int, rows: int) -> Iterator[None]:
+    """Within the block, there are so many rows, which belong to `tasks` tasks in turn."""
+    token = _rows.set((tasks, rows))
     try:
         yield
     finally:
-        _tasks.reset(token)
+        _rows.reset(token)
 
 
 def tasks_here() -> int:
     """Of how many tasks the rows are; 1 outside of `rows_of`."""
-    return _tasks.get()
+    return _rows.get()[0]
+
+
+def rows_here() -> int:
+    """How many rows there are, of all tasks; 0 outside of `rows_of`."""
+    return _rows.get()[1]
 
 
 def side_by_side(rows: Tensor) -> Tensor:

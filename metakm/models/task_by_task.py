@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from metakm.models.layers import BatchNorm2d, statistics_are_tracked
-from metakm.models.row_layers import rows_of, tasks_here
+from metakm.models.batch_statistics import current_statistics
+from metakm.models.layers import BatchNorm2d
+from metakm.models.row_layers import rows_here, rows_of, tasks_here
 
 _RANKS, _ALWAYS = "_ranks", "_always"
 
@@ -23,7 +24,7 @@ class TaskByTask(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward for rows `[n*T, ...]`, in one call where all rows share its parameters."""
-        tasks, tensors = tasks_here(), _parameters(self)
+        tasks, rows, tensors = tasks_here(), rows_here(), _parameters(self)
         ranks: dict[str, int] = getattr(self, _RANKS)
         apart = {name for name, tensor in tensors.items() if tensor.dim() > ranks.get(name, tensor.dim())}
         if not apart and (tasks == 1 or not getattr(self, _ALWAYS)):
@@ -31,8 +32,8 @@ class TaskByTask(nn.Module):
         outputs, statistics = [], _RunningStatistics(self)
         for task in range(tasks):
             own = {name: tensors[name][task] for name in apart}
-            here, named = tree_map(lambda value, t=task: _rows_of(value, t, tasks), (args, kwargs))
-            with rows_of(1), statistics.of_one_task():
+            here, named = tree_map(lambda value, t=task: _rows_of(value, t, tasks, rows), (args, kwargs))
+            with rows_of(1, rows // tasks), statistics.of_one_task():
                 outputs.append(functional_call(self, own, here, named, tie_weights=False))
         statistics.average(tasks)
         return _interleaved(outputs)
@@ -80,9 +81,9 @@ def _has_batch_statistics(module: nn.Module) -> bool:
     return any(isinstance(part, BatchNorm2d) for part in module.modules())
 
 
-def _rows_of(value: Any, task: int, tasks: int) -> Any:
-    """The rows of one task; what has no rows, such as a number or a mask of another length, is as it is."""
-    is_rows = isinstance(value, Tensor) and value.dim() > 0 and len(value) % tasks == 0
+def _rows_of(value: Any, task: int, tasks: int, rows: int) -> Any:
+    """The rows of one task; what has another length than all rows, such as a number or a constant, is as it is."""
+    is_rows = isinstance(value, Tensor) and value.dim() > 0 and len(value) == rows
     return value[task::tasks] if is_rows else value
 
 
@@ -98,7 +99,7 @@ class _RunningStatistics:
 
     def __init__(self, module: nn.Module) -> None:
         layers = [part for part in module.modules() if isinstance(part, BatchNorm2d) and part.mode == "running"]
-        pairs = [(layer.running_mean, layer.running_var) for layer in layers if statistics_are_tracked()]
+        pairs = [(layer.running_mean, layer.running_var) for layer in layers if current_statistics().track]
         self.buffers = [buffer for pair in pairs for buffer in pair]
         self.before = [buffer.clone() for buffer in self.buffers]
         self.sums = [torch.zeros_like(buffer) for buffer in self.buffers]

@@ -71,13 +71,19 @@ def _foldable_pairs(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[tupl
         names = str(before.target), str(node.target)
         conv, norm = modules[names[0]], modules[names[1]]
         once = uses[id(conv)] == uses[id(norm)] == 1 and not read & set(names)
-        if type(conv) is nn.Conv2d and _is_foldable(norm) and once:
+        plain = type(conv) is nn.Conv2d and not _has_hooks(conv) and not _has_hooks(norm)
+        if plain and _is_foldable(norm) and once:
             pairs.append(names)
     return pairs
 
 
 def _is_foldable(module: nn.Module) -> bool:
     return type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm) and module.running_mean is not None
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether more than its forward runs in a call; `torch.nn.utils.prune` and the old weight norm use hooks, too."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

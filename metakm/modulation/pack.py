@@ -126,6 +126,7 @@ def _read(pack: Pack | Path | str) -> Pack:
     return pack if isinstance(pack, Pack) else read_pack(pack)
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def _install(model: nn.Module, pack: Pack, trusted: bool) -> None:
     found = attachment(model)

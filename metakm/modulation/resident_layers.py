@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
 from metakm.errors import UserError
 from metakm.modulation.resident_kernels import kernel, kernels, published, streamed
@@ -47,10 +48,10 @@ class TaskLayer(nn.Module):
 
     def mixed(self, rows: ResidentRows, images: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The output `[n, ...]` for rows of several tasks."""
-        outputs = [
-            functional_call(self.inner, task.tensors(self.layer_name), (images[part], *args), kwargs)
-            for task, part in zip(rows.tasks, rows.slices(), strict=True)
-        ]
+        outputs = []
+        for task, part in zip(rows.tasks, rows.slices(), strict=True):
+            here, named = tree_map(lambda value, p=part: _rows_of(value, p, rows.total), ((images, *args), kwargs))
+            outputs.append(functional_call(self.inner, task.tensors(self.layer_name), here, named))
         return rows.joined(outputs)
 
     def __getattr__(self, name: str) -> Any:
@@ -68,6 +69,11 @@ class TaskLayer(nn.Module):
                 "own; swap() task after task"
             )
         return found
+
+
+def _rows_of(value: Any, part: slice, total: int) -> Any:
+    """The rows of one task; what has no row for each image is as it is."""
+    return value[part] if isinstance(value, Tensor) and value.shape[:1] == (total,) else value
 
 
 class TaskBatchNorm(TaskLayer):

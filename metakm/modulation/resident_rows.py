@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metakm.errors import UserError
+
 MODULATOR = "modulator."
 ABSENT = float("-inf")  # the logit of a class that a task does not have
 ALIGNED = 16  # bytes
@@ -86,7 +88,16 @@ class ResidentRows:
     outputs: list[int] = field(default_factory=list)  # of each task's classifier, once it has run, if these differ
 
     def joined(self, outputs: list[Tensor]) -> Tensor:
-        """Outputs `[n_t, O_t, ...]` of the tasks as `[n, most outputs, ...]`, filled up with minus infinity."""
+        """Outputs `[n_t, O_t, ...]` of the tasks as `[n, most outputs, ...]`, filled up with minus infinity.
+
+        Raises:
+            UserError: outputs that differ in another axis.
+        """
+        if len({output.shape[2:] for output in outputs}) > 1:
+            listed = " and ".join(sorted({str(list(output.shape[1:])) for output in outputs}))
+            raise UserError(
+                f"Expected outputs that differ in the first axis after the images, got {listed}; swap() task after task"
+            )
         most = max(output.shape[1] for output in outputs)
         if all(output.shape[1] == most for output in outputs):
             return torch.cat(outputs)

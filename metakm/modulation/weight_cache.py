@@ -1,9 +1,9 @@
 """W~ of a modulated layer is kept between calls in evaluation, as long as what it is computed from stays the same.
 
-Only on the CPU, in evaluation mode, without gradients; elsewhere W~ is computed in every call. What is kept takes the
-memory of W once more. It is dropped by the first call in training mode or with gradients, and computed anew once W is
-replaced or written to (as counted by PyTorch, which misses writes through `.data`) or a tensor of the modulator has
-other values than before.
+Only of metakm's own modulators, on the CPU, in evaluation mode, without gradients; elsewhere W~ is computed in every
+call. What is kept takes the memory of W once more. It is dropped by the first call in training mode or with gradients,
+and computed anew once W is replaced or written to (as counted by PyTorch, which misses writes through `.data`) or a
+tensor of the modulator has other values than before.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class CachedParametrization(parametrize.ParametrizationList):
         return not (
             self.training
             or len(self) != 1  # another parametrization after the modulator
+            or not type(self[0]).__module__.startswith("metakm.")  # one that may depend on more than its tensors
             or torch.is_grad_enabled()
             or torch.is_autocast_enabled("cpu")  # whose W~ is rounded
             or original.device.type != "cpu"

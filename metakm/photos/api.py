@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from metakm.data.labels import check_labels, plain_label
-from metakm.device import resolve_device
+from metakm.device import float32_by_default, resolve_device
 from metakm.errors import UserError, unknown_name
 from metakm.io.files import expanded
 from metakm.modulation.base_pack import load_base
@@ -58,6 +58,7 @@ def fit(
     return fit_listing(as_listing(images, labels), chosen)
 
 
+@float32_by_default()
 def fit_listing(
     listing: PhotoListing,
     settings: FitSettings,
@@ -109,6 +110,7 @@ def as_listing(images: Any, labels: Sequence[Any] | Tensor | None) -> PhotoListi
     if isinstance(images, Mapping):
         if labels is not None:
             raise UserError("Expected no labels with photos by class, got some; leave them out")
+        check_labels([plain_label(name) for name in images])
         names = class_names(images)
         if len(set(names)) < len(names):
             raise UserError(f"Expected class names that differ as text, got {sorted(images, key=str)}; rename some")

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from metakm.device import resolve_device
+from metakm.device import float32_by_default, resolve_device
 from metakm.errors import UserError
 from metakm.io.files import expanded
 from metakm.models.pretrained import Preprocessing, Pretrained, replace_classifier
@@ -118,6 +118,7 @@ class PhotoClassifier:
         write_pack(self.pack, path)
 
 
+@float32_by_default()
 def load_classifier(
     path: str | Path, base: str | os.PathLike[str] | None = None, weights: Path | None = None, device: str = "cpu"
 ) -> PhotoClassifier:

@@ -15,6 +15,7 @@ from metakm.cli.signals import StopRequest, stop_on_request
 from metakm.config import RunConfig
 from metakm.config.dataset_names import dataset_names
 from metakm.data.alternating import AlternatingDatasets
+from metakm.data.registry import datasets
 from metakm.device import resolve_device
 from metakm.distributed.processes import ALONE, Processes, join_processes
 from metakm.distributed.torchrun import local_device, only_first_prints
@@ -61,6 +62,8 @@ class RunEvaluation:
         self.run, self.adapt = run, adapt
         tasks = run.config.val_tasks if split == "val" else run.config.eval_tasks
         other = changes.get("dataset", run.config.dataset) != run.config.dataset
+        if run.own_data is not None and not other:
+            datasets.entries[run.config.dataset] = run.own_data  # another run's may have taken the name
         moved = {"data_root": None, "image_size": 0, "split": None, "split_seed": 0} if other else {}
         self.config = dataclasses.replace(
             with_data_here(run.config), **{"log_dir": None, "eval_tasks": tasks, **moved, **changes}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from metakm.config import RunConfig
-from metakm.data.registry import dataset_entry
+from metakm.data.registry import DatasetEntry, dataset_entry
 from metakm.errors import UserError, one_line
 from metakm.io.files import expanded
 from metakm.learning.classifier import AdaptedClassifier, Images, Labels
@@ -36,6 +36,7 @@ class TrainedRun:
         accuracy: mean over the meta-test tasks, as a fraction; None before the run is done.
         interval: half-width of its 95 % interval over tasks.
         split_hash: of the data that it was trained on; empty before the run is done.
+        own_data: the dataset that `train` was given as objects, which `evaluate` tests on; None for one loaded by name.
     """
 
     learner: Learner
@@ -45,6 +46,7 @@ class TrainedRun:
     accuracy: float | None = None
     interval: float | None = None
     split_hash: str = ""
+    own_data: DatasetEntry | None = field(default=None, repr=False, compare=False)
 
     @property
     def strategy(self) -> Strategy:

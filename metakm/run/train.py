@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from metakm.cli.signals import StopRequest
 from metakm.config import RunConfig
+from metakm.data.registry import dataset_entry
 from metakm.errors import UserError
 from metakm.run.callbacks import Callback
 from metakm.run.loading import TrainedRun, load_run
@@ -39,4 +41,5 @@ def train(config: RunConfig, *, dataset: str | OwnData | None = None, callbacks:
         raise run.failure
     if code:
         raise KeyboardInterrupt
-    return load_run(config.folder)
+    trained = load_run(config.folder)
+    return trained if samplers is None else dataclasses.replace(trained, own_data=dataset_entry(config.dataset))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from metakm.errors import UserError
-from metakm.models.layers import BatchNorm2d, statistics_from, tracking_statistics
+from metakm.models.batch_statistics import statistics_from, tracking_statistics
+from metakm.models.layers import BatchNorm2d
 from metakm.models.modes import BatchNormMode
 from metakm.options import Options, RateOptions
 from metakm.strategies.interfaces import (
@@ -178,7 +179,7 @@ class Strategy(nn.Module):
             return self.predict(adapted, self.encode(query_images))
         reference = support_images.shape[1]
         images = torch.cat([support_images, query_images], dim=1)  # [T, N*K + n, C, H, W]
-        with statistics_from(reference):
+        with statistics_from(reference, images.shape[1]):
             return self.predict(adapted, self.encode(images))[:, reference:]
 
     def forward(self, images: Tensor) -> Tensor:

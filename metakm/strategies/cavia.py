@@ -77,8 +77,8 @@ class FiLM(nn.Module):
         nn.init.zeros_(self.map.bias)
 
     def forward(self, phi: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and shift, `[..., C]`, from a context `[..., contexts]` and the norm's own, `[C]`."""
-        gamma, beta = self.map(phi).chunk(2, dim=-1)
+        """Scale and shift, `[..., *S]`, from a context `[..., contexts]` and the norm's own, of shape S."""
+        gamma, beta = (each.unflatten(-1, weight.shape) for each in self.map(phi).chunk(2, dim=-1))
         return (1 + gamma) * weight, (1 + gamma) * bias + beta
 
 

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metakm.errors import UserError
-from metakm.models.layers import statistics_from
+from metakm.models.batch_statistics import statistics_from
 from metakm.strategies.base import EpisodeBatch, InnerLoop, PresetValues, Strategy, cross_entropy
 from metakm.strategies.registry import registered_name
 
@@ -57,7 +57,7 @@ class ClassTraining(Strategy):
         """
         del inner
         support = episodes.support_labels.shape[1]
-        with statistics_from(support):  # of layers with `bn_mode="support"`
+        with statistics_from(support, support + episodes.query_labels.shape[1]):  # of layers with `bn_mode="support"`
             features = self.features(torch.cat([episodes.support_images, episodes.query_images], dim=1))
         logits = self.class_logits(features)  # [T, N*(K+Q), C]
         classes = _class_numbers(episodes, logits.shape[-1])

@@ -65,7 +65,9 @@ class IMAML(DirectStrategy):
     def outer_loss(self, inner: InnerLoop, episodes: EpisodeBatch) -> tuple[Tensor, Tensor]:
         """The query loss after adaptation as a value, the mean of the tasks' implicit gradients as its gradient."""
         adapted = self.adapt(inner, self.encode(episodes.support_images), episodes.support_labels)  # phi: [T, ...]
-        phi = list(adapted.parameters())
+        learned = [parameter for parameter in self.adapted.parameters() if parameter.requires_grad]
+        pairs = zip(self.adapted.parameters(), adapted.parameters(), strict=True)
+        phi = [own for start, own in pairs if start.requires_grad]  # what is frozen stays as it is in the inner loop
         logits = self.query_logits(adapted, episodes.support_images, episodes.query_images)
         require_ways(logits, episodes.support_labels)
         losses = self.inner_loss(logits, episodes.query_labels)  # [T]
@@ -75,7 +77,7 @@ class IMAML(DirectStrategy):
         slopes = torch.autograd.grad(support.sum(), phi, create_graph=True, materialize_grads=True)
         implicit = conjugate_gradient(self._system(slopes, phi), direct, self.cg_steps)
         mean = [gradient.mean(dim=0) for gradient in implicit]
-        return with_gradients(losses.detach().mean(), self.adapted.parameters(), mean), logits.detach()
+        return with_gradients(losses.detach().mean(), learned, mean), logits.detach()
 
     def _system(self, slopes: Sequence[Tensor], phi: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], list[Tensor]]:
         """The product with I + H / lambda, by differentiating `slopes`, the gradient of the support loss."""

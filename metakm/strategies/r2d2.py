@@ -4,7 +4,9 @@
     logits of the queries = alpha X' W
 
 X, `[N*K, F + 1]`, has the support features and a column of ones, as in the authors' code, so that W holds a bias, too;
-Y, `[N*K, N]`, has one-hot rows. The system has N*K unknowns, however many features there are. lambda and alpha are
+Y, `[N*K, N]`, has one-hot rows. The system has N*K unknowns, however many features there are; with fewer
+features than images, W = (X^T X + lambda I)^-1 X^T Y is solved instead, as the other system is then nearly singular for
+a small lambda. lambda and alpha are
 learned, as powers of e, which keeps them positive. There are no inner steps: the inner learning rate has no effect, and
 tasks may have any number of classes.
 
@@ -27,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metakm.fields import require
+from metakm.ops.autograd import without_autocast
 from metakm.options import Options
 from metakm.strategies.base import InnerLoop, Strategy
 from metakm.strategies.registry import register_strategy
@@ -67,6 +70,7 @@ class R2D2(Strategy):
         """Features and a one, `[T, n, F + 1]`, in the precision of lambda."""
         return F.pad(self.forward(images), (0, 1), value=1.0)
 
+    @without_autocast
     def adapt(self, inner: InnerLoop, encoded: Tensor, labels: Tensor) -> Tensor:
         """W, `[T, F + 1, N]`."""
         del inner
@@ -84,7 +88,12 @@ class R2D2(Strategy):
 
 def ridge_regression(inputs: Tensor, targets: Tensor, ridge: Tensor) -> Tensor:
     """W, `[T, F, N]`, of inputs `[T, n, F]`, targets `[T, n, N]` and a weight of its squared norm, `[]`."""
-    gram = (inputs @ inputs.transpose(1, 2)).to(ridge.dtype)  # [T, n, n]; autocast has it in 16 bits
-    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    images, features = inputs.shape[1:]
+    identity = torch.eye(min(images, features), dtype=inputs.dtype, device=inputs.device)
+    if images > features:
+        gram = inputs.transpose(1, 2) @ inputs  # [T, F, F]
+        solved: Tensor = torch.linalg.solve(gram + ridge * identity, inputs.transpose(1, 2) @ targets)
+        return solved
+    gram = inputs @ inputs.transpose(1, 2)  # [T, n, n]
     dual: Tensor = torch.linalg.solve(gram + ridge * identity, targets)  # [T, n, N]
     return inputs.transpose(1, 2) @ dual

@@ -11,7 +11,14 @@ import numpy.typing as npt
 
 from metakm.config.dataset_names import dataset_names
 from metakm.errors import UserError, unknown_name
-from metakm.learning.statistics import Verdict, combined_interval, paired_difference, seeds_to_tell, verdict
+from metakm.learning.statistics import (
+    PairedDifference,
+    Verdict,
+    combined_interval,
+    paired_difference,
+    seeds_to_tell,
+    verdict,
+)
 from metakm.table.cells import PROVENANCE, Cell, names_by_value
 from metakm.table.collect import RecordedRun
 
@@ -30,6 +37,7 @@ class Comparison:
     tasks_ci95: float | None  # over tasks, of the difference averaged over these seeds' models
     seeds_ci95: float | None  # over seeds; None for one seed
     residual_ci95: float | None  # what both contain; None for one seed
+    freedom: float  # of `PairedDifference`
     caveats: tuple[str, ...]  # what else differs between them
 
     @property
@@ -47,7 +55,8 @@ class Comparison:
         """About how many seeds the difference would need to exceed its interval; None if it does, or if unknown."""
         if self.verdict != "within noise":
             return None
-        return seeds_to_tell(self.difference, self.seeds_ci95, self.tasks_ci95, self.residual_ci95, len(self.seeds))
+        paired = PairedDifference(self.difference, self.tasks_ci95, self.seeds_ci95, self.residual_ci95, self.freedom)
+        return seeds_to_tell(paired, len(self.seeds))
 
 
 def compare(first: Cell, second: Cell) -> Comparison:

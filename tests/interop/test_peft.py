@@ -278,3 +278,20 @@ def test_what_is_saved_while_merged_is_the_adapter(tmp_path):
     torch.testing.assert_close(again(x), expected, rtol=1e-12, atol=1e-12)
     model.unmerge_adapter()
     assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("targets", [["conv_1"], ["fc"], "nope.*"])
+def test_target_modules_that_name_no_convolution_are_refused(targets):
+    with pytest.raises(metakm.UserError, match=r"target_modules to name Conv2d layers, got .* names none"):
+        adapted(target_modules=targets)
+
+
+def test_a_model_that_is_moved_while_it_is_merged_is_unmerged_where_it_is():
+    model = trained(adapted())
+    model.merge_adapter()
+    model.float()
+    model.unmerge_adapter()
+    x = images().float()
+    with model.disable_adapter(), torch.no_grad():
+        torch.testing.assert_close(model(x), Mixed.__call__(model.get_base_model(), x))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}

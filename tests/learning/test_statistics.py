@@ -7,6 +7,7 @@ from scipy import stats
 
 from metakm import UserError
 from metakm.learning.statistics import (
+    PairedDifference,
     combined_interval,
     interval_over_seeds,
     interval_over_tasks,
@@ -58,7 +59,7 @@ def test_one_task_has_no_interval_over_tasks():
     paired = paired_difference(np.array([[0.5], [0.75]]), np.array([[0.25], [0.25]]))
     assert paired.mean == 0.375
     assert paired.tasks_ci95 is None
-    assert paired.seeds_ci95 == pytest.approx(4.302653 * 0.125, rel=1e-6)
+    assert paired.seeds_ci95 == pytest.approx(12.706205 * 0.125, rel=1e-6)
     assert paired.ci95 == paired.seeds_ci95
 
 
@@ -66,17 +67,18 @@ def test_zero_variance_has_zero_width():
     equal = np.full((3, 5), 0.75)
     assert interval_over_seeds(equal[0]) == 0
     assert interval_over_tasks(equal[0]) == 0
-    assert paired_difference(equal, equal - 0.5) == (0.5, 0.0, 0.0, 0.0)
+    assert paired_difference(equal, equal - 0.5) == (0.5, 0.0, 0.0, 0.0, 2.0)
 
 
 def test_paired_by_hand():
     # by task the differences over both seeds are 0.1, 0.2, 0.3; means by seed 0.65 and 0.55 against 0.4 and 0.4
     first = np.array([[0.55, 0.65, 0.75], [0.45, 0.55, 0.65]])
     second = np.array([[0.4, 0.4, 0.4], [0.4, 0.4, 0.4]])
-    mean, tasks_ci95, seeds_ci95, residual_ci95 = paired_difference(first, second)
+    mean, tasks_ci95, seeds_ci95, residual_ci95, freedom = paired_difference(first, second)
     assert mean == pytest.approx(0.2)
     assert tasks_ci95 == pytest.approx(1.96 * 0.1 / np.sqrt(3))
-    assert seeds_ci95 == pytest.approx(4.302653 * 0.05, rel=1e-6)  # t(0.975, 2) sqrt((0.005 + 0) / 2)
+    assert seeds_ci95 == pytest.approx(12.706205 * 0.05, rel=1e-6)  # t(0.975, 1) sqrt((0.005 + 0) / 2)
+    assert freedom == pytest.approx(1), "one of them does not vary"
     assert residual_ci95 == pytest.approx(0, abs=1e-9)
 
 
@@ -120,6 +122,18 @@ def test_the_combined_interval_of_few_seeds_holds_the_difference_in_95_of_100_ca
     assert 0.935 < np.mean(held) < 0.975
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_a_strategy_that_does_not_vary_between_seeds_leaves_the_interval_wide_enough(seeds):
+    """Such as a pretrained network that is not trained."""
+    generator, held = np.random.default_rng(0), []
+    for _ in range(1500):
+        fixed = generator.normal(0, 5, 60)
+        trained = fixed + generator.normal(0, 1, (seeds, 1)) + generator.normal(0, 9, (seeds, 60))
+        found = paired_difference(trained, np.tile(fixed, (seeds, 1)))
+        held.append(abs(found.mean) <= found.ci95)
+    assert 0.93 < np.mean(held) < 0.975
+
+
 @settings(deadline=None, max_examples=60)
 @given(arrays(np.float64, st.integers(2, 9), elements=accuracies))
 def test_seeds_equal_scipy(values):
@@ -132,8 +146,8 @@ def test_seeds_equal_scipy(values):
 def test_paired_equals_scipy(pair):
     first, second = pair
     assume(first.mean(axis=1).std() > 0 and second.mean(axis=1).std() > 0)
-    mean, tasks_ci95, seeds_ci95, _ = paired_difference(first, second)
-    by_seed = stats.ttest_ind(first.mean(axis=1), second.mean(axis=1))
+    mean, tasks_ci95, seeds_ci95, *_ = paired_difference(first, second)
+    by_seed = stats.ttest_ind(first.mean(axis=1), second.mean(axis=1), equal_var=False)
     assert mean == pytest.approx(first.mean() - second.mean(), abs=1e-12)
     assert seeds_ci95 == pytest.approx(half_width(by_seed), abs=1e-12)
     assert tasks_ci95 == pytest.approx(1.96 * stats.sem((first - second).mean(axis=0)), abs=1e-12)
@@ -153,7 +167,7 @@ def test_so_many_seeds_of_the_same_spread_tell(spread):
     def over_seeds(values):
         return paired_difference(values[:, None], np.zeros((len(values), 1))).seeds_ci95
 
-    needed = seeds_to_tell(1.0, over_seeds(few), tasks, None, 3)
+    needed = seeds_to_tell(PairedDifference(1.0, tasks, over_seeds(few), None, 1.0), 3)
 
     def width(n):
         values = np.resize([1.0, -1.0], n)
@@ -164,9 +178,9 @@ def test_so_many_seeds_of_the_same_spread_tell(spread):
 
 
 def test_seeds_cannot_tell_what_the_tasks_leave_open():
-    assert seeds_to_tell(1.0, 2.0, 1.1, None, 3) is None
-    assert seeds_to_tell(1.0, None, 0.5, None, 1) is None
-    assert seeds_to_tell(0.001, 50.0, None, None, 3) is None, "more than 1,000"
+    assert seeds_to_tell(PairedDifference(1.0, 1.1, 2.0, None), 3) is None
+    assert seeds_to_tell(PairedDifference(1.0, 0.5, None, None), 1) is None
+    assert seeds_to_tell(PairedDifference(0.001, None, 50.0, None), 3) is None, "more than 1,000"
 
 
 def test_more_seeds_shrink_the_part_of_the_interval_over_tasks_that_is_not_the_tasks_own():
@@ -184,4 +198,4 @@ def test_more_seeds_shrink_the_part_of_the_interval_over_tasks_that_is_not_the_t
     foretold = np.mean([each.tasks_ci95**2 for each in few]) - residual + residual * 3 / 12
     assert foretold == pytest.approx(np.mean([each.tasks_ci95**2 for each in many]), rel=0.05)
     # 1.21 - 1 + (t(0.975, 2 S - 2) 1.248)^2 / S < 1, where 1.248 is 2 sqrt(3) / t(0.975, 4)
-    assert seeds_to_tell(1.0, 2.0, 1.1, 1.0, 3) == 9
+    assert seeds_to_tell(PairedDifference(1.0, 1.1, 2.0, 1.0), 3) == 9

@@ -14,8 +14,8 @@ from torch.func import functional_call
 from torch.nn.utils import prune
 
 import metakm
+from metakm.models.batch_statistics import statistics_from, tracking_statistics
 from metakm.models.conversion import TaskBackbone, carry_tasks
-from metakm.models.layers import statistics_from, tracking_statistics
 
 SHAPE = (3, 32, 32)
 MODES = {"batch": "transductive", "held": "frozen"}
@@ -447,3 +447,53 @@ def test_modes_and_channels_are_checked():
         carry_tasks(Scaled(), SHAPE, "eval")
     with pytest.raises(metakm.UserError, match="3 channels, got 1"):
         carry_tasks(Scaled(), SHAPE)(torch.randn(1, 2, 1, 32, 32))
+
+
+class WithConstant(nn.Module):
+    """Runs task by task, and is called with the rows and with a constant that has no rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3, 1, 1))
+
+    def forward(self, x, std):
+        return x / std * self.scale
+
+
+class Standardised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("std", torch.tensor([0.1, 0.5, 0.9])[:, None, None])
+        self.first, self.conv = WithConstant(), nn.Conv2d(3, 8, 3)
+
+    def forward(self, x):
+        return self.conv(self.first(x, self.std)).relu().mean((2, 3))
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3, 6])
+def test_a_constant_whose_length_the_number_of_tasks_divides_is_not_taken_for_rows(tasks):
+    network = Standardised()
+    backbone, x = metakm.carry_tasks(network, (3, 12, 12)), torch.rand(tasks, 4, 3, 12, 12)
+    own = {name: p.expand(tasks, *p.shape).clone() for name, p in backbone.named_parameters()}
+    expected = torch.stack([network(images) for images in x])
+    torch.testing.assert_close(torch.func.functional_call(backbone, own, (x,)), expected)
+
+
+class Patches(nn.Module):
+    """Has four patches of each image on the first axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        patches = x.unfold(2, 7, 7).unfold(3, 7, 7).permute(0, 2, 3, 1, 4, 5).reshape(-1, 1, 7, 7)
+        return torch.relu(self.norm(self.conv(patches))).mean((2, 3)).view(len(x), 4, 4).mean(1)
+
+
+def test_support_statistics_of_patches_are_refused():
+    strategy = metakm.make_strategy("protonet", metakm.carry_tasks(Patches(), (1, 14, 14), "support"), 3)
+    images, labels = torch.rand(1, 6, 1, 14, 14), torch.arange(3).repeat(2)[None]
+    episodes = metakm.Episodes(images, labels, images, labels, range(1))
+    with pytest.raises(metakm.UserError, match=r"feature maps of 12 images for bn_mode=\"support\", got 48"):
+        metakm.meta_loss(strategy, episodes, inner_lr=0.1, inner_steps=1)

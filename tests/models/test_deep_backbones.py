@@ -35,7 +35,7 @@ def test_tasks_do_not_mix_in_a_small_resnet12():
 
 def test_a_block_of_resnet12_is_its_equation():
     torch.manual_seed(0)
-    block, x = ResNet12Block(3, 4, "transductive", DropBlock(0.1, 5)).eval(), torch.randn(5, 3, 6, 6)
+    block, x = ResNet12Block(3, 4, "transductive", DropBlock(0.1, 5, 4)).eval(), torch.randn(5, 3, 6, 6)
 
     def norm(y):
         return F.batch_norm(y, None, None, training=True)
@@ -60,7 +60,7 @@ def test_a_wide_block_is_its_equation(channels, stride):
 
 def test_drop_block_drops_whole_squares_at_its_rate_in_training_only():
     torch.manual_seed(0)
-    layer, x = DropBlock(0.1, 3), torch.ones(200, 4, 12, 12)
+    layer, x = DropBlock(0.1, 3, 4), torch.ones(200, 4, 12, 12)
     assert torch.equal(layer.eval()(x), x)
     dropped = layer.train()(x) == 0
     assert 0.08 < float(dropped.double().mean()) < 0.11  # squares overlap, so a little less than the rate
@@ -72,16 +72,34 @@ def test_drop_block_drops_whole_squares_at_its_rate_in_training_only():
 
 def test_drop_block_of_single_values_and_of_maps_smaller_than_it():
     torch.manual_seed(0)
-    assert 0.08 < float((DropBlock(0.1, 1)(torch.ones(100, 4, 8, 8)) == 0).double().mean()) < 0.12
-    small = DropBlock(0.3, 5)(torch.ones(500, 4, 2, 2)) == 0
+    assert 0.08 < float((DropBlock(0.1, 1, 4)(torch.ones(100, 4, 8, 8)) == 0).double().mean()) < 0.12
+    small = DropBlock(0.3, 5, 4)(torch.ones(500, 4, 2, 2)) == 0
     assert 0.25 < float(small.double().mean()) < 0.35
     assert torch.equal(small.all((2, 3)), small.any((2, 3)))
 
 
+def test_drop_block_scales_each_task_by_its_own_mask():
+    torch.manual_seed(0)
+    x = torch.ones(2, 3 * 4, 6, 6)  # three tasks
+    kept = DropBlock(0.3, 3, 4)(x).view(2, 3, 4, 6, 6)
+    for task in range(3):
+        torch.testing.assert_close(kept[:, task].mean(), torch.tensor(1.0))
+    assert len({float(kept[:, task].max()) for task in range(3)}) > 1
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_drop_block_has_its_rate_in_16_bits(kind):
+    torch.manual_seed(0)
+    out = DropBlock(0.02, 5, 64)(torch.ones(512, 64, 10, 10, dtype=kind))
+    assert out.dtype == kind
+    assert 0.016 < float((out == 0).double().mean()) < 0.022
+    assert float(out.double().mean()) == pytest.approx(1, abs=0.01)
+
+
 def test_gradients_pass_what_is_kept():
     torch.manual_seed(0)
-    x = torch.ones(4, 2, 6, 6, requires_grad=True)
-    out = DropBlock(0.2, 2)(x)
+    x = torch.ones(4, 4, 6, 6, requires_grad=True)
+    out = DropBlock(0.2, 2, 4)(x)
     out.sum().backward()
     assert torch.equal(x.grad == 0, out == 0)
 
@@ -94,7 +112,7 @@ def test_what_deep_backbones_refuse():
     with pytest.raises(metakm.UserError, match="width factor"):
         WideResNet(10, 0)
     with pytest.raises(metakm.UserError, match="drop rate"):
-        DropBlock(1.0, 5)
+        DropBlock(1.0, 5, 4)
 
 
 def test_a_run_with_dropout_resumes_to_the_same_weights(tmp_path, cache, monkeypatch):

@@ -98,6 +98,21 @@ def test_convolution_with_a_weight_a_task_equals_one_convolution_each(bias, grou
         torch.testing.assert_close(shared.reshape(5, 3, 6, 4, 4)[:, t], plain)
 
 
+@pytest.mark.parametrize("own", ["weight", "bias"])
+@pytest.mark.parametrize("images", [5, 7])  # as many as outputs, and others
+def test_linear_with_one_of_weight_and_bias_a_task(own, images):
+    """A bias of `[O]` must not be taken for one of each of O images, nor one of `[T, O]` for one of each of T."""
+    torch.manual_seed(0)
+    layer, x = Linear(4, 5), torch.randn(5, images, 4)
+    tensors = {name: value.detach() for name, value in layer.named_parameters()}
+    tensors[own] = torch.randn(5, *tensors[own].shape)
+    expected = []
+    for task in range(5):
+        here = {**tensors, own: tensors[own][task]}
+        expected.append(F.linear(x[task], here["weight"], here["bias"]))
+    torch.testing.assert_close(torch.func.functional_call(layer, tensors, (x,)), torch.stack(expected))
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_with_a_weight_a_task(bias):
     layer, x = Linear(4, 2, bias=bias), torch.rand(3, 5, 4)
@@ -124,7 +139,7 @@ def test_join_and_split_are_inverse():
 def test_running_statistics_are_means_over_tasks_and_are_used_in_evaluation_only():
     layer, x = BatchNorm2d(2, "running", momentum=1.0), torch.rand(5, 3 * 2, 4, 4)
     in_training = layer(x)
-    with metakm.models.layers.tracking_statistics():
+    with metakm.models.batch_statistics.tracking_statistics():
         layer(x)
     by_task = x.reshape(5, 3, 2, 4, 4)
     torch.testing.assert_close(layer.running_mean, by_task.mean((0, 3, 4)).mean(0))
@@ -136,7 +151,7 @@ def test_running_statistics_are_means_over_tasks_and_are_used_in_evaluation_only
 
 def test_support_mode_equals_batch_norm_on_the_support_images():
     layer, x = BatchNorm2d(2, "support"), torch.rand(5, 4, 3, 3)
-    with metakm.models.layers.statistics_from(3):
+    with metakm.models.batch_statistics.statistics_from(3):
         out = layer(x)
     torch.testing.assert_close(out[:3], F.batch_norm(x[:3], None, None, training=True))
 

@@ -197,3 +197,25 @@ def test_onnx_export_names_what_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr("metakm.modulation.export.find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(metakm.UserError, match=r"Expected onnxscript to be installed.*metakm\[onnx\]"):
         export_onnx(Mixed(), tmp_path / "a.onnx", images())
+
+
+@pytest.mark.parametrize("hooked", ["norm", "convolution"])
+def test_a_norm_is_not_folded_where_a_hook_changes_what_passes(hooked):
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    network = nn.Sequential(*layers)
+    if hooked == "norm":
+        network[1].register_forward_pre_hook(lambda _, inputs: (inputs[0] * 3,))
+    else:
+        network[0].register_forward_hook(lambda *arguments: arguments[-1] * 3)
+    model, x = trained(network, classifier="5"), images()
+    torch.testing.assert_close(merge(model)(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_a_pruned_convolution_that_is_not_modulated_stays():
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    network = nn.Sequential(*layers, nn.Linear(8, 4))
+    torch.nn.utils.prune.l1_unstructured(network[0], "weight", 0.5)
+    model, x = trained(network, layers="3", classifier="6"), images()
+    with torch.no_grad():
+        model(x)  # deepcopy refuses a computed weight that has a graph
+    torch.testing.assert_close(merge(model)(x), model(x), rtol=1e-12, atol=1e-12)

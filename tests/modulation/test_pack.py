@@ -233,3 +233,14 @@ def test_the_next_task_begins_where_the_first_did(task):
     swap(model, start)
     assert_bit_equal(state(model), before)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_swap_in_inference_mode_leaves_a_head_that_can_be_trained():
+    layers = nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    model = modulate(nn.Sequential(*layers), classifier="3")
+    four = make_pack(model)
+    model[3] = nn.Linear(8, 7)
+    with torch.inference_mode():
+        swap(model, four)
+    model.train()(torch.rand(2, 3, 8, 8)).sum().backward()
+    assert model[3].weight.grad.shape == (4, 8)

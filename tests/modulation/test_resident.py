@@ -292,3 +292,51 @@ def test_calls_in_several_threads_equal_calls_one_after_the_other():
         found = list(pool.map(lambda name: (name, resident(x, name)), names * 40))
     assert all(torch.equal(logits, expected[name]) for name, logits in found)
     assert_bit_equal(state(resident._network), before)
+
+
+class TwoHeads(nn.Module):
+    """Called with two feature vectors."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.deep, self.shallow = nn.Linear(8, classes), nn.Linear(8, classes)
+
+    def forward(self, deep, shallow):
+        return self.deep(deep) + self.shallow(shallow)
+
+
+class TwoPaths(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), TwoHeads()
+
+    def forward(self, x):
+        first = torch.relu(self.conv(x))
+        return self.fc(self.last(first).mean((2, 3)), first.mean((2, 3)))
+
+
+@pytest.mark.parametrize("rows", [(0, 1, 2), (0, 1, 1, 2, 0)])
+def test_all_rows_that_a_layer_is_called_with_are_those_of_the_task(rows):
+    model = modulate(TwoPaths())
+    assert_equals_the_loop(model, rows)
+
+
+class Tokens(nn.Module):
+    """A head on `[n, L, F]`."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, classes)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).flatten(2).transpose(1, 2))
+
+
+def test_outputs_on_tokens_of_different_numbers_of_classes_are_refused():
+    model = modulate(Tokens())
+    three, base = make_pack(model, task="three"), model.conv.state_dict()
+    model = modulate(Tokens(5))
+    model.conv.load_state_dict(base)
+    five = make_pack(model, task="five")
+    with pytest.raises(metakm.UserError, match=r"first axis after the images, got \[36, 3\] and \[36, 5\]"):
+        ResidentPacks(model, [three, five])(torch.rand(2, 3, 8, 8), ["three", "five"])

@@ -189,3 +189,24 @@ def test_another_parametrization_after_the_modulator_is_seen():
         before = model[0].weight.clone()
         model[0].parametrizations.weight[1].factor.fill_(3)
         torch.testing.assert_close(model[0].weight, 3 * before)
+
+
+class Gain(nn.Module):
+    """A modulator of somebody's own, with a number that is no tensor."""
+
+    def __init__(self, kernel_size, *_, scale=None):
+        del scale
+        super().__init__()
+        self.factor, self.strength = nn.Parameter(torch.ones(kernel_size)), 0.0
+
+    def forward(self, kernel):
+        return kernel * (1 + self.strength * self.factor)
+
+
+def test_modulators_of_ones_own_are_computed_in_every_call():
+    model = modulate(nn.Sequential(nn.Conv2d(3, 4, 3)), modulator=Gain, classifier=None).eval()
+    with torch.no_grad():
+        before = model(IMAGES)
+        model[0].parametrizations.weight[0].strength = 5.0
+        after = model(IMAGES)
+    assert not torch.allclose(after, before)

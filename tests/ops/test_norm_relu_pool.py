@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metakm.models.layers import BatchNorm2d, statistics_from
+from metakm.models.batch_statistics import statistics_from
+from metakm.models.layers import BatchNorm2d
 from metakm.ops.norm_relu_pool import batch_norm_relu
 
 EPS = 1e-5

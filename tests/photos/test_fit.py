@@ -427,7 +427,7 @@ def test_labels_that_name_no_class_and_keys_that_are_one_text_are_refused(base):
     for labels in (["a", "a", "b", None], ["a", "a", "b", float("nan")], ["a", "a", "b", ""], ["a", "a", "b", 1]):
         with pytest.raises(UserError, match=r"Expected a label for every image|Expected labels that are all"):
             metakm.fit(photos, labels, base=base, method="head")
-    with pytest.raises(UserError, match="Expected class names that differ as text"):
+    with pytest.raises(UserError, match="Expected labels that are all strings or all numbers"):
         metakm.fit({1: photos[:2], "1": photos[2:]}, base=base, method="head")
     fitted = metakm.fit(photos, (label for label in "aabb"), base=base, method="head", validation="none")
     assert list(fitted.classes_) == ["a", "b"]
@@ -442,3 +442,25 @@ def test_images_in_memory_stay_as_they_are_and_damaged_ones_are_named(base, tmp_
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "large.jpg").read_bytes()[:5000])
     with Image.open(tmp_path / "cut.jpg") as cut, pytest.raises(UserError, match="Expected a whole image, got"):
         fitted.predict([cut])
+
+
+def test_classes_without_a_name_are_refused():
+    photos = [np.zeros((8, 8, 3), np.uint8)]
+    for missing in (None, float("nan"), ""):
+        with pytest.raises(UserError, match="Expected"):
+            metakm.fit({missing: photos, "b": photos})
+
+
+@pytest.mark.parametrize("method", ["norm", "both"])
+def test_the_default_precision_outside_does_not_matter(shop, new, base, tmp_path, method):
+    paths = sorted(new.rglob("*.png"))[:3]
+    expected = metakm.fit(shop, base=base, method=method, validation="none")
+    expected.save(tmp_path / "shop.safetensors")
+    torch.set_default_dtype(torch.float64)
+    try:
+        fitted = metakm.fit(shop, base=base, method=method, validation="none")
+        loaded = metakm.load_classifier(tmp_path / "shop.safetensors", base=base)
+        for classifier in (fitted, loaded):
+            np.testing.assert_allclose(classifier.predict_proba(paths), expected.predict_proba(paths), atol=1e-6)
+    finally:
+        torch.set_default_dtype(torch.float32)

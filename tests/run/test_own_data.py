@@ -233,3 +233,9 @@ def test_a_run_that_is_tested_on_other_data_of_its_name_says_so(tmp_path, caplog
     metakm.train(small(tmp_path / "b"), dataset=three(classes=6))
     metakm.evaluate(metakm.load_run(run.folder))
     assert "the data called dots are not those that the run was trained on" in caplog.text
+
+
+def test_evaluate_tests_on_the_runs_own_data_though_another_run_took_the_name(tmp_path):
+    first = metakm.train(small(tmp_path / "first"), dataset=three())
+    metakm.train(small(tmp_path / "second"), dataset=tuple(dots(seed) for seed in (7, 8, 9)))
+    assert metakm.evaluate(first).accuracy == first.accuracy

@@ -93,3 +93,14 @@ def test_a_backbone_without_such_a_norm_is_refused(backbone, layer, said):
 def test_options_out_of_range_are_refused(option, value):
     with pytest.raises(metakm.UserError, match=f"cavia.{option}"):
         metakm.RunConfig(algo="cavia", options=type(metakm.RunConfig(algo="cavia").options)(**{option: value}))
+
+
+def test_norms_over_whole_feature_maps_are_modulated_element_by_element():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 4, 3), nn.LayerNorm([4, 12, 12]), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    strategy = metakm.make_strategy("cavia", metakm.carry_tasks(nn.Sequential(*layers), (1, 14, 14)), 4)
+    episodes = random_episodes()
+    before, after = (evaluate_episodes(strategy, episodes, inner_lr=50.0, inner_steps=steps).logits for steps in (0, 2))
+    with torch.no_grad():
+        torch.testing.assert_close(before, strategy(episodes.query_images))
+    assert not torch.allclose(before, after)

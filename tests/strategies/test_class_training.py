@@ -10,12 +10,13 @@ import metakm
 from metakm.learning.inner_loop import evaluate_episodes, meta_loss
 from metakm.presets import preset_config
 
-LR, STEPS, FILTERS = 0.4, 3, 6
+LR, STEPS, FILTERS, SCALE = 0.4, 3, 6, 7.0  # of cosines
 IDENTITY = {"head.weight": torch.eye(FILTERS).double(), "head.bias": torch.zeros(FILTERS).double()}
 
 
 def small(algo, **options):
-    return small_strategy(algo, filters=FILTERS, **options)
+    own = {"scale": SCALE} if algo in ("baseline++", "finetune") else {}
+    return small_strategy(algo, filters=FILTERS, **own, **options)
 
 
 def body(strategy):
@@ -52,7 +53,7 @@ def test_training_is_the_classification_of_all_images_of_each_episode(algo, bn_m
         else:
             x = features(body(strategy), images, frozen=bn_mode == "frozen")
         head = dict(strategy.classifier.named_parameters())
-        logits = cosines(x, head["weight"], 10.0) if algo == "baseline++" else x @ head["weight"].T + head["bias"]
+        logits = cosines(x, head["weight"], SCALE) if algo == "baseline++" else x @ head["weight"].T + head["bias"]
         losses.append(F.cross_entropy(logits, labels))
         own = logits[len(support) :, episodes.classes[t]]
         right.append((own.argmax(1) == episodes.query_labels[t]).double().mean())
@@ -74,7 +75,7 @@ def test_a_task_trains_a_new_head_on_fixed_features(algo, bn_mode):
 
     def predict(fast, images, reference=None):
         x = features(body(strategy), images, reference=reference if bn_mode == "support" else None)
-        return x @ fast["weight"].T + fast["bias"] if algo == "baseline" else cosines(x, fast["weight"], 10.0)
+        return x @ fast["weight"].T + fast["bias"] if algo == "baseline" else cosines(x, fast["weight"], SCALE)
 
     expected = unrolled_loss(predict, head, episodes, LR, STEPS)
     found = evaluate_episodes(strategy, episodes, inner_lr=LR, inner_steps=STEPS)
@@ -90,7 +91,7 @@ def test_fine_tuning_moves_every_weight_from_the_class_means_on(bn_mode):
     own, losses = {k: p.detach().requires_grad_() for k, p in body(strategy).items()}, []
 
     def predict(fast, images, reference=None):
-        return cosines(features(fast, images, reference=reference if bn_mode == "support" else None), fast["w"], 10.0)
+        return cosines(features(fast, images, reference=reference if bn_mode == "support" else None), fast["w"], SCALE)
 
     for t in range(3):
         x = features(own, episodes.support_images[t]).detach()

@@ -33,7 +33,7 @@ def test_the_inner_loop_is_explicit_descent_on_the_proximal_loss():
         torch.testing.assert_close(logits[t], conv4(phi, episodes.query_images[t], "stride").detach())
 
 
-def dense_gradient(theta, episodes, t, phi, proximal):
+def dense_gradient(theta, episodes, t, phi, proximal, fixed=None):
     """(I + H / lambda)^-1 grad L_query by a solver, with a Hessian of the whole network."""
     names, shapes = list(theta), [v.shape for v in theta.values()]
 
@@ -41,7 +41,7 @@ def dense_gradient(theta, episodes, t, phi, proximal):
         def loss(flat):
             parts = flat.split([shape.numel() for shape in shapes])
             values = {k: p.reshape(shape) for k, p, shape in zip(names, parts, shapes, strict=True)}
-            return F.cross_entropy(conv4(values, images, "stride"), labels)
+            return F.cross_entropy(conv4({**(fixed or {}), **values}, images, "stride"), labels)
 
         return loss
 
@@ -104,3 +104,27 @@ def test_a_task_of_negative_curvature_falls_back_to_its_first_order_gradient():
 def test_options_out_of_range_are_refused(option, value):
     with pytest.raises(metakm.UserError, match=f"imaml.{option.replace('_', '-')}"):
         preset_config(algo="imaml", **{f"imaml.{option}": value})
+
+
+@pytest.mark.parametrize("frozen", ["network.backbone", "network.backbone.blocks.0"])
+def test_what_is_frozen_has_no_part_in_the_system(frozen):
+    """The inner loop does not move it, so phi depends on the rest of theta alone."""
+    lr, steps, proximal = 0.02, 3, 20.0
+    strategy, episodes = small_strategy("imaml", proximal=proximal, cg_steps=60), random_episodes(tasks=1)
+    strategy.get_submodule(frozen).requires_grad_(False)
+    theta = {k: p.detach() for k, p in strategy.network.named_parameters()}
+    moving = [k for k, p in strategy.network.named_parameters() if p.requires_grad]
+    fixed = {k: v for k, v in theta.items() if k not in moving}
+    phi = {k: theta[k].clone().requires_grad_() for k in moving}
+    for _ in range(steps):
+        loss = F.cross_entropy(
+            conv4({**fixed, **phi}, episodes.support_images[0], "stride"), episodes.support_labels[0]
+        )
+        loss = loss + proximal / 2 * sum((phi[k] - theta[k]).square().sum() for k in phi)
+        found = torch.autograd.grad(loss, list(phi.values()))
+        phi = {k: (v - lr * g).detach().requires_grad_() for (k, v), g in zip(phi.items(), found, strict=True)}
+    expected = dense_gradient({k: theta[k] for k in moving}, episodes, 0, phi, proximal, fixed)
+    result = meta_loss(strategy, episodes, inner_lr=lr, inner_steps=steps)
+    names, parameters = zip(*[(k, p) for k, p in strategy.network.named_parameters() if p.requires_grad], strict=True)
+    actual = dict(zip(names, torch.autograd.grad(result.loss, parameters), strict=True))
+    assert_close(actual, expected, tolerance=1e-8)

@@ -72,3 +72,33 @@ def test_the_options_are_where_the_learned_numbers_start():
 def test_numbers_that_are_not_positive_are_refused(option, value):
     with pytest.raises(metakm.UserError, match=f"r2d2.{option} .*above 0"):
         preset_config(algo="r2d2", **{f"r2d2.{option}": value})
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("shots", [1, 5], ids=["fewer-images-than-features", "more"])
+def test_autocast_does_not_round_the_system(shots):
+    """A Gram matrix rounded to 16 bits before lambda is added is of no use."""
+    strategy, labels = small_strategy("r2d2", filters=24, ways=8), torch.arange(8).repeat(shots).expand(3, -1)
+    encoded = torch.rand(3, 8 * shots, 25)
+    plain = strategy.adapt(None, encoded, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(strategy.adapt(None, encoded, labels), plain)
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("ridge", [1.0, 0.01, 0.001])
+def test_gradients_in_single_precision_are_right_with_more_images_than_features(ridge):
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(4, 10, 1, 24, generator=generator)
+    images = torch.relu(means + 0.5 * torch.randn(4, 10, 5, 24, generator=generator)).flatten(1, 2)
+    targets = torch.eye(10).repeat_interleave(5, dim=0).expand(4, -1, -1)
+
+    def slopes(kind):
+        x, weight = images.to(kind).requires_grad_(), torch.tensor(ridge, dtype=kind, requires_grad=True)
+        outputs = x @ ridge_regression(x, targets.to(kind), weight)
+        return torch.autograd.grad(
+            F.cross_entropy(10 * outputs.flatten(0, 1), targets.argmax(-1).flatten()), (x, weight)
+        )
+
+    for single, double in zip(slopes(torch.float32), slopes(torch.float64), strict=True):
+        assert (single.double() - double).norm() < 1e-3 * double.norm()

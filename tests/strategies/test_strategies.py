@@ -140,11 +140,20 @@ def test_reptile_adapts_to_the_support_set_alone_in_evaluation():
     torch.testing.assert_close(actual, expected.detach(), rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize("scaled", [True, False])
+def by_distance(x, prototypes, scaled):
+    return torch.stack([-((x - c) ** 2).sum(1) for c in prototypes], 1) * (8 / x.shape[1] if scaled else 1)
+
+
+def by_cosine(x, prototypes, _):
+    return 3.0 * torch.stack([F.cosine_similarity(x, c, dim=1) for c in prototypes], 1)
+
+
+@pytest.mark.parametrize("kind", ["euclidean", "scaled", "cosine"])
 @pytest.mark.parametrize("bn_mode", BN_MODES)
-def test_protonet_equals_a_hand_written_one(bn_mode, scaled):
-    strategy, episodes = small_strategy("protonet", bn_mode=bn_mode, filters=12), random_episodes(ways=3, shots=4)
-    strategy.scaled_distance = scaled
+def test_protonet_equals_a_hand_written_one(bn_mode, kind):
+    options = {"distance": "cosine", "scale": 3.0} if kind == "cosine" else {"scaled_distance": kind == "scaled"}
+    strategy = small_strategy("protonet", bn_mode=bn_mode, filters=12, **options)
+    episodes = random_episodes(ways=3, shots=4)
     episodes.support_labels = torch.tensor([[2, 0, 1, 1, 0, 2, 2, 0, 0, 0, 2, 2]] * 3)  # uneven, in any order
     identity = {"head.weight": torch.eye(12), "head.bias": torch.zeros(12)}
     parameters = {**{f"backbone.{k}": p for k, p in strategy.backbone.named_parameters()}, **identity}
@@ -152,10 +161,11 @@ def test_protonet_equals_a_hand_written_one(bn_mode, scaled):
     for t in range(3):
         support, labels = episodes.support_images[t], episodes.support_labels[t]
         z = conv4(parameters, support, "stride", frozen=frozen)
+        z = F.normalize(z, dim=1) if kind == "cosine" else z  # the mean is of directions
         prototypes = [z[labels == k].mean(0) for k in range(3)]
         reference = support if bn_mode == "support" else None
         x = conv4(parameters, episodes.query_images[t], "stride", reference, frozen)
-        logits = torch.stack([-((x - c) ** 2).sum(1) for c in prototypes], 1) * (8 / x.shape[1] if scaled else 1)
+        logits = (by_cosine if kind == "cosine" else by_distance)(x, prototypes, kind == "scaled")
         losses.append(F.cross_entropy(logits, episodes.query_labels[t]))
         right.append((logits.argmax(1) == episodes.query_labels[t]).double().mean())
     expected = torch.stack(losses).mean()

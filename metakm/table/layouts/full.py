@@ -46,8 +46,8 @@ def layout_comparisons(comparisons: Sequence[Comparison], refused: Sequence[str]
 
 
 _FOOTNOTES_OF_PAIRS = (
-    "Differences: (seeds) is the 95 % Student-t interval of the difference between two samples of mean accuracies, one "
-    "per seed; (tasks) is 1.96 std / sqrt(n) of the differences by meta-test task, each averaged over the seeds: it "
+    "Differences: (seeds) is Welch's 95 % t interval of the difference between two samples of mean accuracies, one per "
+    "seed; (tasks) is 1.96 std / sqrt(n) of the differences by meta-test task, each averaged over the seeds: it "
     "holds for these trained models.",
     "Above or below: the difference exceeds sqrt(seeds^2 + tasks^2 - residual^2) of its intervals, where the residual "
     "is what both contain. With one seed there is no verdict: a difference that exceeds its interval over tasks holds "
