@@ -68,15 +68,11 @@ class Learner(nn.Module):
 
         Args:
             strategy: the name of a registered one, which is then built for `ways` on `backbone`; or one that is built.
-            backbone: a network, or the name of a registered one, which also needs `image_shape` and takes `bn_mode`.
-                None for a strategy that brings a network of its own.
+            backbone: a network, or the name of a registered one; None for a strategy with a network of its own.
             ways: classes of a task; None for a strategy that is built.
             inner_lr: the inner learning rate alpha; where learned rates start.
-            inner_steps: in meta-training.
-            test_inner_steps: None for as many as in meta-training.
-            image_shape: (C, H, W), for a backbone that is named.
-            bn_mode: of a backbone that is named: "transductive", "support", "running" or "frozen"; see `--bn-mode`.
-            weights: of a backbone that is named: a file, or "pretrained".
+            inner_steps, test_inner_steps: in meta-training and at the test; None for as many.
+            image_shape, bn_mode, weights: of a named backbone: (C, H, W); see `--bn-mode`; a file, or "pretrained".
             train: what of the backbone an outer loop trains, for a strategy that is named; see `trained_part`.
             train_classes: `FewShotDataset.n_episode_classes`, for strategies that learn to classify these.
             options: of the strategy, such as `first_order=True`, `learn_inner_lr=True`, or `depth=1` for km.

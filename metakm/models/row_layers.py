@@ -8,11 +8,9 @@ A layer of torch becomes one of these by its class alone: tensors, names, hooks 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,46 +20,8 @@ from torch import Tensor, nn
 from metakm.errors import UserError
 from metakm.models import layers
 from metakm.models.modes import BatchNormMode
+from metakm.models.rows import as_rows, repeat_for_rows, side_by_side
 from metakm.ops.conv2d import Geometry
-
-_rows: ContextVar[tuple[int, int]] = ContextVar("metakm_rows", default=(1, 0))
-
-
-@contextlib.contextmanager
-def rows_of(tasks: int, rows: int) -> Iterator[None]:
-    """Within the block, there are so many rows, which belong to `tasks` tasks in turn."""
-    token = _rows.set((tasks, rows))
-    try:
-        yield
-    finally:
-        _rows.reset(token)
-
-
-def tasks_here() -> int:
-    """Of how many tasks the rows are; 1 outside of `rows_of`."""
-    return _rows.get()[0]
-
-
-def rows_here() -> int:
-    """How many rows there are, of all tasks; 0 outside of `rows_of`."""
-    return _rows.get()[1]
-
-
-def side_by_side(rows: Tensor) -> Tensor:
-    """`[n*T, C, ...]` to `[n, T*C, ...]`."""
-    tasks = tasks_here()
-    return rows if tasks == 1 else rows.reshape(len(rows) // tasks, tasks * rows.shape[1], *rows.shape[2:])
-
-
-def as_rows(features: Tensor) -> Tensor:
-    """Inverse of `side_by_side`."""
-    tasks = tasks_here()
-    return features if tasks == 1 else features.reshape(len(features) * tasks, -1, *features.shape[2:])
-
-
-def repeat_for_rows(values: Tensor, rank: int, rows: int) -> Tensor:
-    """Values of `rank` axes that all rows share, as they are; or `[T, ...]` to `[rows, ...]`."""
-    return values if values.dim() == rank else values.repeat(rows // len(values), *[1] * rank)
 
 
 class RowConv2d(layers.Conv2d):

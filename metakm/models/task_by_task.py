@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from metakm.models.batch_statistics import current_statistics
 from metakm.models.layers import BatchNorm2d
-from metakm.models.row_layers import rows_here, rows_of, tasks_here
+from metakm.models.rows import rows_here, rows_of, tasks_here
 
 _RANKS, _ALWAYS = "_ranks", "_always"
 

@@ -206,7 +206,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_episode()
 def test_a_gradient_that_overflows_only_in_sum_blames_all_episodes(monkeypatch):
     answers = iter([False, True, True, True, True])  # the meta-batch, then each episode on its own
     monkeypatch.setattr("metakm.learning.outer_loop.is_finite", lambda *_: next(answers))
-    with pytest.raises(DivergedError, match="episode 0 to 3 together; try"):
+    with pytest.raises(DivergedError, match="episodes 0 to 3 together; try"):
         loop().step()
 
 
@@ -428,15 +428,15 @@ def test_a_gradient_that_is_one_number_in_memory_is_clipped_as_any():
     assert again.learner.strategy.scale.grad.tolist() == [0.5] * 3
 
 
-def test_running_out_of_memory_forgets_what_was_recorded(monkeypatch):
+def test_running_out_of_memory_forgets_the_graphs(monkeypatch):
     """A recording of the larger chunk would keep the memory that is wanting."""
     small = loop(task_chunk=4)
     small._graphs = CudaGraphs()
-    small._graphs._recorded[4] = None
+    small._graphs._graphs[4] = None
     asked = []
 
     def too_large(_, given):
-        asked.append((len(given), dict(small._graphs._recorded)))
+        asked.append((len(given), dict(small._graphs._graphs)))
         if len(given) > 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return small._differentiate(given)

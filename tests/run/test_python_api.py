@@ -44,7 +44,7 @@ def test_paths_may_be_strings(tmp_path):
 
 
 def test_a_name_that_only_a_plugin_would_have_says_how_to_load_it():
-    with pytest.raises(metakm.UserError, match=r"got 'mine'.*--plugin, or metakm\.load_plugin"):
+    with pytest.raises(metakm.UserError, match=r"got 'mine'.*--plugin \(in Python: metakm\.load_plugin"):
         metakm.RunConfig(algo="mine", plugin=("mine.py",))
 
 
