@@ -197,10 +197,11 @@ def lines_of(runs: Iterable[RecordedExperiment]) -> tuple[list[Line], list[str]]
 
 
 def setup_titles(setups: Iterable[ComparableSetup]) -> dict[ComparableSetup, str]:
-    """A title for each setup, in the order of the titles; it names the settings in which the setups differ."""
-    setups = list(setups)
-    differing = _differing([setup.settings for setup in setups])
-    titles = {setup: f"{setup}{_format_settings(setup.settings, differing)}" for setup in setups}
+    """A title for each setup, in the order of the titles; it names the settings in which those of a dataset differ."""
+    setups, titles = list(setups), {}
+    for setup in setups:
+        differing = _differing([other.settings for other in setups if other.dataset == setup.dataset])
+        titles[setup] = f"{setup}{_format_settings(setup.settings, differing)}"
     return dict(sorted(titles.items(), key=lambda item: item[1]))
 
 
