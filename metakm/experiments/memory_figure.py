@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from metakm.errors import UserError
 from metakm.experiments.lines import Line, RecordedExperiment, line_names, lines_of, setup_titles
-from metakm.io.figure import figure_bytes, import_matplotlib, new_figure
+from metakm.io.figure import figure_bytes, new_figure
 from metakm.table.output import PictureFormat
 
 MOST_TASKS = 100
@@ -39,10 +39,9 @@ def memory_picture(runs: Iterable[RecordedExperiment], form: PictureFormat = "pn
     setups = setup_titles({line.setup for line in lines})
     if not setups:
         raise UserError("Expected finished runs to draw, got none; run python -m metakm.experiments.transfer first")
-    import_matplotlib()
+    figure = new_figure(figsize=(5 * len(setups), 4.2), layout="constrained")  # which finds matplotlib
     from matplotlib.ticker import LogFormatter  # slow to import, and only needed for a picture
 
-    figure = new_figure(figsize=(5 * len(setups), 4.2), layout="constrained")
     numbers = range(1, MOST_TASKS + 1)
     for axes, (setup, title) in zip(figure.subplots(1, len(setups), squeeze=False)[0], setups.items(), strict=True):
         own = [line for line in lines if line.setup == setup]

@@ -41,22 +41,17 @@ class KernelModulationModel(BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: Any) -> Any:
         del model_config
+        names = {name for name, module in self._own_modules().items() if isinstance(module, nn.Conv2d)}
         if peft_config.target_modules is None:
-            names = {name for name, module in self._own_modules().items() if isinstance(module, nn.Conv2d)}
             if not names:
                 raise UserError("Expected a model with Conv2d layers to modulate, got one without; pass a ConvNet")
             peft_config.target_modules = names
-        elif not self._names_a_convolution(peft_config):
+        elif not any(check_target_module_exists(peft_config, name) for name in names):  # peft counts the norms, too
             raise UserError(
                 f"Expected target_modules to name Conv2d layers, got {peft_config.target_modules!r}, which names none; "
                 "see model.named_modules(), or leave it out for all of them"
             )
         return peft_config
-
-    def _names_a_convolution(self, peft_config: Any) -> bool:
-        """As norms are always replaced, peft would not notice target modules that match nothing."""
-        convolutions = [name for name, module in self._own_modules().items() if isinstance(module, nn.Conv2d)]
-        return any(check_target_module_exists(peft_config, name) for name in convolutions)
 
     def _own_modules(self) -> dict[str, nn.Module]:
         """The model's modules as they were, by name, without what the layers of earlier adapters hold."""

@@ -61,7 +61,7 @@ class CudaGraphs:
         return graph.replay(episodes)
 
     def clear(self) -> None:
-        """Forget the graphs, and free its memory."""
+        """Forget the graphs, and free their memory."""
         self._graphs.clear()
 
     def _capture(self, differentiate: Differentiate, episodes: Episodes) -> _CudaGraph | None:

@@ -71,7 +71,7 @@ class Learner(nn.Module):
             backbone: a network, or the name of a registered one; None for a strategy with a network of its own.
             ways: classes of a task; None for a strategy that is built.
             inner_lr: the inner learning rate alpha; where learned rates start.
-            inner_steps, test_inner_steps: in meta-training and at the test; None for as many.
+            inner_steps, test_inner_steps: in meta-training, and at the test (None: as many).
             image_shape, bn_mode, weights: of a named backbone: (C, H, W); see `--bn-mode`; a file, or "pretrained".
             train: what of the backbone an outer loop trains, for a strategy that is named; see `trained_part`.
             train_classes: `FewShotDataset.n_episode_classes`, for strategies that learn to classify these.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
+from typing import Any
 
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 _rows: ContextVar[tuple[int, int]] = ContextVar("metakm_rows", default=(1, 0))
 
@@ -46,3 +48,12 @@ def as_rows(features: Tensor) -> Tensor:
 def repeat_for_rows(values: Tensor, rank: int, rows: int) -> Tensor:
     """Values of `rank` axes that all rows share, as they are; or `[T, ...]` to `[rows, ...]`."""
     return values if values.dim() == rank else values.repeat(rows // len(values), *[1] * rank)
+
+
+def select_rows(arguments: Any, part: slice, rows: int) -> Any:
+    """The arguments of a call with `part` of every tensor that has all `rows`; others, such as constants, stay."""
+
+    def select(value: Any) -> Any:
+        return value[part] if isinstance(value, Tensor) and value.shape[:1] == (rows,) else value
+
+    return tree_map(select, arguments)

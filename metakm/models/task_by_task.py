@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from metakm.models.batch_statistics import current_statistics
 from metakm.models.layers import BatchNorm2d
-from metakm.models.rows import rows_here, rows_of, tasks_here
+from metakm.models.rows import rows_here, rows_of, select_rows, tasks_here
 
 _RANKS, _ALWAYS = "_ranks", "_always"
 
@@ -32,7 +32,7 @@ class TaskByTask(nn.Module):
         outputs, statistics = [], _RunningStatistics(self)
         for task in range(tasks):
             own = {name: tensors[name][task] for name in apart}
-            here, named = tree_map(lambda value, t=task: _rows_of(value, t, tasks, rows), (args, kwargs))
+            here, named = select_rows((args, kwargs), slice(task, None, tasks), rows)
             with rows_of(1, rows // tasks), statistics.of_one_task():
                 outputs.append(functional_call(self, own, here, named, tie_weights=False))
         statistics.average(tasks)
@@ -79,12 +79,6 @@ def _parameters(module: nn.Module) -> dict[str, Tensor]:
 def _has_batch_statistics(module: nn.Module) -> bool:
     """These layers need to know how many tasks there are; they may come after `module` has been changed."""
     return any(isinstance(part, BatchNorm2d) for part in module.modules())
-
-
-def _rows_of(value: Any, task: int, tasks: int, rows: int) -> Any:
-    """The rows of one task; what has another length than all rows, such as a number or a constant, is as it is."""
-    is_rows = isinstance(value, Tensor) and value.dim() > 0 and len(value) == rows
-    return value[task::tasks] if is_rows else value
 
 
 def _interleaved(outputs: list[Any]) -> Any:

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
 
 from metakm.errors import UserError
+from metakm.models.rows import select_rows
 from metakm.modulation.resident_kernels import kernel, kernels, published, streamed
 from metakm.modulation.resident_rows import ResidentRows, current_rows
 
@@ -50,7 +50,7 @@ class TaskLayer(nn.Module):
         """The output `[n, ...]` for rows of several tasks."""
         outputs = []
         for task, part in zip(rows.tasks, rows.slices(), strict=True):
-            here, named = tree_map(lambda value, p=part: _rows_of(value, p, rows.total), ((images, *args), kwargs))
+            here, named = select_rows(((images, *args), kwargs), part, rows.total)
             outputs.append(functional_call(self.inner, task.tensors(self.layer_name), here, named))
         return rows.joined(outputs)
 
@@ -69,11 +69,6 @@ class TaskLayer(nn.Module):
                 "own; swap() task after task"
             )
         return found
-
-
-def _rows_of(value: Any, part: slice, total: int) -> Any:
-    """The rows of one task; what has no row for each image is as it is."""
-    return value[part] if isinstance(value, Tensor) and value.shape[:1] == (total,) else value
 
 
 class TaskBatchNorm(TaskLayer):

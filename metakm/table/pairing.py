@@ -14,7 +14,6 @@ from metakm.errors import UserError, unknown_name
 from metakm.learning.statistics import (
     PairedDifference,
     Verdict,
-    combined_interval,
     paired_difference,
     seeds_to_tell,
     verdict,
@@ -33,17 +32,28 @@ class Comparison:
     first: Cell
     second: Cell
     seeds: tuple[int, ...]
-    difference: float
-    tasks_ci95: float | None  # over tasks, of the difference averaged over these seeds' models
-    seeds_ci95: float | None  # over seeds; None for one seed
-    residual_ci95: float | None  # what both contain; None for one seed
-    freedom: float  # of `PairedDifference`
+    paired: PairedDifference
     caveats: tuple[str, ...]  # what else differs between them
+
+    @property
+    def difference(self) -> float:
+        """The mean over these seeds and all tasks."""
+        return self.paired.mean
+
+    @property
+    def tasks_ci95(self) -> float | None:
+        """Half-width over tasks, of the difference averaged over these seeds' models."""
+        return self.paired.tasks_ci95
+
+    @property
+    def seeds_ci95(self) -> float | None:
+        """Half-width over seeds; None for one seed."""
+        return self.paired.seeds_ci95
 
     @property
     def ci95(self) -> float | None:
         """Half-width over seeds and tasks combined; with one seed, over tasks only."""
-        return combined_interval(self.seeds_ci95, self.tasks_ci95, self.residual_ci95)
+        return self.paired.ci95
 
     @property
     def verdict(self) -> Verdict:
@@ -55,8 +65,7 @@ class Comparison:
         """About how many seeds the difference would need to exceed its interval; None if it does, or if unknown."""
         if self.verdict != "within noise":
             return None
-        paired = PairedDifference(self.difference, self.tasks_ci95, self.seeds_ci95, self.residual_ci95, self.freedom)
-        return seeds_to_tell(paired, len(self.seeds))
+        return seeds_to_tell(self.paired, len(self.seeds))
 
 
 def compare(first: Cell, second: Cell) -> Comparison:
@@ -86,7 +95,7 @@ def compare(first: Cell, second: Cell) -> Comparison:
         _accuracies(ours, seeds), _accuracies(theirs, seeds), len(dataset_names(first.setting.dataset))
     )
     caveats = _caveats(first, second, [ours[s] for s in seeds], [theirs[s] for s in seeds])
-    return Comparison(first, second, tuple(seeds), *paired, caveats)
+    return Comparison(first, second, tuple(seeds), paired, caveats)
 
 
 def comparisons_between(

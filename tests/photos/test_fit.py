@@ -447,7 +447,7 @@ def test_images_in_memory_stay_as_they_are_and_damaged_ones_are_named(base, tmp_
 def test_classes_without_a_name_are_refused():
     photos = [np.zeros((8, 8, 3), np.uint8)]
     for missing in (None, float("nan"), ""):
-        with pytest.raises(UserError, match="Expected"):
+        with pytest.raises(UserError, match="Expected a label for every image"):
             metakm.fit({missing: photos, "b": photos})
 
 
