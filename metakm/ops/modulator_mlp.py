@@ -48,6 +48,14 @@ def two_layer_mlp(columns: Tensor, first: Tensor, second: Tensor, out_channels: 
     return output
 
 
+def mlp_gradients(grad: Tensor, columns: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of U1 and U2, `[k, k]`, for one of W~ of `[O, k, C]`, themselves differentiable."""
+    _, for_first, for_second = _Backward.apply(
+        grad.unsqueeze(0), columns, first.unsqueeze(0), second.unsqueeze(0), None, False
+    )
+    return for_first.squeeze(0), for_second.squeeze(0)
+
+
 class _TwoLayerMLP(torch.autograd.Function):
     @staticmethod
     @without_autocast
@@ -87,7 +95,7 @@ class _Backward(torch.autograd.Function):
         ctx.out_channels = grad.shape[1]
         grad = grad.transpose(1, 2).flatten(2)
         r = second.mT @ grad
-        a = _through_tanh(r, hidden)
+        a = through_tanh(r, hidden)
         ctx.save_for_backward(grad, columns, first, second, hidden, r)
         return _shared_sum(first, a) if all_three else None, _by_shared(a, columns), grad @ hidden.mT
 
@@ -103,13 +111,13 @@ class _Backward(torch.autograd.Function):
         v_columns, v_first, v_second = grads  # r, a, b, q, e: R, A, B, Q, E of the module's formulas
         v_first = torch.zeros_like(first) if v_first is None else v_first
         v_second = torch.zeros_like(second) if v_second is None else v_second
-        a = _through_tanh(r, hidden)
+        a = through_tanh(r, hidden)
         b = _times_shared(v_first, columns)
         if v_columns is not None:
             b += _times_shared(first, v_columns)
         q = (v_second.mT @ grad).addcmul_(r * hidden, b, value=-2.0)
-        q = _through_tanh(q, hidden)
-        e = _through_tanh(b, hidden)
+        q = through_tanh(q, hidden)
+        e = through_tanh(b, hidden)
         for_grad = (v_second @ hidden).baddbmm_(second, e)
         for_columns = _shared_sum(v_first, a).addmm_(first.flatten(0, 1).mT, q.flatten(0, 1))
         for_first = _by_shared(q, columns)
@@ -121,14 +129,14 @@ class _Backward(torch.autograd.Function):
 
 def _hidden(first: Tensor, columns: Tensor) -> Tensor:
     """H, `[T, k, M]`. With one task, as in supervised training, it is computed again rather than kept."""
-    return _tanh_(_times_shared(first, columns))
+    return tanh_(_times_shared(first, columns))
 
 
 def _has_fast_tanh(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cpu"
 
 
-def _tanh_(x: Tensor) -> Tensor:
+def tanh_(x: Tensor) -> Tensor:
     """`tanh` in place, of a tensor without a gradient."""
     return x.mul_(2).sigmoid_().mul_(2).sub_(1) if _has_fast_tanh(x) else x.tanh_()
 
@@ -158,6 +166,6 @@ def _shared_sum(left: Tensor, right: Tensor) -> Tensor:
     return left.flatten(0, 1).mT @ right.flatten(0, 1)
 
 
-def _through_tanh(grad: Tensor, hidden: Tensor) -> Tensor:
+def through_tanh(grad: Tensor, hidden: Tensor) -> Tensor:
     """Multiply by D: grad * (1 - hidden^2)."""
     return torch.ops.aten.tanh_backward(grad, hidden)  # type: ignore[no-any-return]

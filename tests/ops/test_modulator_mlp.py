@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metakm.ops.modulator_mlp import _tanh_, tanh, two_layer_mlp
+from metakm.ops.modulator_mlp import tanh, tanh_, two_layer_mlp
 
 TASKS, PIXELS, OUT, IN = 2, 4, 3, 2
 
@@ -68,7 +68,7 @@ def test_the_fast_tangent_is_within_2e_7_and_the_same_in_place():
     x = torch.cat([torch.linspace(-12, 12, 100_001), torch.tensor([0.0, 1e-8, -1e-3, 88.0, -88.0, 1e30, -torch.inf])])
     exact = torch.tanh(x.double())
     assert (tanh(x) - exact).abs().max() <= 2e-7
-    assert torch.equal(tanh(x), _tanh_(x.clone()))
+    assert torch.equal(tanh(x), tanh_(x.clone()))
     assert torch.equal(tanh(x.double()), exact)
     given = x[:1000].clone().requires_grad_()
     tanh(given).sum().backward()

@@ -30,6 +30,7 @@ from metakm.modulation.coverage import check_plain
 from metakm.modulation.modulators.registry import register_modulator
 from metakm.ops.autograd import without_autocast
 from metakm.ops.conv2d import plain_strides
+from metakm.ops.frozen_kernel import modulate_frozen_kernel
 from metakm.ops.modulator_mlp import channels_innermost, tanh, two_layer_mlp
 
 Activation = Literal["tanh", "sin", "leaky_relu", "relu"]
@@ -100,6 +101,9 @@ class KernelModulator(nn.Module):
         with W.
         Differentiable with respect to both W and U.
         """
+        if self._has_fused_form() and self._is_frozen_on_cpu(kernel):
+            first, second = self.layers
+            return plain_strides(modulate_frozen_kernel(kernel, first, second, self.scale), self.kernel_size)
         # The paper's rows are columns here, channels innermost, for long matrix products.
         columns = kernel.flatten(-2).movedim(-1, -3).flatten(-2)  # [..., kh*kw, O*C]
         if self.scale is None:
@@ -125,7 +129,7 @@ class KernelModulator(nn.Module):
 
         Layers with a task axis give a result with one.
         """
-        if self._fused_applies(columns):
+        if columns.dim() == 2 and self._has_fused_form():
             first, second = layers
             if first.dim() == 2:
                 return two_layer_mlp(columns, first.unsqueeze(0), second.unsqueeze(0), out_channels).squeeze(0)
@@ -141,10 +145,15 @@ class KernelModulator(nn.Module):
         """Whether the MLP is the paper's: two layers, tanh, whole matrices."""
         return len(self.layers) == 2 and self.activation == "tanh" and not self.diagonal
 
-    def _fused_applies(self, columns: Tensor) -> bool:
-        """Whether the fused form can be used; under torch.func and tracing, plain operations are."""
+    def _has_fused_form(self) -> bool:
+        """Whether functions with their own derivatives can be used; under torch.func and tracing, plain ones are."""
         looked_into = torch._C._functorch.maybe_current_level() is not None or torch._C._get_tracing_state() is not None
-        return self.is_published and columns.dim() == 2 and not looked_into
+        return self.is_published and not looked_into
+
+    def _is_frozen_on_cpu(self, kernel: Tensor) -> bool:
+        """Whether this is one kernel, for one task, that needs no gradient."""
+        alone = kernel.dim() == 4 and all(layer.dim() == 2 for layer in self.layers)
+        return alone and kernel.device.type == "cpu" and not (kernel.requires_grad and torch.is_grad_enabled())
 
     def extra_repr(self) -> str:
         """Kernel size, activation and start."""
