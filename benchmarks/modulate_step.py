@@ -1,7 +1,7 @@
 """A training step of a modulated ResNet-50 against one of full fine-tuning: `python benchmarks/modulate_step.py`.
 
 Both take the same images, with Adam. Time is the median over rounds in which both take turns; memory is the peak of a
-process of its own that takes three steps, less what it holds before it has a network. Writes
+process of its own that takes three steps, less what it holds before it has a network: the median of five processes. Writes
 results/benchmarks/modulate_step.csv.
 """
 
@@ -79,7 +79,8 @@ def _stepper(method: str, images: int, pixels: int) -> Callable[[], None]:
 def _memory_alone(method: str, images: int, pixels: int, threads: int) -> float:
     flags = {"alone": method, "images": images, "pixels": pixels, "threads": threads}
     command = [sys.executable, __file__, *(f"--{name}={value}" for name, value in flags.items())]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    runs = (subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(5))
+    return statistics.median(float(run.stdout) for run in runs)
 
 
 def _peak_mb(method: str, images: int, pixels: int) -> float:
