@@ -1,8 +1,8 @@
 """A training step of a modulated ResNet-50 against one of full fine-tuning: `python benchmarks/modulate_step.py`.
 
 Both take the same images, with Adam. Time is the median over rounds in which both take turns; memory is the peak of a
-process of its own that takes three steps, less what it holds before it has a network: the median of five processes. Writes
-results/benchmarks/modulate_step.csv.
+process of its own that takes three steps, less what it holds before it has a network, the median of five processes.
+Writes results/benchmarks/modulate_step.csv.
 """
 
 from __future__ import annotations
