@@ -46,8 +46,8 @@ def as_page(rows: Sequence[Measured], core_seconds: float, failed: Sequence[str]
         "# Baselines at one budget\n\nMeta-test accuracy in %, ± the 95 % interval over tasks of 15 queries per class; "
         f"one seed. Each row has {core_seconds / 60:g} minutes of one CPU core for meta-training, not counting "
         "validations and meta-test: as many iterations of `--preset table3` as fit, by the seconds of one in "
-        "`plan.csv` (the fastest of a few). Where a strategy has settings of its own for the preset, they are named. "
-        "So the rows show what each strategy reaches in this time, not what it reaches in the end; one seed "
+        "`plan.csv` (the fastest of a few). Where a strategy has hyper-parameters of its own for the preset, they are "
+        "named. So the rows show what each strategy reaches in this time, not what it reaches in the end; one seed "
         "does not rank close results. `km` and `anil` are in Table III with equal iterations instead of equal time.",
         "Made by `python benchmarks/baselines.py`."
         + (f" Failed or refused, as `plan.csv` says: {', '.join(failed)}." if failed else ""),
@@ -60,7 +60,7 @@ def as_page(rows: Sequence[Measured], core_seconds: float, failed: Sequence[str]
                 "tasks per iteration",
                 "iterations",
                 "core s per iteration",
-                "the strategy's own settings",
+                "the strategy's own hyper-parameters",
             ),
             [_measured(planned, row) for planned, row, _ in rows],
         ),

@@ -32,7 +32,8 @@ def page_lines(rows: Sequence[Row]) -> list[str]:
         "",
         "Accuracy in %, ± the 95 % interval over tasks; all methods share the tasks, with 10 queries per class. In "
         "brackets: the smallest gain over any method on the plain network with as many photos, each paired over the "
-        "tasks that both have.",
+        "tasks that both have. `centroid`, `ridge` and `probe` (logistic regression) are heads on frozen features; "
+        "norm + head and LoRA also adapt the network.",
     ]
     there = {row["method"] for row in rows}
     if len({row["tasks"] for row in rows}) > 1:

@@ -54,8 +54,8 @@ def _claims(table: Table) -> Grid:
         if any(c.seeds_to_tell is not None for c in measured.values()):
             counted = "(seeds; k of n: n needed)"
     header = ("KM minus", *(setting.title for setting in settings))
-    marks = "> higher, < lower (not with one seed), ~ within noise"
-    return Grid(f"KM minus the others, points: {marks} {counted}", header, tuple(lines))
+    marks = "> higher, < lower, ~ within noise"
+    return Grid(f"KM minus the others, in points: {marks} {counted}", header, tuple(lines))
 
 
 def _format_difference(c: Comparison) -> str:
@@ -90,11 +90,11 @@ def _footnotes(table: Table) -> Iterator[str]:
             methods.append(published.method)
     said = [f"{meaning} ({', '.join(methods)})" for meaning, methods in meanings.items() if methods]
     if said:
-        yield f"± of published rows: {'; '.join(said)}. Values that our copy of the paper does not show stay empty."
+        yield f"± of published rows: {'; '.join(said)}. A value that our copy of the paper lacks is left blank."
     if table.cells:
         yield (
             "± of measured rows and differences: the 95 % interval over seeds (Student-t) and meta-test tasks, "
             "combined in quadrature, with the variance that both contain counted once; with one seed, over tasks "
-            "alone. The number of seeds is in parentheses."
+            "alone. The number of seeds is in parentheses; with one, a difference gets neither > nor <."
         )
         yield "A measured row is named by strategy and preset. Only preset paper is the published protocol."
