@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections import Counter
 from typing import cast
@@ -48,7 +49,7 @@ def _fold_norms(model: nn.Module) -> None:
     if not any(_is_foldable(module) for module in model.modules()):
         return
     try:
-        graph = fx.Tracer().trace(model)
+        graph = _graph(copy.deepcopy(model))  # the model's own code may keep what it computes, here proxies
     except Exception as error:  # the model's own code runs on proxies and may raise anything
         warnings.warn(f"Only the weights were folded, not the norms: torch.fx cannot trace ({error})", stacklevel=4)
         return
@@ -57,6 +58,13 @@ def _fold_norms(model: nn.Module) -> None:
         fused = fuse_conv_bn_eval(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm))
         _replace(model, conv_name, fused)
         _replace(model, norm_name, nn.Identity())
+
+
+def _graph(model: nn.Module) -> fx.Graph:
+    """What a call with the images alone does: other parameters of `forward` have their defaults."""
+    others = list(inspect.signature(model.forward).parameters.values())[1:]
+    defaults = {each.name: each.default for each in others if each.default is not each.empty}
+    return fx.Tracer().trace(model, concrete_args=defaults)
 
 
 def _foldable_pairs(graph: fx.Graph, modules: dict[str, nn.Module]) -> list[tuple[str, str]]:

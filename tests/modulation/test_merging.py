@@ -137,6 +137,44 @@ def test_a_model_that_cannot_be_traced_folds_its_weights_and_says_so():
     merge(model, norms=False)
 
 
+class Optional(nn.Module):
+    """Folding is right where a mask is given, and wrong without."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+    def forward(self, x, mask=None, *, power=1):
+        y = self.conv(x)
+        z = self.norm(y) + y if mask is None else self.norm(y) * mask
+        return self.fc((z if power == 1 else z**power).mean((2, 3)))
+
+
+def test_arguments_besides_the_images_have_their_defaults():
+    model, x = trained(Optional()), images()
+    merged = merge(model)
+    torch.testing.assert_close(merged(x), model(x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(merged(x, torch.ones(())), model(x, torch.ones(())), rtol=1e-12, atol=1e-12)
+
+
+class Lazy(Optional):
+    offset = None
+
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        if self.offset is None:
+            self.offset = torch.ones_like(y[:1])
+        return self.fc((y + self.offset).mean((2, 3)))
+
+
+def test_what_a_model_makes_at_its_first_call_is_made_by_the_merged_one():
+    model, x = trained(Lazy()), images()
+    merged = merge(model)
+    assert merged.offset is None
+    torch.testing.assert_close(merged(x), model(x), rtol=1e-12, atol=1e-12)
+    assert identities(merged) == 1
+
+
 def test_layers_that_share_a_kernel_merge_each_with_its_own_modulator():
     model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
     model[1].weight = model[0].weight
