@@ -36,12 +36,13 @@ class CachedParametrization(parametrize.ParametrizationList):
         if not self._may_keep():
             self._kept = None
             return super().forward()
-        if self._kept is None or not self._is_current(self._kept):
+        kept = self._kept  # once: another thread may drop it
+        if kept is None or not self._is_current(kept):
             copies = [tensor.clone() for tensor in self._modulator_tensors()]
             original = self.original
             modulated = super().forward()
-            self._kept = _Kept(modulated, _version(modulated), original.detach(), original._version, copies)
-        return self._kept.modulated
+            kept = self._kept = _Kept(modulated, _version(modulated), original.detach(), original._version, copies)
+        return kept.modulated
 
     def _may_keep(self) -> bool:
         original = self.original

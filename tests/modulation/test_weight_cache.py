@@ -10,6 +10,7 @@ from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from metakm.modulation import make_pack, modulate, swap
+from metakm.modulation.weight_cache import CachedParametrization
 
 MODULATORS = ("kernel", "channel", "low-rank")
 
@@ -156,10 +157,22 @@ def test_another_precision_is_computed_anew(model):
 
 
 def test_tensors_of_inference_mode_do_not_count_writes_and_are_not_kept():
+    made = modulate(network().eval(), classifier="5")
     with torch.inference_mode():
-        model = modulate(network().eval(), classifier="5")
+        model = copy.deepcopy(made)
         model(IMAGES)
     assert kept(model) is None
+
+
+def test_another_thread_may_drop_what_is_kept_at_any_moment(model, monkeypatch):
+    expected, is_current = output(model), CachedParametrization._is_current
+
+    def dropped(layer, kept):
+        layer._kept = None
+        return is_current(layer, kept)
+
+    monkeypatch.setattr(CachedParametrization, "_is_current", dropped)
+    assert torch.equal(output(model), expected)
 
 
 @torch.no_grad()
