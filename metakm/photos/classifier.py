@@ -86,7 +86,8 @@ class PhotoClassifier:
         """Calibrated probabilities of images that are squares of the right size, uint8 `[n, 3, S, S]`."""
         device = next(self.network.parameters()).device
         images = normalise(torch.from_numpy(pixels).to(device), self.preprocessing)
-        logits = self.network(images).double().cpu()
+        with torch.autocast(device.type, enabled=False):
+            logits = self.network(images).double().cpu()
         found: npt.NDArray[np.float64] = torch.softmax(logits / self.temperature, dim=1).numpy()
         return found
 
@@ -107,11 +108,21 @@ class PhotoClassifier:
             return torch.from_numpy(np.stack([decode(photo, self.preprocessing) for photo in photos]))
 
     def score(self, photos: Any, labels: Sequence[Any]) -> float:
-        """Share of photos whose most likely class is their label."""
+        """Share of photos whose most likely class is their label.
+
+        Raises:
+            UserError: a photo that cannot be read, another number of labels than photos, or none that is a class.
+        """
         found = self.predict(photos, threshold=0.0)
         if len(found) != len(labels):
             raise UserError(f"Expected one label per photo, got {len(labels)} for {len(found)} photos")
-        return float(np.mean(found == np.array([normal_form(name) for name in class_names(labels)])))
+        names = [normal_form(name) for name in class_names(labels)]
+        if not set(names) & set(self.classes_.tolist()):
+            classes = ", ".join(map(repr, self.classes_[:4].tolist()))
+            raise UserError(
+                f"Expected labels such as {classes}, got none of these classes but {names[0]!r}; convert them"
+            )
+        return float(np.mean(found == np.array(names)))
 
     def save(self, path: str | Path) -> None:
         """Write the pack: all that prediction needs but the base itself."""

@@ -422,6 +422,17 @@ def test_predict_takes_photos_alone(shop, base):
             fitted.predict(given)
 
 
+def test_a_score_needs_labels_of_its_classes_and_no_autocast(base):
+    photos = [photo((200, 30, 20), 0), photo((30, 40, 190), 1)]
+    fitted = metakm.fit(photos, [0, 1], base=base, method="head", validation="none")
+    assert fitted.score(photos, [0, 1]) == 1
+    with pytest.raises(UserError, match=r"Expected labels such as '0', '1', got none of these classes but '0\.0'"):
+        fitted.score(photos, [0.0, 1.0])
+    expected = fitted.predict_proba(photos)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(fitted.predict_proba(photos), expected)
+
+
 def test_labels_that_name_no_class_and_keys_that_are_one_text_are_refused(base):
     photos = [photo((200, 30, 20), i) for i in range(4)]
     for labels in (["a", "a", "b", None], ["a", "a", "b", float("nan")], ["a", "a", "b", ""], ["a", "a", "b", 1]):
