@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, cast, get_args
 
-from torch import nn
+from torch import inference_mode, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from metakm.errors import UserError, unknown_name
-from metakm.modulation.coverage import check_coverage
+from metakm.modulation.coverage import check_coverage, check_writable
 from metakm.modulation.modulators import Activation, Initialisation, Start, modulator_class
 from metakm.modulation.new_modulator import DEPTH, modulator_for
 from metakm.modulation.norms import is_norm
@@ -47,6 +47,7 @@ class Attachment:
     statistics: Statistics = "task"
 
 
+@inference_mode(False)
 def modulate(
     model: nn.Module,
     layers: Layers | None = None,
@@ -91,8 +92,8 @@ def modulate(
         UserError: a name that matches no convolution, an unknown classifier, modulator, activation, init or start, a
             modulator that does not start as `start` says or would ignore an argument, a layer whose weight is computed
             (weight_norm, pruning), lazy or on the meta device, a model without Conv2d layers, wrapped (DataParallel),
-            compiled, or modulated already, or without `layers` one whose convolutions hold less than a tenth of the
-            parameters outside the classifier. `model` is then unchanged.
+            compiled, made in inference mode or modulated already, or without `layers` one whose convolutions hold less
+            than a tenth of the parameters outside the classifier. `model` is then unchanged.
     """
     if unwrap(model) is not model:
         wrapper = type(model).__name__
@@ -102,6 +103,7 @@ def modulate(
     modulator = modulator_class(modulator) if isinstance(modulator, str) else modulator
     if not (isinstance(modulator, type) and issubclass(modulator, nn.Module)):
         raise UserError(f"Expected modulator to be a name or a class of modules, got {modulator!r:.100}")
+    check_writable(model.parameters())
     _check_classifier(model, classifier)
     for name, value, known in (
         ("statistics", statistics, Statistics), ("start", start, Start), ("activation", activation, Activation),
@@ -123,8 +125,7 @@ def modulate(
         name: modulator_for(convolutions[name], name, modulator, start, depth, activation, init) for name in chosen
     }
     if layers is None:  # a caller who chooses layers knows what is left out
-        head = [] if classifier is None else list(model.get_submodule(classifier).modules())
-        check_coverage(model, convolutions, head)
+        check_coverage(model, convolutions, [] if classifier is None else model.get_submodule(classifier).modules())
     model.requires_grad_(False)
     for name, network in modulators.items():
         _attach(convolutions[name], network)
@@ -140,10 +141,9 @@ def _check_classifier(model: nn.Module, classifier: str | None) -> None:
     if classifier is None:
         return
     if not isinstance(classifier, str) or classifier not in dict(model.named_modules()):
-        children = [name for name, _ in model.named_children()]
         raise UserError(
             f"Expected classifier to name a submodule, got {classifier!r:.100}; the model's own are "
-            f"{', '.join(children)}, or pass None"
+            f"{', '.join(name for name, _ in model.named_children())}, or pass None"
         )
     for name, parameter in model.get_submodule(classifier).named_parameters():
         if is_lazy(parameter):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from metakm.io.tensor_file import update_digest
 from metakm.modulation.attachment import Statistics, within
+from metakm.modulation.coverage import check_writable
 from metakm.modulation.norms import is_norm
 from metakm.modulation.weight_cache import CachedParametrization
 
@@ -34,7 +35,11 @@ class TensorPartition(NamedTuple):
 def partition_tensors(
     model: nn.Module, implicit: bool, classifier: str | None, statistics: Statistics = "task"
 ) -> TensorPartition:
-    """Split the tensors into the task's and the base's, for `modulate`'s arguments of these names."""
+    """Split the tensors into the task's and the base's, for `modulate`'s arguments of these names.
+
+    Raises:
+        UserError: a tensor that was made in inference mode.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
     found = TensorPartition({}, {})
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -50,6 +55,7 @@ def partition_tensors(
             moves = implicit if isinstance(tensor, nn.Parameter) else statistics == "task"
             of_norm = moves and is_norm(modules[name.rpartition(".")[0]])
             (found.task if of_norm or within(name, classifier) else found.base)[name] = tensor
+    check_writable([*found.task.values(), *found.base.values()])
     return found
 
 

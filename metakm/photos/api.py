@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from metakm.data.labels import check_labels, plain_label
@@ -58,6 +59,8 @@ def fit(
     return fit_listing(as_listing(images, labels), chosen)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 @float32_by_default()
 def fit_listing(
     listing: PhotoListing,

@@ -129,6 +129,7 @@ class PhotoClassifier:
         write_pack(self.pack, path)
 
 
+@torch.inference_mode(False)
 @float32_by_default()
 def load_classifier(
     path: str | Path, base: str | os.PathLike[str] | None = None, weights: Path | None = None, device: str = "cpu"

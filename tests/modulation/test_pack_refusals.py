@@ -197,6 +197,15 @@ def test_saving_says_what_it_cannot_do(base, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def test_a_model_made_in_inference_mode_is_refused_and_stays_as_it_was(base, packed):
+    with torch.inference_mode():
+        made, modulated = copy.deepcopy(base), copy.deepcopy(modulate(base))
+    for refused in (lambda: modulate(made), lambda: load_pack(made, packed[1]), lambda: swap(modulated, packed[1])):
+        with pytest.raises(metakm.UserError, match=r"got one made in torch\.inference_mode; build it outside"):
+            refused()
+    assert all(parameter.requires_grad for parameter in made.parameters())
+
+
 def test_a_pack_is_not_made_of_a_model_that_trains_its_base():
     model = modulate(Mixed())
     model.stem.bias.requires_grad_(True)

@@ -433,6 +433,19 @@ def test_a_score_needs_labels_of_its_classes_and_no_autocast(base):
         assert np.array_equal(fitted.predict_proba(photos), expected)
 
 
+def test_gradients_and_inference_mode_outside_do_not_matter(base, tmp_path):
+    photos = [photo((200, 30, 20), 0), photo((30, 40, 190), 1)]
+    settings = {"base": base, "method": "norm", "validation": "none"}
+    expected = metakm.fit(photos, [0, 1], **settings)
+    expected.save(tmp_path / "a.safetensors")
+    expected = expected.predict_proba(photos)
+    for block in (torch.inference_mode(), torch.no_grad()):
+        with block:
+            assert np.array_equal(metakm.fit(photos, [0, 1], **settings).predict_proba(photos), expected)
+            loaded = metakm.load_classifier(tmp_path / "a.safetensors", base=base)
+            assert np.array_equal(loaded.predict_proba(photos), expected)
+
+
 def test_labels_that_name_no_class_and_keys_that_are_one_text_are_refused(base):
     photos = [photo((200, 30, 20), i) for i in range(4)]
     for labels in (["a", "a", "b", None], ["a", "a", "b", float("nan")], ["a", "a", "b", ""], ["a", "a", "b", 1]):
