@@ -19,8 +19,11 @@ from metakm.io.files import expanded
 
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 
-_DAMAGED_EXIF = (SyntaxError, struct.error, LookupError, TypeError, ValueError, ArithmeticError, OSError)
-"""What Pillow raises over them."""
+DAMAGED = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, TypeError, LookupError, MemoryError, RuntimeError,
+    ArithmeticError,
+)  # fmt: skip
+"""What Pillow and its plugins raise over files, or EXIF data, that are not whole."""
 
 
 def decode(data: bytes, where: str, mode: str, side: int, upright: bool = False) -> npt.NDArray[np.uint8]:
@@ -42,8 +45,10 @@ def decode(data: bytes, where: str, mode: str, side: int, upright: bool = False)
                 small = turned.convert(mode).resize((side, side), Image.Resampling.LANCZOS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"Expected an image of usual size, got {error} from {where}; make it smaller") from error
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise UserError(f"Expected an image, got {error} from {where}; fetch it again") from error
+    except DAMAGED as error:
+        raise UserError(
+            f"Expected an image, got {str(error) or type(error).__name__} from {where}; fetch it again"
+        ) from error
     array = np.asarray(small)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
@@ -78,7 +83,7 @@ def turned_upright(image: Image.Image) -> Image.Image:
     image.load()  # damaged pixels raise here
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except _DAMAGED_EXIF:
+    except DAMAGED:
         return image
     return image if turn is None else image.transpose(turn)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import struct
 import threading
 import warnings
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from metakm.data.decode import turned_upright
+from metakm.data.decode import DAMAGED, turned_upright
 from metakm.errors import UserError
 from metakm.models.pretrained import Interpolation
 
@@ -24,8 +23,6 @@ LARGEST = 2**30
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _PHONE = frozenset({".heic", ".heif"})
 _limit = threading.Lock()
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, TypeError, LookupError, MemoryError, RuntimeError)
-"""What Pillow and its plugins raise over files that are not whole."""
 
 
 def read_photo(path: Path, side: int, interpolation: Interpolation = "bicubic") -> npt.NDArray[np.uint8]:
@@ -46,8 +43,8 @@ def read_photo(path: Path, side: int, interpolation: Interpolation = "bicubic") 
         raise UserError(f"Expected an image of at most {LARGEST:,} pixels, got more in {path}; reduce it") from error
     except UnidentifiedImageError as error:
         raise UserError(f"Expected an image, got {_content(path)}, {path}; convert it, or leave it out") from error
-    except _DAMAGED as error:
-        raise UserError(f"Expected a whole image, got {error or type(error).__name__} from {path}") from error
+    except DAMAGED as error:
+        raise UserError(f"Expected a whole image, got {str(error) or type(error).__name__} from {path}") from error
 
 
 def square(image: Image.Image, side: int, interpolation: Interpolation = "bicubic") -> npt.NDArray[np.uint8]:
@@ -58,8 +55,8 @@ def square(image: Image.Image, side: int, interpolation: Interpolation = "bicubi
     """
     try:
         return _square(image, side, interpolation)
-    except _DAMAGED as error:
-        raise UserError(f"Expected a whole image, got {error or type(error).__name__}; leave it out") from error
+    except DAMAGED as error:
+        raise UserError(f"Expected a whole image, got {str(error) or type(error).__name__}; leave it out") from error
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
 import io
+import struct
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -57,6 +58,17 @@ def test_one_bit_images_are_resized_as_grey() -> None:
 def test_what_is_no_whole_image_is_refused_by_name(data: bytes) -> None:
     with pytest.raises(UserError, match=r"Expected an image, got .* from the\.zip: a\.png; fetch it again"):
         decode(data, "the.zip: a.png", "RGB", 20)
+
+
+def test_a_tiff_with_a_damaged_second_directory_is_refused_by_name(tmp_path: Path) -> None:
+    whole = bytearray(encoded(picture(), "TIFF"))
+    (first,) = struct.unpack("<I", whole[4:8])
+    (entries,) = struct.unpack("<H", whole[first : first + 2])
+    after = first + 2 + 12 * entries
+    whole[after : after + 4] = struct.pack("<I", len(whole))
+    (tmp_path / "a.tif").write_bytes(whole + bytes(6))  # a second directory, without entries
+    with pytest.raises(UserError, match=r"Expected an image, got .* from .*a\.tif; fetch it again"):
+        read_images(tmp_path / "a.tif", (3, 8, 8))
 
 
 def flat(mode: str, colour: Any = 0) -> Image.Image:
