@@ -23,6 +23,9 @@ LARGEST = 2**30
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _PHONE = frozenset({".heic", ".heif"})
 _limit = threading.Lock()
+_filters = threading.Lock()
+_within = 0  # of the blocks of `without_warnings`
+_usual = contextlib.ExitStack()  # restores the filters from before the first of them
 
 
 def read_photo(path: Path, side: int, interpolation: Interpolation = "bicubic") -> npt.NDArray[np.uint8]:
@@ -63,11 +66,22 @@ def square(image: Image.Image, side: int, interpolation: Interpolation = "bicubi
 def without_warnings() -> Iterator[None]:
     """Within the block, Pillow says nothing about metadata and sizes; what cannot be read raises all the same.
 
-    For all threads of the process: one of them enters it, before the others read.
+    For all threads of the process, from the first that enters a block to the last that leaves one: the filters are the
+    process's own, and threads that put them back in another order would not restore them.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    global _within
+    with _filters:
+        if not _within:
+            _usual.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        _within += 1
+    try:
         yield
+    finally:
+        with _filters:
+            _within -= 1
+            if not _within:
+                _usual.close()
 
 
 def _open(path: Path) -> Image.Image:

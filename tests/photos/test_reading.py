@@ -1,6 +1,7 @@
 """Photographs of every kind that people have, and files that are none."""
 
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from metakm import UserError
-from metakm.photos.reading import read_photo
+from metakm.photos.reading import read_photo, without_warnings
 
 
 def saved(folder, image, name, **options):
@@ -128,6 +129,17 @@ def test_what_is_no_photo_is_named(name, content, message, tmp_path):
     with pytest.raises(UserError, match=message) as error:
         read_photo(path, 32)
     assert name in str(error.value)
+
+
+def test_warnings_come_back_once_the_last_of_several_threads_is_done():
+    before = list(warnings.filters)
+    first, second = without_warnings(), without_warnings()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert warnings.filters[0][0] == "ignore"
+    second.__exit__(None, None, None)
+    assert warnings.filters == before
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
