@@ -59,7 +59,7 @@ def pretrained(backbone: str, weights: str, classes: int) -> Network:
     else:
         model = torchvision.models.resnet50(num_classes=classes)
     if weights != "random":
-        state = _of_paper() if weights == PRETRAINED else read_weights(weights)
+        state = _of_paper() if weights == PRETRAINED else read_weights(weights, model)
         kept = {name: tensor for name, tensor in model.state_dict().items() if _is_classifiers(name)}
         given = {name: tensor for name, tensor in state.items() if not _is_classifiers(name)}
         take_weights(model, {**kept, **given}, weights)

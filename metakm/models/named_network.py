@@ -85,7 +85,7 @@ def load_backbone_weights(network: nn.Module, name: str, weights: str | None) ->
     if weights == PRETRAINED:
         raise UserError(f"Expected a file for --weights, got {PRETRAINED}: {name} has no published weights")
     dropped = getattr(network, "_dropped_classifier", None)
-    found = {k: v for k, v in read_weights(weights).items() if not _within(k, dropped)}
+    found = {k: v for k, v in read_weights(weights, network).items() if not _within(k, dropped)}
     take_weights(network, found, weights)
 
 

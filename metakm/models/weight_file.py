@@ -20,8 +20,10 @@ _WRAPPERS = ("loop", "state_dict", "model_state_dict", "model")
 _log = logging.getLogger(__name__)
 
 
-def read_weights(path: Path | str) -> dict[str, Tensor]:
+def read_weights(path: Path | str, network: nn.Module) -> dict[str, Tensor]:
     """The tensors of a state dict, from `torch.save` in its order, or from safetensors. Nothing in it is executed.
+
+    Unless it has some of the network's names, `module.`, which `nn.DataParallel` puts before each, is taken off.
 
     Raises:
         UserError: no such file, or one that holds anything but tensors by name.
@@ -46,7 +48,10 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
             found = found[wrapper]
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise UserError(f"Expected a state dict in {path}, got {type(found).__name__}; save model.state_dict()")
-    return {str(name).removeprefix("module."): tensor for name, tensor in found.items()}
+    tensors = {str(name): tensor for name, tensor in found.items()}
+    if tensors.keys() & network.state_dict().keys():
+        return tensors
+    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
 
 
 def take_weights(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:

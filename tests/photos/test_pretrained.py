@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -135,7 +136,15 @@ def test_weights_fit_strictly_by_name_or_by_order(tmp_path):
         elif content is not None:
             torch.save(content, path)
         with pytest.raises(UserError, match=message):
-            read_weights(path)
+            read_weights(path, network)
+
+
+def test_the_prefix_of_data_parallel_is_taken_off_unless_it_is_the_networks_own(tmp_path):
+    network = torch.nn.Sequential(OrderedDict(module=torch.nn.Linear(2, 3), last=torch.nn.Linear(3, 2)))
+    own = network.state_dict()
+    for prefix in ("", "module."):
+        torch.save({f"{prefix}{name}": tensor for name, tensor in own.items()}, tmp_path / "weights.pt")
+        assert read_weights(tmp_path / "weights.pt", network).keys() == own.keys()
 
 
 def test_without_a_network_timm_is_refused_in_one_message():
