@@ -27,7 +27,7 @@ class Source(abc.ABC):
     """Files under '/'-separated names."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = path.absolute()  # "." has no name
 
     @abc.abstractmethod
     def names(self) -> list[str]:
@@ -38,8 +38,8 @@ class Source(abc.ABC):
         """Open for reading: yields a function that maps a name to the file's bytes, and raises UserError."""
 
     @abc.abstractmethod
-    def stamps(self) -> list[tuple[str, int, int]]:
-        """Name, size and modification time of every file that the content depends on."""
+    def stamps(self) -> list[tuple[str, int, int, int]]:
+        """Name, size, time of the content and of the last change of every file that the content depends on."""
 
 
 class Member(NamedTuple):
@@ -79,8 +79,8 @@ class ZipSource(Source):
 
             yield read
 
-    def stamps(self) -> list[tuple[str, int, int]]:
-        """The archive's own name, size and time."""
+    def stamps(self) -> list[tuple[str, int, int, int]]:
+        """The archive's own name, size and times."""
         return [_stamp(self.path, self.path.name)]
 
     def _archive(self) -> zipfile.ZipFile:
@@ -121,8 +121,8 @@ class TarSource(Source):
         absent = ", ".join(sorted(set(names) - set(found)))
         raise UserError(f"Expected {absent} in {self.path}, got none; fetch it again")
 
-    def stamps(self) -> list[tuple[str, int, int]]:
-        """The archive's own name, size and time."""
+    def stamps(self) -> list[tuple[str, int, int, int]]:
+        """The archive's own name, size and times."""
         return [_stamp(self.path, self.path.name)]
 
 
@@ -156,8 +156,8 @@ class FolderSource(Source):
 
         yield read
 
-    def stamps(self) -> list[tuple[str, int, int]]:
-        """Name, size and time of every file below the folder."""
+    def stamps(self) -> list[tuple[str, int, int, int]]:
+        """Name, size and times of every file below the folder."""
         return [_stamp(path, name) for name, path in self._walk()]
 
     def _walk(self) -> list[tuple[str, Path]]:
@@ -216,11 +216,11 @@ def require_source(roots: Iterable[Path], folder: str, names: Sequence[str], rem
 
 def unwrap_folder(path: Path) -> Path:
     """The folder, or its only subfolder if that has the same name, as unpacking into such a folder makes it."""
-    inner = path / path.name
+    inner = path / path.absolute().name
     if not inner.is_dir():
         return path
     with os.scandir(path) as entries:
-        others = any(not is_hidden(entry.name) and entry.name != path.name for entry in entries)
+        others = any(not is_hidden(entry.name) and entry.name != inner.name for entry in entries)
     return path if others else inner
 
 
@@ -234,7 +234,7 @@ def missing(wanted: str, folders: Iterable[Path], remedy: str) -> UserError:
     )
 
 
-def _stamp(path: Path, name: str) -> tuple[str, int, int]:
+def _stamp(path: Path, name: str) -> tuple[str, int, int, int]:
     try:
         try:
             status = path.stat()
@@ -242,7 +242,7 @@ def _stamp(path: Path, name: str) -> tuple[str, int, int]:
             status = path.lstat()  # a dangling link, which may not be among the files to read
     except OSError as error:
         raise _unreadable(str(path), error) from error
-    return name, status.st_size, status.st_mtime_ns
+    return name, status.st_size, status.st_mtime_ns, status.st_ctime_ns  # of which an archive sets all but the last
 
 
 def _unreadable(where: str, error: Exception) -> UserError:

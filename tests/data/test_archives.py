@@ -1,4 +1,5 @@
 import os
+import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from metakm.data import archives as sources
-from metakm.data.archives import FolderSource, ZipSource, find_source, fingerprint
+from metakm.data.archives import FolderSource, ZipSource, find_source, fingerprint, unwrap_folder
 from metakm.errors import UserError
 
 
@@ -53,6 +54,31 @@ def test_the_fingerprint_follows_version_size_and_time(pair: tuple[ZipSource, Fo
     os.utime(extra, ns=(1, 1))
     assert fingerprint("1", pair) not in seen
     assert fingerprint("1", pair[:1]) in seen
+
+
+def test_files_of_the_same_names_sizes_and_times_are_told_apart_but_may_be_moved(tmp_path: Path) -> None:
+    (folder := tmp_path / "here" / "top").mkdir(parents=True)
+    seen = set()
+    for content in b"AB":
+        (folder / "a.bmp").write_bytes(bytes([content]))
+        os.utime(folder / "a.bmp", ns=(1, 1))
+        seen.add(fingerprint("1", [FolderSource(folder)]))
+        time.sleep(0.05)  # file systems count in steps of a few ms
+    assert len(seen) == 2
+    folder.parent.rename(tmp_path / "there")
+    assert fingerprint("1", [FolderSource(tmp_path / "there" / "top")]) in seen
+
+
+@pytest.mark.usefixtures("pair")
+def test_the_current_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path / "top")
+    source = FolderSource(unwrap_folder(Path()))
+    assert source.names() == ["top/b.txt", "top/sub/a.txt"]
+    (tmp_path / "top" / "b.txt").rename(tmp_path / "b.txt")
+    (tmp_path / "top" / "sub").rename(tmp_path / "top" / "top")
+    assert FolderSource(unwrap_folder(Path())).names() == ["top/a.txt"]
+    with source.reader() as read:
+        assert read("top/top/a.txt") == b"A"
 
 
 @pytest.mark.usefixtures("pair")

@@ -124,6 +124,20 @@ def test_a_flat_folder_is_divided_by_its_own_seed(flat):
     assert any(splits(seed) != first for seed in (1, 2))
 
 
+def test_a_flat_folder_may_be_the_current_one_and_its_photographs_are_upright(flat, monkeypatch):
+    for path in flat.rglob("*.png"):
+        path.unlink()
+        turned = Image.new("RGB", (20, 10), (255, 255, 255))
+        turned.paste((0, 0, 0), (0, 0, 10, 10))  # dark on the left
+        exif = Image.Exif()
+        exif[0x0112] = 6  # shown a quarter turn clockwise, dark on top
+        turned.save(path.with_suffix(".jpg"), exif=exif, quality=95)
+    monkeypatch.chdir(flat)
+    dataset = load_dataset("folder", "val", root=".", image_size=32, class_split="6/2/2")
+    assert dataset.counts.tolist() == [5, 5]
+    assert dataset.images[:, :, 2:14].max() < 20 < 235 < dataset.images[:, :, 18:30].min()
+
+
 def test_a_run_on_a_flat_folder_keeps_its_split(flat, tmp_path):
     flags = f"--dataset folder --data-root {flat} --ways 2 --split 6/2/2 --split-seed 3 --image-size 16 --iterations 1"
     assert main([*flags.split(), *SMALL.split(), "--out", str(tmp_path / "out")]) == 0
