@@ -60,9 +60,17 @@ class AlternatingSampler:
     """Episode i is episode i of dataset number i modulo their number, whatever batch it is in.
 
     Episodes number their classes over all datasets, in the datasets' order.
+
+    Raises:
+        UserError: no samplers, or some that differ in ways, shots or queries, or in the shape of images.
     """
 
     def __init__(self, samplers: Sequence[EpisodeSampler]) -> None:
+        sizes = sorted({(sampler.ways, sampler.shots, sampler.queries) for sampler in samplers})
+        if len(sizes) != 1:
+            raise UserError(
+                f"Expected samplers of the same (ways, shots, queries), got {sizes or 'none'}; make them so"
+            )
         self.samplers, self.ways = tuple(samplers), samplers[0].ways
         self.dataset = AlternatingDatasets(tuple(sampler.dataset for sampler in samplers))
 
@@ -81,6 +89,8 @@ class AlternatingSampler:
 
     def hash(self, index: int, tasks: int) -> str:
         """See `EpisodeSampler.hash`."""
+        if tasks < 1:
+            return self.samplers[0].hash(index, tasks)  # which refuses it
         numbers = range(index, index + tasks)
         return _digest(self.samplers[number % len(self.samplers)].hash(number, 1) for number in numbers)
 

@@ -53,9 +53,17 @@ def test_images_of_different_shapes_are_refused():
         AlternatingSampler([EpisodeSampler(dataset("a", 5), 3, 1, 2), EpisodeSampler(dataset("b", 5, side=8), 3, 1, 2)])
 
 
+def test_samplers_of_different_sizes_and_none_are_refused():
+    with pytest.raises(UserError, match=r"same \(ways, shots, queries\), got \[\(2, 1, 2\), \(3, 1, 2\)\]"):
+        AlternatingSampler([samplers()[0], EpisodeSampler(dataset("c", 5), 2, 1, 2)])
+    with pytest.raises(UserError, match="got none"):
+        AlternatingSampler([])
+
+
 def test_no_tasks_are_refused_as_by_one_sampler():
-    with pytest.raises(UserError, match="tasks >= 1"):
-        AlternatingSampler(samplers()).batch(0, 0)
+    for method in (AlternatingSampler.batch, AlternatingSampler.hash):
+        with pytest.raises(UserError, match="tasks >= 1"):
+            method(AlternatingSampler(samplers()), 0, 0)
 
 
 def test_the_command_line_takes_several_names():
