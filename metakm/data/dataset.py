@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 
 from metakm.data.labels import label_array, names_in, names_of, plain_label
@@ -183,6 +184,8 @@ def _pair(item: Any, index: int) -> tuple[npt.NDArray[np.uint8], Any]:
         if image.mode not in ("L", "RGB"):
             raise UserError(f'Expected images in mode "L" or "RGB", got {image.mode} for item {index}; convert them')
         array = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
+    elif isinstance(image, torch.Tensor):  # also one that takes gradients, and of 16 bits
+        array = (image.float() if image.is_floating_point() else image).numpy(force=True)
     else:
         array = np.asarray(image)
     if array.ndim != 3 or array.shape[0] not in (1, 3) or array.size == 0:

@@ -23,6 +23,8 @@ def label_array(labels: Sequence[Any] | npt.NDArray[Any]) -> npt.NDArray[Any]:
         marks = np.asarray(labels)
     except ValueError as error:  # rows of different lengths
         raise UserError(f"Expected one label per image, got {error}; pass labels as [M]") from error
+    if not len(np.atleast_1d(marks)):
+        raise UserError("Expected at least one image with its label, got none")
     if marks.ndim != 1:
         raise UserError(f"Expected one label per image, got labels {list(marks.shape)}; pass labels as [M]")
     mask = np.ma.getmaskarray(labels).tolist() if isinstance(labels, np.ma.MaskedArray) else [False] * len(marks)
@@ -109,9 +111,9 @@ def names_of(kinds: npt.NDArray[Any], class_names: Sequence[str]) -> tuple[str, 
     Raises:
         UserError: labels that are not such numbers.
     """
-    if not np.issubdtype(kinds.dtype, np.integer) or kinds[0] < 0 or kinds[-1] >= len(class_names):
+    if kinds.dtype.kind not in "iub" or kinds[0] < 0 or kinds[-1] >= len(class_names):
         raise UserError(
             f"Expected labels from 0 to {len(class_names) - 1}, one for each of the class names, got {kinds[0]} to "
             f"{kinds[-1]}; name all classes"
         )
-    return tuple(str(class_names[kind]) for kind in kinds)
+    return tuple(str(class_names[kind]) for kind in kinds.tolist())

@@ -61,7 +61,7 @@ def test_the_split_hash_tells_names_counts_and_split_apart() -> None:
     [
         (IMAGES.astype(np.float32), [0] * 5, "uint8"),
         (IMAGES[:, 0], [0] * 5, r"\[M, C, H, W\], got uint8 \[5, 2, 2\]"),
-        (IMAGES[:0], [], "uint8"),
+        (IMAGES[:0], [], "at least one image"),
         (IMAGES, [0] * 4, "one label per image"),
         (IMAGES, np.zeros((5, 1)), "one label per image"),
     ],
@@ -141,6 +141,12 @@ def test_from_dataset_takes_tensors_arrays_and_pictures_alike() -> None:
     assert grey.class_names == ("a", "b")
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+def test_from_dataset_takes_tensors_of_any_precision_that_take_gradients(kind: torch.dtype) -> None:
+    image = torch.tensor([[[0.0, 0.25], [0.5, 1.0]]], dtype=kind, requires_grad=True)
+    assert FewShotDataset.from_dataset(Items((image, 0))).images.tolist() == [[[[0, 64], [128, 255]]]]
+
+
 def test_from_dataset_takes_a_torchvision_dataset(tmp_path: Path) -> None:
     for name, level in (("crow", 10), ("jay", 200)):
         (tmp_path / name).mkdir()
@@ -156,6 +162,8 @@ def test_classes_of_a_dataset_may_be_a_tuple() -> None:
     items = Items((np.zeros((1, 2, 2), np.uint8), 0), (np.zeros((1, 2, 2), np.uint8), 1))
     items.classes = ("crow", "jay")  # type: ignore[attr-defined]
     assert FewShotDataset.from_dataset(items).class_names == ("crow", "jay")
+    items.pairs = tuple((image, bool(label)) for image, label in items.pairs)  # type: ignore[misc]
+    assert FewShotDataset.from_dataset(items).class_names == ("crow", "jay")
 
 
 @pytest.mark.parametrize("classes", [["only"], ["same", "same"], [("a", "b"), ("c",)], 2, None])
@@ -170,6 +178,8 @@ def test_class_names_must_name_every_label() -> None:
     for labels in ([0, 0, 0, 2, 2], [-1, 0, 0, 1, 1], ["a", "a", "b", "b", "b"]):
         with pytest.raises(UserError, match="Expected labels from 0 to 1, one for each of the class names"):
             FewShotDataset.from_arrays(IMAGES, labels, class_names=["crow", "jay"])
+    with pytest.raises(UserError, match="at least one image"):
+        FewShotDataset.from_arrays(IMAGES[:0], [], class_names=["crow", "jay"])
 
 
 GOOD = (np.zeros((1, 2, 2), np.uint8), 0)
