@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,10 @@ def load_dataset(
     entry = datasets.get(name)
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
+    try:
+        image_size = operator.index(image_size)
+    except TypeError as error:
+        raise UserError(f"Expected image_size to be a whole number of pixels, got {image_size!r}") from error
     if image_size < 0 or (image_size and not entry.resized):
         resized = ", ".join(sorted(name for name, entry in datasets.entries.items() if entry.resized))
         raise UserError(

@@ -79,6 +79,8 @@ def test_links_to_folders_elsewhere_are_followed_and_no_image_comes_twice(root: 
 def test_the_size_can_be_chosen_and_is_kept_apart_in_the_cache(root: Path) -> None:
     shapes = [load_dataset("folder", "val", root=root, image_size=size).image_shape for size in (0, 32, 84, 32)]
     assert shapes == [(3, 84, 84), (3, 32, 32), (3, 84, 84), (3, 32, 32)]
+    with pytest.raises(UserError, match=r"a whole number of pixels, got 32\.0"):
+        load_dataset("folder", "val", root=root, image_size=32.0)  # type: ignore[arg-type]
 
 
 def test_other_datasets_keep_their_size() -> None:
