@@ -39,14 +39,14 @@ def _run(arguments: Sequence[str] | None) -> int:
     pool = Pool(options, _log_folder(configs[0].out))
     plan = make_plan(configs)
     with StopRequest() as stop:
-        return _show(plan, pool) if options.dry_run else _work(plan, pool, stop)
+        return _show(plan, pool, stop) if options.dry_run else _work(plan, pool, stop)
 
 
-def _show(plan: list[Planned], pool: Pool) -> int:
+def _show(plan: list[Planned], pool: Pool, stop: StopRequest) -> int:
     if pool.threads:
         torch.set_num_threads(pool.threads)
     with pool.environment(plan[0].config.device):
-        plan, seconds = estimate(plan)
+        plan, seconds = estimate(plan, stop)
     jobs = max(1, min(pool.size, sum(p.missing for p in plan)))
     print(plan_text(plan))  # noqa: T201
     print(  # noqa: T201

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from metakm.cli.progress import duration
-from metakm.cli.signals import StopRequest
+from metakm.cli.signals import Stoppable
 from metakm.config import RunConfig
 from metakm.errors import UserError
 from metakm.learning.memory import TooLittleMemoryError
@@ -23,17 +23,22 @@ class Cost(NamedTuple):
     task: float  # of meta-validation or meta-test
 
 
-def estimate(plan: Iterable[Planned]) -> tuple[list[Planned], float]:
+def estimate(plan: Iterable[Planned], stop: Stoppable) -> tuple[list[Planned], float]:
     """The plan with the time of each missing run in its note, and the seconds of all together.
 
     Runs that differ in their seed alone share a trial. A run that cannot start is blocked.
+
+    Raises:
+        KeyboardInterrupt: a stop was requested before the last trial.
     """
     costs: dict[RunConfig, Cost | UserError] = {}
     estimated, total = [], 0.0
     for planned in plan:
         if planned.missing:
             key = dataclasses.replace(planned.config, seed=0)
-            costs[key] = cost = costs.get(key) or measure(key)
+            if stop.requested:
+                raise KeyboardInterrupt
+            costs[key] = cost = costs.get(key) or measure(key, stop)
             if isinstance(cost, Cost):
                 seconds = seconds_left(planned, cost)
                 total += seconds
@@ -44,10 +49,10 @@ def estimate(plan: Iterable[Planned]) -> tuple[list[Planned], float]:
     return estimated, total
 
 
-def measure(config: RunConfig) -> Cost | UserError:
+def measure(config: RunConfig, stop: Stoppable) -> Cost | UserError:
     """Try one meta-batch of training and one of evaluation; or say why the run could not start."""
     try:
-        run = Run(dataclasses.replace(config, dry_run=True), StopRequest())
+        run = Run(dataclasses.replace(config, dry_run=True), stop)
     except UserError as error:
         return error
     try:

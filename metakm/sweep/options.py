@@ -47,7 +47,7 @@ class SweepOptions:
     seeds: int = 3
     """Number of seeds, counted from 0."""
     dry_run: bool = False
-    """Show the plan with time estimates measured on this machine, write nothing, and stop."""
+    """Show the plan with time estimates measured on this machine, and stop. Writes no results; may decode data."""
     status: bool = False
     """Show the progress of the sweep and when it will be done, from the files of its runs, and stop."""
     executor: ExecutorName = "local"

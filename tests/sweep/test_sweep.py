@@ -420,6 +420,20 @@ def test_a_run_that_does_not_fit_into_memory_is_blocked_in_the_plan(monkeypatch,
     assert "single task at a time" in output
 
 
+def test_a_dry_run_that_is_to_stop_tries_no_further_run(monkeypatch, tmp_path, capsys):
+    tried = []
+
+    def interrupted(loop):
+        tried.append(loop.config.algo)
+        os.kill(os.getpid(), signal.SIGINT)
+        return 1.0
+
+    monkeypatch.setattr(OuterLoop, "trial_seconds", interrupted)
+    assert main([*GLYPHS, "--algo", "anil", "km", "--seeds", "1", "--dry-run", "--out", str(tmp_path)]) == 130
+    assert tried == ["anil"]
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     ("jobs", "cpus", "inherited", "threads"), [(2, None, "", 4), (3, None, "", 2), (4, 2, "1", 2), (8, None, "1", 1)]
 )
