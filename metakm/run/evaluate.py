@@ -12,7 +12,6 @@ from typing import Any, get_args
 from metakm.cli.exit_code import exit_code
 from metakm.cli.progress import Progress
 from metakm.cli.signals import StopRequest, stop_on_request
-from metakm.config import RunConfig
 from metakm.config.dataset_names import dataset_names
 from metakm.data.alternating import AlternatingDatasets
 from metakm.data.registry import datasets
@@ -25,8 +24,9 @@ from metakm.learning.evaluator import Evaluator
 from metakm.learning.malloc import keep_freed_memory
 from metakm.learning.memory import TaskChunks, TooLittleMemoryError
 from metakm.registry import load_plugin
+from metakm.run.beside_row import OnSameTasks, beside_row, on_same_tasks, row_of_same_test
 from metakm.run.build import load_splits, make_sampler, with_data_here
-from metakm.run.columns import SPLIT_NAMES, evaluation_columns, format_metric, summary
+from metakm.run.columns import SPLIT_NAMES, evaluation_columns, summary
 from metakm.run.cross_domain import OUT, CrossDomainRow, require_shape, require_ways
 from metakm.run.earlier_run import require_unseen_by, same_data
 from metakm.run.evaluate_options import Adapted, EvaluateOptions, Split, read_flags, tested_as
@@ -211,33 +211,14 @@ def _write(row: CrossDomainRow, prepared: RunEvaluation, log: EventLog, tested: 
 def _report(prepared: RunEvaluation, log: EventLog, tested: Evaluation, folder: RunFolder, split: Split) -> None:
     config = prepared.config
     found = evaluation_columns(config, prepared.evaluator, prepared.sampler, tested.accuracies)
-    row = folder.read_finished_row()
-    row = row if row is not None and _same_tasks(row, config) else None
-    if row is not None and split == "val":
-        row = {**row, "accuracy": row["val_accuracy"], "ci95": None, "n_tasks": config.val_tasks}
+    row = row_of_same_test(folder, config, split)
+    same = row is not None and split == "test" and row["split_hash"] == found["split_hash"]
+    paired = on_same_tasks(folder, tested) if same else None
     said = {f"row_{name}": row[name] if row else None for name in ("accuracy", "ci95", "n_tasks")}
+    said |= paired._asdict() if paired else dict.fromkeys(OnSameTasks._fields)
     identity = {"run_id": row["run_id"] if row else found["run_id"], "split": split}
     log.print_json("result", {**found, **identity, **said, "adapt": prepared.adapt})
     if not log.json:
         how = "head alone: " if prepared.adapt == "head" else ""
-        ending = f"{how}{_beside(found, row)}: {folder.result if row else folder.path}"
+        ending = f"{how}{beside_row(found, row, paired)}: {folder.result if row else folder.path}"
         print(summary(config, found["accuracy"], found["ci95"], ending, SPLIT_NAMES[split]))  # noqa: T201
-
-
-def _same_tasks(row: dict[str, Any], config: RunConfig) -> bool:
-    """Whether a row is of tasks of the same kind."""
-    same = all(row[name] == getattr(config, name) for name in ("dataset", "ways", "shots"))
-    return same and (row["test_queries"] or row["queries"]) == config.queries_of("test")
-
-
-def _beside(found: dict[str, Any], row: dict[str, Any] | None) -> str:
-    """How the accuracy compares to the one in the run's row, and what else may have made it another."""
-    if row is None:
-        return "with no row of such a test to compare with"
-    if (row["accuracy"], row["n_tasks"]) == (found["accuracy"], found["n_tasks"]):
-        return "equal to its row"
-    apart = format_metric(row["algo"], found["accuracy"] - row["accuracy"], sign="+").replace(" %", " points")
-    says = f"{format_metric(row['algo'], row['accuracy'], row['ci95'])} over {row['n_tasks']} tasks"
-    names = ("split_hash", "test_inner_steps", "device", "threads", "torch_version")  # the last three: rounding alone
-    changes = ", ".join(f"{name}={row[name]} (now {found[name]})" for name in names if row[name] != found[name])
-    return f"{apart} relative to {says} in its row" + (f" (its row: {changes})" if changes else "")

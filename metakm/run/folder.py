@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from metakm.cli.progress import log_line
 from metakm.errors import UserError
-from metakm.io.csv_file import csv_text
+from metakm.io.csv_file import csv_text, read_csv
 from metakm.io.files import atomic_write, write_text
 from metakm.io.lock import InUseError, Lock
 from metakm.run.curve import CurvePoint, curve_csv, curve_png
@@ -174,6 +174,13 @@ class RunFolder:
         """tasks.csv: the accuracy `[n]` of each meta-test task with its episode index."""
         lines = [{"episode": index, "accuracy": value} for index, value in enumerate(accuracies.tolist())]
         write_text(self.path / "tasks.csv", csv_text(lines, ("episode", "accuracy")))
+
+    def read_tasks(self) -> npt.NDArray[np.float64] | None:
+        """Inverse of `write_tasks`; None where there is no such file that can be read."""
+        try:
+            return np.array([float(line["accuracy"]) for line in read_csv(self.path / "tasks.csv")])
+        except (LookupError, ValueError, UserError):
+            return None
 
     def write_weights(self, data: bytes) -> None:
         """weights.safetensors."""

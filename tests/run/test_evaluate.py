@@ -149,8 +149,29 @@ def test_fewer_tasks_are_the_first_ones(run, capsys):
     assert (found["n_tasks"], found["row_n_tasks"], found["row_accuracy"]) == (4, 6, pytest.approx(tasks.mean()))
     assert found["run_id"] == pd.read_csv(run / "result.csv").run_id[0], "of the run, not of one with 4 tasks"
     assert evaluate(run, "--eval-tasks", "4") == 0
-    apart = 100 * (tasks[:4].mean() - tasks.mean())
-    assert f"over 4 tasks), {apart:+.2f} points relative to {100 * tasks.mean():.2f}" in capsys.readouterr().out
+    beside = f"over 4 tasks), +0.00 +- 0.00 points relative to {100 * tasks[:4].mean():.2f} % on the same 4 tasks in"
+    assert beside in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", [4, 9])
+def test_the_difference_to_the_row_is_that_of_the_same_tasks(run, capsys, count):
+    both = min(count, 6)
+    recorded = pd.read_csv(run / "tasks.csv").accuracy[:both]
+    flags = ["--eval-tasks", str(count), "--test-inner-steps", "0"]
+    tested = metakm.evaluate(run, tasks=count, inner_steps=0, device="cpu").accuracies[:both]
+    apart = tested - recorded
+    width = 1.96 * apart.std() / np.sqrt(both)
+    assert width > 0
+    assert evaluate(run, *flags, "--json") == 0
+    found = result(capsys)
+    assert (found["paired_tasks"], found["paired_row_accuracy"]) == (both, pytest.approx(recorded.mean()))
+    assert (found["paired_difference"], found["paired_ci95"]) == pytest.approx((apart.mean(), width))
+    assert evaluate(run, *flags) == 0
+    beside = (
+        f"{100 * apart.mean():+.2f} +- {100 * width:.2f} points relative to {100 * recorded.mean():.2f} % on the same "
+        f"{both} tasks in its row (its row: test_inner_steps=5 (now 0))"
+    )
+    assert beside in capsys.readouterr().out
 
 
 def test_other_inner_steps_give_another_accuracy(run, capsys):
