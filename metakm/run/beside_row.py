@@ -20,7 +20,7 @@ def row_of_same_test(folder: RunFolder, config: RunConfig, split: Split) -> dict
     if split == "test":
         return row
     known = {"accuracy": row["val_accuracy"], "ci95": None, "n_tasks": config.val_tasks}
-    return {**row, **known}
+    return None if row["val_accuracy"] is None else {**row, **known}
 
 
 def _same_kind(row: dict[str, Any], config: RunConfig) -> bool:

@@ -217,6 +217,12 @@ def test_more_tasks_of_meta_validation_after_other_steps_are_set_beside_the_row(
     assert re.search(beside, capsys.readouterr().out)
 
 
+def test_a_row_without_an_accuracy_on_meta_validation_is_none_to_compare_with(run, capsys):
+    pd.read_csv(run / "result.csv", dtype=str).assign(val_accuracy="").to_csv(run / "result.csv", index=False)
+    assert evaluate(run, "--split", "val") == 0
+    assert capsys.readouterr().out.endswith(f"with no row of such a test to compare with: {run}\n")
+
+
 def test_without_a_row_there_is_nothing_to_compare_with(run, capsys):
     (run / "result.csv").unlink()
     assert evaluate(run) == 0
