@@ -18,7 +18,7 @@ from metakm.errors import unknown_name
 from metakm.experiments import scratch
 from metakm.experiments.classification import load_cifar10
 from metakm.experiments.command import run_all
-from metakm.experiments.config import ExperimentPreset, parse
+from metakm.experiments.config import ExperimentPreset, MethodConfig, parse
 from metakm.experiments.networks import cifar_classifier
 from metakm.experiments.run import ExperimentRun, MethodSetup
 from metakm.learning.randomness import seeded
@@ -79,11 +79,11 @@ def execute(config: AblationConfig) -> int:
             raise unknown_name("variant", variant, VARIANTS)
     data = load_cifar10(config.image_size, data_roots(config.data_root))
 
-    def make(variant: str, stop: StopRequest) -> ExperimentRun:
-        run = replace(scratch.method_config(config, "ablation", "km"), method=variant)  # at km's learning rate
-        return ExperimentRun(run, method_setup(variant, config.seed, run.residual_start), data, stop)
+    def make(run: MethodConfig, stop: StopRequest) -> ExperimentRun:
+        return ExperimentRun(run, method_setup(run.method, config.seed, run.residual_start), data, stop)
 
-    return run_all(make, config.methods)
+    km = scratch.method_config(config, "ablation", "km")  # whose learning rate all variants have
+    return run_all([replace(km, method=variant) for variant in config.methods], make)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

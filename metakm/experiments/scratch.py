@@ -168,11 +168,10 @@ def execute(config: ScratchConfig) -> int:
     """Run the methods; see `run_all`."""
     data = load_cifar10(config.image_size, data_roots(config.data_root))
 
-    def make(method: str, stop: StopRequest) -> ExperimentRun:
-        run = method_config(config, "scratch", method)
-        return ExperimentRun(run, method_setup(method, config.seed, run.residual_start), data, stop)
+    def make(run: MethodConfig, stop: StopRequest) -> ExperimentRun:
+        return ExperimentRun(run, method_setup(run.method, config.seed, run.residual_start), data, stop)
 
-    return run_all(make, config.methods)
+    return run_all([method_config(config, "scratch", method) for method in config.methods], make)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -230,11 +230,10 @@ def execute(config: TransferConfig) -> int:
     for method in config.methods:  # so that what this network cannot have is refused before hours of others
         method_setup(config, method, data.class_names, data.train.name)
 
-    def make(method: str, stop: StopRequest) -> ExperimentRun:
-        run = method_config(config, method)
-        return ExperimentRun(run, method_setup(config, method, data.class_names, data.train.name), data, stop)
+    def make(run: MethodConfig, stop: StopRequest) -> ExperimentRun:
+        return ExperimentRun(run, method_setup(config, run.method, data.class_names, data.train.name), data, stop)
 
-    return run_all(make, config.methods)
+    return run_all([method_config(config, method) for method in config.methods], make)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

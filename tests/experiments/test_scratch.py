@@ -143,6 +143,17 @@ def test_an_earlier_run_is_not_touched_unasked(small, capsys):
     assert "weight_decay" in capsys.readouterr().err
 
 
+def test_an_earlier_run_of_any_method_is_refused_before_the_first_is_trained(small, tmp_path, capsys):
+    assert scratch.main([*small, "--methods", "ld", "--epochs", "1"]) == 0
+    capsys.readouterr()
+    both = [*small, "--methods", "sn", "ld", "--epochs", "1"]
+    assert scratch.main(both) == 2
+    assert "ld/seed0, which has an earlier run; add --resume" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "scratch" / "sn").exists()
+    for more in ("--dry-run", "--resume"):
+        assert scratch.main([*both, more]) == 0
+
+
 def test_a_checkpoint_of_another_network_is_refused(small, tmp_path, capsys):
     flags = [*small, "--methods", "sn", "--epochs", "1"]
     assert scratch.main(flags) == 0
