@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 from pathlib import Path
@@ -20,6 +21,7 @@ _log = logging.getLogger(__name__)
 RUNS_HERE = "METAKM_RUNS_HERE"  # set by a sweep for its runs: how many of them share a device
 TESTED_AT_ONCE = 64  # tasks, on a GPU that has the memory
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_RESET_PEAK = Path("/proc/self/clear_refs")
 # Peak memory of a second-order meta-gradient in units of the backbone's activations: for one support image and inner
 # step, and for one query image. An estimate, not a bound: fixed costs come on top, which weigh most with few images and
 # steps, and strategies that do not run the backbone in every step (ANIL) need less.
@@ -113,6 +115,19 @@ def device_memory(device: torch.device) -> int:
     with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
         physical = min(physical, int(CONTAINER_LIMIT.read_text()))
     return min(physical, _slurm_memory() or physical)
+
+
+def forget_peak(device: torch.device) -> None:
+    """From here on the peak memory of this process is that of what follows, where the system can do that (Linux, CUDA).
+
+    What earlier work has freed is given back first, since it would still count.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+        _RESET_PEAK.write_text("5")
 
 
 def _slurm_memory() -> int:

@@ -19,6 +19,7 @@ from metakm.data.splits import SPLITS
 from metakm.device import resolve_device
 from metakm.distributed.processes import ALONE, Processes
 from metakm.distributed.torchrun import local_device
+from metakm.learning.memory import forget_peak
 from metakm.learning.outer_loop import OuterLoop
 from metakm.models.pretrained import PRETRAINED
 from metakm.modulation import write_pack
@@ -69,6 +70,7 @@ class Run(TrainingRun[OuterLoop]):
             load_plugin(plugin)
         strategy_class(config.algo)
         self.device = resolve_device(local_device(config.device))
+        forget_peak(self.device)  # of runs before it in this process
         self.samplers = samplers or {split: make_sampler(config, split) for split in SPLITS}
         require_fitting(config, self.samplers)
         folder = RunFolder(config.folder)

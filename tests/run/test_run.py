@@ -25,6 +25,7 @@ from metakm.learning.memory import TooLittleMemoryError
 from metakm.learning.outer_loop import OuterLoop
 from metakm.run.__main__ import main
 from metakm.run.build import make_sampler
+from metakm.run.provenance import peak_memory_mb
 from metakm.run.row import COLUMNS
 from metakm.strategies import registry
 from metakm.strategies.km import KM
@@ -314,6 +315,15 @@ def test_a_strategy_that_changed_since_the_checkpoint_is_named(tmp_path, unbroke
     monkeypatch.setitem(registry.strategies.entries, "km", Changed)
     assert run(tmp_path, "--resume") == 2
     assert "; restore the strategy if it was changed, or start again with --overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell")
+def test_the_peak_memory_is_that_of_the_run_not_of_what_came_before(tmp_path):
+    earlier = torch.ones(75_000_000)
+    del earlier
+    before = peak_memory_mb(torch.device("cpu"))
+    assert run(tmp_path, iterations=1, every=1) == 0
+    assert pd.read_csv(folder(tmp_path) / "result.csv").peak_memory_mb[0] < before - 150
 
 
 def test_a_dry_run_says_what_it_would_do_and_writes_nothing(tmp_path, capsys):
