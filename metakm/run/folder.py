@@ -64,11 +64,14 @@ class RunFolder:
         try:
             yield
         except BaseException:
-            self.release()
+            self.lock.release()
             raise
 
     def release(self) -> None:
-        """Release the lock."""
+        """Release the lock. A row that still says running, of a run that ended early, is marked first, if it can be."""
+        if self.lock.held:
+            with contextlib.suppress(OSError):
+                self.mark_interrupted({})
         self.lock.release()
 
     @property
@@ -208,7 +211,7 @@ class RunFolder:
                     self.write_row(self.row(**row))
                     return row
             finally:
-                self.release()
+                self.lock.release()
         return None
 
     def read_row(self) -> dict[str, Any] | None:

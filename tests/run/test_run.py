@@ -317,6 +317,31 @@ def test_a_strategy_that_changed_since_the_checkpoint_is_named(tmp_path, unbroke
     assert "; restore the strategy if it was changed, or start again with --overwrite" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize("writable", [True, False])
+def test_a_run_that_ends_at_once_is_interrupted_as_far_as_that_can_be_written(tmp_path, monkeypatch, error, writable):
+    def fail(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    def ended(_):
+        if not writable:
+            monkeypatch.setattr("metakm.io.files.os.fsync", fail)
+        raise error
+
+    monkeypatch.setattr(OuterLoop, "step", ended)
+    assert run(tmp_path) == (130 if isinstance(error, KeyboardInterrupt) else 1)
+    assert pd.read_csv(folder(tmp_path) / "result.csv").status[0] == ("interrupted" if writable else "running")
+    assert not (folder(tmp_path) / "run.lock").exists()
+
+
+def test_a_run_that_is_refused_leaves_the_row_of_a_killed_one(tmp_path, unbroken):
+    shutil.copytree(unbroken, tmp_path, dirs_exist_ok=True)
+    row = folder(tmp_path) / "result.csv"
+    row.write_text(row.read_text().replace(",done,", ",running,"))
+    assert run(tmp_path) == 2
+    assert pd.read_csv(row).status[0] == "running"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell")
 def test_the_peak_memory_is_that_of_the_run_not_of_what_came_before(tmp_path):
     earlier = torch.ones(75_000_000)
