@@ -102,6 +102,8 @@ class Run(TrainingRun[OuterLoop]):
             processes=processes,
             callbacks=CallbackList([*callbacks, *patience], learner),
         )
+        if begun and config.dry_run:  # which does not claim the folder, and with it take up the checkpoint
+            self._load()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -52,7 +52,7 @@ def estimate(plan: Iterable[Planned], stop: Stoppable) -> tuple[list[Planned], f
 def measure(config: RunConfig, stop: Stoppable) -> Cost | UserError:
     """Try one meta-batch of training and one of evaluation; or say why the run could not start."""
     try:
-        run = Run(dataclasses.replace(config, dry_run=True), stop)
+        run = Run(dataclasses.replace(config, dry_run=True, resume=False), stop)
     except UserError as error:
         return error
     try:

@@ -351,6 +351,28 @@ def test_the_peak_memory_is_that_of_the_run_not_of_what_came_before(tmp_path):
     assert pd.read_csv(folder(tmp_path) / "result.csv").peak_memory_mb[0] < before - 150
 
 
+def test_the_estimate_is_of_the_iterations_that_are_left(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(OuterLoop, "trial_seconds", lambda _: 10.0)
+    assert run(tmp_path, "--dry-run") == 0
+    assert "about 10000 ms per iteration, 01:00 of meta-training, 0." in capsys.readouterr().err
+    step = OuterLoop.step
+
+    def ended(loop):
+        if loop.iteration == 4:
+            raise KeyboardInterrupt
+        return step(loop)
+
+    monkeypatch.setattr(OuterLoop, "step", ended)
+    assert run(tmp_path) == 130
+    before = {p.name: p.read_bytes() for p in folder(tmp_path).iterdir()}
+    capsys.readouterr()
+    assert run(tmp_path, "--dry-run", "--resume") == 0
+    said = capsys.readouterr().err
+    assert "about 10000 ms per iteration, 00:30 of meta-training" in said
+    assert "resumes at iteration 3" in said
+    assert {p.name: p.read_bytes() for p in folder(tmp_path).iterdir()} == before
+
+
 def test_a_dry_run_says_what_it_would_do_and_writes_nothing(tmp_path, capsys):
     assert run(tmp_path / "out", "--dry-run") == 0
     output = capsys.readouterr()
