@@ -41,7 +41,7 @@ def pace(config: RunConfig) -> Pace | None:
 def status_text(plan: Sequence[Planned], jobs: int | None = None) -> str:
     """A line for each unfinished run, and one for all: how many are done, the time left, and when that ends.
 
-    The time is estimated from the run itself, or from other seeds. It does not include meta-tests.
+    The time is estimated from the run itself, or from other seeds. It does not include meta-tests, nor blocked runs.
 
     Args:
         jobs: how many run at a time; None for as many as are running now.
@@ -51,14 +51,17 @@ def status_text(plan: Sequence[Planned], jobs: int | None = None) -> str:
     done = sum(planned.state == "done" for planned in plan)
     lines, left, untimed = [], 0.0, 0
     for planned in (p for p in plan if p.state != "done"):
-        own = paces.get(planned.config) or Pace(0, 0.0)
-        each = _seconds_per_iteration(planned.config, paces.items())
-        remaining = None if each is None else each * (planned.config.iterations - own.iterations)
-        left, untimed = left + (remaining or 0.0), untimed + (remaining is None)
-        word = "not timed yet" if remaining is None else f"{duration(remaining)} left"
-        text = f"iteration {own.iterations} of {planned.config.iterations}, {word}  {planned.note}"
+        text = planned.note
+        if planned.state != "blocked":
+            own = paces.get(planned.config) or Pace(0, 0.0)
+            each = _seconds_per_iteration(planned.config, paces.items())
+            remaining = None if each is None else each * (planned.config.iterations - own.iterations)
+            left, untimed = left + (remaining or 0.0), untimed + (remaining is None)
+            word = "not timed yet" if remaining is None else f"{duration(remaining)} left"
+            text = f"iteration {own.iterations} of {planned.config.iterations}, {word}  {text}"
         lines.append(f"{planned.state:<10} {planned.config.run_id}  {text}".rstrip())
-    lines.append(f"{done} of {len(plan)} done" + _format_eta(left / jobs, untimed, finished=done == len(plan)))
+    finished = all(planned.state in ("done", "blocked") for planned in plan)
+    lines.append(f"{done} of {len(plan)} done" + _format_eta(left / jobs, untimed, finished))
     return "\n".join(lines)
 
 

@@ -685,8 +685,20 @@ def test_status_says_how_far_each_run_is_and_writes_nothing(half_done, tmp_path,
     of_km = [line for line in lines if "-km-" in line]
     assert "iteration 3 of 4, 00:0" in of_km[0], "timed by its own checkpoint"
     assert "iteration 0 of 4, 00:0" in of_km[1], "timed by the other seeds"
-    assert all("iteration 0 of 4, not timed yet" in line for line in lines if "-anil-" in line)
-    assert re.fullmatch(r"1 of 6 done; 00:0\d left \(until [\d-]+ [\d:]+\), plus 3 not timed yet", last)
+    of_anil = [line for line in lines if "-anil-" in line]
+    assert ["iteration 0 of 4, not timed yet" in line for line in of_anil] == [True, False, True], (
+        "the second is blocked"
+    )
+    assert re.fullmatch(r"1 of 6 done; 00:0\d left \(until [\d-]+ [\d:]+\), plus 2 not timed yet", last)
+
+
+def test_a_blocked_run_has_no_time_left(tmp_path, monkeypatch):
+    plan = [Planned(preset_config(algo="km", seed=seed, out=tmp_path), "done") for seed in range(2)]
+    monkeypatch.setattr("metakm.sweep.status.pace", lambda _: Pace(100, 50.0))
+    plan[1] = plan[1]._replace(state="blocked", note="another run")
+    line, last = status_text(plan, jobs=1).splitlines()
+    assert line == f"blocked    {plan[1].config.run_id}  another run"
+    assert last == "1 of 2 done"
 
 
 def test_no_end_is_promised_where_nothing_has_been_timed(tmp_path):
