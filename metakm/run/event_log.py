@@ -36,6 +36,7 @@ class EventLog:
         self.json, self.stage = options.json, stage
         self.folder = options.log_dir / run_id if files and options.log_dir is not None else None
         self._writer: Any = None
+        self._reached = 0  # iterations of the training so far
         if self.folder is not None:
             _summary_writer()
             require_writable_folder(self.folder, "log_dir")
@@ -43,6 +44,7 @@ class EventLog:
     @contextlib.contextmanager
     def writing(self, step: int) -> Iterator[None]:
         """Keep TensorBoard's file open; earlier events of this run from iteration `step` on no longer count."""
+        self._reached = max(0, step - 1)
         if self.folder is not None:
             self._writer = _summary_writer()(str(self.folder), purge_step=step)
         try:
@@ -53,6 +55,7 @@ class EventLog:
 
     def log_iteration(self, iteration: int, loss: float, accuracy: float, seconds: float) -> None:
         """One meta-training iteration, to TensorBoard alone."""
+        self._reached = iteration
         figures = {"loss": loss, "accuracy": accuracy, "ms_per_iteration": 1000 * seconds}
         self._scalars(f"{self.stage}train", iteration, figures)
 
@@ -67,9 +70,9 @@ class EventLog:
         self.print_json("validation", point._asdict())
 
     def log_result(self, row: Mapping[str, Any]) -> None:
-        """The run's row, whatever its status."""
+        """The run's row, whatever its status; TensorBoard has its test at the iteration reached."""
         if row["accuracy"] is not None:
-            self._scalars(f"{self.stage}test", row["iterations"], {"accuracy": row["accuracy"]})
+            self._scalars(f"{self.stage}test", self._reached, {"accuracy": row["accuracy"]})
         self.print_json("result", row)
 
     def print_json(self, event: str, values: Mapping[str, Any]) -> None:

@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 
 from metakm.learning.outer_loop import OuterLoop
+from metakm.presets import preset_config
 from metakm.run.__main__ import main
+from metakm.run.event_log import EventLog
 
 pytestmark = pytest.mark.float32
 
@@ -117,6 +119,16 @@ def test_tensorboard_has_each_iteration_once_after_a_run_that_died_and_went_on(t
     assert told["meta-val/accuracy"] == [(p.iteration, np.float32(p.val_accuracy)) for p in curve.itertuples()]
     accuracy = pd.read_csv(tmp_path / FOLDER / "result.csv").accuracy[0]
     assert told["meta-test/accuracy"] == [(6, np.float32(accuracy))]
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_tensorboard_has_the_test_at_the_iteration_reached(tmp_path, resumed):
+    log = EventLog(preset_config(log_dir=tmp_path), "stopped early")
+    with log.writing(3 if resumed else 0):
+        if not resumed:
+            log.log_iteration(2, 0.5, 0.5, 0.1)
+        log.log_result({"accuracy": 0.25, "iterations": 6})
+    assert scalars(tmp_path)["meta-test/accuracy"] == [(2, 0.25)]
 
 
 def test_a_run_refused_for_its_log_folder_writes_nothing(tmp_path, monkeypatch, capsys):
