@@ -50,7 +50,7 @@ def with_range_flags(arguments: Sequence[str]) -> list[str]:
             following = arguments[place + 1] if place + 1 < len(arguments) else ""
             given, equals, text = argument.partition("=")
             if given == flag(name) and _is_range(text if equals else following):
-                if any(a.partition("=")[0] == flag(f"train_{name}") for a in arguments):
+                if any(a.partition("=")[0].replace("_", "-") == flag(f"train_{name}") for a in arguments):
                     raise both_ranges(name)
                 changed[place] = flag(f"train_{name}") + equals + text
     return changed

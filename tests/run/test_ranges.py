@@ -82,6 +82,8 @@ def test_any_head_takes_a_range_of_shots(tmp_path):
         (("--algo", "protonet", "--train-shots", "0-5"), "range of shots from 1 or more such as 5-20, got '0-5'"),
         (("--algo", "protonet", "--train-ways", "many"), "got 'many'"),
         (("--ways", "5-20", "--train-ways", "3-4"), "range in --ways or in --train-ways, got both"),
+        (("--train_ways", "5-8", "--ways", "5-9"), "range in --ways or in --train-ways, got both"),
+        (("--train_shots=1-2", "--shots=1-3"), "range in --shots or in --train-shots, got both"),
         (("--algo", "protonet", "--ways", "5-1200"), "Expected at most 800 ways"),
         (("--algo", "protonet", "--shots", "1-19"), "Expected shots + queries <= 20"),
         (("--split", "6/2/2"), "Expected no --split with glyphs, which has a split of its own"),
