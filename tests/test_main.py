@@ -43,6 +43,14 @@ def test_the_help_of_each_command_fits_into_80_columns(name, monkeypatch, capsys
     assert "(default: )" not in text
 
 
+def test_the_help_of_predict_names_what_it_takes(capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", "--help"])
+    text = capsys.readouterr().out
+    assert text.splitlines()[0].endswith(" PACK PHOTO [PHOTO ...]")
+    assert "\n\n\n" not in text
+
+
 def test_a_command_runs_with_the_arguments_behind_it(tmp_path, capsys):
     assert main(["run", "--ways", "1", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "error: Expected --ways to be at least 2, got 1\n"

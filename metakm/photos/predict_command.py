@@ -32,12 +32,16 @@ class PredictOptions:
 
     Each photo gets a line: file, class and probability.
 
-    "(none of these)" is followed by the most likely class.
+    After "(none of these)" the most likely class follows.
     """
 
-    pack: tyro.conf.Positional[Path]
+    pack: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PACK")]
     """The pack."""
-    photos: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(help_behavior_hint="(required)")]]
+    photos: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="PHOTO [PHOTO ...]", help_behavior_hint="(required)"),
+    ]
     """Image files, or folders with images."""
     json: bool = False
     """Print a JSON list instead, with the probability of each class."""
