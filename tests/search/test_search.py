@@ -28,6 +28,7 @@ from metakm.table.collect import read_runs
 pytest.importorskip("optuna")
 
 from metakm.search import plan, worker
+from metakm.search.importance import importances_png
 from metakm.search.options import parse_search
 from metakm.search.plan import make_plan
 from metakm.search.studies import Studies
@@ -401,6 +402,20 @@ def test_trials_that_fall_behind_are_pruned_and_the_importances_are_drawn(space,
     best = found.loc[found["accuracy"].idxmax()]
     assert f"Best: trial {best['trial']}" in (tmp_path / "README.md").read_text()
     assert (tmp_path / "importances.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_bars_of_a_strategy_are_its_importances(monkeypatch):
+    drawn = []
+    monkeypatch.setattr("metakm.search.importance.figure_bytes", lambda figure: drawn.append(figure) or b"")
+    importances_png({"km": {"meta_lr": 0.75, "inner_steps": 0.25}, "anil": {"queries": 1.0}})
+    found = {
+        axes.get_title(): {
+            label.get_text(): bar.get_width() for label, bar in zip(axes.get_yticklabels(), axes.patches, strict=True)
+        }
+        for axes in drawn[0].axes
+    }
+    assert found == {"km": {"inner_steps": 0.25, "meta_lr": 0.75}, "anil": {"queries": 1.0}}
+    assert [(axes.get_xlabel(), axes.get_xlim()) for axes in drawn[0].axes] == [("importance", (0, 1))] * 2
 
 
 def test_no_trial_starts_after_the_seconds_are_spent(space, tmp_path):
