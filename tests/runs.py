@@ -63,7 +63,7 @@ def write_run(
         "ms_per_iteration": None,
         "peak_memory_mb": 100.0,
         "device": "cpu",
-        "threads": 1,
+        "threads": "1",
         "torch_version": "2.15.0",
         "metakm_version": "0.1.0",
         "git_commit": "c0ffee",

@@ -45,8 +45,8 @@ class ExperimentRow(CsvRow):
     n_test: int
     train_seconds: float  # wall time of training, validation included
     ms_per_iteration: float | None  # mean wall time of a training iteration, validation excluded
-    device: str
-    threads: int
+    device: str  # this and the next four: `a + b` for a run that was resumed with another
+    threads: str
     torch_version: str
     metakm_version: str
     git_commit: str

@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from metakm.experiments.right import write_right
 from metakm.experiments.row import ExperimentRow
 from metakm.experiments.training import GradientMap, Training
 from metakm.modulation.attachment import attachment, is_modulated
-from metakm.run import provenance
 from metakm.run.folder import RunFolder
 from metakm.run.kind import Accuracies
 from metakm.run.row import Status
@@ -131,6 +129,7 @@ class ExperimentRun(TrainingRun[Training]):
         accuracy, n_test = (None, 0) if tested is None else (float(tested.mean()), len(tested))
         return ExperimentRow(
             **self.progress_columns(),
+            **self.history.origin,
             run_id=config.run_id,
             status=status,
             experiment=config.experiment,
@@ -156,11 +155,6 @@ class ExperimentRun(TrainingRun[Training]):
             n_test=n_test,
             training_memory_mb=self.loop.memory.mb,
             class_accuracy=None if tested is None else self._class_accuracy(tested),
-            device=provenance.device_name(self.device),
-            threads=torch.get_num_threads(),
-            torch_version=torch.__version__,
-            metakm_version=version("metakm"),
-            git_commit=self.git_commit,
             split_hash=self.split_hash,
             started_at=self.history.started_at,
             residual_start=config.residual_start,

@@ -104,7 +104,7 @@ def _run(run: RecordedRun) -> tuple[str, ...]:
         f"{row.peak_memory_mb:,.0f}",
         row.bn_mode,
         row.device,
-        re.sub(r"^([0-9a-f]{8})[0-9a-f]{32}", r"\1", row.git_commit),
+        re.sub(r"\b([0-9a-f]{8})[0-9a-f]{32}", r"\1", row.git_commit),
         row.started_at[:16].replace("T", " "),
     )
 

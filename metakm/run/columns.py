@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from importlib.metadata import version
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from metakm.config import RunConfig
 from metakm.config.dataset_names import dataset_names
@@ -29,12 +28,14 @@ def evaluation_columns(
     config: RunConfig,
     evaluator: Evaluator,
     sampler: SplitSampler,
+    origin: Mapping[str, str],
     tested: npt.NDArray[np.float64] | None = None,
 ) -> dict[str, Any]:
     """The columns of a `ResultRow` that a test determines, with those of the config; not those about the training.
 
     Args:
         sampler: the episodes that `tested` is of.
+        origin: see `metakm.run.provenance.origin`.
         tested: accuracies `[n]`; None before the meta-test, which leaves its numbers empty.
     """
     adapted, total = evaluator.learner.strategy.parameter_counts()
@@ -42,16 +43,13 @@ def evaluation_columns(
     own = {f.name: known[f.name] for f in dataclasses.fields(ResultRow) if f.name in known}
     return {
         **own,
+        **origin,
         "adapted_parameters": adapted,
         "total_parameters": total,
         "accuracy": None if tested is None else float(tested.mean()),
         "ci95": None if tested is None else interval_over_tasks(tested, len(dataset_names(config.dataset))),
         "n_tasks": 0 if tested is None else len(tested),
         "peak_memory_mb": provenance.peak_memory_mb(evaluator.device),
-        "device": provenance.device_name(evaluator.device, evaluator.processes.size),
-        "threads": torch.get_num_threads(),
-        "torch_version": torch.__version__,
-        "metakm_version": version("metakm"),
         "split_hash": sampler.dataset.split_hash,
         "episodes_hash": sampler.hash(index=0, tasks=config.eval_tasks),
         "changes": json.dumps(changes_from_preset(config)),

@@ -14,6 +14,7 @@ from metakm.fields import require_writable_folder
 from metakm.learning.evaluation import Evaluation
 from metakm.learning.learner import ImageShape
 from metakm.presets import changes_from_preset
+from metakm.run import provenance
 from metakm.run.folder import RunFolder
 from metakm.run.loading import TrainedRun
 from metakm.run.row import ResultRow
@@ -106,7 +107,8 @@ class CrossDomainRow:
     def write(self, measured: dict[str, Any], tested: Evaluation) -> ResultRow:
         """Write result.csv and tasks.csv, in the place of earlier ones."""
         folder = RunFolder(self.path)
-        row = ResultRow(**{**self._own, **measured, **self._columns()})
+        both = provenance.both({name: self._own[name] for name in provenance.ORIGIN}, measured)
+        row = ResultRow(**{**self._own, **measured, **both, **self._columns()})
         folder.write_tasks(tested.accuracies)
         folder.write_row(row)
         return row

@@ -24,6 +24,7 @@ from metakm.learning.evaluator import Evaluator
 from metakm.learning.malloc import keep_freed_memory
 from metakm.learning.memory import TaskChunks, TooLittleMemoryError
 from metakm.registry import load_plugin
+from metakm.run import provenance
 from metakm.run.beside_row import OnSameTasks, beside_row, on_same_tasks, row_of_same_test
 from metakm.run.build import load_splits, make_sampler, with_data_here
 from metakm.run.columns import SPLIT_NAMES, evaluation_columns, summary
@@ -79,6 +80,11 @@ class RunEvaluation:
         learner = run.learner if device.type == "cpu" else copy.deepcopy(run.learner).to(device)
         chunks = TaskChunks(learner.strategy, run.image_shape, self.config, device)
         self.evaluator = Evaluator(learner, self.config, chunks, device, processes)
+
+    def columns(self, tested: Evaluation) -> dict[str, Any]:
+        """See `evaluation_columns`."""
+        origin = provenance.origin(self.evaluator.device, self.evaluator.processes.size)
+        return evaluation_columns(self.config, self.evaluator, self.sampler, origin, tested.accuracies)
 
     def evaluate(self, progress: Callable[[int], None] = lambda _: None) -> Evaluation:
         """Raises StopIteration if `progress` does."""
@@ -201,7 +207,7 @@ def _row_of(prepared: RunEvaluation, options: EvaluateOptions) -> CrossDomainRow
 
 def _write(row: CrossDomainRow, prepared: RunEvaluation, log: EventLog, tested: Evaluation) -> None:
     config = prepared.config
-    found = vars(row.write(evaluation_columns(config, prepared.evaluator, prepared.sampler, tested.accuracies), tested))
+    found = vars(row.write(prepared.columns(tested), tested))
     log.print_json("result", {**found, "split": "test"})
     if not log.json:
         ending = f"trained on {found['trained_on']}: {row.path / ResultRow.FILE}"
@@ -210,7 +216,7 @@ def _write(row: CrossDomainRow, prepared: RunEvaluation, log: EventLog, tested: 
 
 def _report(prepared: RunEvaluation, log: EventLog, tested: Evaluation, folder: RunFolder, split: Split) -> None:
     config = prepared.config
-    found = evaluation_columns(config, prepared.evaluator, prepared.sampler, tested.accuracies)
+    found = prepared.columns(tested)
     row = row_of_same_test(folder, config, split)
     same = row is not None and split == "test" and row["split_hash"] == found["split_hash"]
     paired = on_same_tasks(folder, tested) if same else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,10 +33,12 @@ class Trainable(Protocol):
 class History:
     """The learning curve of a run, and its timers.
 
-    curve: one point per validation; train_seconds: iterations and validations; step_seconds: iterations alone.
+    curve: one point per validation; train_seconds: iterations and validations; step_seconds: iterations alone; origin:
+    of all processes that have worked on the run, see `metakm.run.provenance.both`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, origin: Mapping[str, str]) -> None:
+        self.origin: dict[str, Any] = dict(origin)
         self.curve: list[CurvePoint] = []
         self.since: list[tuple[float, float]] = []  # loss and accuracy of the iterations since the last validation
         self.train_seconds = self.step_seconds = 0.0
@@ -78,7 +80,7 @@ class History:
 
     def state(self) -> dict[str, Any]:
         """Its part of a checkpoint."""
-        names = ("since", "train_seconds", "step_seconds", "started_at")
+        names = ("since", "train_seconds", "step_seconds", "started_at", "origin")
         return {**{name: getattr(self, name) for name in names}, "curve": [list(point) for point in self.curve]}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -87,3 +89,4 @@ class History:
         self.since = [(float(loss), float(accuracy)) for loss, accuracy in state["since"]]
         self.train_seconds, self.step_seconds = float(state["train_seconds"]), float(state["step_seconds"])
         self.started_at = str(state["started_at"])
+        self.origin = provenance.both(state.get("origin", {}), self.origin)  # an older checkpoint has none

@@ -5,16 +5,46 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+ORIGIN = ("device", "threads", "torch_version", "metakm_version", "git_commit")
+_AND = " + "
+
 
 def now() -> str:
     """UTC to the second, ISO 8601."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def origin(device: torch.device, processes: int = 1) -> dict[str, str]:
+    """The columns `ORIGIN` of a row, for what this process computes."""
+    own = device_name(device, processes), str(torch.get_num_threads()), str(torch.__version__), version("metakm")
+    return dict(zip(ORIGIN, (*own, git_commit()), strict=True))
+
+
+def both(earlier: Mapping[str, str], later: Mapping[str, str]) -> dict[str, str]:
+    """The `origin` of what was computed in two parts: `a + b` where they differ.
+
+    Args:
+        earlier: may lack columns, which are then taken to be the same.
+    """
+    return {name: _with(earlier.get(name, later[name]), later[name]) for name in ORIGIN}
+
+
+def _with(known: str, text: str) -> str:
+    parts = [part or "unknown" for part in known.split(_AND)]
+    return known if (text or "unknown") in parts else _AND.join([*parts, text or "unknown"])
+
+
+def mixed(origin: Mapping[str, str]) -> str:
+    """The columns of an `origin` that name several; empty if there are none."""
+    return ", ".join(f"{name} {text}" for name, text in origin.items() if _AND in text)
 
 
 def git_commit() -> str:

@@ -119,8 +119,8 @@ class ResultRow(CsvRow):
     train_seconds: float  # wall time of meta-training, validation included
     ms_per_iteration: float | None  # mean wall time of a meta-training iteration, validation excluded
     peak_memory_mb: float  # largest resident set of the process, or allocation on the GPU; 10^6 bytes
-    device: str
-    threads: int
+    device: str  # this and the next four: `a + b` for a run that was resumed with another
+    threads: str
     torch_version: str
     metakm_version: str
     git_commit: str

@@ -175,7 +175,7 @@ class Run(TrainingRun[OuterLoop]):
             learner = copy.deepcopy(self.loop.learner).cpu()
             learner.load_state_dict(self.loop.model_state())
             measured = {"seconds": round(self.history.train_seconds), "val_accuracy": self.best["val_accuracy"]}
-            facts = {"size": self.image_shape[-1], "commit": self.git_commit, **measured}
+            facts = {"size": self.image_shape[-1], "commit": self.history.origin["git_commit"], **measured}
             if (pack := run_pack(self.base, learner.strategy, self.config, facts)) is not None:
                 write_pack(pack, self.folder.pack)
 
@@ -193,10 +193,9 @@ class Run(TrainingRun[OuterLoop]):
     def row(self, status: Status, tested: Accuracies | None) -> ResultRow:
         """See `ResultRow`."""
         return ResultRow(
-            **evaluation_columns(self.config, self.loop.evaluator, self.samplers["test"], tested),
+            **evaluation_columns(self.config, self.loop.evaluator, self.samplers["test"], self.history.origin, tested),
             **self.progress_columns(),
             status=status,
-            git_commit=self.git_commit,
             started_at=self.history.started_at,
             init_weights=self.init_weights,
             stopped=self.stopped,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Generic, TypeVar
 
-from torch import nn
+import torch
 
 from metakm.cli.progress import Progress, log_line
 from metakm.cli.signals import Stoppable, stop_on_request
@@ -41,6 +41,7 @@ class TrainingRun(RunKind, Generic[L]):
     """
 
     config: RunConfigBase
+    device: torch.device
 
     def __init__(
         self,
@@ -58,9 +59,9 @@ class TrainingRun(RunKind, Generic[L]):
     ) -> None:
         self.config, self.loop, self.folder, self.stop, self.processes = config, loop, folder, stop, processes
         self.owner, self.iterations, self.val_every, self.split_hash = owner, iterations, val_every, split_hash
-        self.history, self.git_commit = History(), provenance.git_commit()
+        self.history = History(provenance.origin(self.device, processes.size))
         self.log = EventLog(config.execution, config.run_id, self.stage, files=processes.first)
-        self.callbacks = callbacks or CallbackList((), nn.Module())
+        self.callbacks = callbacks or CallbackList((), torch.nn.Module())
         self.failure: Exception | None = None
         self.finished = self._open_folder() if processes.first and not config.execution.dry_run else None
 
@@ -102,6 +103,8 @@ class TrainingRun(RunKind, Generic[L]):
         if not self.config.execution.quiet:
             resumes = f"\n  resumes at iteration {self.loop.iteration}" if self.loop.iteration else ""
             log_line(f"{self.config.run_id}\n{self.announcement()}\n  {self.folder.path}{resumes}")
+        if several := provenance.mixed(self.history.origin):
+            log_line(f"{self.config.run_id} has been computed in parts, and its numbers may depend on it: {several}")
 
     def _print_config(self) -> int:
         if self.log.json:

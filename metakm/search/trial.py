@@ -20,6 +20,7 @@ from metakm.io.files import write_text
 from metakm.learning.divergence import DivergedError
 from metakm.learning.memory import TooLittleMemoryError
 from metakm.learning.outer_loop import OuterLoop
+from metakm.run import provenance
 from metakm.run.build import build_learner, make_sampler, require_fitting
 from metakm.run.checkpoint import load_checkpoint, restoring, save_checkpoint
 from metakm.run.earlier_run import warm_start
@@ -65,7 +66,7 @@ class TrialRun:
         learner = build_learner(config, dataset.image_shape, dataset.n_episode_classes)
         warm_start(learner, config, {"val": self.samplers["val"].dataset})
         self.loop = OuterLoop(learner, self.samplers["train"], config, resolve_device(config.device))
-        self.history = History()
+        self.history = History(provenance.origin(self.loop.device))
         if folder.checkpoint.exists():
             self._load()
         folder.write_config(config.to_json())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -160,7 +161,7 @@ def notes_of(cells: Sequence[Cell]) -> list[str]:
             listed = "; ".join(f"{value or 'none'}: {', '.join(runs)}" for value, runs in names.items())
             notes.append(f"{cell.title}: {column} differs ({listed})")
         for run in cell.runs:
-            if not run.row.git_commit or run.row.git_commit.endswith("-dirty"):
+            if not run.row.git_commit or re.search("-dirty|unknown", run.row.git_commit):
                 notes.append(f"{run.name}: made from {run.row.git_commit or 'no known commit'}")
             if run.accuracies is None:
                 notes.append(f"{run.name}: no tasks.csv, so it is in no paired comparison")

@@ -50,7 +50,7 @@ def row(method="km", accuracy=0.6, seed=0, experiment="scratch", **changes):
         "ms_per_iteration": 2.5,
         "training_memory_mb": 100.0,
         "device": "cpu",
-        "threads": 1,
+        "threads": "1",
         "torch_version": "2.15.0",
         "metakm_version": "0.1.0",
         "git_commit": "c0ffee",

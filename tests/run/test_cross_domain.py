@@ -13,6 +13,7 @@ from PIL import Image
 import metakm
 from metakm.data import FewShotDataset, load_dataset, registry
 from metakm.data.channels import in_grey
+from metakm.run import provenance
 from metakm.run.__main__ import main
 from metakm.run.evaluate import main as evaluate_main
 from metakm.run.folder import RunFolder
@@ -74,6 +75,15 @@ def test_a_run_is_tested_on_other_data_and_gets_a_row_of_its_own(runs, tmp_path,
     again = metakm.evaluate(loaded, dataset="flowers", image_size=28, grey=True, device="cpu")
     assert again.accuracies.tolist() == tasks.tolist()
     assert {path.name for path in place.iterdir()} == {"result.csv", "tasks.csv"}
+
+
+def test_the_row_names_what_trained_and_what_tested(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "git_commit", lambda: "bbbb")
+    assert evaluate(runs / "km" / "seed0", tmp_path, "--dataset", "flowers", *FITTING) == 0
+    own, (path,) = RunFolder(runs / "km" / "seed0").read_row(), tmp_path.rglob("result.csv")
+    row = RunFolder(path.parent).read_row()
+    assert row["git_commit"] == f"{own['git_commit'] or 'unknown'} + bbbb"
+    assert row["device"] == own["device"]
 
 
 def test_scripts_get_the_row(runs, tmp_path, capsys):

@@ -1,9 +1,15 @@
+import dataclasses
 import subprocess
 import sys
 
+import pytest
 import torch
+from runs import small_config
 
-from metakm.run.provenance import peak_memory_mb
+from metakm.run import provenance
+from metakm.run.folder import RunFolder
+from metakm.run.provenance import ORIGIN, both, peak_memory_mb
+from metakm.run.runner import Run
 
 CODE = """
 import torch
@@ -18,3 +24,41 @@ def test_the_peak_memory_of_a_process_is_not_that_of_its_parent():
     child = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
     del held
     assert 50 < float(child.stdout) < 900
+
+
+class After:
+    """A request to stop after an iteration."""
+
+    def __init__(self, run, iteration):
+        self.run, self.iteration = run, iteration
+
+    @property
+    def requested(self):
+        return self.run.loop.iteration >= self.iteration
+
+
+class Never:
+    requested = False
+
+
+@pytest.mark.float32
+def test_the_row_of_a_resumed_run_names_all_that_computed_it(tmp_path, monkeypatch, cache, capsys):
+    monkeypatch.setenv("METAKM_CACHE", str(cache))
+    config = small_config(tmp_path)
+    for commit, last in (("aaaa", 1), ("bbbb", 3), ("aaaa", None)):
+        monkeypatch.setattr(provenance, "git_commit", lambda commit=commit: commit)
+        run = Run(dataclasses.replace(config, resume=last != 1), Never())
+        run.stop = Never() if last is None else After(run, last)
+        assert run.execute() == (0 if last is None else 130)
+        assert ("git_commit aaaa + bbbb" in capsys.readouterr().err) == (last != 1)
+    row = RunFolder(config.folder).read_row()
+    assert row["git_commit"] == "aaaa + bbbb"
+    assert (row["device"], row["threads"]) == ("cpu", str(torch.get_num_threads()))
+
+
+def test_what_an_earlier_part_does_not_tell_is_taken_to_be_the_same():
+    later = dict(zip(ORIGIN, ("cpu", "1", "2.15.0+cpu", "0.3.0", "bbbb"), strict=True))
+    assert both({}, later) == later
+    assert both({**later, "git_commit": ""}, later)["git_commit"] == "unknown + bbbb"
+    assert both({**later, "threads": "1 + 2"}, {**later, "threads": "2"})["threads"] == "1 + 2"
+    assert provenance.mixed(later) == ""
