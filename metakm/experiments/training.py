@@ -161,4 +161,4 @@ class Training:
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.iteration = int(state["iteration"])
-        self.memory.mb = state.get("memory")  # an older checkpoint has none
+        self.memory.resume(state.get("memory"), self.iteration)  # an older checkpoint has none

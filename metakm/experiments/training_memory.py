@@ -1,4 +1,4 @@
-"""How much memory the first training steps of a process take."""
+"""How much memory the first training steps take."""
 
 from __future__ import annotations
 
@@ -44,6 +44,10 @@ class TrainingMemory:
         self._steps += 1
         if self._steps == STEPS:
             self.mb = self._above()
+
+    def resume(self, mb: float | None, steps: int) -> None:
+        """Go on after so many steps, of which another process has measured the first: no longer from nothing."""
+        self.mb, self._steps = mb, steps
 
     def _start(self) -> int | None:
         if self.device.type == "cuda":

@@ -15,6 +15,7 @@ from metakm.experiments.lines import lines_of, read_experiments
 from metakm.experiments.right import read_right
 from metakm.experiments.row import ExperimentRow
 from metakm.experiments.training import Training
+from metakm.experiments.training_memory import STEPS, TrainingMemory
 from metakm.learning.divergence import DivergedError
 
 pytestmark = pytest.mark.float32
@@ -61,7 +62,7 @@ def test_one_row_for_each_method(small, tmp_path, capsys):
         assert (row.status, row.method, row.trainable_parameters) == ("done", method, trained)
         assert row.n_train == 110  # 12 of a class, of which 1 is set aside
         assert row.n_test == 30
-        assert row.training_memory_mb >= 0
+        assert row.training_memory_mb > 0
         assert row.iterations == 2 * (110 // 16)
         right = read_right(folder, 30)
         assert right.mean() == pytest.approx(row.accuracy, abs=1e-6)
@@ -96,6 +97,28 @@ def test_a_stopped_run_resumes_to_the_same_numbers(small, tmp_path, monkeypatch,
     assert scratch.main([*flags, "--resume"]) == 0  # nothing left to do
     assert (folder / "experiment.csv").read_bytes() == before
     assert "already done" in capsys.readouterr().out
+
+
+def test_the_memory_of_the_first_steps_is_measured_once(monkeypatch):
+    """After a resume, Adam's moments are there before the first step, and the peak above what is held is smaller."""
+    held = iter([100, 130])
+    monkeypatch.setattr(TrainingMemory, "_start", lambda _: next(held) * 10**6)
+    monkeypatch.setattr("metakm.experiments.training_memory.resident_bytes", lambda _: 150 * 10**6)
+
+    def steps(memory, number):
+        for _ in range(number):
+            memory.before_step(lambda: None)
+            memory.after_step()
+        return memory.mb
+
+    assert steps(TrainingMemory(torch.device("cpu")), STEPS) == 50
+    for mb, done in ((50, STEPS), (50, 7), (None, 1), (None, 7)):  # None: stopped before it was measured, or older
+        resumed = TrainingMemory(torch.device("cpu"))
+        resumed.resume(mb, done)
+        assert steps(resumed, STEPS) == mb
+    fresh = TrainingMemory(torch.device("cpu"))
+    fresh.resume(None, 0)
+    assert steps(fresh, STEPS) == 20
 
 
 def test_a_stop_during_the_test_resumes_too(small, tmp_path, monkeypatch):
