@@ -48,13 +48,16 @@ def mixed(origin: Mapping[str, str]) -> str:
 
 
 def git_commit() -> str:
-    """Commit of metakm's own checkout, with `-dirty` if its files differ from it; empty outside a checkout."""
+    """Commit of metakm's own checkout, with `-dirty` if its files differ from it; empty outside a checkout.
+
+    A new file counts, unless git ignores it.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return ""
     try:
         commit = _git(root, "rev-parse", "HEAD")
-        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "metakm")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=normal", "--", "metakm")
     except (OSError, subprocess.SubprocessError):
         return ""
     return f"{commit}-dirty" if changed else commit

@@ -62,3 +62,24 @@ def test_what_an_earlier_part_does_not_tell_is_taken_to_be_the_same():
     assert both({**later, "git_commit": ""}, later)["git_commit"] == "unknown + bbbb"
     assert both({**later, "threads": "1 + 2"}, {**later, "threads": "2"})["threads"] == "1 + 2"
     assert provenance.mixed(later) == ""
+
+
+def test_a_commit_is_dirty_with_an_edited_or_a_new_module_and_not_with_other_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "metakm" / "run" / "provenance.py"))
+    (tmp_path / "metakm" / "run").mkdir(parents=True)
+    module = tmp_path / "metakm" / "run" / "provenance.py"
+    module.write_text("X = 1\n")
+    (tmp_path / ".gitignore").write_text("*.pyc\n")
+    assert provenance.git_commit() == "", "no checkout"
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "One"]):
+        subprocess.run([*git, *words], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    (tmp_path / "metakm" / "ignored.pyc").write_text("")
+    (tmp_path / "beside.py").write_text("")
+    assert provenance.git_commit() == commit
+    module.write_text("X = 2\n")
+    assert provenance.git_commit() == f"{commit}-dirty"
+    module.write_text("X = 1\n")
+    (tmp_path / "metakm" / "new.py").write_text("")
+    assert provenance.git_commit() == f"{commit}-dirty"
