@@ -126,8 +126,10 @@ def winning_config(studies: Studies, best: Record) -> RunConfig:
 
 
 def _following(config: RunConfig, best: Record) -> RunConfig:
-    """The settings of another strategy with those values of a trial that it has options for."""
-    values = {field: value for field, value in best.params.items() if not refuses(config.algo, field)}
+    """The settings of another strategy with those values of a trial that it has options for, by its own names."""
+    own = f"{best.algo}."
+    named = {f"{config.algo}.{f.removeprefix(own)}" if f.startswith(own) else f: v for f, v in best.params.items()}
+    values = {field: value for field, value in named.items() if not refuses(config.algo, field)}
     return with_values(config, {**values, "test_inner_steps": best.test_steps, "select": "last"})
 
 

@@ -21,6 +21,7 @@ from metakm.learning.statistics import paired_difference
 from metakm.run.__main__ import main as run
 from metakm.run.command_line import parse
 from metakm.run.folder import RunFolder
+from metakm.presets import preset_config
 from metakm.run.loading import read_config
 from metakm.search.__main__ import main
 from metakm.table.collect import read_runs
@@ -33,7 +34,9 @@ from metakm.search.options import parse_search
 from metakm.search.plan import make_plan
 from metakm.search.studies import Studies
 from metakm.search.trial import TrialOutcome
+from metakm.search.page import _following
 
+from metakm.search.records import Record
 pytestmark = pytest.mark.float32
 
 TINY = (
@@ -134,6 +137,12 @@ def test_the_page_has_the_winner_its_lead_and_the_command_that_runs_it(searched)
 def test_there_is_one_summary_row_a_strategy_with_the_winners_command(searched):
     summary, trials = pd.read_csv(searched / "summary.csv"), pd.read_csv(searched / "search.csv")
     assert sorted(summary["algo"]) == ["anil", "km"]
+def test_a_follower_takes_the_winners_own_options_by_its_own_names():
+    best = Record("km", 0, "done", 0.5, 0.1, 5, {}, 1.0, {"meta_lr": 0.01, "km.depth": 3, "zero_head": True})
+    found = _following(preset_config(algo="km-proto"), best)
+    assert (found.meta_lr, found.options.depth, found.test_inner_steps) == (0.01, 3, 5)
+
+
     page = (searched / "README.md").read_text()
     for _, row in summary.iterrows():
         own = trials[trials["algo"] == row["algo"]].set_index("trial")
