@@ -52,6 +52,7 @@ class SearchPlan:
     options: SearchOptions
     space: Space
     searches: tuple[StrategySearch, ...]
+    split_hashes: dict[str, str]
     rest: tuple[str, ...] = ()
 
     @property
@@ -74,7 +75,8 @@ class SearchPlan:
         if flags:  # which no search of before 0.3 recorded
             shared["flags"] = {name: values[name] for name in sorted(flags)}
         space = {field: repr(dimension) for field, dimension in self.space.items()}
-        return {**shared, "space": space, "tasks": options.tasks, "test_steps": sorted(set(options.test_steps))}
+        own = {"tasks": options.tasks, "test_steps": sorted(set(options.test_steps))}
+        return {**shared, "space": space, **own, "split_hash": self.split_hashes}
 
 
 def make_plan(options: SearchOptions, rest: Sequence[str]) -> SearchPlan:
@@ -101,7 +103,8 @@ def make_plan(options: SearchOptions, rest: Sequence[str]) -> SearchPlan:
     for search in searches:
         _check(search)
     matter = tuple(_that_matter(search, options.test_steps) for search in searches)
-    return SearchPlan(options, space, matter, tuple(rest))
+    hashes = {split: make_sampler(matter[0].config, split).dataset.split_hash for split in ("train", "val")}
+    return SearchPlan(options, space, matter, hashes, tuple(rest))
 
 
 def _that_matter(search: StrategySearch, test_steps: tuple[int, ...]) -> StrategySearch:

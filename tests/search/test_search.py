@@ -1,8 +1,11 @@
 """Searches on glyphs: what they try, leave behind, and are after a kill."""
 
+import dataclasses
+import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +21,10 @@ import metakm
 from metakm.learning.divergence import DivergedError
 from metakm.learning.outer_loop import OuterLoop
 from metakm.learning.statistics import paired_difference
+from metakm.presets import preset_config
 from metakm.run.__main__ import main as run
 from metakm.run.command_line import parse
 from metakm.run.folder import RunFolder
-from metakm.presets import preset_config
 from metakm.run.loading import read_config
 from metakm.search.__main__ import main
 from metakm.table.collect import read_runs
@@ -31,12 +34,12 @@ pytest.importorskip("optuna")
 from metakm.search import plan, worker
 from metakm.search.importance import importances_png
 from metakm.search.options import parse_search
+from metakm.search.page import _following
 from metakm.search.plan import make_plan
+from metakm.search.records import Record
 from metakm.search.studies import Studies
 from metakm.search.trial import TrialOutcome
-from metakm.search.page import _following
 
-from metakm.search.records import Record
 pytestmark = pytest.mark.float32
 
 TINY = (
@@ -134,15 +137,15 @@ def test_the_page_has_the_winner_its_lead_and_the_command_that_runs_it(searched)
     assert (follower.algo, follower.meta_lr, follower.shared.zero_head) == ("km-proto", best["meta_lr"], False)
 
 
-def test_there_is_one_summary_row_a_strategy_with_the_winners_command(searched):
-    summary, trials = pd.read_csv(searched / "summary.csv"), pd.read_csv(searched / "search.csv")
-    assert sorted(summary["algo"]) == ["anil", "km"]
 def test_a_follower_takes_the_winners_own_options_by_its_own_names():
     best = Record("km", 0, "done", 0.5, 0.1, 5, {}, 1.0, {"meta_lr": 0.01, "km.depth": 3, "zero_head": True})
     found = _following(preset_config(algo="km-proto"), best)
     assert (found.meta_lr, found.options.depth, found.test_inner_steps) == (0.01, 3, 5)
 
 
+def test_there_is_one_summary_row_a_strategy_with_the_winners_command(searched):
+    summary, trials = pd.read_csv(searched / "summary.csv"), pd.read_csv(searched / "search.csv")
+    assert sorted(summary["algo"]) == ["anil", "km"]
     page = (searched / "README.md").read_text()
     for _, row in summary.iterrows():
         own = trials[trials["algo"] == row["algo"]].set_index("trial")
@@ -472,6 +475,21 @@ def test_a_further_strategy_has_the_flags_of_the_first(searched, space, capsys, 
     assert "Expected the search in" in error
     assert more[0].strip("-").replace("-", "_") in error
     assert (searched / "search.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_search_does_not_go_on_over_other_data(searched, space, split):
+    planned = make_plan(*parse_search(["--algo", "km", *flags(space, searched)]))
+    other = dataclasses.replace(planned, split_hashes={**planned.split_hashes, split: "0" * 16})
+    with pytest.raises(metakm.UserError, match=rf"split_hash {split} \w{{16}} \(now 0{{16}}\)"):
+        Studies(other)
+
+
+def test_a_search_from_before_the_data_were_recorded_goes_on(searched, space, tmp_path):
+    shutil.copytree(searched, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "search.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "split_hash"}))
+    assert Studies(make_plan(*parse_search(["--algo", "km", *flags(space, tmp_path)]))).out == tmp_path
 
 
 def test_optuna_is_asked_for_where_it_is_not_installed(space, tmp_path, capsys, monkeypatch):
