@@ -165,7 +165,7 @@ def notes_of(cells: Sequence[Cell]) -> list[str]:
                 notes.append(f"{run.name}: made from {run.row.git_commit or 'no known commit'}")
             if run.accuracies is None:
                 notes.append(f"{run.name}: no tasks.csv, so it is in no paired comparison")
-            if run.row.status == "done" and not run.settings:
+            if run.row.status == "done" and not run.configured:
                 notes.append(f"{run.name}: no config.json, so not all of its settings are known")
     for setting in sorted({cell.setting for cell in cells}):
         for algo in sorted({cell.algo for cell in cells if cell.setting == setting}):

@@ -13,16 +13,18 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from metakm.config import EXECUTION_FIELDS, NAMED_IN_ROW, PresetName
+from metakm.config import EXECUTION_FIELDS, NAMED_IN_ROW, PresetName, RunConfig
 from metakm.config.dataset_names import dataset_names
 from metakm.errors import UserError, unknown_name
 from metakm.io.csv_file import read_csv
 from metakm.learning.statistics import interval_over_tasks
+from metakm.options import SHARED
 from metakm.run.config_file import read_config_file
 from metakm.run.row import COLUMNS, ResultRow
 from metakm.table.older_rows import DEFAULTS, changes_of_older
 
 Changes = tuple[tuple[str, str], ...]
+_PROTOCOL = sorted({*COLUMNS} & {*SHARED, *(field.name for field in dataclasses.fields(RunConfig))})
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +36,8 @@ class RecordedRun:
     name: str  # of its folder, relative to the folder that was searched
     changes: Changes  # fields of the config that differ from the preset, with their values, sorted
     accuracies: npt.NDArray[np.float64] | None  # [n_tasks] from tasks.csv; None without it
-    settings: Mapping[str, str]  # everything in config.json about the protocol; empty without it
+    settings: Mapping[str, str]  # everything in the row and in config.json about the protocol
+    configured: bool  # whether there is a config.json
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def _read_run(path: Path, name: str) -> RecordedRun:
         _check_config(row, config)
     changes = {k: v for k, v in _changes(row, config).items() if k not in EXECUTION_FIELDS}
     accuracies = _read_tasks(path.parent / "tasks.csv", row)
-    return RecordedRun(row, path, name, _sorted(changes), accuracies, {} if config is None else _settings(config))
+    return RecordedRun(row, path, name, _sorted(changes), accuracies, _settings(row, config), config is not None)
 
 
 def _check_row(row: ResultRow) -> None:
@@ -132,9 +135,11 @@ def _changes(row: ResultRow, config: Mapping[str, Any] | None) -> dict[str, Any]
     return changes
 
 
-def _settings(config: Mapping[str, Any]) -> dict[str, str]:
-    """Everything in a run's config about its protocol."""
-    values = DEFAULTS | {name: v for name, v in config.items() if name not in NAMED_IN_ROW | EXECUTION_FIELDS}
+def _settings(row: ResultRow, config: Mapping[str, Any] | None) -> dict[str, str]:
+    """Everything in a run's row and config about its protocol."""
+    told = {name: getattr(row, name) for name in _PROTOCOL} | {"eval_tasks": row.n_tasks}
+    values = told if config is None else DEFAULTS | told | dict(config)
+    values = {name: value for name, value in values.items() if name not in NAMED_IN_ROW | EXECUTION_FIELDS}
     return {name: _as_text(value) for name, value in values.items()}
 
 

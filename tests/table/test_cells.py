@@ -135,6 +135,19 @@ def test_adapted_parameters_that_differ_are_not_chosen_from(tmp_path):
     assert "adapted_parameters differs" in table.notes[0]
 
 
+def test_rows_of_other_protocols_are_not_one_cell_where_a_config_is_missing(tmp_path):
+    """As after a preset has changed: neither run has changed it."""
+    write_run(tmp_path / "a", seed=0)
+    write_run(tmp_path / "b", seed=1, row={"meta_lr": 0.5})
+    write_run(tmp_path / "c", seed=2)
+    for name in "bc":
+        (tmp_path / name / "config.json").unlink()
+    cells = {tuple(run.name for run in cell.runs): cell.protocol.label for cell in table_of(tmp_path).cells}
+    assert cells == {
+        ("a", "c"): "km (quick, eval-tasks 4, meta-lr 0.003)", ("b",): "km (quick, eval-tasks 4, meta-lr 0.5)",
+    }  # fmt: skip
+
+
 def test_unfinished_and_double_runs_are_left_out_by_name(tmp_path):
     write_run(tmp_path / "first", accuracies=[0.5, 0.5])
     write_run(tmp_path / "again", accuracies=[1.0, 1.0], row={"started_at": "2027-01-01T00:00:00+00:00"})
