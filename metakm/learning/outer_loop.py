@@ -100,11 +100,15 @@ class OuterLoop:
     def trial_seconds(self) -> float:
         """Wall time of one iteration's meta-gradient, after one to warm up, or two on a GPU; changes nothing."""
         episodes = self.sampler.batch(index=0, tasks=self.config.meta_batch)
+        before = {name: buffer.clone() for name, buffer in self.learner.named_buffers()}
         for _ in range(2 if self.device.type == "cpu" else 3):  # on a GPU the second is captured, the third replayed
             began = time.monotonic()
             self._meta_gradient(episodes)
         self._forget_gradients()
-        return time.monotonic() - began
+        seconds = time.monotonic() - began
+        for name, buffer in self.learner.named_buffers():  # a network may count or average in its forward
+            buffer.copy_(before[name])
+        return seconds
 
     def _meta_gradient(self, episodes: Episodes) -> StepResult:
         """Leave the meta-gradient in the parameters' `grad`."""

@@ -383,6 +383,29 @@ def test_a_trial_changes_nothing():
     assert tried.step() == untouched.step()
 
 
+def test_a_trial_leaves_the_buffers_that_a_network_updates_itself_as_they_are():
+    class Counting(torch.nn.Module):
+        def __init__(self, inside):
+            super().__init__()
+            self.inside, self.out_features = inside, inside.out_features
+            self.register_buffer("seen", torch.zeros(()))
+            self.register_buffer("also", torch.zeros(()), persistent=False)
+
+        def forward(self, images):
+            self.seen = self.seen + images.detach().mean()
+            self.also += 1
+            return self.inside(images)
+
+    tried = loop("anil")
+    strategy = tried.learner.strategy
+    strategy.backbone = Counting(strategy.backbone)
+    assert tried.trial_seconds() > 0
+    assert (strategy.backbone.seen, strategy.backbone.also) == (0, 0)
+    tried._meta_gradient(tried.sampler.batch(0, 4))
+    assert strategy.backbone.seen != 0
+    assert strategy.backbone.also > 0
+
+
 def test_running_statistics_are_those_of_the_queries_at_the_averaged_weights():
     averaged = loop("maml", bn_mode="running", ema=0.5)
     kernels = averaged.learner.strategy.network.backbone.blocks[0].conv
