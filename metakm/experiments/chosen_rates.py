@@ -41,6 +41,16 @@ SCRATCH_RATES: dict[ExperimentPreset, dict[str, RateAndStart]] = {
 """By method; 0.1 and a start of 1 for the others. Of paper, only 0.1 for full (He et al. 2016) and tbn (Frankle et al.
 2021) is published; ld's is that of quick, since its own goes with another scale of the bases."""
 
+CONSTANT = "-constant"
+"""How the names of methods end whose rate stays as it is."""
+
+
+def scratch_rate(preset: ExperimentPreset, method: str) -> RateAndStart:
+    """What a method takes where nothing is given."""
+    rates = SCRATCH_RATES[preset]
+    return rates.get(method) or rates.get(method.removesuffix(CONSTANT), RateAndStart())
+
+
 TRANSFER_RATES: dict[ExperimentPreset, dict[str, dict[str, float]]] = {
     "quick": {"tiny-imagenet": {"tbl-1": 0.03, "nc": 0.01, "tkm-1": 0.01, "tkm-2": 0.01, "ttl": 0.01, "tbl-2": 0.003}},
     "short": {

@@ -48,7 +48,7 @@ def layout_paper(table: PaperTable, runs: Iterable[RecordedExperiment], problems
     grids = [*_published(table)]
     for setup, title in setup_titles({line.setup for line in lines}).items():
         own = [line for line in lines if line.setup == setup]
-        grids += [build(title, own), _claims(is_published(setup, schedule), own, claims)]
+        grids += [build(title, own), _claims(is_published(own, schedule), own, claims)]
     listings = (
         TitledList("Left out", tuple(left_out)),
         TitledList("Not read", tuple(problems)),

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
-from metakm.experiments.lines import ComparableSetup
+from metakm.experiments.chosen_rates import CONSTANT, TRANSFER_PUBLISHED, scratch_rate
+from metakm.experiments.lines import ComparableSetup, Line
 
 
 class Statement(NamedTuple):
@@ -64,7 +66,25 @@ def published_values() -> tuple[dict[str, str], ...]:
     return tuple(csv.DictReader(text.splitlines()))
 
 
-def is_published(setup: ComparableSetup, schedule: Mapping[str, object]) -> bool:
-    """Whether nothing is known to differ from the published schedule."""
+def is_published(lines: Sequence[Line], schedule: Mapping[str, object]) -> bool:
+    """Whether nothing is known to differ from the published schedule in any line of a setup."""
+    return _is_published(lines[0].setup, schedule) and all(map(_is_of_preset, lines))
+
+
+def _is_published(setup: ComparableSetup, schedule: Mapping[str, object]) -> bool:
     known = {**dict(setup.settings), **{name: getattr(setup, name) for name in ("preset", *_OF_ROW)}}
     return all(known.get(name, value) == value for name, value in {"preset": "paper", **schedule}.items())
+
+
+def _is_of_preset(line: Line) -> bool:
+    """Whether the method has the rate, start, momentum and weight decay that preset paper gives it."""
+    experiment, _, dataset = line.setup.experiment.partition("-")
+    if experiment == "transfer":
+        rate, start, momentum, decay = TRANSFER_PUBLISHED.get(dataset), 1.0, 0.9, 0.0
+    else:
+        rate, start = scratch_rate("paper", line.method if experiment == "scratch" else "km")
+        momentum, decay = (0.0, 0.0) if line.method.removesuffix(CONSTANT) == "ld" else (0.9, 1e-4)
+    wanted = {"momentum": momentum, "weight_decay": decay, "learning_rate": rate, "residual_start": start}
+    known = {name: json.loads(text) for name, text in line.own if name in wanted}
+    known |= {name: getattr(line.first, name) for name in ("learning_rate", "residual_start")}
+    return all(known.get(name, value) == value for name, value in wanted.items())

@@ -26,8 +26,7 @@ from torch import nn
 from metakm.cli.exit_code import RESUME, exit_code
 from metakm.cli.signals import StopRequest
 from metakm.data.loading import data_roots
-from metakm.experiments import chosen_rates
-from metakm.experiments.chosen_rates import RateAndStart
+from metakm.experiments.chosen_rates import CONSTANT, scratch_rate
 from metakm.experiments.classification import load_cifar10
 from metakm.experiments.command import run_all
 from metakm.experiments.config import ExperimentConfig, ExperimentPreset, MethodConfig, parse
@@ -92,14 +91,11 @@ PRESETS: dict[ExperimentPreset, ScratchConfig] = {
     "paper": _PAPER,
 }
 
-_CONSTANT = "-constant"
-
 
 def method_config(config: FromScratchConfig, experiment: str, method: str) -> MethodConfig:
     """The config of one run: what the method settles where nothing is given; plain SGD for `ld`."""
-    kind = method.removesuffix(_CONSTANT)
-    rates = chosen_rates.SCRATCH_RATES[config.preset]
-    chosen = rates.get(method) or rates.get(kind, RateAndStart())
+    kind = method.removesuffix(CONSTANT)
+    chosen = scratch_rate(config.preset, method)
     rate = config.learning_rate or chosen.learning_rate
     start = config.residual_start
     if start is None or kind == "tbn":
@@ -120,7 +116,7 @@ def method_config(config: FromScratchConfig, experiment: str, method: str) -> Me
 def method_setup(method: str, seed: int, residual_start: float = 1.0) -> MethodSetup:
     """The untrained network of a method: a function of the seed, whatever the global generator's state."""
     with seeded(seed):
-        return _BUILDERS[method.removesuffix(_CONSTANT)](seed, residual_start)
+        return _BUILDERS[method.removesuffix(CONSTANT)](seed, residual_start)
 
 
 def _full(_seed: int, start: float) -> MethodSetup:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from metakm.errors import UserError
-from metakm.experiments import table
+from metakm.experiments import fig5, scratch, table
+from metakm.experiments import transfer as transfer_experiment
 from metakm.experiments.layout import layout_paper
 from metakm.experiments.lines import RecordedExperiment, lines_of, read_experiments
 from metakm.experiments.memory_figure import memory_of_tasks
@@ -58,6 +59,11 @@ def row(method="km", accuracy=0.6, seed=0, experiment="scratch", **changes):
         "started_at": "2026-11-20T12:00:00+00:00",
     }
     return ExperimentRow(**{**values, **changes})
+
+
+PUBLISHED = {
+    "preset": "paper", "epochs": 200, "image_size": 32, "n_train": 50_000, "batch": 128, "learning_rate": 0.1,
+}  # fmt: skip
 
 
 def recorded(*args, **changes):
@@ -194,7 +200,29 @@ def test_other_formats_hold_the_same_cells(folder, form, capsys):
         assert "77.60" in text
 
 
-def test_fig5_is_drawn(folder, tmp_path):
+def drawn_axes(folder, monkeypatch):
+    """The axes of Fig. 5."""
+    figures = []
+    monkeypatch.setattr(fig5, "figure_bytes", lambda figure, *_, **__: figures.append(figure))
+    fig5.fig5_picture(read_experiments(folder)[0])
+    return figures[0].axes
+
+
+def test_fig5_is_drawn(folder, tmp_path, monkeypatch):
+    """Each variant is a bar of its accuracy in its panel, with the whiskers of the table."""
+    panels = {
+        axes.get_title(loc="left"): {
+            label.get_text(): (round(bar.get_height(), 6), round(float(np.ptp(whisker[:, 1])), 6))
+            for label, bar, whisker in zip(
+                axes.get_xticklabels(), axes.patches, axes.containers[0][2][0].get_segments(), strict=True
+            )
+        }
+        for axes in drawn_axes(folder, monkeypatch)
+    }
+    assert panels["A: activation"] == {"tanh": (60, 2), "sin": (60.5, 2), "ReLU": (30, 2)}
+    assert panels["B: initialisation"] == {"identity": (60, 2), "diagonal": (45, 2)}
+    assert panels["C: layers"] == {"2": (60, 2), "50": (20, 2)}
+    monkeypatch.undo()
     assert table.main(["fig5", str(folder), "--plot", str(tmp_path / "fig5.png")]) == 0
     assert (tmp_path / "fig5.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -262,21 +290,55 @@ def test_a_method_of_somebody_elses_is_the_last_line(tmp_path):
     [{"epochs": 5}, {"image_size": 16}, {"n_train": 10_000}, {"batch": 64}, {"optimiser": "adam"}, {"preset": "short"}],
 )
 def test_the_published_schedule_has_nothing_changed(tmp_path, changed):
-    published = {"preset": "paper", "epochs": 200, "image_size": 32, "n_train": 50_000, "batch": 128}
-    write(tmp_path, row("km", 0.8, **published), row("km", 0.5, **{**published, **changed}))
+    write(tmp_path, row("km", 0.8, **PUBLISHED), row("km", 0.5, **{**PUBLISHED, **changed}))
     assert not_published(tmp_path) == [False, True]
 
 
 def test_a_setting_that_the_row_does_not_have_counts_too(tmp_path):
-    published = {"preset": "paper", "epochs": 200, "image_size": 32, "n_train": 50_000, "batch": 128}
     for schedule in ("steps", "cosine"):
-        write(tmp_path / schedule, row("km", 0.8, **published), config={"schedule": schedule})
+        write(tmp_path / schedule, row("km", 0.8, **PUBLISHED), config={"schedule": schedule})
     assert not_published(tmp_path) == [False, True]
 
 
-def not_published(folder):
+@pytest.mark.parametrize(
+    ("method", "row_changes", "config"),
+    [
+        ("km", {"learning_rate": 5.0}, {}),
+        ("km", {"residual_start": 0.2}, {}),
+        ("km", {}, {"weight_decay": 0.3}),
+        ("km", {}, {"momentum": 0.5}),
+        ("ld", {"learning_rate": 3.0}, {"momentum": 0.9}),
+        ("ld", {"learning_rate": 0.1}, {}),
+    ],
+)
+def test_a_method_that_is_trained_otherwise_is_not_published(tmp_path, method, row_changes, config):
+    settings = {"momentum": 0.9, "weight_decay": 1e-4, "schedule": "steps"}
+    write(tmp_path, row("bl", 0.5, **PUBLISHED), config=settings)
+    assert not_published(tmp_path) == [False]
+    write(tmp_path, row(method, 0.8, **{**PUBLISHED, **row_changes}), config={**settings, **config})
+    assert not_published(tmp_path) == [True]
+
+
+def test_the_presets_of_the_paper_are_published(tmp_path):
+    """As far as their rows tell."""
+    for experiment, method, made in (
+        *(("scratch", m, scratch.method_config(scratch.PRESETS["paper"], "scratch", m)) for m in scratch.TABLE1),
+        *(
+            ("transfer-aircraft", m, transfer_experiment.method_config(transfer_experiment.PRESETS["paper"], m))
+            for m in ("tkm-2", "tbl-2")
+        ),
+    ):
+        told = {*vars(row())} - {"experiment", "method", "seed", "start"}
+        values = {name: value for name, value in made.to_json().items() if name in told}
+        one = row(method, 0.5, experiment=experiment, n_train=50_000, **values)
+        write(tmp_path / experiment, one, config=made.to_json())
+    assert not_published(tmp_path / "scratch") == [False]
+    assert not_published(tmp_path / "transfer-aircraft", "table2") == [False]
+
+
+def not_published(folder, name="table1"):
     """Of each setup, whether its claims are said not to be about the published schedule, the published ones first."""
-    titles = [grid.title for grid in layout_paper("table1", read_experiments(folder)[0]).grids]
+    titles = [grid.title for grid in layout_paper(name, read_experiments(folder)[0]).grids]
     said = [title for title in titles if title.startswith("The paper's claims")]
     return sorted(title.endswith("not the published schedule") for title in said)
 
