@@ -11,12 +11,13 @@ from metakm.table.grids import Grid, Layout, TitledList
 
 
 class Choice(NamedTuple):
-    """What a rate is chosen for: one method of an experiment, on one dataset, with one preset."""
+    """What a rate is chosen for: one method of an experiment, on one dataset and network, with one preset."""
 
     experiment: str
     dataset: str
     preset: str
     method: str
+    network: str
 
 
 def tried(runs: Iterable[RecordedExperiment]) -> dict[Choice, list[ExperimentRow]]:
@@ -28,7 +29,8 @@ def tried(runs: Iterable[RecordedExperiment]) -> dict[Choice, list[ExperimentRow
     found: dict[Choice, list[ExperimentRow]] = {}
     for row in (run.row for run in runs):
         if row.status == "done" and row.accuracy is None and row.val_accuracy is not None:
-            found.setdefault(Choice(row.experiment, row.dataset, row.preset, row.method), []).append(row)
+            choice = Choice(row.experiment, row.dataset, row.preset, row.method, row.network)
+            found.setdefault(choice, []).append(row)
     return {choice: sorted(rows, key=_longest_then_best) for choice, rows in sorted(found.items())}
 
 
@@ -38,14 +40,14 @@ def _longest_then_best(row: ExperimentRow) -> tuple[float, ...]:
 
 def layout_rates(runs: Iterable[RecordedExperiment], problems: Sequence[str] = ()) -> Layout:
     """A grid for each preset, experiment and dataset; the chosen run of a method comes first."""
-    header = ("Method", "Learning rate", "Residual start", "Images", "Epochs", "Validation, %", "Choice")
+    header = ("Method", "Network", "Learning rate", "Residual start", "Images", "Epochs", "Validation, %", "Choice")
     grids: dict[str, list[tuple[str, ...]]] = {}
     for choice, rows in tried(runs).items():
         lines = grids.setdefault(f"{choice.experiment}, {choice.dataset}, preset {choice.preset}", [])
         for row in rows:
             settings = (f"{row.learning_rate:g}", f"{row.residual_start:g}", f"{row.n_train:,}", str(row.epochs))
             accuracy = f"{100 * cast(float, row.val_accuracy):.2f}"
-            lines.append((choice.method, *settings, accuracy, "chosen" if row is rows[0] else ""))
+            lines.append((choice.method, choice.network, *settings, accuracy, "chosen" if row is rows[0] else ""))
     listings = (
         TitledList("Not read", tuple(problems)),
         TitledList("Notes", () if grids else ("No finished run with --tune was found.",)),

@@ -27,14 +27,15 @@ def test_of_equal_runs_the_smaller_rate_is_chosen_in_any_order():
         assert next(iter(tried(some).values()))[0].learning_rate == 0.1
 
 
-def test_each_method_preset_and_dataset_has_its_own_choice():
+def test_each_method_network_preset_and_dataset_has_its_own_choice():
     runs = [
         tuned(0.5, 0.1),
         tuned(0.4, 0.3, method="sn"),
         tuned(0.4, 1.0, preset="short"),
         tuned(0.1, 3.0, dataset="x"),
+        tuned(0.9, 0.01, network="resnet50"),
     ]
-    assert sorted(rows[0].learning_rate for rows in tried(runs).values()) == [0.1, 0.3, 1.0, 3.0]
+    assert sorted(rows[0].learning_rate for rows in tried(runs).values()) == [0.01, 0.1, 0.3, 1.0, 3.0]
 
 
 def test_tested_and_unfinished_runs_choose_nothing():
@@ -47,8 +48,8 @@ def test_the_command_marks_the_chosen_run(tmp_path, capsys):
     rows = [row("km", None, learning_rate=rate, val_accuracy=val) for rate, val in ((0.1, 0.5), (0.3, 0.6))]
     assert table.main(["rates", str(write(tmp_path, *rows)), "--format", "csv"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].endswith(',km,0.3,1,"10,000",8,60.00,chosen')
-    assert lines[2].endswith(',km,0.1,1,"10,000",8,50.00,')
+    assert lines[1].endswith(',km,resnet32,0.3,1,"10,000",8,60.00,chosen')
+    assert lines[2].endswith(',km,resnet32,0.1,1,"10,000",8,50.00,')
 
 
 def test_the_presets_of_scratch_take_what_the_committed_runs_choose():
