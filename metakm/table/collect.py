@@ -81,6 +81,8 @@ def _read_run(path: Path, name: str) -> RecordedRun:
     if config is not None:
         _check_config(row, config)
     changes = {k: v for k, v in _changes(row, config).items() if k not in EXECUTION_FIELDS}
+    if row.stopped and "patience" not in changes:  # by a callback, of which no setting tells
+        changes["stopped_early"] = True
     accuracies = _read_tasks(path.parent / "tasks.csv", row)
     return RecordedRun(row, path, name, _sorted(changes), accuracies, _settings(row, config), config is not None)
 

@@ -148,6 +148,18 @@ def test_rows_of_other_protocols_are_not_one_cell_where_a_config_is_missing(tmp_
     }  # fmt: skip
 
 
+def test_runs_that_a_callback_stopped_are_not_one_cell_with_those_that_had_all_iterations(tmp_path):
+    write_run(tmp_path / "a", seed=0)
+    write_run(tmp_path / "b", seed=1, row={"stopped": "after 30 iterations: by a callback"})
+    write_run(tmp_path / "c", seed=2, row={"stopped": "after 40 iterations: patience 5"}, patience=5)
+    labels = {cell.runs[0].name: cell.protocol.label for cell in table_of(tmp_path).cells}
+    assert labels == {
+        "a": "km (quick, eval-tasks 4)",
+        "b": "km (quick, eval-tasks 4, stopped-early)",
+        "c": "km (quick, eval-tasks 4, patience 5)",
+    }
+
+
 def test_unfinished_and_double_runs_are_left_out_by_name(tmp_path):
     write_run(tmp_path / "first", accuracies=[0.5, 0.5])
     write_run(tmp_path / "again", accuracies=[1.0, 1.0], row={"started_at": "2027-01-01T00:00:00+00:00"})
