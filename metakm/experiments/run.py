@@ -72,7 +72,7 @@ class ExperimentRun(TrainingRun[Training]):
             owner=config.method,
             iterations=training.iterations,
             val_every=training.train.per_epoch,
-            split_hash=data.train.split_hash,
+            split_hashes={split: part.split_hash for split, part in vars(data).items()},
             folder=RunFolder(config.folder, ExperimentRow),
             stop=stop,
         )
@@ -155,7 +155,7 @@ class ExperimentRun(TrainingRun[Training]):
             n_test=n_test,
             training_memory_mb=self.loop.memory.mb,
             class_accuracy=None if tested is None else self._class_accuracy(tested),
-            split_hash=self.split_hash,
+            split_hash=self.split_hashes["train"],
             started_at=self.history.started_at,
             residual_start=config.residual_start,
             start=_start(self.loop.model),

@@ -55,23 +55,33 @@ def load_checkpoint(path: Path, config: Identified) -> dict[str, Any]:
     return state
 
 
+def data_state(split_hashes: Mapping[str, str]) -> dict[str, Any]:
+    """The part of a checkpoint that tells its data, by the `split_hash` of each split."""
+    return {"split_hash": split_hashes["train"], "split_hashes": dict(split_hashes)}
+
+
 @contextlib.contextmanager
-def restoring(path: Path, state: Mapping[str, Any], split_hash: str, owner: str, remedy: str = "") -> Iterator[None]:
+def restoring(
+    path: Path, state: Mapping[str, Any], split_hashes: Mapping[str, str], owner: str, remedy: str = ""
+) -> Iterator[None]:
     """Restore the state of a checkpoint in the block.
 
     Args:
-        split_hash: of the data at hand. A data root may move, but must hold the same classes, of the same sizes.
+        split_hashes: of the data at hand, see `data_state`. A data root may move, but must hold the same classes, of
+            the same sizes.
         owner: what the parameters belong to.
         remedy: what to try before starting again.
 
     Raises:
         UserError: the state belongs to other data, or the block cannot restore it.
     """
-    if state.get("split_hash") != split_hash:
-        raise UserError(
-            f"Expected the data of the run to resume (split hash {state.get('split_hash')}), got others "
-            f"({split_hash}); name its folder by --data-root, or choose another --out"
-        )
+    known = {"train": state.get("split_hash"), **state.get("split_hashes", {})}  # older ones have that of train alone
+    for split, here in split_hashes.items():
+        if known.get(split, here) != here:
+            raise UserError(
+                f"Expected the {split} data of the run to resume (split hash {known[split]}), got others ({here}); "
+                "name their folder by --data-root, or choose another --out"
+            )
     try:
         yield
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:

@@ -96,7 +96,7 @@ class Run(TrainingRun[OuterLoop]):
             owner=config.algo,
             iterations=config.iterations,
             val_every=config.val_every,
-            split_hash=self.samplers["train"].dataset.split_hash,
+            split_hashes={split: sampler.dataset.split_hash for split, sampler in self.samplers.items()},
             folder=folder,
             stop=stop,
             processes=processes,

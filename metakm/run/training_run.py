@@ -16,7 +16,7 @@ from metakm.learning.divergence import DivergedError
 from metakm.learning.memory import TooLittleMemoryError
 from metakm.run import provenance
 from metakm.run.callbacks import CallbackList, EndEvent
-from metakm.run.checkpoint import load_checkpoint, restoring, save_checkpoint
+from metakm.run.checkpoint import data_state, load_checkpoint, restoring, save_checkpoint
 from metakm.run.event_log import EventLog
 from metakm.run.folder import RunFolder
 from metakm.run.history import History, Trainable
@@ -33,7 +33,7 @@ class TrainingRun(RunKind, Generic[L]):
         owner: what the parameters belong to, for messages.
         iterations: how long to train.
         val_every: iterations between validations; the last one always validates.
-        split_hash: of the data.
+        split_hashes: of the data, by split.
         callbacks: what to call while it trains.
 
     Raises:
@@ -51,14 +51,14 @@ class TrainingRun(RunKind, Generic[L]):
         owner: str,
         iterations: int,
         val_every: int,
-        split_hash: str,
+        split_hashes: dict[str, str],
         folder: RunFolder,
         stop: Stoppable,
         processes: Processes = ALONE,
         callbacks: CallbackList | None = None,
     ) -> None:
         self.config, self.loop, self.folder, self.stop, self.processes = config, loop, folder, stop, processes
-        self.owner, self.iterations, self.val_every, self.split_hash = owner, iterations, val_every, split_hash
+        self.owner, self.iterations, self.val_every, self.split_hashes = owner, iterations, val_every, split_hashes
         self.history = History(provenance.origin(self.device, processes.size))
         self.log = EventLog(config.execution, config.run_id, self.stage, files=processes.first)
         self.callbacks = callbacks or CallbackList((), torch.nn.Module())
@@ -213,7 +213,7 @@ class TrainingRun(RunKind, Generic[L]):
         return {"train_seconds": seconds, "ms_per_iteration": self.history.ms_per_iteration(self.loop.iteration)}
 
     def _checkpoint(self) -> dict[str, Any]:
-        own = {"split_hash": self.split_hash, "loop": self.loop.state(), **self.own_state()}
+        own = {**data_state(self.split_hashes), "loop": self.loop.state(), **self.own_state()}
         return {**self.history.state(), **self.callbacks.state(), **own}
 
     def _save(self) -> None:
@@ -230,7 +230,7 @@ class TrainingRun(RunKind, Generic[L]):
 
     def _load(self) -> None:
         state = load_checkpoint(self.folder.checkpoint, self.config)
-        with restoring(self.folder.checkpoint, state, self.split_hash, self.owner, self.remedy):
+        with restoring(self.folder.checkpoint, state, self.split_hashes, self.owner, self.remedy):
             self._restore(state)
 
     def _write_row(self, status: Status, tested: Accuracies | None = None) -> dict[str, Any]:

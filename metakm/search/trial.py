@@ -22,7 +22,7 @@ from metakm.learning.memory import TooLittleMemoryError
 from metakm.learning.outer_loop import OuterLoop
 from metakm.run import provenance
 from metakm.run.build import build_learner, make_sampler, require_fitting
-from metakm.run.checkpoint import load_checkpoint, restoring, save_checkpoint
+from metakm.run.checkpoint import data_state, load_checkpoint, restoring, save_checkpoint
 from metakm.run.earlier_run import warm_start
 from metakm.run.folder import RunFolder
 from metakm.run.history import History
@@ -65,6 +65,7 @@ class TrialRun:
         dataset = self.samplers["train"].dataset
         learner = build_learner(config, dataset.image_shape, dataset.n_episode_classes)
         warm_start(learner, config, {"val": self.samplers["val"].dataset})
+        self._split_hashes = {split: sampler.dataset.split_hash for split, sampler in self.samplers.items()}
         self.loop = OuterLoop(learner, self.samplers["train"], config, resolve_device(config.device))
         self.history = History(provenance.origin(self.loop.device))
         if folder.checkpoint.exists():
@@ -134,13 +135,12 @@ class TrialRun:
         self.history.saved()
 
     def _state(self) -> dict[str, Any]:
-        split_hash = self.samplers["train"].dataset.split_hash
-        return {**self.history.state(), "split_hash": split_hash, "loop": self.loop.state()}
+        return {**self.history.state(), **data_state(self._split_hashes), "loop": self.loop.state()}
 
     def _load(self) -> None:
         path = self.folder.checkpoint
         state = load_checkpoint(path, self.config)
-        with restoring(path, state, self.samplers["train"].dataset.split_hash, self.config.algo):
+        with restoring(path, state, self._split_hashes, self.config.algo):
             self.history.load_state(state)
             self.loop.load_state(state["loop"])
 

@@ -91,8 +91,10 @@ def test_a_run_on_ones_own_data_is_resumed_and_refuses_other_data(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         metakm.train(small(tmp_path / "part"), dataset=three(), callbacks=[Interrupt()])
-    with pytest.raises(metakm.UserError, match="split hash"):
-        metakm.train(small(tmp_path / "part", resume=True), dataset=three(classes=4))
+    for changed, split in enumerate(SPLITS):
+        data = [dots(seed, classes=4 if seed == changed else 5) for seed in range(3)]
+        with pytest.raises(metakm.UserError, match=f"Expected the {split} data of the run to resume"):
+            metakm.train(small(tmp_path / "part", resume=True), dataset=data)
     part = metakm.train(small(tmp_path / "part", resume=True), dataset=three())
     assert numbers(part.folder) == numbers(whole.folder)
 
