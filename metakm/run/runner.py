@@ -36,6 +36,7 @@ from metakm.run.folder import RunFolder
 from metakm.run.kind import Accuracies
 from metakm.run.row import ResultRow, Status
 from metakm.run.training_run import TrainingRun
+from metakm.run.user_files import file_hashes, require_same_files
 from metakm.run.weights import weights_file
 from metakm.strategies.registry import strategy_class
 
@@ -68,6 +69,7 @@ class Run(TrainingRun[OuterLoop]):
         self.config = config
         for plugin in config.plugin:
             load_plugin(plugin)
+        self.files = file_hashes(config)
         strategy_class(config.algo)
         self.device = resolve_device(local_device(config.device))
         forget_peak(self.device)  # of runs before it in this process
@@ -182,10 +184,11 @@ class Run(TrainingRun[OuterLoop]):
     def own_state(self) -> dict[str, Any]:
         """The model that was kept, and what it was trained on and from."""
         built = {"image_shape": list(self.image_shape), "train_classes": self.train_classes}
-        return {**built, "best": self.best, "init_weights": self.init_weights}
+        return {**built, "files": self.files, "best": self.best, "init_weights": self.init_weights}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Inverse of `own_state`."""
+        require_same_files(state.get("files", {}), self.files)  # an older checkpoint has none
         self.best = {"val_accuracy": float(state["best"]["val_accuracy"]), "model": state["best"]["model"]}
         self.init_weights = str(state.get("init_weights", ""))
         self.loop.load_model_state(self.best["model"])  # to fail now, not after the training

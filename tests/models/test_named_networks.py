@@ -13,6 +13,7 @@ import metakm
 from metakm.config import RunConfig
 from metakm.models.build import make_backbone, weights_fingerprint
 from metakm.models.network_file import build_from_file
+from metakm.registry import isolated
 from metakm.run.__main__ import main
 
 SHAPE = (3, 32, 32)
@@ -44,6 +45,14 @@ class Broken(nn.Module):
     def __init__(self):
         raise ValueError("no such luck")
 """
+PLUGIN = """
+import metakm
+from metakm.strategies.anil import ANIL
+
+@metakm.register_strategy("mine")
+class Mine(ANIL):
+    pass
+"""
 QUICK = "--ways 3 --queries 2 --meta-batch 2 --val-tasks 4 --eval-tasks 6 --iterations 2 --val-every 2 --device cpu"
 
 
@@ -60,6 +69,26 @@ def run(file, tmp_path, cache, monkeypatch):
     monkeypatch.setenv("METAKM_CACHE", str(cache))
     monkeypatch.chdir(file.parent)
     return lambda *flags: main([*QUICK.split(), "--algo", "anil", "--out", str(tmp_path / "out"), *map(str, flags)])
+
+
+def test_a_run_is_not_resumed_with_an_edited_network_or_plugin(run, file, tmp_path, capsys):
+    plugin = tmp_path / "plug.py"
+    plugin.write_text(PLUGIN)
+    flags = ("--backbone", f"{file}:Small", "--plugin", plugin, "--quiet")
+    with isolated():
+        assert run(*flags) == 0
+        for edited in (file, plugin):
+            text = edited.read_text()
+            edited.write_text(text + "# once more\n")
+            assert run(*flags, "--resume") == 2
+            assert f"Expected {edited.name} as it was when the run began" in capsys.readouterr().err
+            edited.write_text(text)
+        assert run(*flags, "--resume") == 0
+        (checkpoint,) = (tmp_path / "out").rglob("checkpoint.pt")
+        older = {k: v for k, v in torch.load(checkpoint, weights_only=True).items() if k != "files"}
+        torch.save(older, checkpoint)
+        file.write_text(FILE + "# once more\n")
+        assert run(*flags, "--resume") == 0
 
 
 def test_a_network_of_torchvision_takes_normalised_images_without_its_classifier():
