@@ -10,12 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import SIX_HUNDRED, table_of, write_run
 
 from metakm.errors import UserError
+from metakm.table import forest
 from metakm.table.__main__ import main
 from metakm.table.blocks import build_table
 from metakm.table.collect import Collection, read_runs
@@ -95,6 +97,27 @@ def test_csv_and_json_hold_the_same(tmp_path):
         assert len(of_kind) == len(records)
         for line, record in zip(of_kind, records, strict=True):
             assert {k: "" if v is None else str(v) for k, v in record.items()}.items() <= line.items()
+
+
+def test_the_forest_plot_has_the_interval_over_seeds_as_the_thick_bar_and_that_over_tasks_with_caps(
+    tmp_path, monkeypatch
+):
+    figures = []
+    monkeypatch.setattr(forest, "figure_bytes", lambda figure, *_, **__: figures.append(figure))
+    table = table_of(small_study(tmp_path))
+    forest_picture(table)
+    cells = [cell for cell in table.cells if None not in (cell.seeds_ci95, cell.tasks_ci95)]
+    assert any(abs(cell.seeds_ci95 - cell.tasks_ci95) > 0.1 for cell in cells)
+    for cell in cells:
+        (axes,) = [axes for axes in figures[0].axes if axes.get_title(loc="left") == cell.setting.title]
+        bars = [bar for drawn in axes.containers for bar in drawn[2]]
+        widths = [
+            (round(float(np.ptp(bar.get_segments()[0][:, 0])), 6), bar.get_linewidth()[0] == 4)
+            for bar in bars
+            if len(bar.get_segments()) and np.isclose(bar.get_segments()[0][:, 0].mean(), cell.mean)
+        ]
+        assert (round(2 * cell.seeds_ci95, 6), True) in widths
+        assert (round(2 * cell.tasks_ci95, 6), False) in widths
 
 
 def test_forest_plot_is_a_picture_in_each_format(tmp_path):
