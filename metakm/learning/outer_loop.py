@@ -101,6 +101,8 @@ class OuterLoop:
         """Wall time of one iteration's meta-gradient, after one to warm up, or two on a GPU; changes nothing."""
         episodes = self.sampler.batch(index=0, tasks=self.config.meta_batch)
         before = {name: buffer.clone() for name, buffer in self.learner.named_buffers()}
+        if self._graphs:
+            self._graphs.clear()  # maybe of a trial at another iteration
         for _ in range(2 if self.device.type == "cpu" else 3):  # on a GPU the second is captured, the third replayed
             began = time.monotonic()
             self._meta_gradient(episodes)

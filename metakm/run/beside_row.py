@@ -54,8 +54,9 @@ def beside_row(found: dict[str, Any], row: dict[str, Any] | None, paired: OnSame
         return "with no row of such a test to compare with"
     if (row["accuracy"], row["n_tasks"]) == (found["accuracy"], found["n_tasks"]):
         return "equal to its row"
+    width: float | None = None
     if paired is None:
-        apart, width = found["accuracy"] - row["accuracy"], None
+        apart = found["accuracy"] - row["accuracy"]
         says = f"{format_metric(row['algo'], row['accuracy'], row['ci95'])} over {row['n_tasks']} tasks"
     else:
         apart, width = paired.paired_difference, paired.paired_ci95

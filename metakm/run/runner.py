@@ -21,6 +21,7 @@ from metakm.distributed.processes import ALONE, Processes
 from metakm.distributed.torchrun import local_device
 from metakm.learning.memory import forget_peak
 from metakm.learning.outer_loop import OuterLoop
+from metakm.learning.phases import seconds_of, trial_phases
 from metakm.models.pretrained import PRETRAINED
 from metakm.modulation import write_pack
 from metakm.registry import load_plugin
@@ -132,8 +133,8 @@ class Run(TrainingRun[OuterLoop]):
         """Time and memory of the meta-training that is left; validation and meta-test come on top."""
         if self.loop.iteration >= self.config.iterations:
             return "no meta-training left"
-        seconds = self.loop.trial_seconds()
-        left = seconds * (self.config.iterations - self.loop.iteration)
+        left = seconds_of(trial_phases(self.loop))
+        seconds = left / (self.config.iterations - self.loop.iteration)
         gigabytes = self.loop.chunks.training * self.loop.chunks.task_bytes / 1e9
         return f"about {1000 * seconds:.0f} ms per iteration, {duration(left)} of meta-training, {gigabytes:.1f} GB"
 

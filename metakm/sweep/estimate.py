@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from metakm.cli.progress import duration
@@ -12,6 +12,7 @@ from metakm.cli.signals import Stoppable
 from metakm.config import RunConfig
 from metakm.errors import UserError
 from metakm.learning.memory import TooLittleMemoryError
+from metakm.learning.phases import Phase, seconds_of, trial_phases
 from metakm.run.runner import Run
 from metakm.sweep.plan import Planned
 
@@ -19,7 +20,7 @@ from metakm.sweep.plan import Planned
 class Cost(NamedTuple):
     """Seconds on this machine."""
 
-    iteration: float  # of meta-training
+    phases: Sequence[Phase]  # of meta-training
     task: float  # of meta-validation or meta-test
 
 
@@ -50,18 +51,18 @@ def estimate(plan: Iterable[Planned], stop: Stoppable) -> tuple[list[Planned], f
 
 
 def measure(config: RunConfig, stop: Stoppable) -> Cost | UserError:
-    """Try one meta-batch of training and one of evaluation; or say why the run could not start."""
+    """Try a meta-batch of each phase of training and one of evaluation; or say why the run could not start."""
     try:
         run = Run(dataclasses.replace(config, dry_run=True, resume=False), stop)
     except UserError as error:
         return error
     try:
-        iteration = run.loop.trial_seconds()
+        phases = trial_phases(run.loop)
         began = time.monotonic()
         run.accuracies("val", run.loop.chunks.training)
     except TooLittleMemoryError as error:
         return UserError(str(error))
-    return Cost(iteration, (time.monotonic() - began) / run.loop.chunks.training)
+    return Cost(phases, (time.monotonic() - began) / run.loop.chunks.training)
 
 
 def seconds_left(planned: Planned, cost: Cost) -> float:
@@ -70,4 +71,4 @@ def seconds_left(planned: Planned, cost: Cost) -> float:
     validations = -(-config.iterations // config.val_every) - done // config.val_every
     validations += 1 if done == 0 else 0  # of the untrained start
     tasks = validations * config.val_tasks + config.eval_tasks
-    return cost.iteration * (config.iterations - done) + cost.task * tasks
+    return seconds_of(cost.phases, done) + cost.task * tasks

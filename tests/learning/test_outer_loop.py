@@ -15,6 +15,7 @@ from metakm.learning.evaluation import accuracies
 from metakm.learning.inner_loop import evaluate_episodes
 from metakm.learning.memory import TooLittleMemoryError, automatic_chunk, device_memory, sharing, task_bytes
 from metakm.learning.outer_loop import OuterLoop
+from metakm.learning.phases import seconds_of, trial_phases
 from metakm.models.resnet12 import ResNet12
 from metakm.presets import preset_config
 
@@ -404,6 +405,22 @@ def test_a_trial_leaves_the_buffers_that_a_network_updates_itself_as_they_are():
     tried._meta_gradient(tried.sampler.batch(0, 4))
     assert strategy.backbone.seen != 0
     assert strategy.backbone.also > 0
+
+
+def test_each_way_to_differentiate_is_tried_for_its_share_of_the_iterations(monkeypatch):
+    tried = []
+    monkeypatch.setattr(OuterLoop, "trial_seconds", lambda loop: tried.append(loop.iteration) or 1.0 + loop.iteration)
+    trained = loop("maml", second_order_from=0.5, multi_step_loss=2)
+    assert trial_phases(trained) == [(0, 2, 1.0), (2, 5, 3.0), (5, 10, 6.0)]
+    assert tried == [5, 2, 0]
+    assert trained.iteration == 0
+    trained.iteration = 4
+    assert (phases := trial_phases(trained)) == [(4, 5, 5.0), (5, 10, 6.0)]
+    assert seconds_of(phases) == 35.0
+    assert seconds_of(phases, done=8) == 12.0
+    trained.iteration = 10
+    assert trial_phases(trained) == []
+    assert trial_phases(loop("maml")) == [(0, 10, 1.0)]
 
 
 def test_running_statistics_are_those_of_the_queries_at_the_averaged_weights():

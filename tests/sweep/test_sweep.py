@@ -26,6 +26,7 @@ from metakm.device import cores
 from metakm.io.lock import Lock
 from metakm.learning.memory import TooLittleMemoryError
 from metakm.learning.outer_loop import OuterLoop
+from metakm.learning.phases import Phase
 from metakm.presets import preset_config
 from metakm.report.__main__ import main as make_report
 from metakm.run import __main__ as one_run
@@ -403,9 +404,9 @@ def test_a_second_stop_ends_the_sweep_at_once_and_tells_the_jobs_again(planned, 
 
 def test_seconds_left_count_training_validation_and_meta_test():
     config = preset_config(iterations=10, val_every=4, val_tasks=3, eval_tasks=5)
-    cost = Cost(iteration=100.0, task=1.0)
-    assert seconds_left(Planned(config, "to do"), cost) == 1000 + (1 + 3) * 3 + 5
-    assert seconds_left(Planned(config, "to resume", iteration=4), cost) == 600 + 2 * 3 + 5
+    cost = Cost(phases=[Phase(0, 6, 100.0), Phase(6, 10, 200.0)], task=1.0)
+    assert seconds_left(Planned(config, "to do"), cost) == 600 + 800 + (1 + 3) * 3 + 5
+    assert seconds_left(Planned(config, "to resume", iteration=4), cost) == 200 + 800 + 2 * 3 + 5
     assert seconds_left(Planned(config, "to resume", iteration=10), cost) == 3 + 5
 
 
