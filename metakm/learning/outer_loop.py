@@ -74,8 +74,7 @@ class OuterLoop:
     def _step(self) -> StepResult:
         if self._graphs and self._second_order_begins:
             self._graphs.clear()
-        first = self.iteration * self.config.meta_batch
-        episodes = self.sampler.batch(index=first, tasks=self.config.meta_batch)
+        episodes = self.sampler.batch(self.iteration * self.config.meta_batch, self.config.meta_batch)
         result = self._meta_gradient(episodes)
         if not is_finite(result.loss, self._learned):
             raise DivergedError(self._divergence(episodes, result.loss))
@@ -106,8 +105,8 @@ class OuterLoop:
         for _ in range(2 if self.device.type == "cpu" else 3):  # on a GPU the second is captured, the third replayed
             began = time.monotonic()
             self._meta_gradient(episodes)
-        self._forget_gradients()
         seconds = time.monotonic() - began
+        self._forget_gradients()
         for name, buffer in self.learner.named_buffers():  # a network may count or average in its forward
             buffer.copy_(before[name])
         return seconds

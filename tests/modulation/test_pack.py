@@ -108,6 +108,22 @@ def test_fingerprint_is_of_the_base_alone(base):
     assert fingerprint(base, False, "fc") != fingerprint(base, True, "fc")
 
 
+@pytest.mark.parametrize(
+    ("kind", "setting", "value"),
+    [
+        (torch.nn.Conv2d, "stride", (3, 3)),
+        (torch.nn.Conv2d, "padding", (2, 2)),
+        (torch.nn.Conv2d, "dilation", (2, 2)),
+        (torch.nn.Conv2d, "padding_mode", "circular"),
+        (torch.nn.BatchNorm2d, "eps", 0.1),
+    ],
+)
+def test_fingerprint_is_of_what_layers_do_too(base, kind, setting, value):
+    other = copy.deepcopy(base)
+    setattr(next(module for module in other.modules() if isinstance(module, kind)), setting, value)
+    assert fingerprint(other, True, "fc") != fingerprint(base, True, "fc")
+
+
 def test_a_pack_of_everything_still_needs_the_same_layers(base):
     other = copy.deepcopy(base)
     next(m for m in other.modules() if isinstance(m, torch.nn.Conv2d)).stride = (3, 3)

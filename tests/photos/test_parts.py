@@ -13,7 +13,7 @@ from metakm.modulation.attachment import modulate
 from metakm.modulation.modulators.low_rank import LowRank
 from metakm.photos.calibration import nll, rejection_threshold, temperature
 from metakm.photos.checkpoint import Checkpoint
-from metakm.photos.head import solve_head
+from metakm.photos.head import solve_head, solve_start
 from metakm.photos.methods import faster_layout
 from metakm.photos.training import _schedule, budget
 from metakm.photos.validation import plan_splits
@@ -96,6 +96,7 @@ def test_the_threshold_lets_most_right_answers_through():
     found = rejection_threshold(torch.cat([probabilities, torch.zeros(100, 2)], 1) * 0.9, labels)
     assert 0.03 <= float((best * 0.9 < found).double().mean()) <= 0.06
     assert rejection_threshold(torch.tensor([[0.3, 0.7]]), torch.tensor([0])) == 0.75  # nothing right: 1.5 / N
+    assert rejection_threshold(torch.tensor([[0.99, 0.01]] * 9), labels[:9]) == 0.9  # at most
 
 
 def test_the_head_is_where_the_gradient_of_the_penalised_loss_vanishes():
@@ -111,6 +112,13 @@ def test_the_head_is_where_the_gradient_of_the_penalised_loss_vanishes():
     loss = (weights * errors).sum() + 0.3 * own.square().sum()
     gradients = torch.autograd.grad(loss, [own, free])
     assert max(g.abs().max() for g in gradients) < 3e-4
+
+
+def test_the_penalty_of_the_head_that_training_starts_from_grows_with_the_images():
+    inputs, labels, weights = torch.randn(30, 6) + 3, torch.arange(30) % 3, torch.ones(30)
+    for count in (15, 30):
+        given = inputs[:count], labels[:count], weights[:count], 3
+        assert all(map(torch.equal, solve_start(*given), solve_head(*given, l2=1e-4 * count)))
 
 
 def test_low_rank_adds_b_times_a_and_starts_at_the_base():
@@ -136,6 +144,13 @@ def test_a_convolution_can_be_the_classifier():
     replace_classifier(network, "1", 4)
     assert network(torch.rand(2, 3, 8, 8)).abs().max() == 0
     assert network(torch.rand(2, 3, 8, 8)).shape == (2, 4)
+
+
+def test_the_time_of_a_fit_is_that_of_all_its_sessions(tmp_path):
+    first = Checkpoint(tmp_path / "c", "key", resume=False)
+    first._began -= 100
+    first.save()
+    assert 100 <= Checkpoint(tmp_path / "c", "key", resume=True).seconds < 200
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):

@@ -9,6 +9,7 @@ from torch import nn
 import metakm
 from metakm.models.pretrained import load_pretrained
 from metakm.photos.api import as_listing
+from metakm.photos.calibration import rejection_threshold
 from metakm.photos.features import VIEWS, frozen_features
 from metakm.photos.store import PhotoStore, normalise
 from metakm.photos.training import HEAD_RATE, Trainer, _schedule, plan_for
@@ -78,6 +79,38 @@ def test_a_rare_class_counts_more_but_not_as_much_as_it_is_rare(noise, base, mon
     common, rare = (trainer.weights[trainer.labels == label].unique() for label in (0, 1))
     assert rare.item() == pytest.approx(2**0.5 * common.item())  # half as many photos
     assert trainer.weights.mean().item() == pytest.approx(1)
+
+
+def test_passes_have_their_own_order_and_steps_their_own_views_and_dropout(noise, base, monkeypatch):
+    trainers, seeds, states = [], [], []
+    start, dropout = Trainer.start, F.dropout
+
+    def views(pixels, seed):
+        seeds.append(seed)
+        return pixels
+
+    def dropping(x, p, training):
+        if training and trainers:  # not while the network is tried
+            states.append(bytes(torch.get_rng_state().numpy()))
+        return dropout(x, p, training)
+
+    monkeypatch.setattr(Trainer, "start", lambda self: (trainers.append(self), start(self))[1])
+    monkeypatch.setattr("metakm.photos.training.random_views", views)
+    monkeypatch.setattr(F, "dropout", dropping)
+    metakm.fit(noise, base=base.replace(":Small", ":Dropping"), method="norm", validation="none")
+    (trainer,) = trainers
+    assert len(set(seeds)) == len(set(states)) == trainer.budget.steps > 1
+    orders = [trainer._order(number) for number in range(3)]
+    assert all(sorted(order) == list(range(15)) for order in orders)
+    assert len(set(map(tuple, orders))) == 3
+
+
+def test_the_threshold_is_of_calibrated_probabilities(noise, base):
+    fitted = metakm.fit(noise, base=base, method="head", validation="folds")
+    held = fitted.report_.held_out
+    calibrated, raw = (torch.softmax(held.logits.double() / scale, dim=1) for scale in (fitted.temperature, 1.0))
+    assert fitted.threshold == pytest.approx(rejection_threshold(calibrated, held.labels), rel=1e-6)
+    assert fitted.threshold != pytest.approx(rejection_threshold(raw, held.labels), rel=1e-4)
 
 
 def test_the_first_view_is_the_photo_as_it_is(shop, base):

@@ -174,7 +174,7 @@ def test_a_run_that_died_resumes_to_the_numbers_of_an_unbroken_one(tmp_path, mon
     with pytest.raises(MemoryError):
         run(tmp_path / "broken", *extra)
     monkeypatch.setattr(OuterLoop, "step", step)
-    assert pd.read_csv(folder(tmp_path / "broken") / "result.csv").status[0] == "running"
+    assert pd.read_csv(folder(tmp_path / "broken") / "result.csv").status[0] == "interrupted"
     assert run(tmp_path / "broken", "--resume", *extra) == 0
     assert numbers(folder(tmp_path / "broken")) == numbers(folder(tmp_path / "whole"))
 
