@@ -62,7 +62,7 @@ def _summary(rows: Sequence[Row]) -> str:
     above, below = (sum(sign * float(row["gap"]) > float(row["gap_ci95"]) for row in rows) for sign in (1, -1))
     largest = max(rows, key=lambda row: abs(float(row["gap"])))
     return (
-        f"Of {len(rows)} gaps, {above} are above zero by more than their interval and {below} below. The largest is "
+        f"Gaps: {len(rows)}; above zero by more than their interval: {above}; below: {below}. The largest is "
         f"{_cell(largest, 'gap')} points: `{largest['algo']}`, {_setting(largest).title}, "
         f"{largest['test_inner_steps']} steps.\n"
     )
