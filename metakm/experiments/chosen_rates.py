@@ -6,9 +6,10 @@ are kept.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from metakm.experiments.config import ExperimentPreset
+if TYPE_CHECKING:
+    from metakm.experiments.config import ExperimentPreset
 
 
 class RateAndStart(NamedTuple):

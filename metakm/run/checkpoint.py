@@ -75,14 +75,17 @@ def restoring(
     Raises:
         UserError: the state belongs to other data, or the block cannot restore it.
     """
-    known = {"train": state.get("split_hash"), **state.get("split_hashes", {})}  # older ones have that of train alone
-    for split, here in split_hashes.items():
-        if known.get(split, here) != here:
-            raise UserError(
-                f"Expected the {split} data of the run to resume (split hash {known[split]}), got others ({here}); "
-                "name their folder by --data-root, or choose another --out"
-            )
     try:
+        known = {
+            "train": state.get("split_hash"),
+            **state.get("split_hashes", {}),
+        }  # older ones have that of train alone
+        for split, here in split_hashes.items():
+            if known.get(split, here) != here:
+                raise UserError(
+                    f"Expected the {split} data of the run to resume (split hash {known[split]}), got others ({here}); "
+                    "name their folder by --data-root, or choose another --out"
+                )
         yield
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         said = one_line(error)

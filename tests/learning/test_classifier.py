@@ -197,7 +197,7 @@ def test_a_run_is_not_resumed_on_other_photographs(trained, birds, tmp_path, cap
     before = (trained.folder / "result.csv").read_bytes()
     capsys.readouterr()
     assert main([*moved, "--resume"]) == 2
-    assert "Expected the data of the run to resume" in capsys.readouterr().err
+    assert "Expected the train data of the run to resume" in capsys.readouterr().err
     assert (trained.folder / "result.csv").read_bytes() == before
 
 

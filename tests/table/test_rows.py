@@ -82,7 +82,7 @@ def test_a_row_that_says_running_is_marked_interrupted_unless_its_process_lives(
     with other.locked():
         assert folder.mark_interrupted({}) is None
         assert folder.read_row() == before
-        other.release()
+        other.lock.release()
     marked = folder.mark_interrupted({"train_seconds": 2.5})
     assert folder.read_row() == marked == {**before, "status": "interrupted", "train_seconds": 2.5}
     assert not folder.lock.path.exists()
