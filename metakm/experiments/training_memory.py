@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
+from metakm.learning.memory import forget_peak
 from metakm.run.provenance import resident_bytes
 
 STEPS = 3
-_RESET = Path("/proc/self/clear_refs")
 
 
 class TrainingMemory:
@@ -50,15 +48,9 @@ class TrainingMemory:
         self.mb, self._steps = mb, steps
 
     def _start(self) -> int | None:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            return torch.cuda.memory_allocated(self.device)
-        try:
-            ctypes.CDLL(None).malloc_trim(0)  # what earlier work has freed is still resident
-            _RESET.write_text("5")
-            return resident_bytes("VmRSS")
-        except (OSError, AttributeError):
+        if not forget_peak(self.device):
             return None
+        return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else resident_bytes("VmRSS")
 
     def _above(self) -> float | None:
         cuda = self.device.type == "cuda"

@@ -117,17 +117,20 @@ def device_memory(device: torch.device) -> int:
     return min(physical, _slurm_memory() or physical)
 
 
-def forget_peak(device: torch.device) -> None:
-    """From here on the peak memory of this process is that of what follows, where the system can do that (Linux, CUDA).
+def forget_peak(device: torch.device) -> bool:
+    """From here on the peak memory of this process is that of what follows: whether the system can do that.
 
-    What earlier work has freed is given back first, since it would still count.
+    Linux and CUDA can. What earlier work has freed is given back first, since it would still count.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return
-    with contextlib.suppress(OSError, AttributeError):
+        return True
+    try:
         ctypes.CDLL(None).malloc_trim(0)
         _RESET_PEAK.write_text("5")
+    except (OSError, AttributeError):
+        return False
+    return True
 
 
 def _slurm_memory() -> int:
