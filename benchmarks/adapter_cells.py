@@ -93,7 +93,7 @@ def make_task(base: Pretrained, images: Images, shots: str, number: str, ways: i
     replace_classifier(own.network, own.classifier, len(support.classes))
     seed = 1000 if number == "tune" else int(number)
     began = time.process_time()
-    features = frozen_features(own, preprocessing, support, seed, augment=True)
+    features = frozen_features(own, support, seed, augment=True)
     task = Task(own.network, own.classifier, preprocessing, support, queries, features, seed, 0.0)
     fit_of(task, Adapted(own.network, own.classifier), TrainingPlan(0.0, 0.0, 0.0, Budget(0, BATCH))).start()
     task.head_seconds = time.process_time() - began

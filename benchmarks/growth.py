@@ -25,7 +25,7 @@ import metakm
 from metakm.io.csv_file import read_csv
 from metakm.io.figure import new_figure
 from metakm.learning.malloc import keep_freed_memory
-from metakm.run.provenance import peak_memory_mb
+from metakm.run.peak_memory import peak_memory_mb
 
 ALGORITHMS = ("maml", "anil", "km")
 COLUMNS = ("quantity", "value", "algo", "median_ms", "grown_mb")

@@ -15,7 +15,8 @@ import torch
 from metakm.data import Episodes
 from metakm.io.csv_file import csv_text
 from metakm.io.files import write_text
-from metakm.run.provenance import git_commit, resident_bytes
+from metakm.run.peak_memory import resident_bytes
+from metakm.run.provenance import git_commit
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks"
 

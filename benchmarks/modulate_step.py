@@ -19,7 +19,7 @@ from measuring import alternate, describe, median_ratio, write_csv
 
 from metakm.learning.malloc import keep_freed_memory
 from metakm.modulation import modulate
-from metakm.run.provenance import peak_memory_mb
+from metakm.run.peak_memory import peak_memory_mb
 
 SETTINGS = ((8, 128), (8, 224), (32, 128))  # images, pixels
 METHODS = ("full", "km")

@@ -37,7 +37,7 @@ from metakm.io.lock import Lock
 from metakm.learning.statistics import interval_over_tasks
 from metakm.models.pretrained import FEWSHOT, LITE0, Pretrained
 from metakm.modulation.base_pack import load_base
-from metakm.modulation.partition import fingerprint
+from metakm.modulation.partition import base_fingerprint
 from metakm.photos.head import Solver, solve_centroid, solve_head, solve_ridge
 from metakm.photos.methods import faster_layout
 from metakm.run.provenance import now
@@ -179,7 +179,7 @@ class Bench:
         """The base, and the fingerprint of all of it."""
         base = load_base(self.bases[name])
         faster_layout(base.network)
-        return base, fingerprint(base.network, False, None, "base")
+        return base, base_fingerprint(base.network, False, None, "base")
 
     def status(self) -> str:
         """How much is done."""

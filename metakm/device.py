@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
+from metakm.config.protocol import Precision
 from metakm.errors import UserError
 
 
@@ -27,6 +28,11 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"Expected --device to be auto, cpu, or cuda of this machine, got {name!r}") from error
     return device
+
+
+def compute_dtype(precision: Precision) -> torch.dtype:
+    """The precision of images and activations; parameters are always of the default one."""
+    return torch.bfloat16 if precision == "bf16" else torch.get_default_dtype()
 
 
 @contextlib.contextmanager

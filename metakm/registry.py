@@ -8,14 +8,13 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
-from metakm.errors import UserError, one_line, unknown_name
+from metakm.errors import UserError, describe_error, unknown_name
 from metakm.io.files import expanded
 
 _T = TypeVar("_T")
@@ -72,6 +71,10 @@ class Registry(Generic[_T]):
         if name not in self.entries:
             raise self.unknown(name)
         return self.entries[name]
+
+    def replace(self, name: str, entry: _T) -> None:
+        """Register an entry in place of any other of that name."""
+        self.entries[name] = entry
 
     def unknown(self, name: str, *others: str) -> UserError:
         """The error for a name that is not registered; `others` are known, too."""
@@ -196,10 +199,3 @@ def full_name(entry: object) -> str:
     """The full name of a class or function; `str` of anything else."""
     name = getattr(entry, "__qualname__", None)
     return f"{entry.__module__}.{name}" if name else str(entry)
-
-
-def describe_error(error: BaseException) -> str:
-    """The error on one line, with the line of code that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    text = one_line(error)
-    return f"{type(error).__name__}: {text}" + (f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else "")

@@ -8,6 +8,9 @@ from metakm.cli.progress import log_line
 from metakm.cli.standard_streams import robust_streams
 from metakm.errors import UserError
 
+INTERRUPTED = 130
+"""As of a shell's command that SIGINT ended: 128 + 2."""
+
 REPEAT = "repeat the same command"
 RESUME = "add --resume to the same command"
 
@@ -43,4 +46,4 @@ def _exit_code(command: Callable[[], int], again: str, stopped: str) -> int:
         return 1
     except KeyboardInterrupt:
         log_line(stopped)
-        return 130
+        return INTERRUPTED

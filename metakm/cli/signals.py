@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Protocol
+
+from metakm.cli.progress import log_line
 
 
 class StopRequest:
@@ -41,7 +42,7 @@ class StopRequest:
         self.requested = True
         if number == signal.SIGINT:  # SIGTERM comes from a program, such as torchrun after it has lost a process
             again = "" if self.once else "; once more to stop at once"
-            print(f"Stopping at the next safe point{again}.", file=sys.stderr, flush=True)  # noqa: T201
+            log_line(f"Stopping at the next safe point{again}.")
 
 
 class Stoppable(Protocol):

@@ -1,8 +1,8 @@
 """The configuration of one run."""
 
 from metakm.config.execution import ExecutionOptions
-from metakm.config.json_values import all_flat_types, flat_types
-from metakm.config.protocol import PresetName, Schedule
+from metakm.config.field_types import all_flat_types
+from metakm.config.protocol import PresetName
 from metakm.config.run_config import EXECUTION_FIELDS, NAMED_IN_ROW, RunConfig, options_of
 
 __all__ = [
@@ -11,8 +11,6 @@ __all__ = [
     "ExecutionOptions",
     "PresetName",
     "RunConfig",
-    "Schedule",
     "all_flat_types",
-    "flat_types",
     "options_of",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 from metakm.errors import UserError
 from metakm.fields import flag
@@ -61,10 +61,3 @@ def how_to_resume(options: ExecutionOptions) -> str:
 
 
 SHARED_EXECUTION_FIELDS = frozenset(field.name for field in dataclasses.fields(ExecutionOptions))
-
-
-def json_value(value: object) -> Any:
-    """A path as its text, a tuple as a list; the rest is JSON as it is."""
-    if isinstance(value, tuple):
-        return [json_value(item) for item in value]
-    return str(value) if isinstance(value, Path) else value

@@ -36,8 +36,8 @@ OMITTED_DEFAULTS: dict[str, Any] = {
     "protonet.distance": "euclidean",
     "protonet.scale": 10.0,
 }
-"""Fields and options that runs had none of at first. A config has them only where they differ from these values, their
-defaults, and so the others keep their run ids."""
+"""Fields and options added since the first release, with their defaults. A config's JSON leaves them out at these
+values, so that older runs keep their run ids."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from metakm.config.execution import SHARED_EXECUTION_FIELDS, ExecutionOptions, json_value
+from metakm.config.execution import SHARED_EXECUTION_FIELDS, ExecutionOptions
+from metakm.config.json_values import json_value
 from metakm.config.protocol import FROM_PRESET, LEGACY_DEFAULTS, OMITTED_DEFAULTS, RunProtocol
 from metakm.config.ranges import both_ranges, read_range
 from metakm.errors import UserError
@@ -80,8 +81,8 @@ class RunConfig(ExecutionOptions, RunProtocol):
                 f"with, got {self.train_ways}; name one, or take {', '.join(able)}"
             )
 
-    def numbers(self, name: Literal["ways", "shots"]) -> range:
-        """The ways or shots of meta-training."""
+    def train_range(self, name: Literal["ways", "shots"]) -> range:
+        """The ways or shots that meta-training draws from; of one number where they are not drawn."""
         text: str | None = getattr(self, f"train_{name}")
         own: int = getattr(self, name)
         return range(own, own + 1) if text is None else read_range(text, name)
@@ -203,7 +204,7 @@ class RunConfig(ExecutionOptions, RunProtocol):
         Raises:
             UserError: not an object, an unknown or missing key, or a value of the wrong type or out of range.
         """
-        from metakm.config.json_values import checked_values
+        from metakm.config.field_types import checked_values
 
         return cls.from_flat({**LEGACY_DEFAULTS, **checked_values(values)})
 

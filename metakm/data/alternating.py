@@ -11,10 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from metakm.data.dataset import FewShotDataset
-from metakm.data.episodes import Episodes
+from metakm.data.episodes import Episodes, require_episode_numbers
 from metakm.data.sampler import EpisodeSampler
 from metakm.errors import UserError
 
@@ -76,21 +75,15 @@ class AlternatingSampler:
 
     def batch(self, index: int, tasks: int) -> Episodes:
         """See `EpisodeSampler.batch`."""
-        if tasks < 1:
-            return self.samplers[0].batch(index, tasks)  # which refuses it
+        require_episode_numbers(index, tasks)
         parts = [self._episode(number) for number in range(index, index + tasks)]
-
-        def joined(name: str) -> Tensor:
-            return torch.cat([getattr(part, name) for part in parts])
-
-        support, queries = ("support_images", "support_labels"), ("query_images", "query_labels")
-        (images, labels), (others, wanted) = ([joined(name) for name in pair] for pair in (support, queries))
-        return Episodes(images, labels, others, wanted, range(index, index + tasks), joined("classes"))
+        names = [field.name for field in dataclasses.fields(Episodes) if field.name != "index"]
+        tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return Episodes(**tensors, index=range(index, index + tasks))
 
     def hash(self, index: int, tasks: int) -> str:
         """See `EpisodeSampler.hash`."""
-        if tasks < 1:
-            return self.samplers[0].hash(index, tasks)  # which refuses it
+        require_episode_numbers(index, tasks)
         numbers = range(index, index + tasks)
         return _digest(self.samplers[number % len(self.samplers)].hash(number, 1) for number in numbers)
 

@@ -77,6 +77,18 @@ class Episodes:
         return (self[start : start + size] for start in range(0, len(self), size))
 
 
+def require_episode_numbers(index: int, tasks: int) -> None:
+    """Refuse a batch that begins before episode 0 or has no tasks.
+
+    Raises:
+        UserError: `index` is negative, or `tasks` below 1.
+    """
+    if index < 0 or tasks < 1:
+        raise UserError(
+            f"Expected index >= 0 and tasks >= 1, got index {index} and tasks {tasks}; number episodes from 0"
+        )
+
+
 class EpisodeSource(Protocol):
     """Anything that draws episodes by number, such as `EpisodeSampler` or a class of your own."""
 

@@ -11,9 +11,8 @@ from metakm.data.cache import cache_folder
 from metakm.data.dataset import FewShotDataset
 from metakm.data.registry import datasets
 from metakm.data.splits import SPLITS
-from metakm.errors import UserError, unknown_name
+from metakm.errors import UserError, describe_error, unknown_name
 from metakm.io.files import expanded
-from metakm.registry import describe_error
 
 
 def load_dataset(

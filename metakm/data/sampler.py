@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metakm.data.augmentation import pad_crop_flip
 from metakm.data.dataset import FewShotDataset
-from metakm.data.episodes import Episodes
+from metakm.data.episodes import Episodes, require_episode_numbers
 from metakm.data.rng import STREAMS, k_smallest, raw_words, stream_key
 from metakm.errors import UserError
 
@@ -188,7 +188,6 @@ def _to_unit(pictures: npt.NDArray[np.uint8]) -> Tensor:
 
 
 def _check_numbers(index: int, tasks: int) -> None:
-    if tasks < 1 or index < 0 or index + tasks > STREAMS:
-        raise UserError(
-            f"Expected index >= 0 and tasks >= 1, got index {index} and tasks {tasks}; number episodes from 0"
-        )
+    require_episode_numbers(index, tasks)
+    if index + tasks > STREAMS:
+        raise UserError(f"Expected numbers below 2**64, got index {index} and tasks {tasks}; number episodes from 0")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from metakm.data.dataset import FewShotDataset
-from metakm.data.episodes import Episodes
+from metakm.data.episodes import Episodes, require_episode_numbers
 from metakm.data.rng import raw_words, stream_key
 from metakm.data.sampler import EpisodeSampler
 
@@ -16,33 +16,33 @@ class VaryingSampler(EpisodeSampler):
     of the largest ways and shots.
 
     Args:
-        numbers: ways and shots, such as `(range(5, 21), range(1, 6))`; `range(5, 6)` is always 5.
+        ways, shots: such as `range(5, 21)`; `range(5, 6)` is always 5.
 
     Raises:
         UserError: what `EpisodeSampler` refuses, of the largest ways and shots.
     """
 
     def __init__(
-        self, dataset: FewShotDataset, numbers: tuple[range, range], queries: int, seed: int = 0, augment: bool = False
+        self,
+        dataset: FewShotDataset,
+        ways: range,
+        shots: range,
+        queries: int,
+        seed: int = 0,
+        augment: bool = False,
     ) -> None:
-        self.numbers = numbers
-        largest, most = (max(choices) for choices in numbers)
-        super().__init__(dataset, largest, most, queries, seed, augment)
-        self._samplers = {
-            (ways, shots): EpisodeSampler(dataset, ways, shots, queries, seed, augment)
-            for ways in numbers[0]
-            for shots in numbers[1]
-        }
+        super().__init__(dataset, max(ways), max(shots), queries, seed, augment)
+        self._ranges = ways, shots
+        self._samplers = {(n, k): EpisodeSampler(dataset, n, k, queries, seed, augment) for n in ways for k in shots}
         self._numbers_key = stream_key("metakm ways and shots 1", dataset.name, dataset.split, self.seed)
 
     def drawn(self, index: int) -> tuple[int, int]:
         """Ways and shots of the batch that begins with episode `index`."""
         first, second = (int(word) for word in raw_words(self._numbers_key, [index], 2)[0])
-        ways, shots = self.numbers
+        ways, shots = self._ranges
         return ways[first % len(ways)], shots[second % len(shots)]  # the bias is below 1e-12
 
     def batch(self, index: int, tasks: int) -> Episodes:
         """Build episodes number `index`, ..., `index + tasks - 1`: see `EpisodeSampler.batch`."""
-        if index < 0:
-            return super().batch(index, tasks)  # which refuses it
+        require_episode_numbers(index, tasks)
         return self._samplers[self.drawn(index)].batch(index, tasks)

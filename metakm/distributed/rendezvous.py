@@ -113,11 +113,7 @@ def _join(store: Store, peer: dict[str, Any]) -> tuple[Rendezvous, socket.socket
                 rendezvous = Rendezvous(**_read(connection))
                 undo.pop_all()
                 return rendezvous, connection
-        except (
-            OSError,
-            ValueError,
-            RuntimeError,
-        ) as error:  # nothing listens there, or no address is stored yet
+        except (OSError, ValueError, RuntimeError) as error:  # nothing listens there, or no address is stored yet
             if time.monotonic() > deadline:
                 raise UserError(
                     f"Expected to reach process 0 on {address}, got {error}; see what it prints, and check that "

@@ -98,13 +98,13 @@ def load_images(name: str, source: Source, side: int, upright: bool = False) -> 
 
 
 def load_members(
-    name: str, members: Callable[[], Mapping[str, Members]], fingerprint: str, side: int, upright: bool = False
+    name: str, members: Callable[[], Mapping[str, Members]], stamp: str, side: int, upright: bool = False
 ) -> Classification:
     """Decode the files that `members` finds for each part, or load them from the cache.
 
     Args:
         members: only called to decode.
-        fingerprint: of what the files are made from.
+        stamp: fingerprint of what the files are made from.
         upright: follow a camera's EXIF orientation.
     """
 
@@ -115,7 +115,7 @@ def load_members(
         return CachePlan(classes, (3, side, side), lambda: decode_classes(wanted, "RGB", side, upright))
 
     def part(split: str) -> FewShotDataset:
-        return cached(Entry(f"{name}-{side}px", split, rotations=False, fingerprint=fingerprint), lambda: plan(split))
+        return cached(Entry(f"{name}-{side}px", split, rotations=False, fingerprint=stamp), lambda: plan(split))
 
     return Classification(train=part("train"), val=part("val"), test=part("test"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from metakm.cli.exit_code import INTERRUPTED
 from metakm.cli.signals import StopRequest
 from metakm.errors import UserError
 from metakm.experiments.config import MethodConfig
@@ -11,8 +12,6 @@ from metakm.experiments.row import ExperimentRow
 from metakm.experiments.run import ExperimentRun
 from metakm.learning.malloc import keep_freed_memory
 from metakm.run.folder import RunFolder
-
-INTERRUPTED = 130
 
 
 def run_all(configs: Sequence[MethodConfig], make: Callable[[MethodConfig, StopRequest], ExperimentRun]) -> int:

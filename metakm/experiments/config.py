@@ -10,10 +10,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 from metakm.cli.flags import read_options, texts_given
-from metakm.config.execution import ExecutionOptions, json_value
+from metakm.config.execution import ExecutionOptions
+from metakm.config.json_values import json_value
 from metakm.errors import unknown_name
 from metakm.experiments.batches import Augmentation
 from metakm.experiments.row import EXPERIMENT_EXECUTION_FIELDS
@@ -139,7 +140,7 @@ def parse(presets: Mapping[ExperimentPreset, C], prog: str, arguments: Sequence[
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     given = texts_given(arguments, ("preset",))["preset"]
-    default = next((config for name, config in presets.items() if name == (given or "quick")), None)
+    default = presets.get(cast(ExperimentPreset, given or "quick"))
     if default is None:
         raise unknown_name("--preset", str(given), presets)
     return read_options(type(default), f"python -m {prog}", arguments, default)

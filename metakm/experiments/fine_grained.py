@@ -27,18 +27,17 @@ FineGrained = Literal["aircraft", "cars", "flowers", "food", "grocery-store"]
 
 
 class _Kind(NamedTuple):
-    """A dataset in torchvision: its class, and its names for the training and test part."""
+    """A dataset in torchvision: its class, its name for the training part, its folder."""
 
     dataset: Any
-    train: tuple[str, ...]
-    test: str
+    train: str
     folder: str
 
 
 _KINDS: dict[str, _Kind] = {
-    "aircraft": _Kind(torchvision.datasets.FGVCAircraft, ("trainval",), "test", "fgvc-aircraft-2013b"),
-    "cars": _Kind(torchvision.datasets.StanfordCars, ("train",), "test", "stanford_cars"),
-    "food": _Kind(torchvision.datasets.Food101, ("train",), "test", "food-101"),
+    "aircraft": _Kind(torchvision.datasets.FGVCAircraft, "trainval", "fgvc-aircraft-2013b"),
+    "cars": _Kind(torchvision.datasets.StanfordCars, "train", "stanford_cars"),
+    "food": _Kind(torchvision.datasets.Food101, "train", "food-101"),
 }
 
 
@@ -109,8 +108,8 @@ def _through_torchvision(name: str, roots: Sequence[Path]) -> tuple[Source, Part
     source = FolderSource(root / kind.folder)
 
     def parts() -> dict[str, dict[str, list[Member]]]:
-        train = [pair for split in kind.train for pair in _files(kind, root, split)]
-        return {"train": _by_class(train, source), "test": _by_class(_files(kind, root, kind.test), source)}
+        names = {"train": kind.train, "test": "test"}
+        return {part: _by_class(_files(kind, root, name), source) for part, name in names.items()}
 
     return source, parts
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from metakm.errors import UserError
 from metakm.experiments.batches import IMAGENET, Normalisation
-from metakm.models.pretrained import PRETRAINED, Weights, classifier_name, network_of_library, replace_classifier
+from metakm.models.pretrained import PRETRAINED, WeightSource, classifier_name, network_of_library, replace_classifier
 from metakm.models.resnet import PLAIN, CifarResNet, Shortcut
 from metakm.models.weight_file import read_weights, take_weights
 
@@ -71,7 +71,7 @@ def _is_classifiers(name: str) -> bool:
 
 
 def _of_library(name: str, weights: str, classes: int) -> Network:
-    asked: Weights = PRETRAINED if weights == PRETRAINED else None if weights == "random" else Path(weights)
+    asked: WeightSource = PRETRAINED if weights == PRETRAINED else None if weights == "random" else Path(weights)
     model, preprocessing = network_of_library(name, asked)
     classifier = classifier_name(model, name)
     replace_classifier(model, classifier, classes)
@@ -79,7 +79,7 @@ def _of_library(name: str, weights: str, classes: int) -> Network:
 
 
 def _of_paper() -> dict[str, Tensor]:
-    """The first ImageNet weights of torchvision's ResNet-50, which the paper's results are with."""
+    """The first ImageNet weights of torchvision's ResNet-50, with which the paper's results were obtained."""
     weights = torchvision.models.ResNet50_Weights.IMAGENET1K_V1
     try:
         state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True)

@@ -12,6 +12,7 @@ import tyro
 
 from metakm.cli.exit_code import exit_code
 from metakm.cli.flags import read_options
+from metakm.cli.progress import log_line
 from metakm.errors import UserError
 from metakm.experiments.fig5 import fig5_picture
 from metakm.experiments.layout import PaperTable, layout_paper
@@ -62,7 +63,7 @@ def _run(options: PaperTableOptions) -> int:
     text = render_layout(layout, options.format)
     write_table(text, options.out, options.plot, None if form is None else lambda: _PICTURES[options.table](runs, form))
     for problem in problems:
-        print(f"not read: {problem}", file=sys.stderr)  # noqa: T201
+        log_line(f"not read: {problem}")
     return 1 if options.strict and problems else 0
 
 

@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from metakm.learning.memory import forget_peak
-from metakm.run.provenance import resident_bytes
+from metakm.run.peak_memory import reset_peak, resident_bytes
 
 STEPS = 3
 
@@ -48,7 +47,7 @@ class TrainingMemory:
         self.mb, self._steps = mb, steps
 
     def _start(self) -> int | None:
-        if not forget_peak(self.device):
+        if not reset_peak(self.device):
             return None
         return torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else resident_bytes("VmRSS")
 

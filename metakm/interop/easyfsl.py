@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metakm.data import Episodes
+from metakm.data.episodes import require_episode_numbers
 from metakm.data.rng import stream_key
 from metakm.errors import UserError
 from metakm.interop.generators import global_generators
@@ -54,10 +55,7 @@ class TaskLoaderSampler:
         Raises:
             UserError: `tasks` is below 1, `index` negative, or a task in another form.
         """
-        if tasks < 1 or index < 0:
-            raise UserError(
-                f"Expected index >= 0 and tasks >= 1, got index {index} and tasks {tasks}; number episodes from 0"
-            )
+        require_episode_numbers(index, tasks)
         drawn = [self._draw(number) for number in range(index, index + tasks)]
         parts = [torch.stack(part) for part in zip(*drawn, strict=True)]
         return Episodes(parts[0], parts[1], parts[2], parts[3], range(index, index + tasks))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from metakm.data import Episodes, FewShotDataset
+from metakm.data.episodes import require_episode_numbers
 from metakm.data.rng import stream_key
 from metakm.errors import UserError
 from metakm.interop.generators import global_generators
@@ -72,10 +73,7 @@ class TasksetSampler:
         Raises:
             UserError: `tasks` is below 1, `index` negative, or a task whose form differs from the first.
         """
-        if tasks < 1 or index < 0:
-            raise UserError(
-                f"Expected index >= 0 and tasks >= 1, got index {index} and tasks {tasks}; number episodes from 0"
-            )
+        require_episode_numbers(index, tasks)
         drawn = [self._draw(i) for i in range(index, index + tasks)]
         for found, _ in drawn:
             if found.shape != self._shape:

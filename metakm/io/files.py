@@ -1,4 +1,4 @@
-"""Atomic writes: a file that matters is written completely or not at all."""
+"""Paths with ~, and atomic writes: a file that matters is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def expanded(path: str | Path, what: str) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by a UTF-8 file that holds `text`; what Python could not decode in a file's name is as it was."""
+    """Replace `path` by a UTF-8 file that holds `text`; undecodable bytes of file names stay as they were."""
     with atomic_write(path) as file:
         file.write(text.encode(errors="surrogateescape"))
 

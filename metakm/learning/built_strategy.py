@@ -1,4 +1,4 @@
-"""What a learner must know of a strategy that is given to it built, not by its name."""
+"""What a learner must know of a strategy that it is given as an object, not by name."""
 
 from __future__ import annotations
 

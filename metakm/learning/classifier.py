@@ -16,7 +16,8 @@ from metakm.data.labels import check_labels, plain_label
 from metakm.errors import UserError
 from metakm.learning.inner_loop import GradientDescent
 from metakm.learning.inner_rates import copied
-from metakm.strategies.base import InnerLR, Strategy
+from metakm.strategies.base import Strategy
+from metakm.strategies.interfaces import InnerLR
 
 Images = Tensor | npt.NDArray[Any]
 """`[n, C, H, W]`, uint8, or floats in [0, 1] as in metakm's episodes."""

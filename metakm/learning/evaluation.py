@@ -14,7 +14,7 @@ from metakm.learning.inner_loop import evaluate_episodes
 from metakm.learning.memory import halved, is_out_of_memory
 from metakm.learning.statistics import interval_over_tasks
 from metakm.strategies import Strategy
-from metakm.strategies.base import InnerLR
+from metakm.strategies.interfaces import InnerLR
 
 # Meta-validation and meta-test episodes are the same for every run, strategy and seed, so that accuracies can be
 # compared in pairs.

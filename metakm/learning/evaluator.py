@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from metakm.config import RunConfig
 from metakm.data import EpisodeSource
 from metakm.distributed.processes import ALONE, Processes
 from metakm.learning.evaluation import accuracies
@@ -22,18 +21,19 @@ class Evaluator:
 
     Args:
         chunks: how many tasks fit into memory.
+        dtype: of the images, see `compute_dtype`.
     """
 
     def __init__(
         self,
         learner: Learner,
-        config: RunConfig,
         chunks: TaskChunks,
         device: torch.device,
+        dtype: torch.dtype,
         processes: Processes = ALONE,
     ) -> None:
-        self.learner, self.chunks, self.device, self.processes = learner, chunks, device, processes
-        self.dtype = torch.bfloat16 if config.precision == "bf16" else torch.get_default_dtype()
+        self.learner, self.chunks, self.device, self.dtype = learner, chunks, device, dtype
+        self.processes = processes
 
     def accuracies(
         self,

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from metakm.errors import UserError, unknown_name
 from metakm.learning.fast_weights import inner_optimiser, release, with_fast_weights
 from metakm.learning.inner_rates import one_rate_each, rates_by_step
-from metakm.strategies.base import EpisodeBatch, Gradients, InnerLR, Strategy, Transform, require_ways
+from metakm.strategies.base import Strategy
 from metakm.strategies.independence import require_independent_tasks
-from metakm.strategies.losses import one_per_task, scalar_and_logits
+from metakm.strategies.interfaces import EpisodeBatch, Gradients, InnerLR, Transform
+from metakm.strategies.losses import one_per_task, require_ways, scalar_and_logits
 
 
 class MetaLoss(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from metakm.errors import UserError
 from metakm.options import SharedOptions
 from metakm.strategies import Strategy
-from metakm.strategies.base import InnerLR
+from metakm.strategies.interfaces import InnerLR
 
 
 def learned_rates(strategy: Strategy, options: SharedOptions, inner_lr: float, inner_steps: int) -> nn.ParameterList:

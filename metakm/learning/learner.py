@@ -22,13 +22,12 @@ from metakm.learning.learner_file import SavedLearner, flat_state, learner_file,
 from metakm.learning.trained_part import attach_modulators, freeze_rest
 from metakm.models.build import given_backbone
 from metakm.models.modes import BatchNormMode, TrainedPart
-from metakm.models.registry import OWN
+from metakm.models.registry import OWN, ImageShape
 from metakm.options import SharedOptions, flat_name, from_keywords, option_types, shared_part, to_flat
 from metakm.strategies import Strategy, make_strategy
-from metakm.strategies.base import EpisodeBatch, InnerLR
+from metakm.strategies.interfaces import EpisodeBatch, InnerLR
 from metakm.strategies.registry import registered_name, strategy_class, takes_train_classes
 
-ImageShape = tuple[int, int, int]
 _DESCRIBED = ("backbone", "bn_mode", "ways", "inner_lr", "inner_steps", "test_inner_steps")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metakm.errors import UserError
 from metakm.io.tensor_file import TensorFile
+from metakm.models.registry import ImageShape
 
 _FILE = TensorFile("weights file", key="metakm.run", version=1, source="a run writes one when it is done")
 
@@ -25,7 +26,7 @@ class SavedLearner(NamedTuple):
     """
 
     config: dict[str, Any]
-    image_shape: tuple[int, int, int] | None
+    image_shape: ImageShape | None
     state: dict[str, Any]
     train_classes: int | None = None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 from pathlib import Path
@@ -15,26 +14,26 @@ from torch import Tensor, nn
 from metakm.config import RunConfig
 from metakm.distributed.torchrun import processes_here
 from metakm.errors import UserError, one_line
+from metakm.models.registry import ImageShape
 from metakm.strategies import Strategy
 
 _log = logging.getLogger(__name__)
 RUNS_HERE = "METAKM_RUNS_HERE"  # set by a sweep for its runs: how many of them share a device
 TESTED_AT_ONCE = 64  # tasks, on a GPU that has the memory
 CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
-_RESET_PEAK = Path("/proc/self/clear_refs")
 # Peak memory of a second-order meta-gradient in units of the backbone's activations: for one support image and inner
 # step, and for one query image. An estimate, not a bound: fixed costs come on top, which weigh most with few images and
 # steps, and strategies that do not run the backbone in every step (ANIL) need less.
 SUPPORT_FACTOR, QUERY_FACTOR = 5.0, 3.0
 
 
-def task_bytes(strategy: Strategy, image_shape: tuple[int, int, int], config: RunConfig, device: torch.device) -> float:
+def task_bytes(strategy: Strategy, image_shape: ImageShape, config: RunConfig, device: torch.device) -> float:
     """Estimated peak memory of one task's meta-gradient.
 
     Raises:
         UserError: strategy or backbone do not fit the images, or do not give logits.
     """
-    ways, shots = max(config.numbers("ways")), max(config.numbers("shots"))
+    ways, shots = max(config.train_range("ways")), max(config.train_range("shots"))
     support = ways * shots * config.inner_steps * SUPPORT_FACTOR
     query = ways * config.queries * QUERY_FACTOR
     return _activation_bytes(strategy, image_shape, config.ways, device) * (support + query)
@@ -48,9 +47,7 @@ class TaskChunks:
         training: tasks whose graphs are held at once; `OuterLoop` lowers it when memory runs out.
     """
 
-    def __init__(
-        self, strategy: Strategy, image_shape: tuple[int, int, int], config: RunConfig, device: torch.device
-    ) -> None:
+    def __init__(self, strategy: Strategy, image_shape: ImageShape, config: RunConfig, device: torch.device) -> None:
         self.task_bytes = task_bytes(strategy, image_shape, config, device)
         self._config, self._device, self._sharing = config, device, sharing(device, processes_here())
         self.training = config.task_chunk or self._automatic(config.meta_batch)
@@ -117,22 +114,6 @@ def device_memory(device: torch.device) -> int:
     return min(physical, _slurm_memory() or physical)
 
 
-def forget_peak(device: torch.device) -> bool:
-    """From here on the peak memory of this process is that of what follows: whether the system can do that.
-
-    Linux and CUDA can. What earlier work has freed is given back first, since it would still count.
-    """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return True
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-        _RESET_PEAK.write_text("5")
-    except (OSError, AttributeError):
-        return False
-    return True
-
-
 def _slurm_memory() -> int:
     """Bytes that SLURM gave to this job on this node; 0 where it says nothing, or all."""
     of_node, of_cpu, cpus = (
@@ -142,7 +123,7 @@ def _slurm_memory() -> int:
     return (of_node or of_cpu * cpus) * 2**20  # SLURM counts in MiB
 
 
-def _activation_bytes(strategy: Strategy, image_shape: tuple[int, int, int], ways: int, device: torch.device) -> int:
+def _activation_bytes(strategy: Strategy, image_shape: ImageShape, ways: int, device: torch.device) -> int:
     """Bytes of all leaf modules' outputs for one image."""
     total = 0
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from metakm.config import RunConfig
 from metakm.data.episodes import Episodes, EpisodeSource, SplitSampler
+from metakm.device import compute_dtype
 from metakm.distributed.processes import ALONE, Processes
 from metakm.learning.cuda_graphs import CudaGraphs, MetaGradient
 from metakm.learning.divergence import DivergedError, is_finite
@@ -55,7 +56,7 @@ class OuterLoop:
         self.optimiser = torch.optim.Adam(self._learned, lr=config.meta_lr)
         self._average = ParameterAverage(self._learned, config.ema) if config.ema else None
         self.chunks = TaskChunks(learner.strategy, sampler.dataset.image_shape, config, device)
-        self.evaluator = Evaluator(learner, config, self.chunks, device, processes)
+        self.evaluator = Evaluator(learner, self.chunks, device, compute_dtype(config.precision), processes)
         eager = config.eager or config.varies or config.shared.multi_step_loss or learner.strategy.uses_progress
         use_graphs = learner.strategy.supports_cuda_graph and not eager and device.type == "cuda"
         self._graphs = CudaGraphs() if use_graphs else None
@@ -106,7 +107,7 @@ class OuterLoop:
             began = time.monotonic()
             self._meta_gradient(episodes)
         seconds = time.monotonic() - began
-        self._forget_gradients()
+        self.optimiser.zero_grad()
         for name, buffer in self.learner.named_buffers():  # a network may count or average in its forward
             buffer.copy_(before[name])
         return seconds
@@ -133,7 +134,7 @@ class OuterLoop:
 
     def _sum_over_chunks(self, episodes: Episodes, tasks: int) -> StepResult:
         self.learner.train()
-        self._forget_gradients()
+        self.optimiser.zero_grad()
         loss = accuracy = 0.0
         for chunk in episodes.chunks(self.chunks.training):
             here = chunk.to(self.device, self.evaluator.dtype)
@@ -154,10 +155,6 @@ class OuterLoop:
         gradients = iter(torch.autograd.grad(result.loss, wanted, allow_unused=True))
         of_each = tuple(next(gradients) if p.requires_grad else None for p in self._learned)
         return MetaGradient(result.loss.detach(), result.accuracy, of_each)
-
-    def _forget_gradients(self) -> None:
-        for parameter in self._learned:
-            parameter.grad = None
 
     def _apply(self) -> None:
         if self.config.grad_clip:

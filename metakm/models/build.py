@@ -6,15 +6,15 @@ import re
 
 from torch import nn
 
-from metakm.errors import UserError
+from metakm.errors import UserError, describe_error
 from metakm.io.tensor_file import fingerprint_of
 from metakm.models.conversion import carry_tasks
 from metakm.models.layers import BatchNorm2d
 from metakm.models.modes import BatchNormMode
 from metakm.models.named_network import is_named_network, load_backbone_weights, named_network
 from metakm.models.pretrained import FEWSHOT, LITE0
-from metakm.models.registry import OWN, backbones
-from metakm.registry import describe_error, import_modules
+from metakm.models.registry import OWN, ImageShape, backbones
+from metakm.registry import import_modules
 
 import_modules("metakm.models")
 
@@ -25,7 +25,7 @@ _FINGERPRINT = "_weights_fingerprint"
 
 def make_backbone(
     name: str,
-    image_shape: tuple[int, int, int],
+    image_shape: ImageShape,
     bn_mode: BatchNormMode = "transductive",
     weights: str | None = None,
 ) -> nn.Module:
@@ -52,7 +52,7 @@ def make_backbone(
 
 def given_backbone(
     backbone: str | nn.Module | None,
-    image_shape: tuple[int, int, int] | None,
+    image_shape: ImageShape | None,
     bn_mode: BatchNormMode,
     weights: str | None,
 ) -> nn.Module | None:
@@ -80,7 +80,7 @@ def given_backbone(
 
 
 def weights_fingerprint(module: nn.Module) -> str:
-    """SHA-256 of the trained weights from which the backbone in `module` started; empty without such."""
+    """SHA-256 of the trained weights from which the backbone in `module` started; empty if there are none."""
     found = (getattr(part, _FINGERPRINT, "") for part in module.modules())
     return next((each for each in found if each), "")
 
@@ -108,7 +108,7 @@ def _registered(name: str) -> tuple[str, dict[str, int]]:
     raise backbones.unknown(name, LITE0, "timm:NAME", "torchvision:NAME", "file.py:Class")
 
 
-def _build_registered(name: str, image_shape: tuple[int, int, int], bn_mode: BatchNormMode) -> nn.Module:
+def _build_registered(name: str, image_shape: ImageShape, bn_mode: BatchNormMode) -> nn.Module:
     known, numbers = _registered(name)
     build = backbones.get(known)
     try:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metakm.errors import UserError, unknown_name
 from metakm.models.layers import BatchNorm2d, Conv2d, join_tasks, split_tasks
 from metakm.models.modes import BatchNormMode
-from metakm.models.registry import register_backbone
+from metakm.models.registry import ImageShape, register_backbone
 
 Downsample = Literal["stride", "pool"]
 
@@ -84,18 +84,18 @@ class Conv4(nn.Module):
 
 
 @register_backbone("conv4-<filters>-stride")
-def conv4_stride(image_shape: tuple[int, int, int], bn_mode: BatchNormMode, filters: int) -> Conv4:
+def conv4_stride(image_shape: ImageShape, bn_mode: BatchNormMode, filters: int) -> Conv4:
     """`Conv4` with strides."""
     return _square(image_shape, bn_mode, filters, "stride")
 
 
 @register_backbone("conv4-<filters>-pool")
-def conv4_pool(image_shape: tuple[int, int, int], bn_mode: BatchNormMode, filters: int) -> Conv4:
+def conv4_pool(image_shape: ImageShape, bn_mode: BatchNormMode, filters: int) -> Conv4:
     """`Conv4` with pooling."""
     return _square(image_shape, bn_mode, filters, "pool")
 
 
-def _square(image_shape: tuple[int, int, int], bn_mode: BatchNormMode, filters: int, downsample: Downsample) -> Conv4:
+def _square(image_shape: ImageShape, bn_mode: BatchNormMode, filters: int, downsample: Downsample) -> Conv4:
     channels, height, width = image_shape
     if height != width:
         raise UserError(f"Expected square images for conv4-{filters}-{downsample}, got {height}x{width}; resize them")

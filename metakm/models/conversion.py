@@ -19,10 +19,11 @@ from torch.nn.utils import parametrize, prune
 from metakm.errors import UserError, unknown_name
 from metakm.models import layers
 from metakm.models.modes import BatchNormMode
+from metakm.models.registry import ImageShape
 from metakm.models.row_layers import ADOPTED
 from metakm.models.rows import rows_of
 from metakm.models.task_by_task import run_task_by_task
-from metakm.models.task_trial import ImageShape, try_tasks
+from metakm.models.task_trial import try_tasks
 
 _log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from metakm.models.layers import BatchNorm2d
 from metakm.models.modes import BatchNormMode
 from metakm.models.network_file import build_from_file
 from metakm.models.pretrained import PRETRAINED, classifier_name, is_of_library, network_of_library
-from metakm.models.task_trial import ImageShape
+from metakm.models.registry import ImageShape
 from metakm.models.weight_file import read_weights, take_weights
 
 
@@ -63,8 +63,8 @@ def named_network(name: str, image_shape: ImageShape, bn_mode: BatchNormMode, we
         network = build_from_file(Path(kind), own, "--backbone")
         load_backbone_weights(network, name, weights)
         if carries_tasks(network):
-            return _as_its_class_says(carry_tasks(_following(network, bn_mode), image_shape), name)
-        return carry_tasks(_as_its_class_says(network, name), image_shape, bn_mode)
+            return _with_own_normalisation(carry_tasks(_in_bn_mode(network, bn_mode), image_shape), name)
+        return carry_tasks(_with_own_normalisation(network, name), image_shape, bn_mode)
     network, preprocessing = network_of_library(name, PRETRAINED if weights == PRETRAINED else None)
     drop_classifier(network, name)
     if weights != PRETRAINED:
@@ -101,7 +101,7 @@ def _within(name: str, module: str | None) -> bool:
     return module is not None and name.startswith(f"{module}.")
 
 
-def _as_its_class_says(network: nn.Module, name: str) -> nn.Module:
+def _with_own_normalisation(network: nn.Module, name: str) -> nn.Module:
     """The network of a file, behind the normalisation that its class may name."""
     mean, std = getattr(network, "mean", None), getattr(network, "std", None)
     if mean is None and std is None:
@@ -112,7 +112,7 @@ def _as_its_class_says(network: nn.Module, name: str) -> nn.Module:
     return Normalised(network, mean, std)
 
 
-def _following(network: nn.Module, bn_mode: BatchNormMode) -> nn.Module:
+def _in_bn_mode(network: nn.Module, bn_mode: BatchNormMode) -> nn.Module:
     """A network that carries tasks, whose batch-norm layers follow `bn_mode`."""
     for module in network.modules():
         if isinstance(module, BatchNorm2d):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch import nn
 
-from metakm.errors import UserError, unknown_name
+from metakm.errors import UserError, describe_error, unknown_name
 from metakm.io.files import expanded
-from metakm.registry import describe_error, run_file
+from metakm.registry import run_file
 
 
 def build_from_file(path: Path, name: str, flag: str = "--base") -> nn.Module:

@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from metakm.errors import UserError, missing_extra, one_line, unknown_name
+from metakm.io.files import expanded
 from metakm.models.network_file import build_from_file
 from metakm.models.weight_file import read_weights, take_weights
 
@@ -41,7 +42,7 @@ KINDS = f"{LITE0}, timm:NAME, torchvision:NAME or file.py:Class"
 SLOW_STARTS = ("googlenet", "inception_v3")
 """Networks of torchvision that draw their first weights in half a minute unless told not to."""
 PRETRAINED: Literal["pretrained"] = "pretrained"
-Weights = Path | Literal["pretrained"] | None  # a file, the library's, or random ones
+WeightSource = Path | Literal["pretrained"] | None  # a file, the library's, or random ones
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -73,21 +74,22 @@ class Pretrained:
     few_shot: bool = False
 
 
-def load_pretrained(name: str, weights: Path | None = None) -> Pretrained:
+def load_pretrained(name: str, weights: str | Path | None = None) -> Pretrained:
     """Build the network called `name` and load its weights, or those in the file `weights`.
 
     Raises:
         UserError: an unknown name, a package that is not installed, weights that cannot be downloaded or do not fit, a
             network without a classifier.
     """
+    file = None if weights is None else expanded(weights, "--weights")
     kind, _, rest = name.rpartition(":")
     if kind.endswith(".py"):
         network = build_from_file(Path(kind), rest)
         preprocessing = _own_preprocessing(network, name)
-        if weights is not None:
-            take_weights(network, read_weights(weights, network), str(weights))
+        if file is not None:
+            take_weights(network, read_weights(file, network), str(file))
     else:
-        network, preprocessing = network_of_library(name, weights or PRETRAINED)
+        network, preprocessing = network_of_library(name, file or PRETRAINED)
     return Pretrained(name, network.eval(), preprocessing, classifier_name(network, name))
 
 
@@ -97,7 +99,7 @@ def is_of_library(name: str) -> bool:
     return name == LITE0 or (kind in ("timm", "torchvision") and own != "")
 
 
-def network_of_library(name: str, weights: Weights) -> tuple[nn.Module, Preprocessing]:
+def network_of_library(name: str, weights: WeightSource) -> tuple[nn.Module, Preprocessing]:
     """The network called `name`, with its classifier and with the weights of a file, its library's or new ones.
 
     Raises:
@@ -142,7 +144,7 @@ def replace_classifier(network: nn.Module, name: str, classes: int) -> None:
     setattr(network.get_submodule(parent), leaf, new.to(next(old.parameters()).device))
 
 
-def _lite0(weights: Weights) -> tuple[nn.Module, Preprocessing]:
+def _lite0(weights: WeightSource) -> tuple[nn.Module, Preprocessing]:
     timm = _timm(LITE0)
     network: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     if weights == PRETRAINED:
@@ -158,7 +160,7 @@ def _lite0(weights: Weights) -> tuple[nn.Module, Preprocessing]:
     return network, Preprocessing(224, half, half)
 
 
-def _from_timm(model: str, weights: Weights) -> tuple[nn.Module, Preprocessing]:
+def _from_timm(model: str, weights: WeightSource) -> tuple[nn.Module, Preprocessing]:
     timm = _timm(f"timm:{model}")
     if not timm.is_model(model):
         near = difflib.get_close_matches(model, timm.list_models(), n=3) or ["resnet18"]
@@ -173,7 +175,7 @@ def _from_timm(model: str, weights: Weights) -> tuple[nn.Module, Preprocessing]:
     return network, Preprocessing(config["input_size"][-1], config["mean"], config["std"], interpolation)
 
 
-def _from_torchvision(model: str, weights: Weights) -> tuple[nn.Module, Preprocessing]:
+def _from_torchvision(model: str, weights: WeightSource) -> tuple[nn.Module, Preprocessing]:
     models = importlib.import_module("torchvision.models")
     known = models.list_models(models)
     if model not in known:
@@ -191,7 +193,7 @@ def _from_torchvision(model: str, weights: Weights) -> tuple[nn.Module, Preproce
 
 
 def _with_weights(
-    name: str, weights: Weights, pretrained: Callable[[], nn.Module], plain: Callable[[], nn.Module]
+    name: str, weights: WeightSource, pretrained: Callable[[], nn.Module], plain: Callable[[], nn.Module]
 ) -> nn.Module:
     """The network with the weights of a file, with those that its library downloads, or with random ones."""
     if weights != PRETRAINED:

@@ -9,6 +9,9 @@ from torch import nn
 
 from metakm.registry import Registry
 
+ImageShape = tuple[int, int, int]
+"""(C, H, W)."""
+
 OWN = "own"
 """Used as the backbone's name if the strategy has a network of its own."""
 

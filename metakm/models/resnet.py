@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from metakm.errors import UserError, unknown_name
 from metakm.models.layers import BatchNorm2d, Conv2d, join_tasks, split_tasks
 from metakm.models.modes import BatchNormMode
-from metakm.models.registry import register_backbone
+from metakm.models.registry import ImageShape, register_backbone
 
 Shortcut = Literal["padding", "projection", "all-projections"]
 
@@ -138,6 +138,6 @@ class CifarResNet(nn.Module):
 
 
 @register_backbone("resnet<depth>")
-def cifar_resnet(image_shape: tuple[int, int, int], bn_mode: BatchNormMode, depth: int) -> CifarResNet:
+def cifar_resnet(image_shape: ImageShape, bn_mode: BatchNormMode, depth: int) -> CifarResNet:
     """`CifarResNet` of a depth, for images (C, H, W)."""
     return CifarResNet(depth, image_shape[0], bn_mode)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from metakm.errors import UserError
 from metakm.models.layers import BatchNorm2d, Conv2d, join_tasks, split_tasks
 from metakm.models.modes import BatchNormMode
-from metakm.models.registry import register_backbone
+from metakm.models.registry import ImageShape, register_backbone
 
 WIDTHS = (64, 160, 320, 640)
 SLOPE = 0.1
@@ -127,7 +127,7 @@ class ResNet12(nn.Module):
 
 
 @register_backbone("resnet12")
-def resnet12(image_shape: tuple[int, int, int], bn_mode: BatchNormMode) -> ResNet12:
+def resnet12(image_shape: ImageShape, bn_mode: BatchNormMode) -> ResNet12:
     """`ResNet12` with the published widths and dropout, for images (C, H, W) of at least 16x16."""
     channels, height, width = image_shape
     if min(height, width) < 16:

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metakm.errors import UserError
-from metakm.registry import describe_error
+from metakm.errors import UserError, describe_error
+from metakm.models.registry import ImageShape
 
-ImageShape = tuple[int, int, int]
 _IMAGES, _TASKS = 4, 2  # batch statistics of fewer images amplify rounding
 _TOLERANCE = 1e-6
 

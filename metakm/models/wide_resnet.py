@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from metakm.errors import UserError
 from metakm.models.layers import BatchNorm2d, Conv2d, join_tasks, split_tasks
 from metakm.models.modes import BatchNormMode
-from metakm.models.registry import register_backbone
+from metakm.models.registry import ImageShape, register_backbone
 
 
 class WideBlock(nn.Module):
@@ -80,6 +80,6 @@ class WideResNet(nn.Module):
 
 
 @register_backbone("wrn-<depth>-<k>")
-def wide_resnet(image_shape: tuple[int, int, int], bn_mode: BatchNormMode, depth: int, k: int) -> WideResNet:
+def wide_resnet(image_shape: ImageShape, bn_mode: BatchNormMode, depth: int, k: int) -> WideResNet:
     """`WideResNet`, such as wrn-28-10, for images (C, H, W)."""
     return WideResNet(depth, k, image_shape[0], bn_mode)

@@ -8,7 +8,6 @@ is kept until the task changes (see `weight_cache`). For inference, `merge` leav
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -18,16 +17,18 @@ from torch import inference_mode, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from metakm.errors import UserError, unknown_name
-from metakm.modulation.coverage import check_coverage, check_writable
+from metakm.errors import UserError, did_you_mean, unknown_name
+from metakm.modulation.coverage import check_coverage
 from metakm.modulation.modulators import Activation, Initialisation, Start, modulator_class
 from metakm.modulation.new_modulator import DEPTH, modulator_for
 from metakm.modulation.norms import is_norm
+from metakm.modulation.requirements import check_writable
 from metakm.modulation.weight_cache import CachedParametrization
 
 Statistics = Literal["task", "base"]
-Layers = str | Sequence[str] | Callable[[str, nn.Module], bool]
+LayerChoice = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
+_NAMES_SHOWN = 6
 _ATTACHMENT = "_metakm_attachment"
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -50,7 +51,7 @@ class Attachment:
 @inference_mode(False)
 def modulate(
     model: nn.Module,
-    layers: Layers | None = None,
+    layers: LayerChoice | None = None,
     implicit: bool = True,
     classifier: str | None = "fc",
     activation: Activation = "tanh",
@@ -220,7 +221,7 @@ def within(name: str, ancestor: str | None) -> bool:
     return ancestor is not None and (ancestor == "" or name == ancestor or name.startswith(f"{ancestor}."))
 
 
-def _select(convolutions: dict[str, nn.Conv2d], layers: Layers | None) -> tuple[str, ...]:
+def _select(convolutions: dict[str, nn.Conv2d], layers: LayerChoice | None) -> tuple[str, ...]:
     if not convolutions and layers not in ((), []):  # all of them may be the classifier's
         raise UserError("Expected a model with Conv2d layers to modulate, got one without; pass a ConvNet")
     if layers is None:
@@ -236,15 +237,13 @@ def _select(convolutions: dict[str, nn.Conv2d], layers: Layers | None) -> tuple[
             raise UserError(f"Expected layers to be names or patterns, got a {type(pattern).__name__}; pass its name")
         if not any(fnmatchcase(name, pattern) for name in convolutions):
             candidates = [f"{pattern}.*"] if any(within(name, pattern) for name in convolutions) else convolutions
-            near = difflib.get_close_matches(pattern, candidates, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
             raise UserError(
                 f"Expected layers to match convolutions outside the classifier ({_format_names(convolutions)}), got "
-                f"{pattern!r}, which matches none{hint}"
+                f"{pattern!r}, which matches none{did_you_mean(pattern, candidates, cutoff=0.5)}"
             )
     return tuple(name for name in convolutions if any(fnmatchcase(name, pattern) for pattern in patterns))
 
 
-def _format_names(names: dict[str, nn.Conv2d], most: int = 6) -> str:
-    shown = ", ".join(list(names)[:most])
-    return f"{shown}, ... ({len(names)} in all)" if len(names) > most else shown
+def _format_names(names: dict[str, nn.Conv2d]) -> str:
+    shown = ", ".join(list(names)[:_NAMES_SHOWN])
+    return f"{shown}, ... ({len(names)} in all)" if len(names) > _NAMES_SHOWN else shown

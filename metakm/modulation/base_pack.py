@@ -78,7 +78,7 @@ def task_tensors(network: nn.Module, part: TrainedPart) -> dict[str, Tensor]:
     return partition_tensors(network, part in ("norm", "both"), None, "base").task
 
 
-def load_base(name: str | os.PathLike[str], weights: Path | None = None) -> Pretrained:
+def load_base(name: str | os.PathLike[str], weights: str | Path | None = None) -> Pretrained:
     """The base called `name`: as in `metakm.models.pretrained`; or a run's folder, a pack, or `FEWSHOT`.
 
     Raises:

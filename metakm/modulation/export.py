@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from metakm.errors import UserError, one_line
+from metakm.errors import UserError, missing_extra, one_line
 from metakm.io.files import atomic_write, expanded
 from metakm.modulation.attachment import is_modulated, unwrap
 from metakm.modulation.merging import merge
@@ -32,7 +32,7 @@ def export_onnx(model: nn.Module, path: Path | str, images: Tensor, metadata: Ma
     file_path = expanded(path, "the ONNX file's path")
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
-        raise UserError(f"Expected {' and '.join(missing)} to be installed, got none; pip install 'metakm[onnx]'")
+        raise missing_extra(" and ".join(missing), "onnx", "an export")
     if images.dim() != 4 or len(images) < 2:
         raise UserError(f"Expected images [n, C, H, W] with n >= 2, got {tuple(images.shape)}; stack two images")
     model = unwrap(model)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from metakm.errors import UserError, one_line
-from metakm.modulation.coverage import check_plain
 from metakm.modulation.modulators import Activation, Initialisation, Start, start_scale
+from metakm.modulation.requirements import check_plain
 
 DEPTH = 2
 """Layers of a modulator by default."""

@@ -16,7 +16,7 @@ from metakm.modulation.attachment import Attachment, attachment, detach, is_modu
 from metakm.modulation.modulators.registry import classes_called
 from metakm.modulation.norms import is_norm
 from metakm.modulation.pack_file import Pack, class_names, read_pack, write_pack
-from metakm.modulation.partition import fingerprint, partition_tensors
+from metakm.modulation.partition import base_fingerprint, partition_tensors
 from metakm.modulation.precision import PackPrecision, rounded
 
 _resident: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()  # state of the base, fingerprint
@@ -100,7 +100,7 @@ def load_pack(model: nn.Module, pack: Pack | Path | str) -> Pack:
             f"{len(modulators)} registered modulators of that class; modulate it first"
         )
     _check_classifier(model, wanted["classifier"])
-    check_base(fingerprint(model, wanted["implicit"], wanted["classifier"], wanted["statistics"]), pack)
+    check_base(base_fingerprint(model, wanted["implicit"], wanted["classifier"], wanted["statistics"]), pack)
     with _roll_back_on_error(model):
         modulate_as(model, {**wanted, "modulator": modulators[0]})
         _install(model, pack, trusted=False)
@@ -169,7 +169,7 @@ def _resident_fingerprint(model: nn.Module, found: Attachment, base: Mapping[str
     state = [(tensor.data_ptr(), tensor._version) for tensor in base.values()]
     known_state, known = _resident.get(model, (None, ""))
     if not trusted or known_state != state:
-        known = fingerprint(model, found.implicit, found.classifier, found.statistics)
+        known = base_fingerprint(model, found.implicit, found.classifier, found.statistics)
         _resident[model] = state, known
     return known
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from metakm.io.tensor_file import update_digest
 from metakm.modulation.attachment import Statistics, within
-from metakm.modulation.coverage import check_writable
 from metakm.modulation.norms import is_norm
+from metakm.modulation.requirements import check_writable
 from metakm.modulation.weight_cache import CachedParametrization
 
 _PARAMETRIZATION = ".parametrizations.weight."
@@ -59,7 +59,7 @@ def partition_tensors(
     return found
 
 
-def fingerprint(model: nn.Module, implicit: bool, classifier: str | None, statistics: Statistics = "task") -> str:
+def base_fingerprint(model: nn.Module, implicit: bool, classifier: str | None, statistics: Statistics = "task") -> str:
     """SHA-256, in hexadecimal, of the base's tensors (name, precision, shape, bytes) and of how its layers use them.
 
     The latter is each convolution's stride, padding, dilation and groups, each norm's eps and number of groups. Takes

@@ -18,7 +18,7 @@ from metakm.modulation.attachment import attachment, detach, is_modulated, modul
 from metakm.modulation.modulators.registry import classes_called
 from metakm.modulation.pack import check_base, check_shapes, modulate_as
 from metakm.modulation.pack_file import Pack, read_pack
-from metakm.modulation.partition import fingerprint, partition_tensors
+from metakm.modulation.partition import base_fingerprint, partition_tensors
 from metakm.modulation.resident_layers import resident_layer
 from metakm.modulation.resident_rows import ResidentRows, ResidentTask, current_rows, pack_tensors
 
@@ -188,7 +188,7 @@ class ResidentPacks:
             raise UserError(f"Expected a model with the pack's classifier {classifier!r}, got one without")
         partition = implicit, classifier, wanted["statistics"]
         if partition not in self._fingerprints:
-            self._fingerprints[partition] = fingerprint(self._plain, *partition)
+            self._fingerprints[partition] = base_fingerprint(self._plain, *partition)
         check_base(self._fingerprints[partition], pack)
         key = json.dumps({**wanted, "init": wanted["init"] == "diagonal"}, sort_keys=True)
         if key not in self._templates:

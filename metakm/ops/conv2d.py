@@ -50,7 +50,7 @@ def plain_strides(weight: Tensor, kernel_size: Sequence[int]) -> Tensor:
     """The same weight `[..., C, kh, kw]`; with 1x1 kernels, it gets the strides of a contiguous tensor.
 
     This needs no copy, because both have the same memory layout. With channels-last strides, the weight would turn a
-    convolution of contiguous images into one in channels-last; see `_derivatives` about its weight gradient.
+    convolution of contiguous images into one in channels-last; see `_weight_gradient`.
     """
     return weight.contiguous().view(-1).view(weight.shape) if tuple(kernel_size) == (1, 1) else weight
 
@@ -90,8 +90,7 @@ class _InputGradient(torch.autograd.Function):
             return kernels.input_gradient(grad, weight, shape, geometry)
         if matmul_conv2d.is_faster(grad, weight.shape[1]):
             return matmul_conv2d.input_gradient(grad, weight, shape, geometry)
-        x = _unread(shape, grad)
-        return _derivatives(grad, x, weight, geometry, (True, False))[0]
+        return _input_gradient(grad, weight, shape, geometry)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -114,8 +113,7 @@ class _WeightGradient(torch.autograd.Function):
             return kernels.weight_gradient(x, grad, shape, geometry)
         if matmul_conv2d.is_faster(grad, shape[1], weight_gradient=True):
             return matmul_conv2d.weight_gradient(x, grad, shape, geometry)
-        weight = _unread(shape, grad)
-        return _derivatives(grad, x, weight, geometry, (False, True))[1]
+        return _weight_gradient(x, grad, shape, geometry)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -127,29 +125,36 @@ class _WeightGradient(torch.autograd.Function):
 
 
 def _unread(shape: torch.Size, like: Tensor) -> Tensor:
-    """A tensor of this shape and memory format whose values are never read."""
+    """A channels-last tensor of this shape, like `like` otherwise, whose values are never read."""
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
-def _derivatives(
-    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool]
-) -> tuple[Tensor, Tensor]:
-    """The gradients of x and weight; None for one that is not needed.
+def _input_gradient(grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
+    return _backward(grad, _unread(shape, grad), weight, geometry, (True, False, False))[0]
 
-    PyTorch 2.14 (tried: 2.14.1 on a CPU) writes beyond its buffers in the weight gradient of strided 1x1 kernels in
-    channels-last, and the process crashes sooner or later. So it is computed without the stride, from the pixels that
-    the kernels read.
+
+def _weight_gradient(x: Tensor, grad: Tensor, shape: torch.Size, geometry: Geometry) -> Tensor:
+    """PyTorch's, but for strided 1x1 kernels.
+
+    PyTorch 2.14 (tried: 2.14.1 on a CPU) writes beyond its buffers in their weight gradient in channels-last, and the
+    process crashes sooner or later. So it is computed without the stride, from the pixels that the kernels read.
     """
+    if is_strided_pointwise(shape[-2:], geometry.stride):
+        x = _strided(x, grad.shape[-2:], geometry.stride, geometry.padding)
+        geometry = geometry._replace(stride=(1, 1), padding=(0, 0))
+    return _backward(grad, x, _unread(shape, grad), geometry, (False, True, False))[1]
+
+
+def _backward(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of x, weight and bias, of which the wanted ones are tensors."""
     stride, padding, dilation, groups = geometry
-    if wanted[1] and is_strided_pointwise(weight.shape[-2:], stride):
-        assert not wanted[0], "the images' gradient needs all pixels"
-        x = _strided(x, grad.shape[-2:], stride, padding)
-        stride, padding = (1, 1), (0, 0)
     weight = plain_strides(weight, weight.shape[-2:])
-    for_x, for_w, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, stride, padding, dilation, False, (0, 0), groups, (*wanted, False)
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, dilation, False, (0, 0), groups, wanted
     )
-    return for_x, for_w
+    return found
 
 
 def is_strided_pointwise(kernel_size: Sequence[int], stride: Sequence[int]) -> bool:
@@ -160,7 +165,7 @@ def is_strided_pointwise(kernel_size: Sequence[int], stride: Sequence[int]) -> b
 def fastest_memory_format(network: nn.Module) -> torch.memory_format:
     """Channels-last, which takes a third less time on a CPU, unless PyTorch's own convolutions might crash with it.
 
-    They may in training, see `_derivatives`, if a 1x1 convolution has a stride.
+    They may in training, see `_weight_gradient`, if a 1x1 convolution has a stride.
     """
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     unsafe = any(is_strided_pointwise(conv.kernel_size, conv.stride) for conv in convolutions)

@@ -86,16 +86,17 @@ def fit_listing(
     """
     device = resolve_device(settings.device)
     pretrained = load_base(settings.base, settings.weights)
-    if settings.method == "default":
+    if settings.method == DEFAULT_METHOD:
         settings = dataclasses.replace(settings, method="few-shot" if pretrained.few_shot else PLAIN_METHOD)
     faster_layout(pretrained.network.to(device))
-    size = pretrained.preprocessing.size if settings.size is None else settings.size
-    preprocessing = dataclasses.replace(pretrained.preprocessing, size=size)
-    try_network(pretrained, size)
-    store = PhotoStore(listing.classes, preprocessing, lambda done, total: prepare("photos", done, total))
+    if settings.size is not None:
+        resized = dataclasses.replace(pretrained.preprocessing, size=settings.size)
+        pretrained = dataclasses.replace(pretrained, preprocessing=resized)
+    try_network(pretrained)
+    store = PhotoStore(listing.classes, pretrained.preprocessing, lambda done, total: prepare("photos", done, total))
     store.skipped[:0] = listing.skipped
     saved = Checkpoint(checkpoint, fit_key(settings, pretrained, store) if checkpoint else "", resume=resume)
-    pipeline = FitPipeline(pretrained, preprocessing, store, settings, saved, prepare, advance)
+    pipeline = FitPipeline(pretrained, store, settings, saved, prepare, advance)
     begin(pipeline)
     return pipeline.run()
 

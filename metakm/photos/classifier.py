@@ -27,7 +27,7 @@ from metakm.photos.listing import NONE_OF_THESE, Photo, list_images, normal_form
 from metakm.photos.methods import METHODS, attach, faster_layout
 from metakm.photos.options import is_local, without_folder
 from metakm.photos.reading import without_warnings
-from metakm.photos.store import BATCH, as_photo, decode, normalise
+from metakm.photos.store import BATCH, as_photo, normalise, photo_pixels
 
 if TYPE_CHECKING:
     from metakm.photos.fitting import FitReport
@@ -105,7 +105,7 @@ class PhotoClassifier:
 
     def _pixels(self, photos: Sequence[Photo]) -> Tensor:
         with without_warnings():
-            return torch.from_numpy(np.stack([decode(photo, self.preprocessing) for photo in photos]))
+            return torch.from_numpy(np.stack([photo_pixels(photo, self.preprocessing) for photo in photos]))
 
     def score(self, photos: Any, labels: Sequence[Any]) -> float:
         """Share of photos whose most likely class is their label.
@@ -132,7 +132,10 @@ class PhotoClassifier:
 @torch.inference_mode(False)
 @float32_by_default()
 def load_classifier(
-    path: str | Path, base: str | os.PathLike[str] | None = None, weights: Path | None = None, device: str = "cpu"
+    path: str | Path,
+    base: str | os.PathLike[str] | None = None,
+    weights: str | Path | None = None,
+    device: str = "cpu",
 ) -> PhotoClassifier:
     """Read a pack of `metakm fit`, load its base and put both together.
 
@@ -170,7 +173,6 @@ def load_classifier(
 
 def photos_header(
     base: Pretrained,
-    preprocessing: Preprocessing,
     method: str,
     temperature: float,
     threshold: float,
@@ -181,7 +183,7 @@ def photos_header(
         "version": HEADER_VERSION,
         "base": without_folder(base.name),
         "method": method,
-        "preprocessing": dataclasses.asdict(preprocessing),
+        "preprocessing": dataclasses.asdict(base.preprocessing),
         "temperature": temperature,
         "threshold": threshold,
         "settings": settings,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metakm.errors import UserError
-from metakm.models.pretrained import Preprocessing, Pretrained
+from metakm.models.pretrained import Pretrained
 from metakm.photos.augmentation import random_views
 from metakm.photos.store import PhotoStore, normalise
 
@@ -18,7 +18,6 @@ FEW = 500
 
 def frozen_features(
     base: Pretrained,
-    preprocessing: Preprocessing,
     store: PhotoStore,
     seed: int,
     *,
@@ -42,7 +41,7 @@ def frozen_features(
         done = 0
         for pixels in store.batches(range(len(store))):
             seen = random_views(pixels, (seed * 1_000_003 + 10**8 * view + done) % 2**63) if view else pixels
-            yield normalise(seen.to(device), preprocessing)
+            yield normalise(seen.to(device), base.preprocessing)
             done += len(pixels)
             progress(view * len(store) + done, (views + 1) * len(store))
 

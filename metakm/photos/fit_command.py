@@ -105,7 +105,7 @@ class _Steps:
     def close(self) -> None:
         """Remove the bar."""
         if self.progress is not None:
-            self.progress.__exit__(None, None, None)
+            self.progress.close()
 
     def prepare(self, what: str, done: int, total: int) -> None:
         """After a photo is read, or a batch of the base's features computed."""
@@ -123,7 +123,7 @@ class _Steps:
         counts = pipeline.store.counts()
         log_line(
             f"{sum(counts)} photos of {len(counts)} classes ({min(counts)} to {max(counts)} each), "
-            f"{pipeline.settings.method} on {pipeline.base.name} at {pipeline.preprocessing.size} px"
+            f"{pipeline.settings.method} on {pipeline.base.name} at {pipeline.base.preprocessing.size} px"
         )
         if not pipeline.splits:
             log_line(

@@ -13,9 +13,9 @@ from typing import cast
 import torch
 
 from metakm.errors import UserError
-from metakm.models.pretrained import Preprocessing, Pretrained, replace_classifier
+from metakm.models.pretrained import Pretrained, replace_classifier
 from metakm.modulation.pack import make_pack, swap
-from metakm.modulation.partition import fingerprint
+from metakm.modulation.partition import base_fingerprint
 from metakm.photos.calibration import DEFAULT_TEMPERATURE, rejection_threshold
 from metakm.photos.checkpoint import Checkpoint
 from metakm.photos.classifier import PhotoClassifier, photos_header
@@ -65,7 +65,6 @@ class FitPipeline:
     """
 
     base: Pretrained
-    preprocessing: Preprocessing
     store: PhotoStore
     settings: FitSettings
     checkpoint: Checkpoint
@@ -93,7 +92,7 @@ class FitPipeline:
     def run(self) -> PhotoClassifier:
         """All parts."""
         self.features = frozen_features(
-            self.base, self.preprocessing, self.store, self.settings.seed, augment=self.settings.augment,
+            self.base, self.store, self.settings.seed, augment=self.settings.augment,
             progress=lambda done, total: self.prepare("features", done, total),
         )  # fmt: skip
         found = {method: held for method in self.methods if (held := self._judged(method)) is not None}
@@ -109,10 +108,8 @@ class FitPipeline:
         pack = make_pack(network, self.settings.task or "", self.store.classes, metrics, self.settings.precision)
         if pack.precision == "fp16":
             swap(network, pack)  # predict as the file will
-        pack.photos.update(
-            photos_header(self.base, self.preprocessing, method, scale, threshold, as_header(self.settings))
-        )
-        classifier = PhotoClassifier(pack, network, self.preprocessing)
+        pack.photos.update(photos_header(self.base, method, scale, threshold, as_header(self.settings)))
+        classifier = PhotoClassifier(pack, network, self.base.preprocessing)
         compared = comparison(found, best) if best is not None and len(found) > 1 else []
         classifier.report_ = FitReport(self.store, self.settings, best, state, compared, self.checkpoint.seconds)
         return classifier
@@ -129,7 +126,7 @@ class FitPipeline:
         plan = plan_for(method, len(split.train))
         steps = plan.budget.evaluation_steps()[-1 if evaluation is None else evaluation]
         trainer = Trainer(
-            network, self.base.classifier, plan, self.store, self.preprocessing, split.train, split.held_out,
+            network, self.base.classifier, plan, self.store, self.base.preprocessing, split.train, split.held_out,
             self.features, seed=self.settings.seed, augment=self.settings.augment, last_step=steps,
         )  # fmt: skip
         if name in self.checkpoint.done:
@@ -158,7 +155,7 @@ class FitPipeline:
 
 def fit_key(settings: FitSettings, base: Pretrained, store: PhotoStore) -> str:
     """What the parts of a fit depend on, as a hash: metakm's version, the settings, the base's tensors, the photos."""
-    tensors = fingerprint(base.network, False, base.classifier, "base")
+    tensors = base_fingerprint(base.network, False, base.classifier, "base")
     chosen = {name: value for name, value in as_header(settings).items() if name not in ("device", "task")}
     text = json.dumps([version("metakm"), chosen, tensors, store.digest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

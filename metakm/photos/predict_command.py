@@ -21,7 +21,7 @@ from metakm.fields import require
 from metakm.photos.classifier import PhotoClassifier, load_classifier
 from metakm.photos.listing import NONE_OF_THESE, list_images
 from metakm.photos.reading import without_warnings
-from metakm.photos.store import BATCH, decode
+from metakm.photos.store import BATCH, photo_pixels
 
 PROGRAM = "python -m metakm predict"
 
@@ -109,7 +109,7 @@ def _answers(classifier: PhotoClassifier, paths: Sequence[Path], threshold: floa
     for path in paths:
         try:
             with without_warnings():
-                read[path] = decode(path, classifier.preprocessing)
+                read[path] = photo_pixels(path, classifier.preprocessing)
         except UserError as error:
             read[path] = error
     good = [path for path in paths if not isinstance(read[path], UserError)]

@@ -112,7 +112,7 @@ class PhotoStore:
         """uint8 `[b, 3, S, S]`."""
         with without_warnings():
             arrays = [
-                self._held[n] if n in self._held else decode(self.photos[n], self._preprocessing) for n in numbers
+                self._held[n] if n in self._held else photo_pixels(self.photos[n], self._preprocessing) for n in numbers
             ]
         return torch.from_numpy(np.stack(arrays))
 
@@ -123,7 +123,7 @@ class PhotoStore:
 
     def _try(self, photo: Photo) -> npt.NDArray[np.uint8] | UserError:
         try:
-            return decode(photo, self._preprocessing)
+            return photo_pixels(photo, self._preprocessing)
         except UserError as error:
             return error
 
@@ -136,7 +136,7 @@ class PhotoStore:
             )
 
 
-def decode(photo: Photo, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+def photo_pixels(photo: Photo, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     """uint8 `[3, S, S]`.
 
     Raises:

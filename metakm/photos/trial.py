@@ -7,22 +7,22 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from metakm.errors import UserError
+from metakm.errors import UserError, describe_error
 from metakm.learning.randomness import seeded
 from metakm.models.pretrained import Pretrained, replace_classifier
-from metakm.registry import describe_error
 
 CLASSES = 5
 """Of the trial; few networks have as many features or classes."""
 
 
 @torch.no_grad()
-def try_network(base: Pretrained, size: int) -> None:
+def try_network(base: Pretrained) -> None:
     """Give a copy of the network two black images, in evaluation and in training.
 
     Raises:
         UserError: it fails, does not return logits `[2, N]`, or does not make them by its classifier.
     """
+    size = base.preprocessing.size
     images = torch.zeros(2, 3, size, size, device=next(base.network.parameters()).device)
     trial = copy.deepcopy(base.network)  # training changes running statistics
     for training in (False, True):

@@ -11,7 +11,7 @@ from metakm.errors import UserError
 
 ValidationChoice = Literal["auto", "folds", "part", "none"]
 MANY = 400
-"""Photos from which on a part of them is enough."""
+"""From this many photos on, holding out one part is enough."""
 PART = 0.2
 
 

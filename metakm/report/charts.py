@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 INK, FAINT, PAPER = "#1b1f24", "#d5dae0", "#ffffff"
 SERIES = ("#1f6fb2", "#c2481a", "#15805f", "#8a4fa3", "#8d6b00", "#127d8c", "#b83265", "#5c6670")
 MARKERS = "osD^vPX*"
+BINS = 41  # of a histogram
 _variables = {
     INK: "--ink",
     "#000000": "--ink",
@@ -147,13 +148,13 @@ def accuracy_by_parameters(points: Sequence[AccuracyPoint], name: str, descripti
     return _chart(draw, name, description)
 
 
-def histogram(groups: Mapping[str, npt.NDArray[Any]], name: str, description: str, bins: int = 41) -> str:
+def histogram(groups: Mapping[str, npt.NDArray[Any]], name: str, description: str) -> str:
     """Histograms of several sets of weights on common bins, symmetric about 0; the first is filled, others outlined.
 
     At least 99.8 % of each set lie within the bins; the rest is not drawn.
     """
     reach = max(float(np.quantile(np.abs(weights), 0.998)) for weights in groups.values()) or 1.0
-    edges = np.linspace(-reach, reach, bins + 1)
+    edges = np.linspace(-reach, reach, BINS + 1)
 
     def draw(axes: Axes) -> None:
         for number, (label, weights) in enumerate(groups.items()):

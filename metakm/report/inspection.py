@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metakm.data import AlternatingSampler, Episodes, EpisodeSampler
+from metakm.device import compute_dtype
 from metakm.errors import UserError
 from metakm.learning.inner_loop import evaluate_episodes
 from metakm.learning.learner import Learner
@@ -71,8 +72,7 @@ def inspect_run(run: RecordedRun, episodes: int, data_root: Path | None = None) 
             "that run"
         )
     batch = sampler.batch(index=0, tasks=min(episodes, run.row.n_tasks))
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.get_default_dtype()
-    ready = batch.to(torch.device("cpu"), dtype)
+    ready = batch.to(torch.device("cpu"), compute_dtype(config.precision))
     untrained = build_learner(config, sampler.dataset.image_shape, trained.learner.train_classes)
     warm_start(untrained, config, {})
     start = _kernels(untrained.eval(), ready[0])

@@ -57,7 +57,7 @@ def build_sections(
     algos = list(dict.fromkeys(cell.algo for cell in sorted(cells, key=lambda cell: cell.protocol.order)))
     sections, missing = [], []
     for number, setting in enumerate(dict.fromkeys(cell.setting for cell in cells)):
-        here = _measured([cell for cell in cells if cell.setting == setting], algos)
+        here = _styled([cell for cell in cells if cell.setting == setting], algos)
         anchor = f"setting-{number}"
         curves, without = _curves(here)
         missing += without
@@ -84,7 +84,7 @@ def short_labels(protocols: Sequence[Protocol]) -> dict[Protocol, str]:
     }
 
 
-def _measured(cells: Sequence[Cell], algos: Sequence[str]) -> list[_StyledCell]:
+def _styled(cells: Sequence[Cell], algos: Sequence[str]) -> list[_StyledCell]:
     labels = short_labels([cell.protocol for cell in cells])
     variants: dict[str, int] = {}
     found = []

@@ -14,14 +14,14 @@ from metakm.data.channels import in_grey
 from metakm.data.episodes import Episodes, SplitSampler
 from metakm.data.overlap import check_unseen
 from metakm.data.varying_sampler import VaryingSampler
-from metakm.errors import UserError
+from metakm.errors import UserError, describe_error
 from metakm.learning.evaluation import EVALUATION_SEED
-from metakm.learning.learner import ImageShape, Learner
+from metakm.learning.learner import Learner
 from metakm.learning.memory import is_out_of_memory
 from metakm.learning.randomness import own_randomness, seeded
-from metakm.models.registry import OWN
+from metakm.models.registry import OWN, ImageShape
 from metakm.options import to_flat
-from metakm.registry import describe_error, full_name
+from metakm.registry import full_name
 from metakm.strategies.independence import require_independent_tasks
 from metakm.strategies.registry import strategy_class, takes_train_classes
 
@@ -71,8 +71,8 @@ def make_sampler(
 def sampler_of(dataset: FewShotDataset, config: RunConfig, split: str) -> EpisodeSampler:
     """As `make_sampler`, of a dataset that is loaded."""
     if split == "train" and config.varies:
-        numbers = config.numbers("ways"), config.numbers("shots")
-        return VaryingSampler(dataset, numbers, config.queries, config.seed, config.augment)
+        ways, shots = config.train_range("ways"), config.train_range("shots")
+        return VaryingSampler(dataset, ways, shots, config.queries, config.seed, config.augment)
     if split == "train":
         return EpisodeSampler(dataset, config.ways, config.shots, config.queries, config.seed, config.augment)
     return EpisodeSampler(dataset, config.ways, config.shots, config.queries_of(split), EVALUATION_SEED)

@@ -92,7 +92,7 @@ class Callback:
         del event
 
     def state_dict(self) -> dict[str, Any]:
-        """What belongs into the checkpoint: tensors, numbers, strings, lists, dicts."""
+        """What belongs in the checkpoint: tensors, numbers, strings, lists, dicts."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

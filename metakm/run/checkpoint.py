@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from metakm.config.settings import Identified
+from metakm.config.interfaces import Identified
 from metakm.errors import UserError, one_line
 from metakm.io.files import atomic_write
 
@@ -76,10 +76,8 @@ def restoring(
         UserError: the state belongs to other data, or the block cannot restore it.
     """
     try:
-        known = {
-            "train": state.get("split_hash"),
-            **state.get("split_hashes", {}),
-        }  # older ones have that of train alone
+        # Older checkpoints have the hash of train alone.
+        known = {"train": state.get("split_hash"), **state.get("split_hashes", {})}
         for split, here in split_hashes.items():
             if known.get(split, here) != here:
                 raise UserError(

@@ -12,7 +12,7 @@ from metakm.data.registry import dataset_entry
 from metakm.errors import UserError
 from metakm.fields import require_writable_folder
 from metakm.learning.evaluation import Evaluation
-from metakm.learning.learner import ImageShape
+from metakm.models.registry import ImageShape
 from metakm.presets import changes_from_preset
 from metakm.run import provenance
 from metakm.run.folder import RunFolder
@@ -27,7 +27,7 @@ _DATA = ("image_size", "split", "split_seed")
 """Fields of a config that belong to its dataset."""
 
 
-def require_ways(run: TrainedRun, ways: int | None) -> None:
+def require_trained_ways(run: TrainedRun, ways: int | None) -> None:
     """Refuse ways that the head was not trained for.
 
     Raises:

@@ -4,37 +4,38 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from metakm.cli.exit_code import exit_code
-from metakm.cli.progress import Progress
+from metakm.cli.exit_code import INTERRUPTED, exit_code
+from metakm.cli.progress import Progress, log_line
 from metakm.cli.signals import StopRequest, stop_on_request
 from metakm.config.dataset_names import dataset_names
 from metakm.data.alternating import AlternatingDatasets
 from metakm.data.registry import datasets
-from metakm.device import resolve_device
+from metakm.device import compute_dtype, resolve_device
 from metakm.distributed.processes import ALONE, Processes, join_processes
 from metakm.distributed.torchrun import local_device, only_first_prints
 from metakm.errors import UserError, unknown_name
+from metakm.io.files import expanded
 from metakm.learning.evaluation import Evaluation
 from metakm.learning.evaluator import Evaluator
 from metakm.learning.malloc import keep_freed_memory
 from metakm.learning.memory import TaskChunks, TooLittleMemoryError
 from metakm.registry import load_plugin
 from metakm.run import provenance
-from metakm.run.beside_row import OnSameTasks, beside_row, on_same_tasks, row_of_same_test
 from metakm.run.build import load_splits, make_sampler, with_data_here
-from metakm.run.columns import SPLIT_NAMES, evaluation_columns, summary
-from metakm.run.cross_domain import OUT, CrossDomainRow, require_shape, require_ways
+from metakm.run.columns import evaluation_columns
+from metakm.run.cross_domain import OUT, CrossDomainRow, require_shape, require_trained_ways
 from metakm.run.earlier_run import require_unseen_by, same_data
 from metakm.run.evaluate_options import Adapted, EvaluateOptions, Split, read_flags, tested_as
 from metakm.run.event_log import EventLog
 from metakm.run.folder import RunFolder
 from metakm.run.loading import TrainedRun, load_run, require_config_file, require_plugins
 from metakm.run.row import ResultRow
+from metakm.run.row_comparison import OnSameTasks, compared_to_row, on_same_tasks, row_of_same_test
+from metakm.run.summary import SPLIT_NAMES, summary
 
 
 class RunEvaluation:
@@ -57,14 +58,14 @@ class RunEvaluation:
         grey: bool = False,
         adapt: Adapted = "all",
     ) -> None:
-        require_ways(run, changes.get("ways"))
+        require_trained_ways(run, changes.get("ways"))
         if adapt not in get_args(Adapted):
             raise unknown_name("adapt", adapt, get_args(Adapted))
         self.run, self.adapt = run, adapt
         tasks = run.config.val_tasks if split == "val" else run.config.eval_tasks
         other = changes.get("dataset", run.config.dataset) != run.config.dataset
         if run.own_data is not None and not other:
-            datasets.entries[run.config.dataset] = run.own_data  # another run's may have taken the name
+            datasets.replace(run.config.dataset, run.own_data)  # another run's may have taken the name
         moved = {"data_root": None, "image_size": 0, "split": None, "split_seed": 0} if other else {}
         self.config = dataclasses.replace(
             with_data_here(run.config), **{"log_dir": None, "eval_tasks": tasks, **moved, **changes}
@@ -79,7 +80,7 @@ class RunEvaluation:
             require_unseen_by(run, {split: tested})
         learner = run.learner if device.type == "cpu" else copy.deepcopy(run.learner).to(device)
         chunks = TaskChunks(learner.strategy, run.image_shape, self.config, device)
-        self.evaluator = Evaluator(learner, self.config, chunks, device, processes)
+        self.evaluator = Evaluator(learner, chunks, device, compute_dtype(self.config.precision), processes)
 
     def columns(self, tested: Evaluation) -> dict[str, Any]:
         """See `evaluation_columns`."""
@@ -110,7 +111,7 @@ def evaluate(
     tasks: int | None = None,
     inner_steps: int | None = None,
     adapt: Adapted = "all",
-    data_root: Path | None = None,
+    data_root: str | Path | None = None,
     device: str = "auto",
 ) -> Evaluation:
     """Test a trained run; what is None is as in the run.
@@ -141,7 +142,7 @@ def evaluate(
         "image_size": image_size,
         "eval_tasks": tasks,
         "test_inner_steps": inner_steps,
-        "data_root": data_root,
+        "data_root": None if data_root is None else expanded(data_root, "data_root"),
         "device": device,
     }
     given = {name: value for name, value in asked.items() if value is not None}
@@ -169,11 +170,11 @@ def _evaluate(options: EvaluateOptions) -> int:
             with Progress(name, tasks, unit="task", quiet=options.quiet, report=log.log_progress) as progress:
                 found = prepared.evaluate(stop_on_request(stop, progress.advance))
     except TooLittleMemoryError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
+        log_line(f"error: {error}")
         return 1
     except (StopIteration, KeyboardInterrupt):
-        print("Stopped. Nothing was written.", file=sys.stderr)  # noqa: T201
-        return 130
+        log_line("Stopped. Nothing was written.")
+        return INTERRUPTED
     if row is None:
         _report(prepared, log, found, folder, options.split)
     elif processes.first:
@@ -226,5 +227,5 @@ def _report(prepared: RunEvaluation, log: EventLog, tested: Evaluation, folder: 
     log.print_json("result", {**found, **identity, **said, "adapt": prepared.adapt})
     if not log.json:
         how = "head alone: " if prepared.adapt == "head" else ""
-        ending = f"{how}{beside_row(found, row, paired)}: {folder.result if row else folder.path}"
+        ending = f"{how}{compared_to_row(found, row, paired)}: {folder.result if row else folder.path}"
         print(summary(config, found["accuracy"], found["ci95"], ending, SPLIT_NAMES[split]))  # noqa: T201

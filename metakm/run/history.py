@@ -74,9 +74,10 @@ class History:
         """A checkpoint was written."""
         self._saved = time.monotonic()
 
-    def ms_per_iteration(self, iteration: int) -> float | None:
-        """Of the iterations done, on average; None before the first."""
-        return round(1000 * self.step_seconds / iteration, 3) if iteration else None
+    def columns(self, iteration: int) -> dict[str, Any]:
+        """The columns of a row that tell of the training so far, after so many iterations."""
+        mean = round(1000 * self.step_seconds / iteration, 3) if iteration else None
+        return {"train_seconds": round(self.train_seconds, 3), "ms_per_iteration": mean}
 
     def state(self) -> dict[str, Any]:
         """Its part of a checkpoint."""

@@ -64,7 +64,7 @@ class RunKind(ABC):
         del point
 
     def own_state(self) -> dict[str, Any]:
-        """What else belongs into a checkpoint."""
+        """What else belongs in a checkpoint."""
         return {}
 
     def load_own_state(self, state: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,16 @@ from metakm.data.registry import DatasetEntry, dataset_entry
 from metakm.errors import UserError, one_line
 from metakm.io.files import expanded
 from metakm.learning.classifier import AdaptedClassifier, Images, Labels
-from metakm.learning.learner import ImageShape, Learner
+from metakm.learning.learner import Learner
 from metakm.models.build import require_backbone
+from metakm.models.registry import ImageShape
 from metakm.run.build import build_learner
 from metakm.run.checkpoint import load_checkpoint
 from metakm.run.config_file import read_config_file
 from metakm.run.folder import RunFolder
-from metakm.run.weights import read_weights
+from metakm.run.weights import read_run_weights
 from metakm.strategies import Strategy
-from metakm.strategies.base import InnerLR
+from metakm.strategies.interfaces import InnerLR
 from metakm.strategies.registry import strategy_class
 
 
@@ -63,9 +64,9 @@ class TrainedRun:
         """Inner steps at the test."""
         return self.learner.test_inner_steps
 
-    def adapt(self, images: Images, labels: Labels | Sequence[Any]) -> AdaptedClassifier:
+    def adapt(self, images: Images, labels: Labels, *, inner_steps: int | None = None) -> AdaptedClassifier:
         """A classifier of the classes in a labelled support set: see `Learner.adapt`."""
-        return self.learner.adapt(images, labels)
+        return self.learner.adapt(images, labels, inner_steps=inner_steps)
 
 
 def load_run(folder: str | Path) -> TrainedRun:
@@ -85,7 +86,7 @@ def load_run(folder: str | Path) -> TrainedRun:
     if not path.is_file():
         raise UserError(f"Expected a trained run, got {run.path} without {run.weights.name} or {path.name}; train it")
     try:
-        read = read_weights if path == run.weights else _from_checkpoint
+        read = read_run_weights if path == run.weights else _from_checkpoint
         image_shape, train_classes, model = read(path, config)
         own = dataclasses.replace(config, weights=None)  # the run has its own
         learner = build_learner(own, image_shape, train_classes)
@@ -99,7 +100,7 @@ def load_run(folder: str | Path) -> TrainedRun:
 
 
 def _from_checkpoint(path: Path, config: RunConfig) -> tuple[ImageShape, int | None, dict[str, Any]]:
-    """As `read_weights`."""
+    """As `read_run_weights`."""
     state = load_checkpoint(path, config)
     channels, height, width = map(int, state["image_shape"])
     return (channels, height, width), state.get("train_classes"), state["best"]["model"]

@@ -15,6 +15,7 @@ from metakm.data.episodes import SplitSampler
 from metakm.data.registry import DatasetEntry, dataset_entry, datasets
 from metakm.data.splits import SPLITS
 from metakm.errors import UserError
+from metakm.models.registry import ImageShape
 from metakm.run.build import sampler_of
 
 SplitData = FewShotDataset | EpisodeSource
@@ -91,7 +92,7 @@ def _hold(name: str, splits: Mapping[str, SplitData], like: DatasetEntry) -> Non
         UserError: other data of the name of such a dataset, as far as it is on this machine.
     """
     if name not in datasets.names() or isinstance(datasets.get(name).load, _Held):
-        datasets.entries[name] = DatasetEntry(_Held(name, splits), name, like.family, like.ways)
+        datasets.replace(name, DatasetEntry(_Held(name, splits), name, like.family, like.ways))
         return
     for split, part in splits.items():
         try:
@@ -123,7 +124,7 @@ class DrawnSplit:
     n_episode_classes: None, as the sampler does not number its classes.
     """
 
-    image_shape: tuple[int, int, int]
+    image_shape: ImageShape
     split_hash: str
     n_episode_classes: None = None
 

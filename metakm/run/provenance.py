@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
-import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -66,25 +63,6 @@ def git_commit() -> str:
 def _git(root: Path, *arguments: str) -> str:
     command = ["git", "-C", str(root), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Largest resident set of this process so far, or allocation on a GPU, in 10^6 bytes."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
-    peak = resident_bytes("VmHWM")  # on Linux, because getrusage starts at what the parent process had
-    if peak is not None:
-        return round(peak / 1e6, 1)
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(kilobytes * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
-
-
-def resident_bytes(name: Literal["VmHWM", "VmRSS"]) -> int | None:
-    """Of this process's resident set, at its peak (VmHWM) or now (VmRSS); None where Linux does not tell."""
-    status = Path("/proc/self/status")
-    if status.is_file() and f"{name}:" in (text := status.read_text()):
-        return int(text.partition(f"{name}:")[2].split()[0]) * 1024
-    return None
 
 
 def device_name(device: torch.device, processes: int = 1) -> str:

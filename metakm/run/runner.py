@@ -19,23 +19,25 @@ from metakm.data.splits import SPLITS
 from metakm.device import resolve_device
 from metakm.distributed.processes import ALONE, Processes
 from metakm.distributed.torchrun import local_device
-from metakm.learning.memory import forget_peak
 from metakm.learning.outer_loop import OuterLoop
 from metakm.learning.phases import seconds_of, trial_phases
 from metakm.models.pretrained import PRETRAINED
+from metakm.models.registry import ImageShape
 from metakm.modulation import write_pack
 from metakm.registry import load_plugin
 from metakm.run import provenance
 from metakm.run.base_pack_file import base_of, run_pack
 from metakm.run.build import build_learner, make_sampler, require_fitting, try_losses
 from metakm.run.callbacks import Callback, CallbackList, EarlyStopping
-from metakm.run.columns import SPLIT_NAMES, evaluation_columns, summary
+from metakm.run.columns import evaluation_columns
 from metakm.run.command_line import command
 from metakm.run.curve import CurvePoint
 from metakm.run.earlier_run import warm_start
 from metakm.run.folder import RunFolder
 from metakm.run.kind import Accuracies
+from metakm.run.peak_memory import reset_peak
 from metakm.run.row import ResultRow, Status
+from metakm.run.summary import SPLIT_NAMES, summary
 from metakm.run.training_run import TrainingRun
 from metakm.run.user_files import file_hashes, require_same_files
 from metakm.run.weights import weights_file
@@ -73,7 +75,7 @@ class Run(TrainingRun[OuterLoop]):
         self.files = file_hashes(config)
         strategy_class(config.algo)
         self.device = resolve_device(local_device(config.device))
-        forget_peak(self.device)  # of runs before it in this process
+        reset_peak(self.device)  # of runs before it in this process
         self.samplers = samplers or {split: make_sampler(config, split) for split in SPLITS}
         require_fitting(config, self.samplers)
         folder = RunFolder(config.folder)
@@ -109,7 +111,7 @@ class Run(TrainingRun[OuterLoop]):
             self._load()
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> ImageShape:
         """(C, H, W) of the dataset's images."""
         return self.samplers["train"].dataset.image_shape
 

@@ -7,10 +7,11 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from metakm.cli.exit_code import INTERRUPTED
 from metakm.cli.progress import Progress, log_line
 from metakm.cli.signals import Stoppable, stop_on_request
 from metakm.config.execution import how_to_resume
-from metakm.config.settings import RunConfigBase
+from metakm.config.interfaces import AnyRunConfig
 from metakm.distributed.processes import ALONE, Processes
 from metakm.learning.divergence import DivergedError
 from metakm.learning.memory import TooLittleMemoryError
@@ -40,12 +41,12 @@ class TrainingRun(RunKind, Generic[L]):
         UserError: on construction, for a folder that is in use or cannot be written, or a checkpoint of another run.
     """
 
-    config: RunConfigBase
+    config: AnyRunConfig
     device: torch.device
 
     def __init__(
         self,
-        config: RunConfigBase,
+        config: AnyRunConfig,
         loop: L,
         *,
         owner: str,
@@ -124,7 +125,7 @@ class TrainingRun(RunKind, Generic[L]):
             self._write_row("interrupted")
             again = how_to_resume(self.config.execution)
             log_line(f"Interrupted after {self.loop.iteration} iterations. To continue, {again}.")
-            return 130
+            return INTERRUPTED
         if self.processes.first:
             self.write_results(tested)
             row = self._write_row("done", tested)
@@ -209,8 +210,7 @@ class TrainingRun(RunKind, Generic[L]):
 
     def progress_columns(self) -> dict[str, Any]:
         """The columns of a row that tell of the training so far."""
-        seconds = round(self.history.train_seconds, 3)
-        return {"train_seconds": seconds, "ms_per_iteration": self.history.ms_per_iteration(self.loop.iteration)}
+        return self.history.columns(self.loop.iteration)
 
     def _checkpoint(self) -> dict[str, Any]:
         own = {**data_state(self.split_hashes), "loop": self.loop.state(), **self.own_state()}

@@ -7,8 +7,8 @@ from typing import Any
 
 from metakm.config import RunConfig
 from metakm.errors import UserError
-from metakm.learning.learner import ImageShape
 from metakm.learning.learner_file import SavedLearner, learner_file, read_learner_file
+from metakm.models.registry import ImageShape
 from metakm.run.checkpoint import config_changes
 
 
@@ -26,7 +26,7 @@ def weights_file(
     return learner_file(SavedLearner(config.identity(), image_shape, model, train_classes))
 
 
-def read_weights(path: Path, config: RunConfig) -> tuple[ImageShape, int | None, dict[str, Any]]:
+def read_run_weights(path: Path, config: RunConfig) -> tuple[ImageShape, int | None, dict[str, Any]]:
     """(C, H, W) of the images trained on, the learner's `train_classes`, and the model for its `load_state_dict`.
 
     Raises:

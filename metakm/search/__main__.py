@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from metakm.cli.exit_code import REPEAT, exit_code
 from metakm.cli.signals import StopRequest
-from metakm.errors import UserError
+from metakm.errors import missing_extra
 from metakm.io.figure import import_matplotlib
 from metakm.learning.malloc import keep_freed_memory
 from metakm.search.options import parse_search
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     options, rest = parse_search(sys.argv[1:] if arguments is None else list(arguments))
     if importlib.util.find_spec("optuna") is None:
-        raise UserError("Expected optuna for a search, got none; run `pip install 'metakm[search]'`")
+        raise missing_extra("optuna", "search", "a search")
     import_matplotlib("the page of a search")
     keep_freed_memory()
     plan = make_plan(options, rest)

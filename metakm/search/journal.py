@@ -19,7 +19,8 @@ class WaitingLock:
         self.path = path
         self._descriptor: int | None = None
 
-    def __enter__(self) -> WaitingLock:
+    def acquire(self) -> None:
+        """Wait for the lock."""
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -27,14 +28,21 @@ class WaitingLock:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
+
+    def release(self) -> None:
+        """Let others have it."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> WaitingLock:
+        self.acquire()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        self.release()
 
 
 class _JournalLock:
@@ -44,19 +52,18 @@ class _JournalLock:
         self._journal, self._lock = journal, WaitingLock(journal.with_name(f".{journal.name}.lock"))
 
     def acquire(self) -> bool:
-        self._lock.__enter__()
+        self._lock.acquire()
         _drop_half_line(self._journal)
         return True
 
     def release(self) -> None:
-        self._lock.__exit__(None, None, None)
+        self._lock.release()
 
 
 def open_journal(path: Path) -> JournalStorage:
     """Open the storage in a file, and create it if needed."""
-    lock: Any = _JournalLock(
-        path
-    )  # duck-typed: it has the methods that the backend calls; their base class is not public
+    # Duck-typed: it has the methods that the backend calls; their base class is not public.
+    lock: Any = _JournalLock(path)
     return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
 
 

@@ -147,7 +147,7 @@ def _config(algo: str, options: SearchOptions, rest: Sequence[str]) -> RunConfig
 
 
 def _check(search: StrategySearch) -> None:
-    """Meet now what would stop a trial: values, data, device."""
+    """Refuse now what would stop a trial: values, data, device."""
     config = search.config
     tried = check_space(search.space, config)
     resolve_device(config.device)
@@ -158,14 +158,14 @@ def _check(search: StrategySearch) -> None:
             "other tasks; give it"
         )
     for each in (config, *tried):
-        build_trial(each)
+        require_buildable(each)
 
 
-def build_trial(config: RunConfig) -> None:
-    """Meet what would stop a trial with this config: data that cannot be drawn, a strategy that cannot be built.
+def require_buildable(config: RunConfig) -> None:
+    """Refuse a config whose trial could not begin.
 
     Raises:
-        UserError: there is such a thing.
+        UserError: data that cannot be drawn, or a strategy that cannot be built.
     """
     dataset = make_sampler(config, "train").dataset
     build_learner(config, dataset.image_shape, dataset.n_episode_classes)

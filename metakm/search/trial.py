@@ -28,7 +28,7 @@ from metakm.run.folder import RunFolder
 from metakm.run.history import History
 
 VALIDATION = "validation.csv"
-TrialState = Literal["done", "pruned", "diverged", "out of memory", "refused"]
+TrialEnding = Literal["done", "pruned", "diverged", "out of memory", "refused"]
 """How a trial ended; refused: its values do not go together."""
 AccuraciesBySteps = dict[int, npt.NDArray[np.float64]]  # [tasks] by inner steps
 
@@ -36,7 +36,7 @@ AccuraciesBySteps = dict[int, npt.NDArray[np.float64]]  # [tasks] by inner steps
 class TrialOutcome(NamedTuple):
     """How a trial ended; `accuracies` are empty unless it is done."""
 
-    state: TrialState
+    state: TrialEnding
     seconds: float
     accuracies: AccuraciesBySteps
     note: str = ""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+from metakm.cli.exit_code import INTERRUPTED
 from metakm.cli.progress import log_line
 from metakm.cli.signals import Stoppable
 from metakm.errors import UserError, counted
-from metakm.run.columns import format_metric
+from metakm.run.summary import format_metric
 from metakm.search.page import write_page
-from metakm.search.plan import SearchPlan, StrategySearch, build_trial
+from metakm.search.plan import SearchPlan, StrategySearch, require_buildable
 from metakm.search.records import read_records, winner, write_csv
 from metakm.search.space import with_values
 from metakm.search.studies import Claimed, Studies
@@ -37,7 +38,7 @@ class Worker:
             write_page(self.studies)
         if self.stop.requested:
             log_line("Interrupted. Repeat the same command to continue.")
-            return 130
+            return INTERRUPTED
         print(self._result())  # noqa: T201
         return 0
 
@@ -62,7 +63,7 @@ class Worker:
         try:
             config = with_values(search.config, claimed.values)
             config = dataclasses.replace(config, plugin=search.config.plugin)
-            build_trial(config)
+            require_buildable(config)
         except UserError as error:  # each value is right, but they do not go together
             return TrialOutcome("refused", 0.0, {}, str(error))
         run = TrialRun(config, claimed.folder, options.tasks, sorted(set(options.test_steps)))

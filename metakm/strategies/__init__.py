@@ -1,7 +1,8 @@
 """Adaptation strategies; importing this package registers the built-in ones."""
 
 from metakm.registry import import_modules, load_plugin
-from metakm.strategies.base import InnerLoop, Strategy
+from metakm.strategies.base import Strategy
+from metakm.strategies.interfaces import InnerLoop
 from metakm.strategies.network import Classifier, SharedParameters, call_with
 from metakm.strategies.parameter_subset import DirectStrategy
 from metakm.strategies.registry import available_strategies, make_strategy, register_strategy

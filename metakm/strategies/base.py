@@ -16,27 +16,10 @@ from metakm.options import Options, RateOptions
 from metakm.strategies.interfaces import (
     Construction,
     EpisodeBatch,
-    Gradients,
     InnerLoop,
-    InnerLR,
     QueryResult,
-    Transform,
 )
-from metakm.strategies.losses import accuracy, cross_entropy, one_per_task, require_ways, with_gradients
-
-__all__ = [
-    "EpisodeBatch",
-    "Gradients",
-    "InnerLR",
-    "InnerLoop",
-    "PresetValues",
-    "QueryResult",
-    "Strategy",
-    "Transform",
-    "cross_entropy",
-    "require_ways",
-    "with_gradients",
-]
+from metakm.strategies.losses import accuracy, cross_entropy, one_per_task, require_ways
 
 PresetValues = Mapping[tuple[str, str], Mapping[str, Any]]
 

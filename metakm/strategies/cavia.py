@@ -39,7 +39,8 @@ from metakm.fields import require
 from metakm.models.layers import Linear
 from metakm.modulation.norms import is_norm
 from metakm.options import RateOptions
-from metakm.strategies.base import InnerLoop, PresetValues, Strategy
+from metakm.strategies.base import PresetValues, Strategy
+from metakm.strategies.interfaces import InnerLoop
 from metakm.strategies.network import Classifier, call_with
 from metakm.strategies.registry import register_strategy
 

@@ -26,7 +26,9 @@ from torch import Tensor, nn
 
 from metakm.errors import UserError
 from metakm.models.batch_statistics import statistics_from
-from metakm.strategies.base import EpisodeBatch, InnerLoop, PresetValues, Strategy, cross_entropy
+from metakm.strategies.base import PresetValues, Strategy
+from metakm.strategies.interfaces import EpisodeBatch, InnerLoop
+from metakm.strategies.losses import cross_entropy
 from metakm.strategies.registry import registered_name
 
 

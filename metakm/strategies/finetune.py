@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from metakm.fields import require
 from metakm.options import Options
-from metakm.strategies.base import InnerLoop, PresetValues
+from metakm.strategies.base import PresetValues
 from metakm.strategies.class_training import ClassTraining, CosineLinear
+from metakm.strategies.interfaces import InnerLoop
 from metakm.strategies.network import SharedParameters, call_with, feature_count, make_head
 from metakm.strategies.protonet import prototypes
 from metakm.strategies.registry import register_strategy

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from metakm.fields import require
 from metakm.options import Options
-from metakm.strategies.base import EpisodeBatch, Gradients, InnerLoop, require_ways, with_gradients
+from metakm.strategies.interfaces import EpisodeBatch, Gradients, InnerLoop
+from metakm.strategies.losses import require_ways, with_gradients
 from metakm.strategies.parameter_subset import DirectStrategy
 from metakm.strategies.registry import register_strategy
 

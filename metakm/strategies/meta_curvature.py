@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from metakm.strategies.base import Gradients, InnerLoop
+from metakm.strategies.interfaces import Gradients, InnerLoop
 from metakm.strategies.maml import MAML
 from metakm.strategies.registry import register_strategy
 

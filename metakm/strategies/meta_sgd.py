@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from metakm.options import GradientOptions, NormOptions
-from metakm.strategies.base import InnerLoop
+from metakm.strategies.interfaces import InnerLoop
 from metakm.strategies.maml import MAML
 from metakm.strategies.registry import register_strategy
 

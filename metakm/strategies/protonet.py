@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from metakm.errors import UserError
 from metakm.fields import require
 from metakm.options import PrototypeOptions
-from metakm.strategies.base import InnerLoop, Strategy
+from metakm.strategies.base import Strategy
+from metakm.strategies.interfaces import InnerLoop
 from metakm.strategies.registry import register_strategy
 
 

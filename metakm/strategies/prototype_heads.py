@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from metakm.modulation.modulators import Activation, Initialisation, Start
 from metakm.options import NormOptions, PrototypeOptions, RateOptions
 from metakm.strategies.anil import ANIL
-from metakm.strategies.base import InnerLoop
+from metakm.strategies.interfaces import InnerLoop
 from metakm.strategies.km import KM, ModulatorOptions
 from metakm.strategies.maml import MAML
 from metakm.strategies.network import Classifier, call_with

@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from metakm.fields import require
 from metakm.ops.autograd import without_autocast
 from metakm.options import Options
-from metakm.strategies.base import InnerLoop, Strategy
+from metakm.strategies.base import Strategy
+from metakm.strategies.interfaces import InnerLoop
 from metakm.strategies.registry import register_strategy
 
 

@@ -8,22 +8,18 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from metakm.errors import UserError
+from metakm.errors import UserError, describe_error
 from metakm.models.conversion import require_uncompiled
 from metakm.options import OF_THE_LEARNER, Options, from_keywords, option_types
-from metakm.registry import Registry, describe_error, full_name
+from metakm.registry import Registry, full_name
 from metakm.strategies.base import Strategy
 from metakm.strategies.independence import require_independent_tasks
 from metakm.strategies.interfaces import Construction
 
 _S = TypeVar("_S", bound=type[Strategy])
 TRAIN_CLASSES = "train_classes"
-# Class attributes of before, which would be ignored in silence.
-_RENAMED = {
-    "variants": "the dataclass register_strategy(name, options=...)",
-    "head_variants": "metakm.options.HeadOptions",
-    "recordable": "supports_cuda_graph",
-}
+# Former class attributes, which would otherwise be ignored silently.
+_RENAMED = {"variants": "the dataclass register_strategy(name, options=...)"}
 
 
 def register_strategy(name: str, options: type[Options] | None = None) -> Callable[[_S], _S]:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from metakm.errors import UserError
 from metakm.options import Options
-from metakm.strategies.base import EpisodeBatch, InnerLoop, require_ways, with_gradients
+from metakm.strategies.interfaces import EpisodeBatch, InnerLoop
+from metakm.strategies.losses import require_ways, with_gradients
 from metakm.strategies.parameter_subset import DirectStrategy
 from metakm.strategies.registry import register_strategy
 

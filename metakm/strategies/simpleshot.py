@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metakm.options import Options
-from metakm.strategies.base import InnerLoop
 from metakm.strategies.class_training import ClassTraining
+from metakm.strategies.interfaces import InnerLoop
 from metakm.strategies.network import feature_count, make_head
 from metakm.strategies.protonet import prototypes
 from metakm.strategies.registry import register_strategy

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from metakm.cli.exit_code import REPEAT, exit_code
+from metakm.cli.exit_code import INTERRUPTED, REPEAT, exit_code
 from metakm.cli.progress import duration, log_line
 from metakm.cli.signals import StopRequest
 from metakm.fields import require_folder
@@ -63,7 +63,7 @@ def _work(plan: list[Planned], pool: Pool, stop: StopRequest) -> int:
     print(outcome_text(plan, sweeper.outcomes))  # noqa: T201
     if sweeper.stopping:
         log_line("Interrupted. Repeat the same command to continue.")
-        return 130
+        return INTERRUPTED
     good = all(outcome.kind in ("done", "in use") for outcome in sweeper.outcomes.values())
     return 0 if good and not any(p.state == "blocked" for p in plan) else 1
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from metakm.cli.exit_code import INTERRUPTED
+from metakm.cli.progress import log_line
 from metakm.cli.signals import StopRequest
 from metakm.config import RunConfig
 from metakm.errors import UserError
@@ -59,7 +60,7 @@ class RunJob:
         except InUseError as error:
             return JobOutcome("in use", str(error))
         except (UserError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)  # noqa: T201
+            log_line(f"error: {error}")
             return JobOutcome("failed", str(error))
         except KeyboardInterrupt:
             return JobOutcome("interrupted", "by a second Ctrl-C")
@@ -107,4 +108,4 @@ def _outcome(code: int) -> JobOutcome:
     """Of the exit code of `Run.execute`."""
     if code == 0:
         return JobOutcome("done")
-    return JobOutcome("interrupted") if code == 130 else JobOutcome("failed", f"exit code {code}")
+    return JobOutcome("interrupted") if code == INTERRUPTED else JobOutcome("failed", f"exit code {code}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -13,7 +12,7 @@ import tyro
 from metakm.cli.flags import list_given, read_some_options
 from metakm.config import all_flat_types
 from metakm.data import available_datasets
-from metakm.errors import UserError, unknown_name
+from metakm.errors import UserError, did_you_mean, unknown_name
 from metakm.fields import flag as flag_of
 from metakm.fields import off_flag, require
 from metakm.io.files import expanded
@@ -126,10 +125,8 @@ def check_flags(rest: Sequence[str], options: type[Any], set_here: Collection[st
     for argument in rest:
         flag = argument.partition("=")[0].replace("_", "-")
         if flag in {flag_of(name) for name in set_here}:
-            near = difflib.get_close_matches(flag, own, n=1)
-            remedy = f"did you mean {near[0]!r}?" if near else "leave it out"
-            raise UserError(f"{flag} is set by this command for each run; {remedy}")
+            remedy = did_you_mean(flag, own, otherwise="; leave it out")
+            raise UserError(f"{flag} is set by this command for each run{remedy}")
         if flag.startswith("--") and "." not in flag and flag not in of_run | off:  # --mine.x: maybe a plugin's
-            near = difflib.get_close_matches(flag, of_run | own, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "; --help lists them"
+            hint = did_you_mean(flag, of_run | own, otherwise="; --help lists them")
             raise UserError(f"Expected a flag of this command or of metakm.run, got {flag!r}{hint}")

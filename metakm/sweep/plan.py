@@ -12,10 +12,10 @@ from metakm.errors import UserError
 from metakm.io.lock import holder
 from metakm.run.build import load_splits
 from metakm.run.checkpoint import config_changes, load_checkpoint
-from metakm.run.columns import format_metric
 from metakm.run.command_line import parse
 from metakm.run.folder import RunFolder
 from metakm.run.loading import read_config
+from metakm.run.summary import format_metric
 from metakm.sweep.options import SweepOptions
 
 RunState = Literal["done", "in use", "to resume", "to do", "blocked"]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from metakm.cli.progress import log_line
+from metakm.errors import one_line
 from metakm.sweep.job import JobOutcome, result_of
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class SlurmQueue:
         answer = run_slurm("squeue", f"--user={os.getuid()}", "--states=all", "--noheader", "--format=%A|%T|%r")
         self._asked = time.monotonic()
         if answer.returncode != 0:
-            error = _one_line(answer.stderr) or "no answer"
+            error = one_line(answer.stderr) or "no answer"
             if self._states and not self._silent:
                 log_line(f"SLURM does not answer; will try again: {error}")
             self._silent = True
@@ -206,7 +207,3 @@ def _ran_out_of_memory(details: dict[str, str], log: Path) -> bool:
         return _OUT_OF_MEMORY.search(log.read_bytes()[-_LOG_END:].decode(errors="replace")) is not None
     except OSError:
         return False
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -100,7 +100,7 @@ def _run(options: TableOptions) -> int:
     if not collection.runs and not collection.problems:
         log_line(f"No result.csv was found below {options.results}; the table has published rows only.")
     for problem in collection.problems:
-        print(f"not read: {problem.path}: {problem.reason}", file=sys.stderr)  # noqa: T201
+        log_line(f"not read: {problem.path}: {problem.reason}")
     return 1 if options.strict and collection.problems else 0
 
 

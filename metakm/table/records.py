@@ -10,7 +10,6 @@ from metakm.table.cells import Cell
 from metakm.table.layouts.full import hidden_rows
 from metakm.table.pairing import Comparison
 from metakm.table.published import Published
-from metakm.table.setting import Setting
 
 Record = dict[str, Any]
 Records = dict[str, list[Record]]  # by kind
@@ -41,7 +40,7 @@ def table_records(table: Table) -> Records:
     ]
     open_claims = [
         {
-            **_setting(c.setting),
+            **c.setting._asdict(),
             "first": "km",
             "second": c.peer,
             "verdict": "not measured",
@@ -72,14 +71,10 @@ def _remark_records(table: Table) -> Records:
     }
 
 
-def _setting(setting: Setting) -> Record:
-    return setting._asdict()
-
-
 def _published(cell: Published) -> Record:
     return {
         "method": cell.method,
-        **_setting(cell.setting),
+        **cell.setting._asdict(),
         "accuracy_percent": cell.accuracy,
         "plus_minus_percent": cell.plus_minus,
         "plus_minus_meaning": cell.meaning,
@@ -93,7 +88,7 @@ def _measured(cell: Cell) -> Record:
         "algo": cell.algo,
         "preset": cell.preset,
         "changes": "; ".join(f"{name}={value}" for name, value in cell.protocol.changes),
-        **_setting(cell.setting),
+        **cell.setting._asdict(),
         "bn_mode": cell.bn_mode,
         "accuracy_percent": _rounded(cell.mean),
         "ci95_percent": _rounded(cell.ci95),
@@ -110,7 +105,7 @@ def _measured(cell: Cell) -> Record:
 
 def _comparison(c: Comparison) -> Record:
     return {
-        **_setting(c.first.setting),
+        **c.first.setting._asdict(),
         "first": c.first.protocol.label,
         "second": c.second.protocol.label,
         "difference_points": _rounded(c.difference),

@@ -233,7 +233,7 @@ def test_onnx_export_refuses_a_single_image(tmp_path):
 
 def test_onnx_export_names_what_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setattr("metakm.modulation.export.find_spec", lambda name: None if name == "onnxscript" else name)
-    with pytest.raises(metakm.UserError, match=r"Expected onnxscript to be installed.*metakm\[onnx\]"):
+    with pytest.raises(metakm.UserError, match=r"Expected onnxscript for an export.*metakm\[onnx\]"):
         export_onnx(Mixed(), tmp_path / "a.onnx", images())
 
 

@@ -14,7 +14,7 @@ from torch import nn
 import metakm
 from metakm.modulation import ChannelModulator, load_pack, make_pack, modulate, read_pack, save_pack, swap, write_pack
 from metakm.modulation.attachment import modulated_layers
-from metakm.modulation.partition import fingerprint
+from metakm.modulation.partition import base_fingerprint
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_pack_says_what_it_is(base, packed):
     _, path = packed
     pack = read_pack(path)
     assert (pack.task, pack.classes, pack.metrics) == ("birds", ("owl", "wren", "kite"), {"accuracy": 0.5})
-    assert pack.base == fingerprint(base, True, "fc")
+    assert pack.base == base_fingerprint(base, True, "fc")
     assert pack.modulation == {
         "layers": ["stem", "grouped", "depthwise", "pointwise"],
         "implicit": True,
@@ -104,8 +104,8 @@ def test_a_plain_base_is_modulated_as_the_pack_was(base, tmp_path):
 def test_fingerprint_is_of_the_base_alone(base):
     for options in ({}, {"layers": "stem"}, {"modulator": ChannelModulator, "depth": 3}):
         model = train(modulate(copy.deepcopy(base), **options))
-        assert fingerprint(model, True, "fc") == fingerprint(base, True, "fc")
-    assert fingerprint(base, False, "fc") != fingerprint(base, True, "fc")
+        assert base_fingerprint(model, True, "fc") == base_fingerprint(base, True, "fc")
+    assert base_fingerprint(base, False, "fc") != base_fingerprint(base, True, "fc")
 
 
 @pytest.mark.parametrize(
@@ -121,18 +121,18 @@ def test_fingerprint_is_of_the_base_alone(base):
 def test_fingerprint_is_of_what_layers_do_too(base, kind, setting, value):
     other = copy.deepcopy(base)
     setattr(next(module for module in other.modules() if isinstance(module, kind)), setting, value)
-    assert fingerprint(other, True, "fc") != fingerprint(base, True, "fc")
+    assert base_fingerprint(other, True, "fc") != base_fingerprint(base, True, "fc")
 
 
 def test_a_pack_of_everything_still_needs_the_same_layers(base):
     other = copy.deepcopy(base)
     next(m for m in other.modules() if isinstance(m, torch.nn.Conv2d)).stride = (3, 3)
-    assert fingerprint(other, True, "", "base") != fingerprint(base, True, "", "base")
+    assert base_fingerprint(other, True, "", "base") != base_fingerprint(base, True, "", "base")
     other.load_state_dict({name: 2 * t for name, t in base.state_dict().items()})
     next(m for m in other.modules() if isinstance(m, torch.nn.Conv2d)).stride = next(
         m for m in base.modules() if isinstance(m, torch.nn.Conv2d)
     ).stride
-    assert fingerprint(other, True, "", "base") == fingerprint(base, True, "", "base")
+    assert base_fingerprint(other, True, "", "base") == base_fingerprint(base, True, "", "base")
 
 
 @pytest.mark.parametrize(("builder", "classifier"), [(Mixed, "fc"), (mobilenet, "classifier")])
@@ -174,8 +174,8 @@ def test_training_on_after_a_swap_leaves_the_pack_as_it_was(base):
 
 def test_swap_hashes_the_base_once_and_again_after_it_was_written_to(base, packed, monkeypatch):
     pack, calls = read_pack(packed[1]), []
-    counted = lambda *arguments: calls.append(1) or fingerprint(*arguments)  # noqa: E731
-    monkeypatch.setattr("metakm.modulation.pack.fingerprint", counted)
+    counted = lambda *arguments: calls.append(1) or base_fingerprint(*arguments)  # noqa: E731
+    monkeypatch.setattr("metakm.modulation.pack.base_fingerprint", counted)
     model = modulate(base)
     for _ in range(3):
         swap(model, pack)

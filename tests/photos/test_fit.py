@@ -195,13 +195,13 @@ def test_predict_prints_each_batch_before_it_reads_the_next(flags, shop, new, ba
     pack = tmp_path / "a.safetensors"
     metakm.fit(shop, base=base, method="head").save(pack)
     monkeypatch.setattr(predict_command, "BATCH", 2)
-    read, printed = predict_command.decode, []
+    read, printed = predict_command.photo_pixels, []
 
     def decode(path, preprocessing):
         printed.append(capsys.readouterr().out)
         return read(path, preprocessing)
 
-    monkeypatch.setattr(predict_command, "decode", decode)
+    monkeypatch.setattr(predict_command, "photo_pixels", decode)
     assert predict_main([str(pack), str(new), "--base", base, *flags]) == 0
     assert [text.count(".png") for text in printed] == [0, 0, 2, 0, 2, 0]
 

@@ -117,9 +117,7 @@ def test_the_first_view_is_the_photo_as_it_is(shop, base):
     network = load_pretrained(base)
     network.network.eval()
     store = PhotoStore(as_listing(shop, None).classes, network.preprocessing)
-    plain, views = (
-        frozen_features(network, network.preprocessing, store, 0, augment=augment) for augment in (False, True)
-    )
+    plain, views = (frozen_features(network, store, 0, augment=augment) for augment in (False, True))
     assert len(views) == VIEWS + 1
     assert torch.equal(views[0], plain[0])
     assert not torch.equal(views[1], plain[0])

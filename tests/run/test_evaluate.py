@@ -24,7 +24,7 @@ from metakm.run.__main__ import main
 from metakm.run.evaluate import RunEvaluation
 from metakm.run.evaluate import main as evaluate_main
 from metakm.run.folder import RunFolder
-from metakm.run.weights import read_weights, weights_file
+from metakm.run.weights import read_run_weights, weights_file
 
 pytestmark = pytest.mark.float32
 
@@ -121,7 +121,7 @@ def test_the_weights_are_the_best_model_not_the_last(tmp_path):
     flags = [*SMALL.replace("0.05", "0.5").split(), "--iterations", "8", "--val-every", "1", "--out", str(tmp_path)]
     assert main(flags) == 0
     state = torch.load(folder(tmp_path) / "checkpoint.pt", weights_only=True)
-    _, _, model = read_weights(folder(tmp_path) / "weights.safetensors", config_of(folder(tmp_path)))
+    _, _, model = read_run_weights(folder(tmp_path) / "weights.safetensors", config_of(folder(tmp_path)))
     assert same(model, state["best"]["model"])
     assert not same(model, state["loop"]["model"])
 
@@ -391,7 +391,7 @@ def test_what_says_how_a_run_is_executed_may_differ(run):
 def test_weights_from_before_a_field_was_added_are_read(run):
     """A field that is missing has its default, as in config.json."""
     config = config_of(run)
-    shape, _, model = read_weights(run / "weights.safetensors", config)
+    shape, _, model = read_run_weights(run / "weights.safetensors", config)
     identity = {k: v for k, v in config.identity().items() if k not in ("precision", "image_size")}
 
     class Older:
@@ -405,7 +405,7 @@ def test_weights_from_before_a_field_was_added_are_read(run):
 def forge(run, spoil=lambda _: None, image_shape=None):
     """Rewrite the weights, with a right digest but other contents."""
     config = config_of(run)
-    shape, _, model = read_weights(run / "weights.safetensors", config)
+    shape, _, model = read_run_weights(run / "weights.safetensors", config)
     spoil(model)
     (run / "weights.safetensors").write_bytes(weights_file(config, image_shape or shape, model))
 

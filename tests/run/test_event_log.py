@@ -137,5 +137,5 @@ def test_a_run_refused_for_its_log_folder_writes_nothing(tmp_path, monkeypatch, 
     assert f"got {tmp_path / 'file'}" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert run(tmp_path / "out", "--log-dir", str(tmp_path / "log")) == 2
-    assert "pip install tensorboard" in capsys.readouterr().err
+    assert "pip install 'metakm[tensorboard]'" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

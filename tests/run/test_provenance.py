@@ -8,12 +8,13 @@ from runs import small_config
 
 from metakm.run import provenance
 from metakm.run.folder import RunFolder
-from metakm.run.provenance import ORIGIN, both, peak_memory_mb
+from metakm.run.peak_memory import peak_memory_mb
+from metakm.run.provenance import ORIGIN, both
 from metakm.run.runner import Run
 
 CODE = """
 import torch
-from metakm.run.provenance import peak_memory_mb
+from metakm.run.peak_memory import peak_memory_mb
 print(peak_memory_mb(torch.device("cpu")))
 """
 

@@ -25,7 +25,7 @@ from metakm.learning.memory import TooLittleMemoryError
 from metakm.learning.outer_loop import OuterLoop
 from metakm.run.__main__ import main
 from metakm.run.build import make_sampler
-from metakm.run.provenance import peak_memory_mb
+from metakm.run.peak_memory import peak_memory_mb
 from metakm.run.row import COLUMNS
 from metakm.strategies import registry
 from metakm.strategies.km import KM

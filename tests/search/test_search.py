@@ -262,7 +262,7 @@ def test_a_search_that_was_killed_goes_on_to_the_same_trials(searched, space, tm
 
 
 def test_values_that_do_not_go_together_end_a_trial_and_not_the_search(tmp_path, monkeypatch):
-    path, built = tmp_path / "space.toml", plan.build_trial
+    path, built = tmp_path / "space.toml", plan.require_buildable
 
     def refuse_one(config):
         if config.meta_lr == 0.2:
@@ -270,7 +270,7 @@ def test_values_that_do_not_go_together_end_a_trial_and_not_the_search(tmp_path,
         built(config)
 
     path.write_text("meta_lr = [0.1, 0.2]")
-    monkeypatch.setattr(worker, "build_trial", refuse_one)
+    monkeypatch.setattr(worker, "require_buildable", refuse_one)
     assert main(["--algo", "anil", *flags(path, tmp_path / "out", trials=6, iterations=2)]) == 0
     found = table(tmp_path / "out")
     assert set(found.state[found.meta_lr == 0.2]) == {"refused"}

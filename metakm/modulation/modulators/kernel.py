@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metakm.errors import UserError, unknown_name
-from metakm.modulation.coverage import check_plain
 from metakm.modulation.modulators.registry import register_modulator
+from metakm.modulation.requirements import check_plain
 from metakm.ops.autograd import without_autocast
 from metakm.ops.conv2d import plain_strides
 from metakm.ops.frozen_kernel import modulate_frozen_kernel

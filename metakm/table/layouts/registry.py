@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from metakm.errors import UserError
-from metakm.registry import Registry, describe_error, full_name
+from metakm.errors import UserError, describe_error
+from metakm.registry import Registry, full_name
 from metakm.table.blocks import Table
 from metakm.table.grids import Layout
 

@@ -18,10 +18,10 @@ class Identified(Protocol):
         """Fields of the identity of an earlier run that may be others when that run is resumed."""
 
     def defaults(self) -> dict[str, Any]:
-        """What a run does whose identity lacks a field, by field."""
+        """Defaults of fields that an older run's identity lacks."""
 
 
-class RunConfigBase(Identified, Protocol):
+class AnyRunConfig(Identified, Protocol):
     """The config of a run of any kind."""
 
     @property

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from metakm.config import RunConfig
 from metakm.learning.evaluation import Evaluation
 from metakm.learning.statistics import paired_difference
-from metakm.run.columns import format_metric
 from metakm.run.evaluate_options import Split
 from metakm.run.folder import RunFolder
+from metakm.run.summary import format_metric
 
 
 def row_of_same_test(folder: RunFolder, config: RunConfig, split: Split) -> dict[str, Any] | None:
@@ -48,7 +48,7 @@ def on_same_tasks(folder: RunFolder, tested: Evaluation) -> OnSameTasks | None:
     return OnSameTasks(tasks, float(recorded[:tasks].mean()), found.mean, found.tasks_ci95)
 
 
-def beside_row(found: dict[str, Any], row: dict[str, Any] | None, paired: OnSameTasks | None) -> str:
+def compared_to_row(found: dict[str, Any], row: dict[str, Any] | None, paired: OnSameTasks | None) -> str:
     """How the accuracy compares to the one in the run's row, and what else may have made it another."""
     if row is None:
         return "with no row of such a test to compare with"
