@@ -162,7 +162,7 @@ class FolderSource(Source):
 
     def _walk(self) -> list[tuple[str, Path]]:
         found = []
-        for folder, folders, files in os.walk(self.path, followlinks=True):
+        for folder, folders, files in os.walk(self.path, onerror=_refuse_folder, followlinks=True):
             shown = [name for name in folders if not is_hidden(name)]
             folders[:] = [name for name in shown if self._should_enter(Path(folder, name))]
             start = Path(folder).relative_to(self.path.parent).as_posix()
@@ -236,13 +236,14 @@ def missing(wanted: str, folders: Iterable[Path], remedy: str) -> UserError:
 
 def _stamp(path: Path, name: str) -> tuple[str, int, int, int]:
     try:
-        try:
-            status = path.stat()
-        except FileNotFoundError:
-            status = path.lstat()  # a dangling link, which may not be among the files to read
+        status = path.stat() if path.exists() else path.lstat()  # a dangling link may not be among the files to read
     except OSError as error:
         raise _unreadable(str(path), error) from error
     return name, status.st_size, status.st_mtime_ns, status.st_ctime_ns  # of which an archive sets all but the last
+
+
+def _refuse_folder(error: OSError) -> None:  # which os.walk would leave out, with its images
+    raise UserError(f"Expected folders that can be read, got {error}; change its permissions") from error
 
 
 def _unreadable(where: str, error: Exception) -> UserError:

@@ -175,3 +175,19 @@ def test_names_that_lead_out_of_an_archive_and_links_in_it_touch_no_file(tmp_pat
     with source.reader() as read:
         assert {read(name) for name in source.names()} == {b"mine", b"../../secret"}
     assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_a_folder_that_cannot_be_listed_is_refused_and_not_left_out(
+    pair: tuple[ZipSource, FolderSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def forbidding(path: str) -> object:
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidding)
+    for listing in (pair[1].names, pair[1].stamps):
+        with pytest.raises(UserError, match=r"Permission denied: '.*top/sub'; change its permissions"):
+            listing()
