@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metakm.config import EXECUTION_FIELDS, RunConfig
+from metakm.config.execution import json_value
 from metakm.device import resolve_device
 from metakm.errors import UserError
 from metakm.io.files import expanded
@@ -71,9 +72,9 @@ class SearchPlan:
         config, options = self.searches[0].config, self.options
         shared = {name: getattr(config, name) for name in _SHARED}
         flags = fields_given(self.rest) - {*_SHARED, *EXECUTION_FIELDS}
-        values = config.to_json()
+        values = config.flat()
         if flags:  # which no search of before 0.3 recorded
-            shared["flags"] = {name: values[name] for name in sorted(flags)}
+            shared["flags"] = {name: json_value(values[name]) for name in sorted(flags)}
         space = {field: repr(dimension) for field, dimension in self.space.items()}
         own = {"tasks": options.tasks, "test_steps": sorted(set(options.test_steps))}
         return {**shared, "space": space, **own, "split_hash": self.split_hashes}

@@ -477,6 +477,14 @@ def test_a_further_strategy_has_the_flags_of_the_first(searched, space, capsys, 
     assert (searched / "search.json").read_bytes() == before
 
 
+def test_a_flag_that_gives_the_default_of_a_field_is_recorded_too(space, tmp_path):
+    planned = make_plan(
+        *parse_search(["--algo", "km", *flags(space, tmp_path), "--train", "full", "--split-seed", "0"])
+    )
+    recorded = planned.protocol()["flags"]
+    assert {name: recorded[name] for name in ("train", "split_seed")} == {"train": "full", "split_seed": 0}
+
+
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_search_does_not_go_on_over_other_data(searched, space, split):
     planned = make_plan(*parse_search(["--algo", "km", *flags(space, searched)]))
