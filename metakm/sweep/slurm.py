@@ -136,8 +136,8 @@ def outcome_of(state: str, details: dict[str, str], log: Path, result: JobOutcom
         result: what the run left behind, if anything: "interrupted" or "failed".
     """
     stopped = result is not None and result.kind == "interrupted"
-    if state == _GONE:
-        state = details.get("JobState", _GONE)
+    if state == _GONE and details.get("JobState") in _BY_NAME:  # accounting that lags behind may say RUNNING
+        state = details["JobState"]
     if stopped and details.get("PreemptTime", "None") != "None":
         state = "PREEMPTED"  # a job that ends within its grace time is COMPLETED to SLURM, and not requeued
     if state == "FAILED" and (stopped or result is None or _exit_signal(details)):

@@ -38,6 +38,7 @@ from metakm.sweep.messages import outcome_text
 from metakm.sweep.options import SweepOptions, parse_sweep
 from metakm.sweep.plan import Planned, expand, inspect, make_plan
 from metakm.sweep.pool import Pool, SubmissionError
+from metakm.sweep.slurm import outcome_of
 from metakm.sweep.status import Pace, status_text
 from metakm.sweep.sweeper import Sweeper
 from metakm.table.__main__ import main as make_table
@@ -549,6 +550,14 @@ def test_a_sweep_goes_on_past_a_job_that_the_cluster_does_not_take(monkeypatch, 
     sweeper.run()
     assert [outcome.kind for outcome in sweeper.outcomes.values()] == ["failed", "failed"]
     assert all("invalid partition specified: typo" in outcome.note for outcome in sweeper.outcomes.values())
+
+
+@pytest.mark.parametrize("accounted", ["RUNNING", "PENDING", "LAUNCH_FAILED"])
+def test_accounting_that_lags_behind_does_not_end_a_sweep(tmp_path, accounted):
+    forgotten = JobOutcome("failed", "SLURM no longer knows the job")
+    assert outcome_of("GONE", {"JobState": accounted, "ExitCode": "0:0"}, tmp_path / "log", None) == forgotten
+    own = JobOutcome("failed", "of its own")
+    assert outcome_of("GONE", {"JobState": accounted}, tmp_path / "log", own) == own
 
 
 def test_a_job_beyond_the_limit_of_a_cluster_waits_for_another_to_end(planned, monkeypatch):
