@@ -125,7 +125,8 @@ class Pool:
 
     def stop(self, jobs: Iterable[Job]) -> None:
         """Ask jobs to save their state and end; a second call ends them at once."""
-        self.stop_file.touch()
+        with contextlib.suppress(FileNotFoundError):  # of the folder, which the first job makes
+            self.stop_file.touch()
         ids = [job.job_id for job in jobs]
         if self.queue is not None:
             self.queue.cancel(ids)

@@ -385,6 +385,15 @@ def test_a_job_that_starts_after_the_stop_does_nothing(planned):
     assert not plan.config.folder.exists()
 
 
+def test_a_stop_before_the_first_job_ends_the_sweep(planned):
+    plan, pool = planned
+    sweeper = Sweeper([plan], pool, SimpleNamespace(requested=True))
+    sweeper.run()
+    assert sweeper.stopping
+    assert sweeper.outcomes == {}
+    assert not pool.folder.exists()
+
+
 def test_a_second_stop_ends_the_sweep_at_once_and_tells_the_jobs_again(planned, monkeypatch):
     plan, pool = planned
     told = []
