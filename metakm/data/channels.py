@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from metakm.data.dataset import FewShotDataset
+from metakm.errors import UserError
 
 _AT_ONCE = 1024  # images
 
@@ -17,8 +18,15 @@ def in_grey(dataset: FewShotDataset, channels: int) -> FewShotDataset:
 
     Of colour images it is the luma of ITU-R 601, rounded as Pillow does. Nothing else changes: the same episodes have
     the same hash. Memory: all images, a byte a value.
+
+    Raises:
+        UserError: images that are neither grey nor in colour.
     """
-    count, _, height, width = dataset.images.shape
+    count, own, height, width = dataset.images.shape
+    if own not in (1, 3):
+        raise UserError(
+            f"Expected images of 1 or 3 channels to make grey, got {own} in {dataset.name}; leave --grey out"
+        )
     grey = np.empty((count, channels, height, width), np.uint8)
     for start in range(0, count, _AT_ONCE):
         grey[start : start + _AT_ONCE] = _luma(np.asarray(dataset.images[start : start + _AT_ONCE]))

@@ -23,7 +23,7 @@ JPEG_QUALITY = 85
 class EpisodePictures:
     """The images of one episode, class by class.
 
-    support: uint8 `[N, K, C, H, W]`; query: uint8 `[N, Q, C, H, W]`; C is 1 or 3.
+    support: uint8 `[N, K, C, H, W]`; query: uint8 `[N, Q, C, H, W]`.
     """
 
     index: int
@@ -116,9 +116,14 @@ def _shown(episode: EpisodePictures, trials: tuple[EpisodeResult, ...], name: st
 
 
 def data_uri(image: npt.NDArray[np.uint8]) -> str:
-    """A picture `[C, H, W]` as a `data:` URL: PNG, or JPEG if it is large and in colour."""
+    """A picture `[C, H, W]` as a `data:` URL: PNG, or JPEG if it is large and in colour.
+
+    Of other than 1 or 3 channels, such as those of satellites, it shows the mean in grey.
+    """
     from PIL import Image  # needed for pages with a gallery only
 
+    if len(image) not in (1, 3):
+        image = np.rint(image.mean(axis=0, keepdims=True)).astype(np.uint8)
     channels, height, width = image.shape
     picture = Image.fromarray(image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
     photograph = channels == 3 and height * width > PNG_PIXELS

@@ -1,9 +1,12 @@
 """Parts of the report, without a browser."""
 
+import base64
+import io
 import math
 
 import numpy as np
 import pytest
+from PIL import Image
 from runs import table_of, write_run
 
 from metakm.errors import UserError
@@ -41,6 +44,16 @@ def test_large_colour_pictures_are_packed_as_photographs():
     assert data_uri(np.zeros((1, 28, 28), np.uint8)).startswith("data:image/png;base64,")
     assert data_uri(np.zeros((3, 28, 28), np.uint8)).startswith("data:image/png;base64,")
     assert data_uri(np.zeros((3, 84, 84), np.uint8)).startswith("data:image/jpeg;base64,")
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_pictures_of_other_channels_show_their_mean_in_grey(channels):
+    image = np.zeros((channels, 28, 28), np.uint8)
+    image[0] = 40 * channels
+    kind, _, packed = data_uri(image).partition(",")
+    assert kind == "data:image/png;base64"
+    shown = Image.open(io.BytesIO(base64.b64decode(packed)))
+    assert (shown.mode, shown.getextrema()) == ("L", (40, 40))
 
 
 def test_a_strategy_that_adapts_nothing_has_its_place_in_the_chart():

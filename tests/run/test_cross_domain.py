@@ -13,6 +13,7 @@ from PIL import Image
 import metakm
 from metakm.data import FewShotDataset, load_dataset, registry
 from metakm.data.channels import in_grey
+from metakm.errors import UserError
 from metakm.run import provenance
 from metakm.run.__main__ import main
 from metakm.run.evaluate import main as evaluate_main
@@ -216,6 +217,12 @@ def test_grey_is_pillows_and_colour_networks_get_equal_channels():
     assert all(np.array_equal(three.images[:, channel], one.images[:, 0]) for channel in range(3))
     assert np.array_equal(in_grey(one, 3).images, three.images)
     assert (one.split_hash, one.class_names) == (dataset.split_hash, dataset.class_names)
+
+
+def test_images_of_other_channels_have_no_grey():
+    images = np.zeros((4, 5, 6, 6), np.uint8)
+    with pytest.raises(UserError, match="1 or 3 channels to make grey, got 5 in bands; leave --grey out"):
+        in_grey(FewShotDataset.from_arrays(images, [0, 0, 1, 1], name="bands"), 1)
 
 
 def test_the_table_shows_what_was_trained_by_what_was_tested(runs, tmp_path, capsys):
