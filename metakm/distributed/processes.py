@@ -28,9 +28,15 @@ from torch import nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from metakm.distributed.rendezvous import RENDEZVOUS_SECONDS, Rendezvous, gather_peers, mark_started
+from metakm.distributed.rendezvous import (
+    RENDEZVOUS_SECONDS,
+    Rendezvous,
+    gather_peers,
+    has_started,
+    mark_started,
+)
 from metakm.distributed.shutdown import ShutdownHandler
-from metakm.distributed.torchrun import from_torchrun, print_anyway
+from metakm.distributed.torchrun import from_torchrun, print_anyway, restarts
 from metakm.distributed.watchdog import Watch
 from metakm.errors import UserError, one_line
 
@@ -54,10 +60,14 @@ class Processes:
 
     `sum_gradients` and the methods below it wait for all processes: each must call them, in the same order. With one
     process they do nothing.
+
+    Attributes:
+        restarted: whether torchrun has restarted the processes after the run had started.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, links: _Links | None = None) -> None:
-        self.rank, self.size, self._links = rank, size, links
+    def __init__(self, rank: int = 0, size: int = 1, links: _Links | None = None, store: Store | None = None) -> None:
+        self.rank, self.size, self._links, self._store = rank, size, links, store
+        self.restarted = store is not None and has_started(store) if links is None else links.rendezvous.restarted
 
     @property
     def first(self) -> bool:
@@ -68,15 +78,10 @@ class Processes:
         """This process's share of the tasks 0..tasks-1: consecutive, disjoint, sizes differ by at most 1."""
         return range(tasks * self.rank // self.size, tasks * (self.rank + 1) // self.size)
 
-    @property
-    def restarted(self) -> bool:
-        """Whether torchrun has restarted the processes after the run had started."""
-        return self._links is not None and self._links.rendezvous.restarted
-
     def mark_started(self) -> None:
         """Record that the run has started, so that a restart resumes it."""
-        if self._links is not None:
-            mark_started(self._links.store)
+        if self._store is not None:
+            mark_started(self._store)
 
     def on_peer_lost(self, write: Callable[[], object]) -> None:
         """Call `write`, from another thread, before this process exits because another one was lost."""
@@ -184,7 +189,7 @@ ALONE = Processes()
 
 @contextlib.contextmanager
 def join_processes(again: str = "repeat the same command") -> Iterator[Processes]:
-    """The processes that torchrun has started; `ALONE` without it. Enter it once in a process.
+    """The processes that torchrun has started; a single one without it. Enter it once in a process.
 
     Args:
         again: what the user should do after a process is lost.
@@ -194,7 +199,7 @@ def join_processes(again: str = "repeat the same command") -> Iterator[Processes
     """
     size = from_torchrun("WORLD_SIZE", 1)
     if size == 1:
-        yield ALONE
+        yield Processes(store=_store()) if restarts() else ALONE
         return
     rank = from_torchrun("RANK", 0)
     try:
@@ -205,7 +210,7 @@ def join_processes(again: str = "repeat the same command") -> Iterator[Processes
         raise
     try:
         _connect(links, rank, size)
-        yield Processes(rank, size, links)
+        yield Processes(rank, size, links, links.store)
     except BaseException as error:
         links.watch.close(error)
         raise
@@ -216,15 +221,21 @@ def join_processes(again: str = "repeat the same command") -> Iterator[Processes
             dist.destroy_process_group()
 
 
-def _rendezvous(rank: int, size: int, again: str) -> _Links:
+def _store() -> Store:
+    """That of torchrun, which outlives a restart."""
     try:
-        store, *_ = next(rendezvous("env://", timeout=timedelta(seconds=RENDEZVOUS_SECONDS)))
+        store: Store = next(rendezvous("env://", timeout=timedelta(seconds=RENDEZVOUS_SECONDS)))[0]
     except RuntimeError as error:
         said = one_line(error)
         raise UserError(
             f"Expected to reach torchrun on {os.environ['MASTER_ADDR']}, got {said}; check that the host accepts "
             "connections from this one"
         ) from error
+    return store
+
+
+def _rendezvous(rank: int, size: int, again: str) -> _Links:
+    store = _store()
     found, connections = gather_peers(store, rank, size, from_torchrun("GROUP_RANK", 0))
     shutdown = ShutdownHandler(rank, found, again)
     return _Links(store, found, Watch(rank, connections, shutdown), shutdown)

@@ -61,6 +61,11 @@ def mark_started(store: Store) -> None:
     store.set(_STARTED, "yes")
 
 
+def has_started(store: Store) -> bool:
+    """Whether the run had started before a restart."""
+    return store.check([_STARTED])
+
+
 def _receive_all(store: Store, size: int, node: int) -> tuple[Rendezvous, dict[int, socket.socket]]:
     key = secrets.token_hex(8)
     hosts, nodes = {0: socket.gethostname()}, {0: node}
@@ -81,7 +86,7 @@ def _receive_all(store: Store, size: int, node: int) -> tuple[Rendezvous, dict[i
                 rank, hosts[rank], nodes[rank] = peer
                 connections[rank] = connection
     ranks = range(size)
-    rendezvous = Rendezvous(key, store.check([_STARTED]), [hosts[r] for r in ranks], [nodes[r] for r in ranks])
+    rendezvous = Rendezvous(key, has_started(store), [hosts[r] for r in ranks], [nodes[r] for r in ranks])
     for connection in connections.values():
         _write(connection, dataclasses.asdict(rendezvous))
     return rendezvous, connections

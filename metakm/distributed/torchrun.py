@@ -48,6 +48,11 @@ def processes_here() -> int:
     return from_torchrun("LOCAL_WORLD_SIZE", 1)
 
 
+def restarts() -> bool:
+    """Whether torchrun was told to start processes that fail again."""
+    return from_torchrun("TORCHELASTIC_MAX_RESTARTS", 0) > 0
+
+
 def restarts_left() -> bool:
     """Whether torchrun will start the processes again when they fail."""
     return from_torchrun("TORCHELASTIC_RESTART_COUNT", 0) < from_torchrun("TORCHELASTIC_MAX_RESTARTS", 0)

@@ -83,6 +83,17 @@ def test_a_killed_process_ends_the_others_and_a_restart_goes_on(tmp_path):
     assert_same_outcome(resumed, finish([*RUN, "--out", str(tmp_path / "whole")]))
 
 
+@pytest.mark.slow
+def test_a_single_process_that_was_killed_goes_on_after_a_restart(tmp_path):
+    command = [*TORCHRUN[:-1], "1", "--max-restarts", "1", WORKER, "0:0:3", *RUN, "--out", str(tmp_path / "killed")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "resumes at iteration 2" in done.stderr
+    resumed, unbroken = (tmp_path / "killed", finish([*RUN, "--out", str(tmp_path / "whole")]).folder.path)
+    resumed /= unbroken.relative_to(tmp_path / "whole")
+    assert (resumed / "tasks.csv").read_bytes() == (unbroken / "tasks.csv").read_bytes()
+
+
 class Reader(threading.Thread):
     """Collects what a process prints."""
 

@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from torch.distributed import HashStore
 
+from metakm.distributed import processes
 from metakm.distributed import rendezvous as meeting
+from metakm.distributed.processes import join_processes
 from metakm.distributed.rendezvous import gather_peers, mark_started
 from metakm.errors import UserError
 
@@ -49,6 +51,18 @@ def test_traces_of_earlier_processes_do_not_mislead():
     second = meet_all(store)
     assert second.restarted
     assert second.key != first.key
+
+
+def test_a_single_process_learns_that_it_was_restarted(monkeypatch):
+    told = {"TORCHELASTIC_RUN_ID": "one", "WORLD_SIZE": "1", "TORCHELASTIC_MAX_RESTARTS": "1"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    store = HashStore()
+    monkeypatch.setattr(processes, "_store", lambda: store)
+    for restarted in (False, True):
+        with join_processes() as alone:
+            assert (alone.size, alone.restarted) == (1, restarted)
+            alone.mark_started()
 
 
 def test_strangers_are_sent_away():
