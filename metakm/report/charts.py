@@ -201,6 +201,8 @@ def _chart(draw: Callable[[Axes], None], name: str, description: str) -> str:
         longest = max((len(label) for label in labels), default=0)
         columns = 4 if longest <= 9 else 2 if longest <= 22 else 1
         wrapped = [textwrap.fill(label, 44) for label in labels]
+        lines = math.ceil(sum(label.count("\n") + 1 for label in wrapped) / columns)
+        figure.set_figheight(3.3 + 0.2 * max(0, lines - 3))  # else a long legend would leave no room for the axes
         figure.legend(handles, wrapped, loc="outside lower center", ncols=columns, handlelength=1.8)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

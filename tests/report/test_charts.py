@@ -3,6 +3,8 @@
 import base64
 import io
 import math
+import re
+import warnings
 
 import numpy as np
 import pytest
@@ -10,7 +12,15 @@ from PIL import Image
 from runs import table_of, write_run
 
 from metakm.errors import UserError
-from metakm.report.charts import AccuracyPoint, accuracy_by_parameters, histogram, inline, line_style
+from metakm.report.charts import (
+    AccuracyPoint,
+    Curve,
+    accuracy_by_parameters,
+    histogram,
+    inline,
+    learning_curves,
+    line_style,
+)
 from metakm.report.gallery import data_uri
 from metakm.report.modulated_kernels import LayerKernels
 from metakm.report.sections import short_labels
@@ -65,6 +75,17 @@ def test_a_strategy_that_adapts_nothing_has_its_place_in_the_chart():
     assert ">protonet</text>" in svg
     assert 'aria-label="said aloud"' in svg
     assert inline('<?xml?><svg viewBox="0 0 1 1" id="a"></svg>', "n", '"').count("&quot;") == 1
+
+
+@pytest.mark.parametrize(("count", "label"), [(2, "km"), (19, "meta-curvature"), (19, "km, " + "an option, " * 5)])
+def test_axes_have_room_beside_however_long_a_legend(count, label):
+    points = [CurvePoint(i, 1.0, 0.5, 0.4, 1.0) for i in (0, 10)]
+    curves = [Curve(f"{label}{number}", line_style(number, 0), points) for number in range(count)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib's, that there is no room
+        svg = learning_curves(curves, 5, "curves", "Curves")
+    bottom, top = re.search(r'id="curves-patch_2">\s*<path d="M \S+ (\S+) \s*L \S+ \S+ \s*L \S+ (\S+)', svg).groups()
+    assert float(bottom) - float(top) > 100
 
 
 def test_histogram_of_equal_weights_has_its_axes():
