@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import numpy as np
 import tyro
 
 from metakm.errors import UserError, unknown_name
@@ -28,12 +29,16 @@ SharedFloat = Annotated[float, _Shared]
 class Options:
     """What a strategy can be given besides a backbone and the ways. Values are int, float, bool, str or a Literal.
 
+    numpy's numbers become Python's.
+
     Raises:
         UserError: a value that is none of its field's choices.
     """
 
     def __post_init__(self) -> None:
         for name, hint in option_types(type(self)).items():
+            if isinstance(value := getattr(self, name), np.generic):
+                object.__setattr__(self, name, value.item())
             if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
                 raise unknown_name(name, getattr(self, name), get_args(hint))
 

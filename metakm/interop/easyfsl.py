@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -40,7 +41,7 @@ class TaskLoaderSampler:
                 "Expected a DataLoader whose batch_sampler is easyfsl's TaskSampler, got one with "
                 f"{type(sampler).__name__}; pass the loader, with collate_fn=sampler.episodic_collate_fn"
             )
-        self.loader, self.seed = loader, seed
+        self.loader, self.seed = loader, operator.index(seed)
         self.ways, self.shots, self.queries = (int(number) for number in numbers if number is not None)
         first, again = self._draw(0), self._draw(0)
         if not all(torch.equal(a, b) for a, b in zip(first, again, strict=True)):

@@ -5,6 +5,7 @@ Only this module imports learn2learn (Arnold et al. 2020). It is written for rel
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ class TasksetSampler:
         for name, number in (("shots", shots), ("queries", queries)):
             if number < 1:
                 raise UserError(f"Expected {name} >= 1, got {number}; raise it")
-        self.taskset, self.shots, self.queries, self.seed = taskset, shots, queries, seed
+        self.taskset, self.shots, self.queries, self.seed = taskset, shots, queries, operator.index(seed)
         images, labels = self._draw(0)
         again, same = self._draw(0)
         if not (torch.equal(images, again) and torch.equal(labels, same)):

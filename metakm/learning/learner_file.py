@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,9 +39,10 @@ def learner_file(saved: SavedLearner) -> bytes:
         UserError: tensors that safetensors does not have, such as sparse ones.
     """
     shape = None if saved.image_shape is None else list(saved.image_shape)
-    classes = {} if saved.train_classes is None else {"train_classes": saved.train_classes}
+    classes = {} if saved.train_classes is None else {"train_classes": int(saved.train_classes)}
+    config = {name: value.item() if isinstance(value, np.generic) else value for name, value in saved.config.items()}
     apart = {name: tensor.detach().cpu().clone() for name, tensor in saved.state.items()}  # parts share tensors
-    return _FILE.to_bytes({"config": dict(saved.config), "image_shape": shape, **classes}, apart)
+    return _FILE.to_bytes({"config": config, "image_shape": shape, **classes}, apart)
 
 
 def read_learner_file(path: Path | str) -> SavedLearner:

@@ -72,7 +72,7 @@ def test_an_episode_is_a_function_of_seed_and_index():
     options = {"noise": lambda: random.random() + np.random.rand() + torch.rand(()).item()}  # noqa: NPY002
     batch = TaskLoaderSampler(loader(**options), seed=1).batch(index=0, tasks=6)
     torch.manual_seed(3)
-    again = TaskLoaderSampler(loader(**options), seed=1)
+    again = TaskLoaderSampler(loader(**options), seed=np.int64(1))
     for number in (5, 2):
         alone = again.batch(index=number, tasks=1)
         assert torch.equal(alone.support_images[0], batch.support_images[number])

@@ -1,5 +1,6 @@
 """`metakm.Learner`: built, trained, evaluated, adapted, saved and loaded from Python."""
 
+import numpy as np
 import pytest
 import torch
 from loops import Sampler
@@ -118,6 +119,19 @@ def test_what_is_saved_is_loaded_with_the_same_results(tmp_path, algo):
 
 
 @pytest.mark.float32
+def test_numbers_of_numpy_are_saved_as_plain_ones(tmp_path):
+    built = metakm.Learner(
+        "km", backbone="conv4-4-stride", ways=np.int64(3), inner_lr=np.float32(0.5), inner_steps=np.int64(2),
+        test_inner_steps=np.int64(4), image_shape=(1, 14, 14), depth=np.int64(1), first_order=np.bool_(True),
+        learn_inner_lr=True, inner_lr_per_step=True, first_head_lr=np.float32(0.25),
+    )  # fmt: skip
+    built.save(tmp_path / "learner.safetensors")
+    loaded = metakm.Learner.load(tmp_path / "learner.safetensors")
+    assert (loaded.ways, loaded.inner_steps, loaded.test_inner_steps, loaded.options.depth) == (3, 2, 4, 1)
+    assert loaded.options == built.options
+    assert {type(value) for value in vars(built.options).values()} == {int, float, bool, str}
+
+
 def test_a_network_of_ones_own_is_given_again_on_loading(tmp_path):
     def network():
         return Conv4(1, 4, "pool")
