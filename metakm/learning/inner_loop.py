@@ -58,9 +58,9 @@ def meta_loss(
     `grad=None`.
 
     Args:
-        inner_lr: alpha on the support loss, by default the mean cross-entropy: one number, or one tensor for each
-            parameter of `strategy.adapted` in its order (learnable rates): `[]`, or `[n]` for a rate of its own in
-            each of the first n steps, the last of which is also that of all further steps.
+        inner_lr: alpha on the support loss, by default the mean cross-entropy: one number, or a number or a tensor for
+            each parameter of `strategy.adapted` in its order (learnable rates): `[]`, or `[n]` for a rate of its own
+            in each of the first n steps, the last of which is also that of all further steps.
         inner_steps: 0 predicts with the unadapted parameters.
         step_weights: one for each inner step: the outer loss is the sum of the query losses after each step with these
             weights (MAML++: Antoniou, Edwards & Storkey 2019, Sec. 4, "Multi-Step Loss Optimization"). None: the query

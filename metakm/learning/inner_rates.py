@@ -79,10 +79,11 @@ def one_rate_each(inner_lr: InnerLR, count: int) -> list[float | Tensor]:
         raise UserError(
             f"Expected one inner learning rate, or {count}, one for each adapted parameter; got {len(inner_lr)}"
         )
-    for rate in inner_lr:
-        if rate.dim() > 1 or rate.numel() == 0:
+    rates = [rate if isinstance(rate, Tensor) else float(rate) for rate in inner_lr]
+    for rate in rates:
+        if isinstance(rate, Tensor) and (rate.dim() > 1 or rate.numel() == 0):
             raise UserError(f"Expected inner learning rates of shape [] or [steps], got {list(rate.shape)}")
-    return list(inner_lr)
+    return rates
 
 
 def copied(inner_lr: InnerLR) -> InnerLR:
@@ -91,7 +92,7 @@ def copied(inner_lr: InnerLR) -> InnerLR:
         return inner_lr
     if isinstance(inner_lr, Tensor):
         return inner_lr.detach().clone()
-    return [rate.detach().clone() for rate in inner_lr]
+    return [rate.detach().clone() if isinstance(rate, Tensor) else rate for rate in inner_lr]
 
 
 def rates_by_step(rate: float | Tensor) -> Sequence[float | Tensor]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-InnerLR = float | Tensor | Sequence[Tensor]
+InnerLR = float | Tensor | Sequence[float | Tensor]
 Gradients = Sequence[Tensor | None]
 Transform = Callable[[nn.Module, Gradients], Gradients]
 """From `adapted` before a step and the gradient of each of its parameters, `[T, ...]`, to what the step subtracts."""

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,3 +47,16 @@ def test_nothing_but_the_head_moves(algo, learned):
 def test_without_a_head_that_adapts_it_is_refused():
     with pytest.raises(metakm.UserError, match="whose inner loop adapts a head, got ProtoNet"):
         head_rates(small_strategy("protonet"), 0.1)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array])
+def test_rates_may_be_plain_numbers(kind):
+    strategy, episodes = small_strategy("anil"), random_episodes()
+    given, tensors = kind([0.3, 0.2]), [torch.tensor(0.3, dtype=torch.float64), torch.tensor(0.2, dtype=torch.float64)]
+    found, expected = (
+        metakm.meta_loss(strategy, episodes, inner_lr=rates, inner_steps=2).logits for rates in (given, tensors)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    images, labels = episodes.support_images[0].clamp(0, 1), episodes.support_labels[0]
+    one, other = (metakm.adapt(strategy, images, labels, inner_lr=rates, inner_steps=2) for rates in (given, tensors))
+    torch.testing.assert_close(one(images), other(images), rtol=1e-12, atol=1e-12)
