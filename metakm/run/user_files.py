@@ -12,11 +12,17 @@ from metakm.io.files import expanded
 
 
 def file_hashes(config: RunConfig) -> dict[str, str]:
-    """The SHA-256 of each file, by its name without its folder, which may be another when a run is resumed."""
+    """The SHA-256 of each file, by its name without its folder, which may be another when a run is resumed.
+
+    Of files with one name it is that of all, one after the other.
+    """
     network = config.backbone.rpartition(":")[0]
     paths = [*config.plugin, *([Path(network)] if network.endswith(".py") else [])]
     files = [path for path in (expanded(path, "file") for path in paths) if path.is_file()]  # others are refused later
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    contents: dict[str, bytes] = {}
+    for path in files:
+        contents[path.name] = contents.get(path.name, b"") + path.read_bytes()
+    return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 
 
 def require_same_files(before: Mapping[str, str], now: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metakm.config import EXECUTION_FIELDS, RunConfig
-from metakm.config.execution import json_value
+from metakm.config.json_values import json_value
 from metakm.device import resolve_device
 from metakm.errors import UserError
 from metakm.io.files import expanded

@@ -15,6 +15,7 @@ from metakm.models.build import make_backbone, weights_fingerprint
 from metakm.models.network_file import build_from_file
 from metakm.registry import isolated
 from metakm.run.__main__ import main
+from metakm.run.user_files import file_hashes
 
 SHAPE = (3, 32, 32)
 FILE = """
@@ -89,6 +90,20 @@ def test_a_run_is_not_resumed_with_an_edited_network_or_plugin(run, file, tmp_pa
         torch.save(older, checkpoint)
         file.write_text(FILE + "# once more\n")
         assert run(*flags, "--resume") == 0
+
+
+def test_each_of_two_plugins_with_one_name_is_known_by_its_content(tmp_path):
+    plugins = tuple(tmp_path / folder / "plug.py" for folder in "ab")
+    for plugin in plugins:
+        plugin.parent.mkdir()
+        plugin.write_text(PLUGIN)
+    config = RunConfig(plugin=plugins)
+    before = file_hashes(config)
+    for plugin in plugins:
+        plugin.write_text(PLUGIN + "# once more\n")
+        assert file_hashes(config) != before
+        plugin.write_text(PLUGIN)
+    assert file_hashes(config) == before
 
 
 def test_a_network_of_torchvision_takes_normalised_images_without_its_classifier():
