@@ -13,8 +13,9 @@ from metakm.device import resolve_device
 from metakm.errors import UserError
 from metakm.io.files import expanded
 from metakm.registry import load_plugin
-from metakm.run.build import build_learner, make_sampler
+from metakm.run.build import build_learner, make_sampler, try_losses
 from metakm.run.command_line import parse
+from metakm.run.user_files import file_hashes
 from metakm.search.options import PROG, SearchOptions, fields_given, search_command
 from metakm.search.space import Choices, Space, check_space, read_space, split_for
 from metakm.strategies.base import Strategy
@@ -75,6 +76,8 @@ class SearchPlan:
         values = config.flat()
         if flags:  # which no search of before 0.3 recorded
             shared["flags"] = {name: json_value(values[name]) for name in sorted(flags)}
+        if files := file_hashes(config):
+            shared["files"] = files
         space = {field: repr(dimension) for field, dimension in self.space.items()}
         own = {"tasks": options.tasks, "test_steps": sorted(set(options.test_steps))}
         return {**shared, "space": space, **own, "split_hash": self.split_hashes}
@@ -166,7 +169,8 @@ def require_buildable(config: RunConfig) -> None:
     """Refuse a config whose trial could not begin.
 
     Raises:
-        UserError: data that cannot be drawn, or a strategy that cannot be built.
+        UserError: data that cannot be drawn, or a strategy that cannot be built or learn from a task.
     """
-    dataset = make_sampler(config, "train").dataset
-    build_learner(config, dataset.image_shape, dataset.n_episode_classes)
+    sampler = make_sampler(config, "train")
+    learner = build_learner(config, sampler.dataset.image_shape, sampler.dataset.n_episode_classes)
+    try_losses(learner, sampler.batch(index=0, tasks=1), config)

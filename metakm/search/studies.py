@@ -153,7 +153,8 @@ class Studies:
             write_text(path, json.dumps(protocol, indent=2) + "\n")
             return
         try:
-            added = {"split_hash": protocol["split_hash"]}  # which older searches have not recorded
+            # Older searches have not recorded these.
+            added: dict[str, Any] = {name: protocol[name] for name in ("split_hash", "files") if name in protocol}
             before, now = _flat({**added, **json.loads(path.read_text(encoding="utf-8"))}), _flat(protocol)
             changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         except (ValueError, TypeError, AttributeError) as error:

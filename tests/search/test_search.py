@@ -369,7 +369,7 @@ class Mine(ANIL):
 """
 
 
-def test_a_strategy_of_a_plugin_is_searched_in_its_part_of_the_space(space, tmp_path):
+def test_a_strategy_of_a_plugin_is_searched_in_its_part_of_the_space(space, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(PLUGIN)
     more = ["--plugin", str(tmp_path / "mine.py"), "--queries", "2"]
     out = tmp_path / "out"
@@ -380,6 +380,19 @@ def test_a_strategy_of_a_plugin_is_searched_in_its_part_of_the_space(space, tmp_
     assert f"--plugin {tmp_path / 'mine.py'}" in page
     assert set(table(out)["state"]) == {"done"}
     assert not {"zero_head", "queries"} & set(table(out).columns)
+    (tmp_path / "mine.py").write_text(PLUGIN + "# once more\n")
+    assert main(["--algo", "searched-plugin", *flags(space, out, *more, trials=3, iterations=1)]) == 2
+    assert "got different settings: files mine.py" in capsys.readouterr().err
+
+
+def test_a_strategy_that_cannot_learn_is_refused_before_the_first_trial(space, tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        PLUGIN.replace("    pass", "    def outer_loss(self, *_, **__):\n        raise ValueError('no loss')")
+    )
+    assert main(["--algo", "searched-plugin", *flags(space, tmp_path / "out", "--plugin", str(path), trials=1)]) == 2
+    assert "to learn from a task, got ValueError: no loss" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_trial_that_diverges_counts_and_the_search_goes_on(space, tmp_path, monkeypatch):
