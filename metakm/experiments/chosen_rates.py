@@ -1,7 +1,7 @@
-"""The learning rates that experiments take where none is given, by preset.
+"""The learning rates that experiments take where none is given, by preset; their momentum and weight decay.
 
-Those of quick and short were chosen on the validation part; results/experiments/rates.md lists the runs, as far as they
-are kept.
+The rates of quick and short were chosen on the validation part; results/experiments/rates.md lists the runs, as far as
+they are kept.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ SCRATCH_RATES: dict[ExperimentPreset, dict[str, RateAndStart]] = {
 """By method; 0.1 and a start of 1 for the others. Of paper, only 0.1 for full (He et al. 2016) and tbn (Frankle et al.
 2021) is published; ld's is that of quick, since its own goes with another scale of the bases."""
 
+MOMENTUM = 0.9
+WEIGHT_DECAY = 1e-4  # from scratch; in transfer there is none
+
 CONSTANT = "-constant"
 """How the names of methods end whose rate stays as it is."""
 
@@ -50,6 +53,11 @@ def scratch_rate(preset: ExperimentPreset, method: str) -> RateAndStart:
     """What a method takes where nothing is given."""
     rates = SCRATCH_RATES[preset]
     return rates.get(method) or rates.get(method.removesuffix(CONSTANT), RateAndStart())
+
+
+def scratch_sgd(method: str, weight_decay: float = WEIGHT_DECAY) -> tuple[float, float]:
+    """Momentum and weight decay of a method; `ld` is plain SGD."""
+    return (0.0, 0.0) if method.removesuffix(CONSTANT) == "ld" else (MOMENTUM, weight_decay)
 
 
 TRANSFER_RATES: dict[ExperimentPreset, dict[str, dict[str, float]]] = {

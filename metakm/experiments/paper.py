@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
-from metakm.experiments.chosen_rates import CONSTANT, TRANSFER_PUBLISHED, scratch_rate
+from metakm.experiments.chosen_rates import MOMENTUM, TRANSFER_PUBLISHED, scratch_rate, scratch_sgd
 from metakm.experiments.lines import ComparableSetup, Line
 
 
@@ -80,10 +80,10 @@ def _is_of_preset(line: Line) -> bool:
     """Whether the method has the rate, start, momentum and weight decay that preset paper gives it."""
     experiment, _, dataset = line.setup.experiment.partition("-")
     if experiment == "transfer":
-        rate, start, momentum, decay = TRANSFER_PUBLISHED.get(dataset), 1.0, 0.9, 0.0
+        rate, start, momentum, decay = TRANSFER_PUBLISHED.get(dataset), 1.0, MOMENTUM, 0.0
     else:
         rate, start = scratch_rate("paper", line.method if experiment == "scratch" else "km")
-        momentum, decay = (0.0, 0.0) if line.method.removesuffix(CONSTANT) == "ld" else (0.9, 1e-4)
+        momentum, decay = scratch_sgd(line.method)
     wanted = {"momentum": momentum, "weight_decay": decay, "learning_rate": rate, "residual_start": start}
     known = {name: json.loads(text) for name, text in line.own if name in wanted}
     known |= {name: getattr(line.first, name) for name in ("learning_rate", "residual_start")}

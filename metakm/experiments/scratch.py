@@ -26,7 +26,7 @@ from torch import nn
 from metakm.cli.exit_code import RESUME, exit_code
 from metakm.cli.signals import StopRequest
 from metakm.data.loading import data_roots
-from metakm.experiments.chosen_rates import CONSTANT, scratch_rate
+from metakm.experiments.chosen_rates import CONSTANT, WEIGHT_DECAY, scratch_rate, scratch_sgd
 from metakm.experiments.classification import load_cifar10
 from metakm.experiments.command import run_all
 from metakm.experiments.config import ExperimentConfig, ExperimentPreset, MethodConfig, parse
@@ -73,7 +73,7 @@ _PAPER = ScratchConfig(
     batch=128,
     optimiser="sgd",
     schedule="steps",
-    weight_decay=1e-4,
+    weight_decay=WEIGHT_DECAY,
     augmentation="pad-crop",
 )
 PRESETS: dict[ExperimentPreset, ScratchConfig] = {
@@ -93,23 +93,16 @@ PRESETS: dict[ExperimentPreset, ScratchConfig] = {
 
 
 def method_config(config: FromScratchConfig, experiment: str, method: str) -> MethodConfig:
-    """The config of one run: what the method settles where nothing is given; plain SGD for `ld`."""
+    """The config of one run: what the method settles where nothing is given."""
     kind = method.removesuffix(CONSTANT)
     chosen = scratch_rate(config.preset, method)
     rate = config.learning_rate or chosen.learning_rate
     start = config.residual_start
     if start is None or kind == "tbn":
         start = chosen.residual_start
-    plain = kind == "ld"
+    momentum, decay = scratch_sgd(method, config.weight_decay)
     return MethodConfig(
-        config,
-        experiment,
-        method,
-        rate,
-        momentum=0.0 if plain else 0.9,
-        weight_decay=0.0 if plain else config.weight_decay,
-        residual_start=start,
-        annealed=kind == method,
+        config, experiment, method, rate, momentum, decay, residual_start=start, annealed=kind == method
     )
 
 

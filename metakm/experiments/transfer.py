@@ -155,7 +155,7 @@ def method_config(config: TransferConfig, method: str) -> MethodConfig:
     """The config of one run: at the rate given, else chosen or published for this dataset and backbone."""
     name = config.data.resolve().name if config.data else config.dataset
     rate = config.learning_rate or _known_rate(config, method) or chosen_rates.TRANSFER_DEFAULT
-    return MethodConfig(config, f"transfer-{name}", method, rate, 0.9, config.weight_decay)
+    return MethodConfig(config, f"transfer-{name}", method, rate, chosen_rates.MOMENTUM, config.weight_decay)
 
 
 def _known_rate(config: TransferConfig, method: str) -> float | None:
