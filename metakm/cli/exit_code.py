@@ -9,7 +9,7 @@ from metakm.cli.standard_streams import robust_streams
 from metakm.errors import UserError
 
 INTERRUPTED = 130
-"""As of a shell's command that SIGINT ended: 128 + 2."""
+"""128 + SIGINT, as shells report it."""
 
 REPEAT = "repeat the same command"
 RESUME = "add --resume to the same command"

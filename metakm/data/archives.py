@@ -243,7 +243,7 @@ def _stamp(path: Path, name: str) -> tuple[str, int, int, int]:
 
 
 def _refuse_folder(error: OSError) -> None:  # which os.walk would leave out, with its images
-    raise UserError(f"Expected folders that can be read, got {error}; change its permissions") from error
+    raise UserError(f"Expected a folder that can be read, got {error}; change its permissions") from error
 
 
 def _unreadable(where: str, error: Exception) -> UserError:

@@ -28,7 +28,7 @@ def label_array(labels: Sequence[Any] | npt.NDArray[Any]) -> npt.NDArray[Any]:
     if marks.ndim != 1:
         raise UserError(f"Expected one label per image, got labels {list(marks.shape)}; pass labels as [M]")
     mask = np.ma.getmaskarray(labels).tolist() if isinstance(labels, np.ma.MaskedArray) else [False] * len(marks)
-    given = labels if isinstance(labels, list | tuple) else marks.tolist()  # marks has numbers beside text as text
+    given = labels if isinstance(labels, list | tuple) else marks.tolist()  # an array would make all of them text
     check_labels([None if hidden else plain_label(label) for label, hidden in zip(given, mask, strict=True)])
     if marks.dtype.kind == "S" or (marks.dtype.kind == "O" and isinstance(marks[0], bytes)):
         return np.asarray([as_text(mark) for mark in marks.tolist()])

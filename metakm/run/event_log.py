@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from metakm.config import ExecutionOptions
-from metakm.errors import missing_extra
+from metakm.errors import UserError
 from metakm.fields import require_writable_folder
 from metakm.run.curve import CurvePoint
 
@@ -95,5 +95,8 @@ def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter  # an optional part, and slow to import
     except ImportError as error:
-        raise missing_extra("tensorboard", "tensorboard", "--log-dir") from error
+        raise UserError(
+            f"Expected tensorboard for --log-dir, got {error}; run `pip install 'metakm[tensorboard]'`, or drop "
+            "--log-dir (curve.csv in the run folder has the learning curve)"
+        ) from error
     return SummaryWriter
