@@ -6,6 +6,7 @@ The page compares the rows of the control, `modulated_anil.py`, with those of KM
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
@@ -18,9 +19,10 @@ from metakm.io.markdown import markdown_table
 from metakm.table.cells import Cell, build_cells
 from metakm.table.collect import read_runs
 from metakm.table.pairing import compare
-from metakm.table.setting import TABLE3, Setting
+from metakm.table.setting import TABLE3
 
 CONTROL = "modulated-anil"
+NAMES = {"km": "KM", "anil": "ANIL", "maml": "MAML", CONTROL: "the control"}
 HEAD = """# What does KM's inner loop add?
 
 KM differs from ANIL in two ways. In meta-training the outer loop reaches the kernels through the modulators,
@@ -46,31 +48,34 @@ by
 def page_text(control: Path, table3: Path) -> str:
     """The page of the rows below both folders, with the settings that have a row of the control."""
     cells, _ = build_cells((*read_runs(table3).runs, *read_runs(control).runs))
-    known = {(cell.algo, cell.setting): cell for cell in cells}
-    settings = [setting for setting in TABLE3 if (CONTROL, setting) in known]
+    settings = {cell.setting for cell in cells if cell.algo == CONTROL}
     if not settings:
         raise UserError(f"Expected rows of {CONTROL} below {control}, got none; train it (see {Path(__file__).name})")
-
-    def line(label: str, first: str, second: str | None = None) -> tuple[str, ...]:
-        return label, *(_text(known, setting, first, second) for setting in settings)
-
-    lines = [
-        line("`km`", "km"),
-        line("`modulated-anil`, the control", CONTROL),
-        line("`anil`", "anil"),
-        line("KM minus the control", "km", CONTROL),
-        line("the control minus ANIL", CONTROL, "anil"),
-    ]
-    return HEAD + markdown_table(("", *(setting.title for setting in settings)), lines) + "\n" + TAIL
+    differences = (("km", CONTROL), (CONTROL, "anil"))
+    table = comparison_table([cell for cell in cells if cell.setting in settings], ("km", CONTROL, "anil"), differences)
+    return HEAD + table + "\n" + TAIL
 
 
-def _text(known: dict[tuple[str, Setting], Cell], setting: Setting, algo: str, other: str | None) -> str:
+def comparison_table(cells: Sequence[Cell], algos: Sequence[str], differences: Sequence[tuple[str, str]]) -> str:
+    """Accuracies, and differences task by task, by setting; empty where a row is missing."""
+    known = {(cell.algo, cell.setting): cell for cell in cells}
+    found = {cell.setting for cell in cells}
+    settings = [setting for setting in dict.fromkeys((*TABLE3, *sorted(found))) if setting in found]
+
+    def line(label: str, *algos: str) -> tuple[str, ...]:
+        return label, *(_text([known.get((algo, setting)) for algo in algos]) for setting in settings)
+
+    lines = [line(f"`{algo}`{', the control' if algo == CONTROL else ''}", algo) for algo in algos]
+    lines += [line(f"{NAMES[first]} minus {NAMES[second]}", first, second) for first, second in differences]
+    return markdown_table(("", *(setting.title for setting in settings)), lines)
+
+
+def _text(cells: Sequence[Cell | None]) -> str:
     """An accuracy, or a difference; empty where a row is missing."""
-    cells = [known.get((name, setting)) for name in (algo, *([other] if other else []))]
     first, second = cells[0], cells[-1]
     if first is None or second is None:
         return ""
-    if other is None:
+    if len(cells) == 1:
         return f"{first.mean:.2f} ± {first.ci95:.2f} ({first.n_seeds})"
     found = compare(first, second)
     return f"{found.difference:+.2f} ± {found.ci95:.2f} ({len(found.seeds)})"
