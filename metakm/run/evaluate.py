@@ -153,9 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 done, 1 too little memory, 2 the user's mistake, 130 interrupted."""
     keep_freed_memory()
     with only_first_prints():
-        return exit_code(
-            lambda: _evaluate(read_flags(arguments)),
-        )
+        return exit_code(lambda: _evaluate(read_flags(arguments)))
 
 
 def _evaluate(options: EvaluateOptions) -> int:
