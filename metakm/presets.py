@@ -159,7 +159,7 @@ _ITERATIONS = {"characters": {1: 8_000, 5: 4_000}, "photographs": {1: 6_000, 5: 
 
 
 def _table3(dataset: str, ways: int, shots: int) -> dict[str, Any]:
-    """Table III in one to three hours of one core for a run of KM or MAML, a sixth to a half of that for ANIL.
+    """Table III in one to three hours of one core for a run of KM or MAML, an eighth to two fifths of that for ANIL.
 
     The same values for all strategies, chosen on the meta-validation of 1-shot settings (results/search/); 5 shots use
     them with half the tasks per iteration.

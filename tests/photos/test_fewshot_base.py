@@ -41,7 +41,7 @@ def test_it_is_the_plain_base_but_for_its_norms():
 
 @pytest.mark.usefixtures("lite0")
 def test_one_photo_tells_apart_8_kinds_of_groceries_that_it_never_saw(real_data, record_property):
-    """Three tasks; chance is 12.5 %, and the plain network with the same class means is 28 points below."""
+    """Three tasks; chance is 12.5 %, and the plain network with the same class means is 25 points below."""
     if not (real_data / "grocery-store" / "grocery-store-128.tar.xz").is_file():
         pytest.skip("grocery-store-128.tar.xz is not in METAKM_DATA")
     dataset = load_dataset("grocery-store", split="test", root=real_data, image_size=96)
