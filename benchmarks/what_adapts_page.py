@@ -17,8 +17,8 @@ are all measured on the same tasks, so they are not independent.
 
 The head alone is at a disadvantage: its start and its learning rates were trained for an inner loop that adapts more.
 So adaptation at the test contributes at most the gap. It does not say why one strategy is above another, which was
-trained otherwise. There is no column for one step: a head that starts at zero lets no gradient through, and in the
-first step it moves alone.
+trained otherwise. There is no column for one step: a head that starts at zero, as all but `km-proto`'s do, lets no
+gradient through, and in the first step it moves alone.
 """
 _END = """
 Tested on {tasks} tasks. Made by `python benchmarks/what_adapts.py results/table3` from `what-adapts.csv`, on the
