@@ -168,6 +168,9 @@ def from_flat(algo: str, options: type[Options], values: Mapping[str, Any]) -> O
 def from_keywords(algo: str, options: type[Options], given: Mapping[str, Any]) -> Options:
     """Options by their own names, or by their flat ones; see `from_flat`."""
     own = {flat_name(algo, name) for name in option_types(options)}
+    for name in given:
+        if own and name not in {*own, *SHARED} and flat_name(algo, name) not in own:
+            raise unknown_name(f"an option of {algo!r}", name, sorted(own))
     return from_flat(algo, options, {n if n in own else flat_name(algo, n): value for n, value in given.items()})
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from metakm.data.archives import Member, Read
 from metakm.errors import UserError
@@ -46,9 +46,9 @@ def decode(data: bytes, where: str, mode: str, side: int, upright: bool = False)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"Expected an image of usual size, got {error} from {where}; make it smaller") from error
     except DAMAGED as error:
-        raise UserError(
-            f"Expected an image, got {str(error) or type(error).__name__} from {where}; fetch it again"
-        ) from error
+        unknown = isinstance(error, UnidentifiedImageError)  # whose text names an object in memory
+        found = "a file in no image format" if unknown else str(error) or type(error).__name__
+        raise UserError(f"Expected an image, got {found} from {where}; fetch it again") from error
     array = np.asarray(small)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 

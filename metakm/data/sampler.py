@@ -55,7 +55,11 @@ class EpisodeSampler:
         self, dataset: FewShotDataset, ways: int, shots: int, queries: int, seed: int = 0, augment: bool = False
     ) -> None:
         self.dataset, self.augment = dataset, augment
-        self.ways, self.shots, self.queries, self.seed = map(operator.index, (ways, shots, queries, seed))
+        given = (ways, shots, queries, seed)
+        try:
+            self.ways, self.shots, self.queries, self.seed = map(operator.index, given)
+        except TypeError as error:
+            raise UserError(f"Expected ways, shots, queries and seed to be whole numbers, got {given}") from error
         self._check()
         self._key = stream_key("metakm episode 1", dataset.name, dataset.split, self.seed)
         self._augmentation_key = stream_key("metakm augmentation 1", dataset.name, dataset.split, self.seed)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from metakm.data import EpisodeSource
+from metakm.errors import UserError
 from metakm.learning.inner_loop import evaluate_episodes
 from metakm.learning.memory import halved, is_out_of_memory
 from metakm.learning.statistics import interval_over_tasks
@@ -69,8 +70,12 @@ def accuracies(
         progress: called with the number of tasks just done.
 
     Raises:
+        UserError: a sampler without `batch`, such as a dataset.
         TooLittleMemoryError: a single task does not fit into memory.
     """
+    if not hasattr(sampler, "batch"):
+        made = "metakm.EpisodeSampler(dataset, ways=..., shots=..., queries=...)"
+        raise UserError(f"Expected a sampler of episodes, got {type(sampler).__name__}; make one: {made}")
     modes = [(module, module.training) for module in strategy.modules()]
     strategy.eval()
     done = [torch.empty(0, dtype=torch.float64)]

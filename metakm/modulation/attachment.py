@@ -96,9 +96,10 @@ def modulate(
             compiled, made in inference mode or modulated already, or without `layers` one whose convolutions hold less
             than a tenth of the parameters outside the classifier. `model` is then unchanged.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"Expected a network (nn.Module) to modulate, got {model!r:.100}")
     if unwrap(model) is not model:
-        wrapper = type(model).__name__
-        raise UserError(f"Expected a network that is not wrapped yet, got {wrapper}; modulate the network within it")
+        raise UserError(f"Expected a network not wrapped yet, got {type(model).__name__}; modulate the network within it")
     if is_modulated(model):
         raise UserError("Expected a model that is not modulated yet, got a modulated one; merge() it first")
     modulator = modulator_class(modulator) if isinstance(modulator, str) else modulator
@@ -144,7 +145,7 @@ def _check_classifier(model: nn.Module, classifier: str | None) -> None:
     if not isinstance(classifier, str) or classifier not in dict(model.named_modules()):
         raise UserError(
             f"Expected classifier to name a submodule, got {classifier!r:.100}; the model's own are "
-            f"{', '.join(name for name, _ in model.named_children())}, or pass None"
+            f"{', '.join(name for name, _ in model.named_children()) or '(none)'}, or pass None"
         )
     for name, parameter in model.get_submodule(classifier).named_parameters():
         if is_lazy(parameter):

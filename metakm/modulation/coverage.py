@@ -44,7 +44,8 @@ def check_coverage(model: nn.Module, modulated: Mapping[str, nn.Conv2d], head: I
     if share < LEAST_SHARE:
         raise UserError(
             f"Expected Conv2d layers with a tenth of the parameters outside the classifier, got {100 * share:.1f} %; "
-            f"the others, which would stay frozen: {listed}; modulate a ConvNet, or choose layers with layers="
+            f"the others, which would stay frozen: {listed}; "
+            "choose layers with layers=, or name the part to train as classifier="
         )
     if listed:
         _log.warning("modulates %d Conv2d layers; frozen: %s", len(modulated), listed)

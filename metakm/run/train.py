@@ -31,6 +31,8 @@ def train(config: RunConfig, *, dataset: str | OwnData | None = None, callbacks:
         TooLittleMemoryError: a single task does not fit into memory.
         KeyboardInterrupt: Ctrl-C; `dataclasses.replace(config, resume=True)` goes on.
     """
+    if not isinstance(config, RunConfig):
+        raise UserError(f"Expected a RunConfig, got {config!r:.100}; make one: metakm.RunConfig(algo='km', ...)")
     if config.dry_run:
         raise UserError("Expected dry_run=False to train, got True; python -m metakm.run --dry-run shows the estimate")
     config, samplers = with_own_data(config, dataset)

@@ -45,17 +45,25 @@ class Modulation(nn.Module):
         activation: Activation,
         init: Initialisation,
         start: Start = "paper",
+        head: str = "",
     ) -> Modulation:
-        """New modulators, and the network's parameters that are neither kernels nor, without `implicit`, norm affine.
+        """New modulators; and biases of the modulated convolutions, the head and, with `implicit`, norm affine.
+
+        Args:
+            head: prefix of the head's names. The network's other layers, such as `nn.Linear` within a backbone, do not
+                adapt. Empty where the head is not known: then all parameters do but kernels and norm affine.
 
         Raises:
             UserError: see `KernelModulators`.
         """
         modulators = KernelModulators(network, depth, activation, init, start)
+        kernels = modulators.weight_names
+        biases = {f"{name.removesuffix('weight')}bias" for name in kernels}
         direct = [
             name
             for name, _ in network.named_parameters()
-            if name not in modulators.weight_names and (implicit or not is_norm_affine(network, name))
+            if (implicit if is_norm_affine(network, name) else name in biases or name.startswith(head))
+            and name not in kernels
         ]
         return cls(modulators, SharedParameters(network, direct))
 
@@ -110,7 +118,9 @@ class KM(Strategy):
     ) -> None:
         super().__init__()
         self.network = Classifier(backbone, ways)
-        self.adapted = Modulation.from_network(self.network, implicit, depth, activation, init, start)
+        self.adapted = Modulation.from_network(
+            self.network, implicit, depth, activation, init, start, head=Classifier.HEAD
+        )
         self.kernel_names = self.adapted.modulators.weight_names
 
     def predict(self, adapted: nn.Module, encoded: Tensor) -> Tensor:

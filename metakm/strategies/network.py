@@ -17,6 +17,8 @@ class Classifier(nn.Module):
 
     BACKBONE = "backbone."
     """Prefix of the names of the backbone's parameters."""
+    HEAD = "head."
+    """Prefix of the names of the head's parameters."""
 
     def __init__(self, backbone: nn.Module, ways: int) -> None:
         super().__init__()

@@ -60,6 +60,13 @@ def test_what_is_no_whole_image_is_refused_by_name(data: bytes) -> None:
         decode(data, "the.zip: a.png", "RGB", 20)
 
 
+def test_a_file_that_is_no_image_is_named_alone() -> None:
+    with pytest.raises(
+        UserError, match=r"^Expected an image, got a file in no image format from a\.jpg; fetch it again$"
+    ):
+        decode(b"hi", "a.jpg", "RGB", 8)
+
+
 def test_a_tiff_with_a_damaged_second_directory_is_refused_by_name(tmp_path: Path) -> None:
     whole = bytearray(encoded(picture(), "TIFF"))
     (first,) = struct.unpack("<I", whole[4:8])

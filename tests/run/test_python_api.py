@@ -48,6 +48,22 @@ def test_a_name_that_only_a_plugin_would_have_says_how_to_load_it():
         metakm.RunConfig(algo="mine", plugin=("mine.py",))
 
 
+def test_what_is_no_config_or_no_sampler_is_named():
+    with pytest.raises(metakm.UserError, match=r"Expected a RunConfig, got \{'algo': 'km'\}"):
+        metakm.train({"algo": "km"})
+    glyphs = metakm.load_dataset("glyphs", split="test")
+    learner = metakm.Learner("anil", backbone=metakm.Conv4(in_channels=1), ways=5, inner_lr=0.5, inner_steps=1)
+    with pytest.raises(metakm.UserError, match="Expected a sampler of episodes, got FewShotDataset; make one"):
+        learner.evaluate(glyphs, tasks=2)
+    with pytest.raises(metakm.UserError, match=r"to be whole numbers, got \('5', 1, 5, 0\)$"):
+        metakm.EpisodeSampler(glyphs, ways="5", shots=1, queries=5)
+
+
+def test_a_misspelt_option_is_named_beside_the_nearest():
+    with pytest.raises(metakm.UserError, match=r"got 'first_oder'; did you mean 'first_order'\?"):
+        metakm.Learner("km", backbone=metakm.Conv4(in_channels=1), ways=5, inner_lr=0.5, inner_steps=1, first_oder=True)
+
+
 def test_training_gives_the_run_that_its_folder_has(tmp_path):
     run = metakm.train(small_config(tmp_path))
     row = pd.read_csv(run.folder / "result.csv").iloc[0]

@@ -75,6 +75,20 @@ def test_meta_sgd_and_its_rates_get_the_gradient_of_a_hand_unrolled_loop(first_o
     assert_close(gradients(strategy, result.loss), expected)
 
 
+@pytest.mark.parametrize("algo", ["km", "km-proto"])
+@pytest.mark.parametrize("implicit", [False, True])
+def test_km_leaves_linear_layers_within_a_backbone_to_the_outer_loop(algo, implicit):
+    backbone = metakm.carry_tasks(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 6)),
+        image_shape=(3, 8, 8),
+        bn_mode="transductive",
+    )
+    strategy = metakm.make_strategy(algo, backbone, ways=5, implicit=implicit)
+    modulators = sum(p.numel() for p in strategy.adapted.modulators.parameters())
+    biases, head, norm = 4, 6 * 5 + 5, 2 * 4
+    assert strategy.parameter_counts()[0] == modulators + biases + head + implicit * norm
+
+
 def test_meta_sgd_starts_as_maml():
     episodes = random_episodes()
     losses = [
