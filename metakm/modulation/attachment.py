@@ -99,7 +99,7 @@ def modulate(
     if not isinstance(model, nn.Module):
         raise UserError(f"Expected a network (nn.Module) to modulate, got {model!r:.100}")
     if unwrap(model) is not model:
-        raise UserError(f"Expected a network not wrapped yet, got {type(model).__name__}; modulate the network within it")
+        raise UserError(f"Expected a network not wrapped yet, got {type(model).__name__}; modulate the network within")
     if is_modulated(model):
         raise UserError("Expected a model that is not modulated yet, got a modulated one; merge() it first")
     modulator = modulator_class(modulator) if isinstance(modulator, str) else modulator

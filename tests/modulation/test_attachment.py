@@ -285,7 +285,7 @@ def test_a_convolution_with_norm_in_its_name_is_no_norm():
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
 def test_a_wrapped_network_is_modulated_before_it_is_wrapped(wrap):
-    with pytest.raises(metakm.UserError, match=r"not wrapped yet, got .*; modulate the network within it"):
+    with pytest.raises(metakm.UserError, match=r"not wrapped yet, got .*; modulate the network within"):
         modulate(wrap(Mixed()), classifier=None)
 
 
