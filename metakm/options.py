@@ -166,12 +166,17 @@ def from_flat(algo: str, options: type[Options], values: Mapping[str, Any]) -> O
 
 
 def from_keywords(algo: str, options: type[Options], given: Mapping[str, Any]) -> Options:
-    """Options by their own names, or by their flat ones; see `from_flat`."""
-    own = {flat_name(algo, name) for name in option_types(options)}
+    """Options by their own names, or by their flat ones; see `from_flat`.
+
+    Raises:
+        UserError: a name that is none of them.
+    """
+    own = option_types(options)
+    flat = {of: flat_name(algo, name) for name in own for of in (name, flat_name(algo, name))}
     for name in given:
-        if own and name not in {*own, *SHARED} and flat_name(algo, name) not in own:
-            raise unknown_name(f"an option of {algo!r}", name, sorted(own))
-    return from_flat(algo, options, {n if n in own else flat_name(algo, n): value for n, value in given.items()})
+        if own and name not in flat and name not in SHARED:
+            raise unknown_name(f"an option of {algo!r}", name, sorted(set(flat.values())))
+    return from_flat(algo, options, {flat.get(name, name): value for name, value in given.items()})
 
 
 def refused_option(algo: str, name: str, known: Iterable[str]) -> UserError:

@@ -22,7 +22,7 @@ from metakm.modulation.coverage import check_coverage
 from metakm.modulation.modulators import Activation, Initialisation, Start, modulator_class
 from metakm.modulation.new_modulator import DEPTH, modulator_for
 from metakm.modulation.norms import is_norm
-from metakm.modulation.requirements import check_writable
+from metakm.modulation.requirements import check_network, check_writable
 from metakm.modulation.weight_cache import CachedParametrization
 
 Statistics = Literal["task", "base"]
@@ -96,10 +96,10 @@ def modulate(
             compiled, made in inference mode or modulated already, or without `layers` one whose convolutions hold less
             than a tenth of the parameters outside the classifier. `model` is then unchanged.
     """
-    if not isinstance(model, nn.Module):
-        raise UserError(f"Expected a network (nn.Module) to modulate, got {model!r:.100}")
+    check_network(model)
     if unwrap(model) is not model:
-        raise UserError(f"Expected a network not wrapped yet, got {type(model).__name__}; modulate the network within")
+        wrapper = type(model).__name__
+        raise UserError(f"Expected a network that is not wrapped yet, got {wrapper}; modulate the network within it")
     if is_modulated(model):
         raise UserError("Expected a model that is not modulated yet, got a modulated one; merge() it first")
     modulator = modulator_class(modulator) if isinstance(modulator, str) else modulator

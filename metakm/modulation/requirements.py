@@ -11,6 +11,12 @@ from torch.nn.utils import parametrize
 from metakm.errors import UserError
 
 
+def check_network(model: object) -> None:
+    """Raise UserError unless the model is an `nn.Module`."""
+    if not isinstance(model, nn.Module):
+        raise UserError(f"Expected a network (nn.Module) to modulate, got {model!r:.100}; build or load it first")
+
+
 def check_plain(layer: nn.Conv2d, name: str) -> None:
     """Raise UserError unless the layer's weight is a plain parameter, which a modulator can replace."""
     if parametrize.is_parametrized(layer):

@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import nn
 
 from metakm.options import HeadOptions
-from metakm.strategies.network import is_norm_affine
+from metakm.strategies.network import Classifier, is_norm_affine
 from metakm.strategies.parameter_subset import DirectStrategy
 from metakm.strategies.registry import register_strategy
 
@@ -27,5 +27,5 @@ class BN(DirectStrategy):
 
     def __init__(self, backbone: nn.Module, ways: int) -> None:
         super().__init__(
-            backbone, ways, lambda network, name: name.startswith("head.") or is_norm_affine(network, name)
+            backbone, ways, lambda network, name: name.startswith(Classifier.HEAD) or is_norm_affine(network, name)
         )

@@ -283,9 +283,14 @@ def test_a_convolution_with_norm_in_its_name_is_no_norm():
     assert any(name.endswith("0.weight") for name in strategy.adapted.names)
 
 
+def test_a_name_is_no_network():
+    with pytest.raises(metakm.UserError, match=r"Expected a network \(nn\.Module\) to modulate, got 'resnet18'"):
+        modulate("resnet18")
+
+
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
 def test_a_wrapped_network_is_modulated_before_it_is_wrapped(wrap):
-    with pytest.raises(metakm.UserError, match=r"not wrapped yet, got .*; modulate the network within"):
+    with pytest.raises(metakm.UserError, match=r"not wrapped yet, got .*; modulate the network within it"):
         modulate(wrap(Mixed()), classifier=None)
 
 
