@@ -42,10 +42,11 @@ def require_writable_folder(path: Path, field: str) -> None:
 
 
 def require_file(path: Path, field: str) -> None:
-    """Raise a UserError if `path` cannot be written because a folder is there, or a file where its folder should be."""
+    """Raise a UserError if `path` cannot be written: a folder is there, or its own folder is a file or protected."""
     require(not path.is_dir(), field, "a file", f"the folder {path}")
     above = _nearest(path.absolute().parent)
     require(above.is_dir(), field, "a file in a folder", f"{path}, but {above} is a file")
+    require(os.access(above, os.W_OK), field, "a file in a folder that can be written", f"{path}")
 
 
 def _nearest(path: Path) -> Path:

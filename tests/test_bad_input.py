@@ -179,6 +179,11 @@ def test_plugins_that_are_no_python_file(tmp_path, capsys, path):
     assert "--plugin" in refused(capsys, tmp_path / "out", "--plugin", str(tmp_path / path))
 
 
+def test_a_plugin_that_is_missing_is_named_before_the_names_that_it_would_have_added(tmp_path, capsys):
+    message = refused(capsys, tmp_path / "out", "--plugin", str(tmp_path / "mien.py"), "--algo", "mine")
+    assert re.search("Expected --plugin to name a Python file, got .*mien.py", message)
+
+
 @pytest.mark.parametrize("dataset", ["glyphs", "omniglot", "mini-imagenet", "tiny-imagenet"])
 def test_a_data_root_that_is_a_file_is_named(tmp_path, capsys, dataset):
     root = tmp_path / "not a folder \u00e9"

@@ -12,7 +12,7 @@ SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 SAYS = {
     "01_train": r"before: [\d.]+%\nafter:  [\d.]+%",
     "02_own_strategy": r"anil: adapts 85 of \d+ parameters.*\nbiases: adapts 149 of \d+ parameters",
-    "03_own_images": r"(test-\d: recognised as test-\d\n){5}",
+    "03_own_images": r"(test-(\d): recognised as test-\2\n){5}",
     "04_modulate": r"the pack has \d+ kB\nlargest difference after merging: \d\.\de-0[5-9]\n",
     "06_sinusoid": (  # the shape of the published curve
         r" 0 inner steps: mean squared error [2-4]\.\d\d .*\n"

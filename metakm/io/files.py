@@ -24,9 +24,13 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     temporary file is removed. If the process is killed, the temporary file `.<name>.<8 letters>.partial` stays until
     `path` is written again: each writer locks its temporary file, so an unlocked one is a leftover.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
-    handle, temporary = _temporary(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        handle, temporary = _temporary(path)
+    except OSError as error:
+        error.filename = str(path)  # not the temporary file's, which the user never asked for
+        raise
     try:
         with os.fdopen(handle, "wb") as file:
             yield file

@@ -78,11 +78,12 @@ def restoring(
     try:
         # Older checkpoints have the hash of train alone.
         known = {"train": state.get("split_hash"), **state.get("split_hashes", {})}
+        scope = "; the hash covers the classes of all splits" if len({*split_hashes.values()}) == 1 else ""
         for split, here in split_hashes.items():
             if known.get(split, here) != here:
                 raise UserError(
-                    f"Expected the {split} data of the run to resume (split hash {known[split]}), got others ({here}); "
-                    "name their folder by --data-root, or choose another --out"
+                    f"Expected the {split} data of the run to resume (split hash {known[split]}), got others ({here})"
+                    f"{scope}; name their folder by --data-root, or choose another --out"
                 )
         yield
     except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:

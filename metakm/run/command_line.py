@@ -14,6 +14,7 @@ from metakm.cli.flags import list_given, read_options, texts_given
 from metakm.config import PresetName, RunConfig, all_flat_types
 from metakm.config.dataset_names import SEPARATOR
 from metakm.config.ranges import with_range_flags
+from metakm.errors import UserError
 from metakm.fields import flag, off_flag
 from metakm.io.files import expanded
 from metakm.options import refused_option
@@ -27,7 +28,7 @@ def parse(arguments: Sequence[str] | None = None, prog: str = "python -m metakm.
     """Read the command line; see `read_options`.
 
     Plugins are loaded: what a preset sets depends on the strategy's options and on the dataset. Files that are missing
-    are left to the run, which refuses them.
+    are left to the run, which refuses them, unless a name is unknown without them.
 
     Raises:
         UserError: a value out of range, or a plugin that does not work.
@@ -92,11 +93,17 @@ def _defaults(arguments: Sequence[str]) -> RunConfig:
     dataset, algo = given["dataset"] or "glyphs", given["algo"] or "km"
     preset = given["preset"] or "quick"
     preset = preset if preset in get_args(PresetName) else "quick"
-    for plugin in (expanded(path, "--plugin") for path in list_given(arguments, "plugin")):
-        if is_plugin_file(plugin):
+    plugins = [expanded(path, "--plugin") for path in list_given(arguments, "plugin")]
+    missing = [plugin for plugin in plugins if not is_plugin_file(plugin)]
+    for plugin in plugins:
+        if plugin not in missing:
             load_plugin(plugin)
     try:
         ways, shots = int(given["ways"] or default_ways(dataset)), int(given["shots"] or 1)
         return preset_config(preset, algo, dataset, ways, shots)
     except ValueError:
         return preset_config(preset, algo, dataset)
+    except UserError:
+        if missing:  # a name that is unknown may be theirs
+            load_plugin(missing[0])
+        raise

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,12 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
         half_a_write()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("path", ["/dev/null/a.txt", "/proc/none/a.txt", "/proc/a.txt"])
+def test_a_place_that_takes_no_file_is_named_as_it_was_given(path):
+    with pytest.raises(OSError, match=f"'{path}'$"):
+        write_text(Path(path), "new")
 
 
 def test_a_write_makes_folders_and_respects_the_umask(tmp_path):

@@ -253,6 +253,13 @@ def test_mistakes_end_in_one_line_and_code_2(tmp_path, capsys, flags, message):
     assert printed.out == ""
 
 
+def test_a_protected_folder_is_refused_before_the_runs_are_read(tmp_path, capsys, monkeypatch):
+    write_run(tmp_path / "run")
+    monkeypatch.setattr(os, "access", lambda path, mode: not (mode == os.W_OK and path == tmp_path))
+    assert main([str(tmp_path), "--out", str(tmp_path / "new" / "t.md")]) == 2
+    assert capsys.readouterr().err.startswith("error: Expected --out to be a file in a folder that can be written, got")
+
+
 def test_module_runs_on_the_committed_rows():
     command = [sys.executable, "-m", "metakm.table", "results/quick", "--compare", "km", "anil", "--strict"]
     root = Path(__file__).parents[2]
