@@ -226,12 +226,10 @@ def unwrap_folder(path: Path) -> Path:
 
 def missing(wanted: str, folders: Iterable[Path], remedy: str) -> UserError:
     """Build the error for a missing dataset."""
-    places = [str(folder) for folder in folders]
+    places = [*map(str, folders)]
+    got = "none" if any(map(os.path.exists, places)) else "no such folder"
     where = f"one of {', '.join(places)}" if len(places) > 1 else places[0]
-    return UserError(
-        f"Expected {wanted} in {where}, got none; {remedy}. (metakm.run has a dataset that needs no files: "
-        "--dataset glyphs)"
-    )
+    return UserError(f"Expected {wanted} in {where}, got {got}; {remedy}. (--dataset glyphs needs no files.)")
 
 
 def _stamp(path: Path, name: str) -> tuple[str, int, int, int]:

@@ -91,6 +91,9 @@ class AdaptedClassifier:
         inner = GradientDescent(self._strategy, self._inner_lr, self._inner_steps, progress=1.0)
         return self._strategy.adapt(inner, encoded, self._classes)
 
+    def __repr__(self) -> str:
+        return f"AdaptedClassifier({len(self.classes_)} classes, images {list(self._support.shape[2:])})"
+
     def __getstate__(self) -> dict[str, Any]:
         """All but what `higher` patched, which cannot be pickled and is computed again from the support set."""
         return {name: value for name, value in vars(self).items() if name != "_adapted"}
@@ -131,7 +134,11 @@ class AdaptedClassifier:
 
     def _batch(self, images: Images) -> Tensor:
         """One task of images in [0, 1], `[1, n, C, H, W]`, where and in which precision the strategy is."""
-        batch = torch.as_tensor(images)
+        try:
+            batch = torch.as_tensor(images)
+        except (TypeError, ValueError, RuntimeError) as error:
+            got = type(images).__name__
+            raise UserError(f"Expected images as [n, C, H, W], got {got}; metakm.read_images reads files") from error
         if batch.dim() != 4 or batch.numel() == 0:
             raise UserError(f"Expected images as [n, C, H, W], got {list(batch.shape)}; add the missing axis")
         if batch.dtype != torch.uint8 and not (batch.is_floating_point() and batch.min() >= 0 and batch.max() <= 1):

@@ -46,7 +46,8 @@ class Conv4(nn.Module):
         bn_mode: see `BatchNorm2d`.
 
     Raises:
-        UserError: an unknown `downsample` or `bn_mode`, or images too small to be halved four times by pooling.
+        UserError: an unknown `downsample` or `bn_mode`, no channel or filter, or images too small to be halved four
+            times by pooling.
     """
 
     carries_tasks = True
@@ -62,6 +63,8 @@ class Conv4(nn.Module):
         super().__init__()
         if downsample not in get_args(Downsample):
             raise unknown_name("downsample", downsample, get_args(Downsample))
+        if min(in_channels, filters) < 1:
+            raise UserError(f"Expected at least 1 channel and 1 filter, got {in_channels} and {filters}")
         if downsample == "pool" and image_size < 16:
             raise UserError(
                 f"Expected images of at least 16x16 to pool four times, got {image_size}x{image_size}; "

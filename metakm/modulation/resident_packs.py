@@ -143,8 +143,8 @@ class ResidentPacks:
                 keep images on the first axis of its feature maps.
         """
         names = [tasks] * len(images) if isinstance(tasks, str) else list(tasks)
-        if not names or len(names) != len(images):
-            raise UserError(f"Expected a task for each of 1 or more images, got {len(names)} for {len(images)}")
+        if not 0 < len(names) == len(images):
+            raise UserError(f"Expected a task for each of 1 or more images, got names {names} for {len(images)}")
         with self._lock:
             return self._logits(images, names)
 

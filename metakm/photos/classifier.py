@@ -56,6 +56,10 @@ class PhotoClassifier:
         self.network = merge(network)
         self.report_: FitReport | None = None
 
+    def __repr__(self) -> str:
+        task, method = self.pack.task, self.pack.photos["method"]
+        return f"PhotoClassifier({task!r}, {len(self.classes_)} classes, {method} on {self.pack.photos['base']})"
+
     def predict(self, photos: Any, threshold: float | None = None) -> npt.NDArray[np.str_]:
         """The name of each photo's class, or `(none of these)` where no probability reaches the threshold.
 

@@ -26,7 +26,7 @@ from metakm.strategies.interfaces import InnerLR
 from metakm.strategies.registry import strategy_class
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedRun:
     """A run that has finished, or its best model so far.
 
@@ -47,7 +47,12 @@ class TrainedRun:
     accuracy: float | None = None
     interval: float | None = None
     split_hash: str = ""
-    own_data: DatasetEntry | None = field(default=None, repr=False, compare=False)
+    own_data: DatasetEntry | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        numbers = "" if self.accuracy is None else f", accuracy={self.accuracy:.4f}"
+        numbers += "" if self.interval is None else f", interval={self.interval:.4f}"
+        return f"TrainedRun({self.config.algo}, {self.config.setting}, folder={str(self.folder)!r}{numbers})"
 
     @property
     def strategy(self) -> Strategy:

@@ -82,6 +82,7 @@ def test_bytes_arrays_and_numbered_labels_are_taken_too():
     assert torch.equal(named(as_bytes[1]), numbered(as_bytes[1].numpy()))
     torch.testing.assert_close(named(as_bytes[1]), named(as_bytes[1].double() / 255))
     assert numbered.classes_ == [0, 1, 2]
+    assert repr(numbered) == "AdaptedClassifier(3 classes, images [1, 14, 14])"
 
 
 def test_protonet_takes_any_number_of_classes():
@@ -103,6 +104,8 @@ def test_protonet_takes_any_number_of_classes():
         (255 * torch.rand(6, 1, 14, 14), list("aabbcc"), "uint8 images, or floats from 0 to 1, got torch.float"),
         (torch.full((6, 1, 14, 14), torch.nan), list("aabbcc"), "floats from 0 to 1"),
         (torch.ones(6, 1, 14, 14, dtype=torch.int64), list("aabbcc"), "got torch.int64"),
+        ("six.png", list("aabbcc"), r"\[n, C, H, W\], got str; metakm.read_images reads files"),
+        (["1.png", "2.png"], ["a", "b"], r"\[n, C, H, W\], got list; metakm.read_images reads files"),
     ],
 )
 def test_a_support_set_that_does_not_fit_is_refused(images, labels, said):

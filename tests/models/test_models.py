@@ -71,6 +71,8 @@ def test_backbones_refuse_what_they_cannot_do():
             make_backbone(name, (2, 16, 16))(torch.rand(1, 4, 3, 16, 16))
     with pytest.raises(metakm.UserError, match="at least 16x16"):
         metakm.Conv4(1, 8, "pool", image_size=8)
+    with pytest.raises(metakm.UserError, match="at least 1 channel and 1 filter, got 0 and 64"):
+        metakm.Conv4(in_channels=0)
     with pytest.raises(metakm.UserError, match="6n"):
         metakm.CifarResNet(33)
     with pytest.raises(metakm.UserError, match="square"):

@@ -41,6 +41,7 @@ def test_each_method_learns_and_its_pack_gives_the_same_probabilities(method, sh
     loaded = metakm.load_classifier(tmp_path / "shop.safetensors", base=base)
     assert np.array_equal(loaded.predict_proba(paths), fitted.predict_proba(paths))
     assert loaded.pack.photos["method"] == method
+    assert repr(loaded).startswith(f"PhotoClassifier({loaded.pack.task!r}, 3 classes, {method} on ")
     assert not any(name.endswith("running_mean") for name in loaded.pack.tensors) or method == "full"
 
 

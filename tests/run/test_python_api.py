@@ -70,7 +70,9 @@ def test_training_gives_the_run_that_its_folder_has(tmp_path):
     assert (run.accuracy, run.interval) == (row.accuracy, row.ci95)
     found = metakm.evaluate(run)
     assert found.accuracy == row.accuracy
-    assert repr(found).startswith(f"Evaluation(accuracy={row.accuracy:.4f}, interval={row.ci95:.4f}, tasks=")
+    reached = f"accuracy={row.accuracy:.4f}, interval={row.ci95:.4f}"
+    assert repr(found).startswith(f"Evaluation({reached}, tasks=")
+    assert repr(run) == f"TrainedRun({row.algo}, glyphs-{row.ways}w{row.shots}s, folder={str(run.folder)!r}, {reached})"
     assert found.accuracies.tolist() == pd.read_csv(run.folder / "tasks.csv").accuracy.tolist()
     assert metakm.evaluate(run.folder, tasks=3).accuracies.tolist() == found.accuracies[:3].tolist()
     assert metakm.evaluate(run, split="val", tasks=4).accuracy == pytest.approx(row.val_accuracy)
