@@ -47,14 +47,14 @@ class CachedParametrization(parametrize.ParametrizationList):
     def _may_keep(self) -> bool:
         original = self.original
         return not (
-            self.training
+            torch.compiler.is_compiling()  # first: the compiler cannot look into what follows
+            or self.training
             or len(self) != 1  # another parametrization after the modulator
             or not type(self[0]).__module__.startswith("metakm.")  # one that may depend on more than its tensors
             or torch.is_grad_enabled()
             or torch.is_autocast_enabled("cpu")  # whose W~ is rounded
             or original.device.type != "cpu"
             or original.is_inference()  # such tensors do not count what is written to them
-            or torch.compiler.is_compiling()
             or torch._C._get_tracing_state() is not None
             or torch._C._functorch.maybe_current_level() is not None
         )

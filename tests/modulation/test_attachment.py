@@ -381,3 +381,18 @@ def test_networks_that_have_no_values_yet_are_refused():
     assert lazy.stem.weight.requires_grad
     with pytest.raises(metakm.UserError, match=r"got a single convolution; put it into nn\.Sequential"):
         modulate(nn.Conv2d(3, 4, 3), classifier=None)
+
+
+@pytest.mark.parametrize("options", [{}, {"start": "paper"}, {"modulator": "channel"}, {"modulator": "low-rank"}])
+def test_a_modulated_network_compiles_as_one_graph(options):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    model = perturb(modulate(plain, classifier=None, **options))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    images = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    adapted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for network in (model.train(), model.eval()):
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(images), network(images))
+        expected, found = (torch.autograd.grad(call(images).square().sum(), adapted) for call in (network, compiled))
+        torch.testing.assert_close(found, expected)

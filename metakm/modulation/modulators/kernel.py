@@ -148,7 +148,7 @@ class KernelModulator(nn.Module):
     def _has_fused_form(self) -> bool:
         """Whether functions with their own derivatives can be used; under torch.func and tracing, plain ones are."""
         looked_into = torch._C._functorch.maybe_current_level() is not None or torch._C._get_tracing_state() is not None
-        return self.is_published and not looked_into
+        return self.is_published and not looked_into and not torch.compiler.is_compiling()
 
     def _is_frozen_on_cpu(self, kernel: Tensor) -> bool:
         """Whether this is one kernel, for one task, that needs no gradient."""
